@@ -1,0 +1,37 @@
+# Each verb works alone on a fresh clone: it sets up .venv first.
+PYTHON ?= python3
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+BIN := .venv/bin
+EXTRAS := vision,demo,reports,export,test,dev
+
+.PHONY: help demo test check fmt bench clean
+help:
+	@echo "make demo    set up and run the main job on embedded data"
+	@echo "make test    set up and run all tests"
+	@echo "make check   linters, types and the fast tests"
+	@echo "make bench   measure the hot paths against their baselines"
+
+.venv/ready: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (torch first; a few minutes the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: .venv/ready
+	@$(BIN)/mumoe demo
+
+test: .venv/ready
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+check: .venv/ready
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m 'not slow'
+
+fmt: .venv/ready
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: .venv/ready
+	@$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist

@@ -1,0 +1,148 @@
+"""The command line: verbs, and errors in one line.
+
+A verb is a module of `mumoe.commands` with a frozen dataclass `Options` (its fields are the flags) and a
+function `run(options) -> None`. It is imported when it is called, so that ``mumoe --help`` stays quick.
+Exit status: 0 done, 1 a job that failed, 2 a wrong call, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mumoe.errors import JobError, UserError, unknown_name
+
+__all__ = ["VERBS", "main"]
+
+VERBS = {
+    "cost": "parameters and FLOPs of a layer, for every factorization (Table 1)",
+}
+"""Verb -> what it does, in one line. The verb's code is the module of the same name in `mumoe.commands`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        return _fail(error, 2, debug)
+    except JobError as error:
+        return _fail(error, 1, debug)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _say("mumoe: interrupted.")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _fail(error, 1, debug)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(_help())
+        return 0
+    if arguments[0] == "--version":
+        from mumoe import __version__
+
+        sys.stdout.write(f"mumoe {__version__}\n")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise unknown_name("mumoe", "verb", verb, VERBS)
+    command = importlib.import_module(f"mumoe.commands.{verb.replace('-', '_')}")
+    options = _parse(command.Options, rest, f"mumoe {verb}")
+    if options is not None:
+        command.run(options)
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, VERBS)) + 2
+    lines = [f"  {verb:<{width}}{text}" for verb, text in VERBS.items()]
+    return "\n".join(
+        [
+            "Multilinear mixture-of-experts layers: train, look inside, edit, export.",
+            "",
+            "usage: mumoe VERB [options]      mumoe VERB --help shows a verb's options",
+            "",
+            *lines,
+            "",
+            "  --debug     show the traceback of an error",
+            "  --version   show the version",
+            "",
+        ]
+    )
+
+
+def _parse(options: type, arguments: list[str], prog: str) -> Any:
+    """The options as their dataclass, or None after --help. A wrong flag or value becomes one line."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with _wide(), contextlib.redirect_stderr(said):
+            return tyro.cli(options, args=arguments, prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise UserError(f"{prog}: {_flatten(said.getvalue())} See {prog} --help.") from None
+
+
+@contextlib.contextmanager
+def _wide() -> Iterator[None]:
+    """Keep tyro from wrapping an error that is turned into one line (help keeps the real width)."""
+    before = os.environ.get("COLUMNS")
+    if sys.stderr.isatty() and before is None:
+        yield
+        return
+    os.environ["COLUMNS"] = before or "100"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("COLUMNS", None)
+
+
+def _flatten(box: str) -> str:
+    """tyro's framed message as one sentence: what is wrong, then the nearest right flags."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│╭╮╰╯─ \t") for line in plain.splitlines()]
+    words = [line for line in lines[1:] if line and not line.startswith("For full help")]
+    said: list[str] = []
+    for line in words:
+        if line.startswith("Argument helptext"):
+            break
+        if not line.startswith("(default"):
+            said.append(line)
+    text = re.sub(r"\s+", " ", " ".join(said)).strip()
+    return text if text.endswith((".", "?")) else text + "."
+
+
+def _fail(error: BaseException, status: int, debug: bool) -> int:
+    if debug:
+        raise error
+    text = " ".join(str(error).split())
+    if not isinstance(error, UserError | JobError):
+        text = f"mumoe: {type(error).__name__}: {text} (--debug shows where)"
+    _say(text)
+    return status
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Named image sets, read from local folders first, as one `ImageData` each."""

@@ -1,0 +1,72 @@
+"""What every data set is to the rest of mumoe: images by index, labels, attributes and disjoint splits.
+
+A loader builds one `ImageData` and nothing else; training, analysis and editing read only this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["SPLITS", "Attribute", "ImageData"]
+
+SPLITS = ("train", "val", "test")
+"""Names of the splits; `ImageData.split` holds their positions."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One column that names subgroups, such as the studio of an emoji or CelebA's ``Male``.
+
+    Attributes:
+        codes: (num_images,) int64; ``values[codes[i]]`` is image i's value, -1 where it is unknown.
+        values: The names of the values.
+    """
+
+    codes: npt.NDArray[np.int64]
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A labelled image set whose images are opened one at a time.
+
+    Attributes:
+        name: What the user asked for, e.g. ``emoji`` or ``folder:PATH``.
+        classes: Names of the classes (single-label) or of the 0/1 targets (multi-label).
+        multi_label: Whether `labels` holds one 0/1 row per image.
+        labels: (num_images,) int64, or (num_images, num_classes) uint8 when multi-label.
+        split: (num_images,) int8, position in `SPLITS`.
+        ids: A stable name per image (relative path or key), unique within the set.
+        open_image: Index to an RGB PIL image of the original size. Must be picklable for loader workers.
+        fingerprint: Hex digest that changes whenever an image, label, attribute or split does.
+        attributes: Subgroup columns by name.
+        credits: Licence and attribution lines that figures and pages showing these images must carry.
+        problems: One line for each file that was left out or repaired, for the message after loading.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    multi_label: bool
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
+    split: npt.NDArray[np.int8]
+    ids: tuple[str, ...]
+    open_image: Callable[[int], Image.Image]
+    fingerprint: str
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    credits: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def indices(self, split: Literal["train", "val", "test"]) -> npt.NDArray[np.int64]:
+        """Positions of the images of one split, in the order of the set."""
+        return np.flatnonzero(self.split == SPLITS.index(split)).astype(np.int64)

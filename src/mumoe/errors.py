@@ -1,0 +1,58 @@
+"""The two kinds of failure a user meets, and the words that help out of them.
+
+Every message reads ``who: expected what, got what. Remedy.`` and is one line. The command line turns a
+`UserError` into exit status 2 and a `JobError` into exit status 1, without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+__all__ = ["JobError", "UserError", "nearest", "require", "unknown_name"]
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for: a wrong name, value, shape, path or key. Nothing was changed."""
+
+
+class JobError(RuntimeError):
+    """A job that was asked for rightly and could not be finished; what it had finished is kept."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice closest to a misspelt name, or None when nothing is close."""
+    options = [str(choice) for choice in choices]
+    lowered = {option.lower(): option for option in reversed(options)}
+    match = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.5)
+    return lowered[match[0]] if match else None
+
+
+def unknown_name(who: str, what: str, name: str, choices: Iterable[str], *, most: int = 12) -> UserError:
+    """The error for a name that is not one of the choices, with the nearest one offered.
+
+    >>> print(unknown_name("MuMoE", "factorization", "tuker", ["cp", "tucker"]))
+    MuMoE: expected a factorization out of cp, tucker, got 'tuker'. Did you mean 'tucker'?
+    """
+    options = sorted(str(choice) for choice in choices)
+    shown = ", ".join(options[:most]) + (f" and {len(options) - most} more" if len(options) > most else "")
+    close = nearest(name, options)
+    remedy = f"Did you mean {close!r}?" if close else "Take one of these."
+    return UserError(f"{who}: expected a {what} out of {shown}, got {name!r}. {remedy}")
+
+
+def require(module: str, extra: str, who: str) -> ModuleType:
+    """Import an optional dependency, or say which extra installs it.
+
+    Raises:
+        UserError: If the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{who}: expected the package {module.partition('.')[0]!r}, got {error}. "
+            f"Install it with: pip install 'mumoe[{extra}]'"
+        ) from error
