@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Progress", "track"]
 
@@ -31,7 +31,7 @@ class Progress(AbstractContextManager["Progress"]):
     def __init__(self, description: str, total: int, *, enabled: bool = True, interval: float = 15.0) -> None:
         self.description, self.total, self.done = description, total, 0
         self.enabled, self.interval = enabled, interval
-        self._bar = None
+        self._bar: Any = None
         self._start = self._said = time.monotonic()
 
     def __enter__(self) -> Progress:
