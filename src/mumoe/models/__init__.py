@@ -1,0 +1,1 @@
+"""Whole networks: backbones, heads, and the classifier that joins them."""
