@@ -84,7 +84,8 @@ class Entmax(nn.Module):
         return functional.entmax(logits, self.alpha)
 
     def extra_repr(self) -> str:
-        return f"alpha={float(self.alpha):.4g}, learnable={self.logit is not None}"
+        alpha = self.alpha.item() if isinstance(self.alpha, Tensor) else self.alpha
+        return f"alpha={alpha:.4g}, learnable={self.logit is not None}"
 
 
 @register_gate("sparsemax")

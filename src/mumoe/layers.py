@@ -27,6 +27,10 @@ def _positive(value: Any, name: str, who: str) -> int:
 
 
 def _levels(num_experts: int | Sequence[int], who: str) -> tuple[int, ...]:
+    if not isinstance(num_experts, int | Sequence) or isinstance(num_experts, str):
+        raise UserError(
+            f"{who}: expected num_experts as an int, or one int per level, got {num_experts!r}. Give 128 or (128, 4)."
+        )
     sizes = (num_experts,) if isinstance(num_experts, int) else tuple(num_experts)
     if not sizes:
         raise UserError(f"{who}: expected num_experts of at least one level, got (). Give an int or a tuple.")
@@ -79,10 +83,7 @@ class _Gated(nn.Module):
         Shape:
             x (..., in_features); returns one (..., num_experts[e]) per level, each row summing to 1.
         """
-        return tuple(a.unflatten(0, x.shape[:-1]) if x.ndim != 2 else a for a in self._coefficients(x))
-
-    def _coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.gate(self._rows(x))
+        return _unflatten(self.gate(self._rows(x)), x)
 
     @contextlib.contextmanager
     def ablate(self, experts: int | Iterable[Any], *, level: int | None = None) -> Iterator[Self]:
@@ -110,6 +111,10 @@ class _Gated(nn.Module):
         if not self._ablated:
             return part(x, cast)
         return contract_ablated(part, x, cast, self._ablated)
+
+
+def _unflatten(levels: Sequence[Tensor], x: Tensor) -> tuple[Tensor, ...]:
+    return tuple(a.reshape(*x.shape[:-1], a.shape[-1]) for a in levels)
 
 
 def _autocast(x: Tensor) -> bool:
@@ -169,10 +174,10 @@ class MuMoE(_Gated):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_init(init, sigma, num_experts)
         self.in_features = _positive(in_features, "in_features", "MuMoE")
         self.out_features = _positive(out_features, "out_features", "MuMoE")
         self.num_experts = _levels(num_experts, "MuMoE")
+        _check_init(init, sigma, self.num_experts)
         self.init, self.sigma = init, sigma
         kind = get_factorization(factorization)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -197,7 +202,7 @@ class MuMoE(_Gated):
         y = self._contract(self.factorization, rows, a).reshape(*x.shape[:-1], self.out_features)
         if not return_coefficients:
             return y
-        return y, tuple(level.reshape(*x.shape[:-1], level.shape[-1]) for level in a)
+        return y, _unflatten(a, x)
 
     def contract(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
         """The layer with coefficients given instead of the gate's; they need not sum to 1.
@@ -305,13 +310,12 @@ def _relative_error(layer: MuMoE, matrix: Tensor, levels: tuple[int, ...]) -> fl
         return float((copy - matrix.double()).norm()) / norm if norm else 0.0
 
 
-def _check_init(init: str, sigma: Sequence[float] | None, num_experts: int | Sequence[int]) -> None:
+def _check_init(init: str, sigma: Sequence[float] | None, num_experts: Sequence[int]) -> None:
     if init not in INITS:
         raise unknown_name("MuMoE", "init", init, INITS)
-    levels = 1 if isinstance(num_experts, int) else len(num_experts)
-    if sigma is not None and len(sigma) != levels:
+    if sigma is not None and len(sigma) != len(num_experts):
         raise UserError(
-            f"MuMoE: expected sigma with one value for each of {levels} levels, got {tuple(sigma)}. "
+            f"MuMoE: expected sigma with one value for each of {len(num_experts)} levels, got {tuple(sigma)}. "
             "Leave it out for the paper's 1, 0, 0.."
         )
 
@@ -404,11 +408,11 @@ class MuMoEBlock(_Gated):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_init(init, sigma, num_experts)
         self.in_features = _positive(in_features, "in_features", "MuMoEBlock")
         self.hidden_features = _positive(hidden_features, "hidden_features", "MuMoEBlock")
         self.out_features = _positive(out_features, "out_features", "MuMoEBlock")
         self.num_experts = _levels(num_experts, "MuMoEBlock")
+        _check_init(init, sigma, self.num_experts)
         self.init, self.sigma = init, sigma
         kind = get_factorization(factorization, "MuMoEBlock")
         ranks = rank if isinstance(rank, list) else [rank, rank]
@@ -441,4 +445,4 @@ class MuMoEBlock(_Gated):
         y = self._contract(self.fc2, hidden, a).reshape(*x.shape[:-1], self.out_features)
         if not return_coefficients:
             return y
-        return y, tuple(level.reshape(*x.shape[:-1], level.shape[-1]) for level in a)
+        return y, _unflatten(a, x)

@@ -1,0 +1,83 @@
+"""The command line: help is quick, an error is one line with the nearest right word and the right status."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mumoe import cli
+from mumoe.errors import JobError
+
+
+def call(capsys, *arguments) -> tuple[int, str, str]:
+    status = cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_help_names_every_verb_and_imports_no_torch():
+    code = "import sys; from mumoe import cli; cli.main(['--help']); sys.exit('tyro' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for verb in cli.VERBS:
+        assert f"  {verb} " in run.stdout
+
+
+def test_every_verb_has_help(capsys):
+    for verb in cli.VERBS:
+        status, out, _ = call(capsys, verb, "--help")
+        assert status == 0
+        assert f"mumoe {verb}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["cots"], "mumoe: expected a verb out of"),
+        (["cots"], "Did you mean 'cost'?"),
+        (["cost", "--in", "8", "--out", "4", "--expert", "8"], "--experts"),
+        (["cost", "--in", "eight", "--out", "4", "--experts", "8"], "--in"),
+        (["cost", "--in", "8", "--out", "4"], "--experts"),
+        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--cp-rank", "0"], "expected rank >= 1, got 0"),
+        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--gates"], "--gate"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_status_2(capsys, arguments, expected):
+    status, out, err = call(capsys, *arguments)
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+def test_cost_prints_table_1(capsys):
+    status, out, _ = call(capsys, "cost", "--in", "768", "--out", "1000", "--experts", "512")
+    assert status == 0
+    cells = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert cells["dense"][3] == "393,216,000"
+    assert cells["cp"][3] == "1,167,360"
+    assert cells["tucker"][3] == "2,405,376"
+    assert cells["tr"][3] == "3,637,248"
+    assert cells["tr*"][3] == "2,645,632"
+
+
+def test_statuses_of_failures(capsys, monkeypatch):
+    from mumoe.commands import cost
+
+    def fail(error):
+        def run(options):
+            raise error
+
+        monkeypatch.setattr(cost, "run", run)
+        return call(capsys, "cost", "--in", "8", "--out", "4", "--experts", "8")
+
+    assert fail(JobError("train: it\nbroke."))[::2] == (1, "train: it broke.\n")
+    assert fail(KeyboardInterrupt())[0] == 130
+    assert fail(ZeroDivisionError("oops"))[::2] == (1, "mumoe: ZeroDivisionError: oops (--debug shows where)\n")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["cost", "--in", "8", "--out", "4", "--experts", "8", "--debug"])
+
+
+def test_version(capsys):
+    from mumoe import __version__
+
+    assert call(capsys, "--version") == (0, f"mumoe {__version__}\n", "")

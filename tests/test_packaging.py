@@ -1,0 +1,90 @@
+"""What an import costs, which room may import which, and that the README runs."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "mumoe"
+
+PROBE = """
+import sys, time
+import torch
+before, start = set(sys.modules), time.perf_counter()
+import mumoe
+seconds = time.perf_counter() - start
+new = {name.partition('.')[0] for name in set(sys.modules) - before}
+print(seconds, sorted(new - set(sys.stdlib_module_names)))
+"""
+
+
+def test_import_needs_torch_alone_and_is_quick():
+    runs = [subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True) for _ in range(3)]
+    seconds, _, names = min((run.stdout.partition(" ") for run in runs), key=lambda parts: float(parts[0]))
+    assert ast.literal_eval(names) == ["mumoe"]
+    assert float(seconds) < 0.5
+
+
+def test_few_core_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert len(project["dependencies"]) <= 10
+    assert (SOURCE / "py.typed").exists()
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+# Rooms in the order of the arrows: a room may import itself and what stands before it.
+ORDER = [
+    {"errors", "progress", "results"},
+    {"functional", "ablation"},
+    {"factorizations", "gating"},
+    {"baselines", "layers", "costs"},
+    {"models"},
+    {"training", "analysis", "editing"},
+    {"recipes"},
+    {"commands", "cli"},
+]
+NO_LAYERS = ["data", "results", "reports", "editing/fairness"]
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms of mumoe that a file imports, at any depth."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mumoe"):
+            parts = node.module.split(".")
+            names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mumoe.")}
+    return names
+
+
+def test_arrows():
+    level = {room: depth for depth, rooms in enumerate(ORDER) for room in rooms}
+    for path in SOURCE.rglob("*.py"):
+        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        for other in imported(path) & set(level):
+            if room in level:
+                assert level[other] <= level[room], f"{path.relative_to(SOURCE)} imports {other}"
+
+
+@pytest.mark.parametrize("room", NO_LAYERS)
+def test_rooms_that_know_no_layers(room):
+    files = [SOURCE / f"{room}.py"] if (SOURCE / f"{room}.py").exists() else list((SOURCE / room).rglob("*.py"))
+    forbidden = {"layers", "factorizations", "gating", "functional", "baselines", "models"}
+    for path in files:
+        assert not imported(path) & forbidden, path
+
+
+def readme_blocks() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return [block.partition("```")[0] for block in text.split("```python\n")[1:]]
+
+
+def test_the_readme_runs():
+    assert readme_blocks()
+    for block in readme_blocks():
+        exec(compile(block, "README.md", "exec"), {})
