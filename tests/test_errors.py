@@ -8,7 +8,7 @@ from torch import nn
 
 import mumoe
 from mumoe.errors import UserError, nearest, require, unknown_name
-from mumoe.factorizations import register_factorization
+from mumoe.factorizations import CP, register_factorization
 from mumoe.gating import register_gate
 
 
@@ -131,8 +131,8 @@ def test_other_wrong_calls():
     assert "rank as one, or a list of two" in message(lambda: mumoe.MuMoEBlock(8, 9, 5, 4, "cp", [3]))
     assert "1 <= k <= num_experts == 4, got 5" in message(lambda: mumoe.SparseMoE(8, 5, 4, 5))
     assert "HighRankLinear: expected rank >= 1, got 0" in message(lambda: mumoe.HighRankLinear(8, 5, 0))
-    assert "expected a new name, got 'cp'" in message(lambda: register_factorization("cp"))
-    assert "expected a new name, got 'entmax15'" in message(lambda: register_gate("entmax15"))
+    assert "expected a new name, got 'cp'" in message(lambda: register_factorization("cp")(CP))
+    assert "expected a new name, got 'entmax15'" in message(lambda: register_gate("entmax15")(nn.Softmax))
 
 
 def test_a_registered_gate_is_available_by_name(monkeypatch):

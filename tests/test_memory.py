@@ -6,21 +6,29 @@ import sys
 import pytest
 
 PROBE = """
-import resource, sys, torch, mumoe
+import sys, torch, mumoe
+
+def memory(key):  # bytes; VmRSS is now, VmHWM the highest since the last reset
+    lines = open('/proc/self/status').read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
 torch.manual_seed(0)
 layer = mumoe.MuMoE(768, 1000, 65536, 'cp', 512)
 x = torch.randn(256, 768)
 layer.train(sys.argv[1] == 'train')
 with torch.no_grad():
     mumoe.MuMoE(768, 1000, 64, 'cp', 512)(x)  # libraries load their buffers
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    y = layer(x)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    before = memory('VmRSS')
+    open('/proc/self/clear_refs', 'w').write('5')
+    layer(x)
+print(memory('VmHWM') - before)
 """
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_a_forward_of_65536_experts(mode):
     run = subprocess.run([sys.executable, "-c", PROBE, mode], capture_output=True, text=True, check=True)
     matrix = 256 * 65536 * 4
     assert matrix / 100 < int(run.stdout) < 4 * matrix
+    print(f"{mode}: {int(run.stdout) / matrix:.2f} batch x experts float32 matrices")  # noqa: T201

@@ -16,6 +16,7 @@ import sys, time
 import torch
 before, start = set(sys.modules), time.perf_counter()
 import mumoe
+mumoe.MuMoE, mumoe.costs, mumoe.SparseMoE
 seconds = time.perf_counter() - start
 new = {name.partition('.')[0] for name in set(sys.modules) - before}
 print(seconds, sorted(new - set(sys.stdlib_module_names)))

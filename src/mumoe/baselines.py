@@ -123,7 +123,7 @@ class SparseMoE(nn.Module):
         rows = self._rows(x)
         clean, noisy, spread = self._scores(rows)
         values, index = noisy.topk(min(self.k + 1, noisy.shape[-1]), dim=-1)
-        chosen = torch.softmax(values[:, : self.k].float(), dim=-1)
+        chosen = torch.softmax(values[:, : self.k], dim=-1)
         y = self._mix(rows, index[:, : self.k], chosen.to(rows.dtype)).reshape(*x.shape[:-1], self.out_features)
         if not return_loss:
             return y

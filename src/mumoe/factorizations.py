@@ -157,9 +157,7 @@ def _draw_(parameter: Tensor, init: str, fan_in: int, dim: int = 0) -> None:
 def _near_one_(parameter: Tensor, sigma: float) -> None:
     """Factor of an expert mode: every expert the same, plus noise."""
     with torch.no_grad():
-        parameter.fill_(1.0)
-        if sigma:
-            parameter.add_(torch.randn_like(parameter), alpha=sigma)
+        parameter.normal_(1.0, sigma) if sigma else parameter.fill_(1.0)
 
 
 def _svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -514,7 +512,7 @@ class Dense(Factorization):
         cls, rank: Rank | None, num_experts: Sequence[int], who: str = "MuMoE"
     ) -> dict[str, int | tuple[int, ...]]:
         if rank is not None:
-            raise UserError(f"{who}: expected rank=None for factorization='dense', got {rank!r}. Leave it out.")
+            raise UserError(f"{who}: expected no rank for factorization='dense', got {rank!r}. Leave it out.")
         return {}
 
     @classmethod
