@@ -121,21 +121,21 @@ def build(
         images: The images.
         classes: Names of the classes or 0/1 targets.
         labels: Position in `classes` per image, or one 0/1 row per image.
-        ids: A unique name per image.
+        ids: A unique name per image; of images that share one, the first counts.
         split: Position in SPLITS per image, UNDECIDED where the set does not say; None: nowhere.
         attributes: Subgroup columns.
         credits: Licence lines.
         problems: What the loader itself had to leave out.
 
     Raises:
-        UserError: If no image can be trained on, ids repeat, or (strict) anything was left out.
+        UserError: If no image can be trained on, or (strict) anything was left out.
     """
     found: npt.NDArray[Any] = np.asarray(labels)
     found = found.astype(np.uint8 if found.ndim == 2 else np.int64)
     _require_images(request, len(images), problems)
     decided = _complete(np.full(len(found), UNDECIDED) if split is None else split, found, request)
     checked = images.check(request)
-    wrong = _out_of_range(found, classes) | checked.problems
+    wrong = _repeated(ids) | _out_of_range(found, classes) | checked.problems
     kept = np.array([index for index in range(len(ids)) if index not in wrong], np.int64)
     said = [*problems, *(f"{ids[index]}: {text}" for index, text in sorted(wrong.items()))]
     _require_images(request, len(kept), said)
@@ -165,8 +165,6 @@ def yes_no(values: npt.ArrayLike) -> Attribute:
 
 def _finish(data: ImageData, request: Request, said: list[str], content: npt.NDArray[np.uint8]) -> ImageData:
     """Name the empty classes, stop if strict, and put the fingerprint on."""
-    if len(set(data.ids)) < len(data.ids):
-        raise UserError(f"{data.name}: expected unique ids, got some twice. Give every image its own.")
     problems = (*said, *_empty_classes(data))
     if request.strict and problems:
         raise UserError(f"{_summary(request, problems)} Repair or remove these, or load without strict.")
@@ -204,6 +202,16 @@ def _shares(request: Request) -> tuple[float, float]:
             f"got {val} and {test}. Give 0.1 and 0.2, say."
         )
     return val, test
+
+
+def _repeated(ids: Sequence[str]) -> dict[int, str]:
+    seen: set[str] = set()
+    again: dict[int, str] = {}
+    for index, name in enumerate(ids):
+        if name in seen:
+            again[index] = "listed again, only the first time counts"
+        seen.add(name)
+    return again
 
 
 def _out_of_range(labels: npt.NDArray[Any], classes: Sequence[str]) -> dict[int, str]:

@@ -12,6 +12,7 @@ What is decided here, because formats leave it open:
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import warnings
@@ -44,7 +45,7 @@ EXTENSIONS = frozenset(
 )
 """Endings (lower case) of the files that a folder of images is searched for."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What Pillow may take a file for, whatever its ending. Not EPS: it would run Ghostscript."""
 
 _ORIENTATION = 0x0112
@@ -104,10 +105,17 @@ def open_header(file: IO[bytes]) -> Image.Image:
     Raises:
         Exception: Whatever Pillow raises, `Image.DecompressionBombError` among it.
     """
-    image = Image.open(file, formats=FORMATS)
+    image = Image.open(file, formats=_formats())
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
     return image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow knows."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 def damage(error: Exception) -> str:
