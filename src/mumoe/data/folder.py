@@ -47,7 +47,7 @@ class Listing:
         if not self.strangers:
             return []
         shown = ", ".join(self.strangers[:3]) + (", ..." if len(self.strangers) > 3 else "")
-        return [f"{len(self.strangers)} files whose ending is not an image's were left out ({shown})"]
+        return [f"files left out because their ending is not an image's: {len(self.strangers)} ({shown})"]
 
 
 @register("folder", "a folder per class, with split folders or without", argument="PATH")
@@ -64,7 +64,7 @@ def load_folder(request: Request) -> ImageData:
     loose = [entry for place, _ in places for entry in _loose_images(place)]
     problems = listing.problems() + [f"folder {name!r} is not a split, left out" for name in ignored]
     if loose:
-        problems.append(f"{len(loose)} images outside class folders were left out ({loose[0]}, ...)")
+        problems.append(f"images left out because they have no class folder: {len(loose)} ({loose[0]} ...)")
     return build(
         request,
         FileImages(root, tuple(listing.paths)),

@@ -151,11 +151,11 @@ def _open(library: Any, request: Request, config: str, revision: str) -> Any:
         with contextlib.nullcontext() if request.download else _offline(library):
             return library.load_dataset(request.argument, config or None, revision=revision or None)
     except Exception as error:
-        words = " ".join(str(error).split()) or type(error).__name__
+        words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         if request.download:
-            raise JobError(f"{request.name}: expected to load the set, got: {words} Try again.") from error
+            raise JobError(f"{request.name}: expected to load the set, got: {words}. Try again.") from error
         raise UserError(
-            f"{request.name}: expected a folder, or a set that was fetched before, got: {words} "
+            f"{request.name}: expected a folder, or a set that was fetched before, got: {words}. "
             "Check the name, or allow the download (--download)."
         ) from error
 

@@ -103,7 +103,7 @@ def _download(request: Request, fetch: Callable[[str], object]) -> None:
     except UserError:
         raise
     except Exception as error:
-        words = " ".join(str(error).split()) or type(error).__name__
+        words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise JobError(
             f"{request.name}: expected to download into {str(request.root)!r}, got: {words}. "
             "Try again, or fetch the files by hand."

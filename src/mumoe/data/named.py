@@ -127,6 +127,6 @@ def _check_options(key: str, load: Loader, options: dict[str, Any]) -> None:
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for option in options:
         if option not in known and known:
-            raise unknown_name("load_data", f"option of {key!r}", option, known)
+            raise unknown_name("load_data", f"{key!r} option", option, known)
         if option not in known:
             raise UserError(f"load_data: expected no option for {key!r}, got {option!r}. Leave it out.")

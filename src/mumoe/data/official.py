@@ -151,8 +151,8 @@ def load_imagenet1k(request: Request) -> ImageData:
 def imagenet_names(wnids: Sequence[str]) -> tuple[str, ...]:
     """Names that people read for WordNet ids, one each, from the lists that timm carries.
 
-    The first word for the thing (``tench``); all of them where two ids share the first (the two cranes), and
-    the id itself where it is unknown.
+    The first word for the thing (``tench``); all of them where two ids share the first (the maillots), with
+    the id behind where that is not enough (the cranes), and the id alone where it is unknown.
     """
     from timm.data.imagenet_info import ImageNetInfo
 

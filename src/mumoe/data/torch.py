@@ -58,9 +58,9 @@ class ImageDataset(Dataset[tuple[Any, Tensor, int]]):
             if self.transform is not None:
                 image = self.transform(image)
         except Exception as error:
-            words = " ".join(str(error).split()) or type(error).__name__
+            words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise ImageError(
-                f"{self.name}: expected to read the image {self.ids[position]!r}, got: {words} "
+                f"{self.name}: expected to read the image {self.ids[position]!r}, got: {words}. "
                 "It was readable, or not looked into, when the set was loaded (verify='full' does)."
             ) from error
         return image, self.targets[position], index

@@ -241,7 +241,7 @@ def _cache_file(root: Path, cache_dir: str | os.PathLike[str] | None) -> Path:
 def _load(file: Path) -> dict[str, _Entry]:
     """The remembered answers; a missing, damaged or foreign archive is an empty one."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             paths, problems = (_unpack(archive[name]) for name in ("paths", "problems"))
             sizes, changed, full = (archive[name].tolist() for name in ("sizes", "changed", "full"))
             digests = [row.tobytes() for row in archive["digests"]]
