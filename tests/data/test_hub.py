@@ -167,18 +167,29 @@ def test_bad_images_and_labels_are_left_out_and_named(library, root, load):
     cells = [encoded(colour) for colour in COLOURS]
     cells[1] = {"bytes": b"", "path": None}
     cells[2] = {"bytes": cells[2]["bytes"][:40], "path": None}
-    cells[3] = {"bytes": None, "path": str(root / "nowhere.png")}
     labels = [row % 3 for row in range(12)]
     labels[5] = -1
     columns = {"picture": cells, "label": labels, "studio": ["x"] * 12}
-    (root / "nowhere.png").write_bytes(cells[4]["bytes"])
     library.save(library.table(columns, dict(made.features)), root / "saved")
-    (root / "nowhere.png").unlink()
     data = load(f"hf:{root / 'saved'}")
-    assert len(data) == 8
-    assert data.problems[0] == "all/5: label '-1' is none of the 3 classes, left out"
-    assert [line.split(":")[0] for line in data.problems[1:4]] == ["all/1", "all/2", "all/3"]
+    assert len(data) == 9
+    assert data.problems == (
+        "all/5: label '-1' is none of the 3 classes, left out",
+        "all/1: the file is empty",
+        "all/2: not an image that Pillow can read",
+    )
     assert data.open_image(data.ids.index("all/4")).getpixel((0, 0)) == COLOURS[4]
+
+
+def test_images_kept_beside_the_table(standin, root, load):
+    made = table(standin, range(12))
+    made.columns["picture"] = [{"bytes": None, "path": str(root / f"{row}.png")} for row in range(12)]
+    for row in range(11):
+        Image.new("RGB", (3, 3), COLOURS[row]).save(root / f"{row}.png")
+    standin.save(made, root / "saved")
+    data = load(f"hf:{root / 'saved'}")
+    assert data.problems == ("all/11: no such file",)
+    assert data.open_image(10).getpixel((0, 0)) == COLOURS[10]
 
 
 def test_it_feeds_a_loader(library, root, load):

@@ -83,10 +83,11 @@ def test_a_name_of_ones_own():
 def test_the_emoji_are_loaded_by_their_own_module(monkeypatch, tmp_path):
     asked = {}
     module = types.ModuleType("mumoe.data.emoji")
-    module.load_emoji = lambda **options: asked.update(options) or "loaded"
+    made = types.SimpleNamespace(name="emoji", problems=("a: is missing",), ids=())
+    module.load_emoji = lambda **options: asked.update(options) or made
     monkeypatch.setitem(sys.modules, "mumoe.data.emoji", module)
     result = load_data("emoji", cache_dir=tmp_path, split_seed=3, progress=False, split_by="studio", size=48)
-    assert result == "loaded"
+    assert result is made
     assert asked == {
         "cache_dir": tmp_path, "split_seed": 3, "progress": False, "split_by": "studio", "size": 48,
     }  # fmt: skip

@@ -1,3 +1,5 @@
+from multiprocessing.reduction import ForkingPickler
+
 import numpy as np
 import pytest
 import torch
@@ -29,14 +31,20 @@ def test_items_are_image_target_and_position_in_the_set(class_tree, load):
     assert ImageDataset(data, [3])[0][0].size == (9, 7)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_give_what_no_worker_gives(class_tree, load, context):
+def test_workers_give_what_no_worker_gives(class_tree, load):
     data = ImageDataset(load(f"folder:{class_tree}"), "train", to_tensor)
-    alone = list(DataLoader(data, batch_size=4))
-    shared = list(DataLoader(data, batch_size=4, num_workers=1, multiprocessing_context=context))
+    alone, shared = (list(DataLoader(data, batch_size=4, num_workers=workers)) for workers in (0, 1))
     for one, other in zip(alone, shared, strict=True):
         assert all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
+
+
+def test_it_reaches_spawned_workers(class_tree, load):
+    """They get it by this pickler."""
+    data = ImageDataset(load(f"folder:{class_tree}"), "val", to_tensor)
+    again = ForkingPickler.loads(ForkingPickler.dumps(data))
+    for one, other in zip((data[0], data[1]), (again[0], again[1]), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert one[1:] == other[1:]
 
 
 def test_multi_label_targets_are_floats(class_tree, load):
@@ -48,7 +56,7 @@ def test_multi_label_targets_are_floats(class_tree, load):
     assert target.tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_breaks_later_is_one_line(class_tree, load, workers):
     data = load(f"folder:{class_tree}")
     (class_tree / "cat/0.png").write_bytes(b"")

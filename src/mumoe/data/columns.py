@@ -3,7 +3,7 @@
 Unless options name them, columns are found by these rules (case does not count):
 
 - image: the first called one of IMAGE_WORDS.
-- split: the one called ``split``, ``partition``, ``subset`` or ``fold``, with the values ``train``, ``val``,
+- split: the one called ``split``, ``partition`` or ``subset``, with the values ``train``, ``val``,
   ``test`` and their usual other spellings, or 0, 1, 2 as in CelebA.
 - label: the one called one of LABEL_WORDS. Without it, every column whose values are 0/1 is a target
   (multi-label), if only a tenth of them or less are something else.
@@ -43,7 +43,7 @@ LABEL_WORDS = ("label", "class", "category", "target", "fine_label")
 GROUP_LIMIT = 64
 """A column of more values than this is not taken for a subgroup column unless it is named as one."""
 
-_SPLIT_COLUMNS = ("split", "partition", "subset", "fold")
+_SPLIT_COLUMNS = ("split", "partition", "subset")
 _SPLITS = {**SPLIT_WORDS, "0": 0, "1": 1, "2": 2}
 _BINARY = {"0": 0, "1": 1, "no": 0, "yes": 1, "false": 0, "true": 1, "-1": 0, "0.0": 0, "1.0": 1}
 

@@ -102,11 +102,11 @@ def list_classes(
             f"{who}: expected a folder for each of two or more classes in {str(places[0][0])!r}, "
             f"got {', '.join(map(repr, classes)) or 'none'}. Name the folder that holds the class folders."
         )
-    listing = Listing(classes)
+    listing, labels = Listing(classes), {name: label for label, name in enumerate(classes)}
     for place, part in places:
         for name in names[place]:
-            for path in _files(place / name):
-                _add(listing, path.relative_to(root).as_posix(), classes.index(name), part)
+            for path in _files(place / name, root):
+                _add(listing, path, labels[name], part)
     return listing
 
 
@@ -119,8 +119,8 @@ def _add(listing: Listing, path: str, label: int, part: int) -> None:
     listing.split.append(part)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file below a folder in sorted order; a link to a folder is followed once."""
+def _files(folder: Path, root: Path) -> Iterator[str]:
+    """Every file below a folder, relative to the root, sorted; a link to a folder is followed once."""
     seen = set()
     for here, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
@@ -129,9 +129,10 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if name[0] != ".")
+        start = Path(here).relative_to(root).as_posix()
         for name in sorted(files):
             if name[0] != ".":
-                yield Path(here, name)
+                yield f"{start}/{name}"
 
 
 def _loose_images(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from PIL import Image
 from mumoe.data.base import ImageData
 from mumoe.data.build import UNDECIDED, build
 from mumoe.data.columns import choose_roles, find_column, read_rows
-from mumoe.data.decode import ImageError, read_image
+from mumoe.data.decode import ImageError, damage, read_image
 from mumoe.data.home import cache_home
 from mumoe.data.layout import SPLIT_WORDS
 from mumoe.data.registry import Request, register
@@ -50,18 +50,20 @@ class RowImages:
         return len(self.where)
 
     def __call__(self, index: int) -> Image.Image:
-        return read_image(self.encoded(index), name=self.names[index])
+        try:
+            return read_image(self.encoded(index), name=self.names[index])
+        except OSError as error:
+            raise ImageError(
+                f"hf: expected an image in {self.names[index]!r}, got: {damage(error)}."
+            ) from error
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of the image file; empty when the row has none."""
+        """The bytes of the image file, which may lie beside the table; empty when the row has none."""
         table, row = self.where[index].tolist()
         cell = self.tables[table][row][self.column] or {}
         if cell.get("bytes"):
             return bytes(cell["bytes"])
-        try:
-            return Path(cell["path"]).read_bytes() if cell.get("path") else b""
-        except OSError as error:
-            raise ImageError(f"hf: expected an image file at {cell['path']!r}, got {error}.") from error
+        return Path(cell["path"]).read_bytes() if cell.get("path") else b""
 
     def subset(self, kept: npt.NDArray[np.int64]) -> RowImages:
         return RowImages(self.tables, self.column, self.where[kept], tuple(self.names[i] for i in kept))
@@ -69,16 +71,10 @@ class RowImages:
     def check(self, request: Request) -> Checked:
         return check_blobs(
             len(self),
-            self._encoded_or_nothing,
+            self.encoded,
             full=is_full(request.verify, len(self)),
             progress=request.progress,
         )
-
-    def _encoded_or_nothing(self, index: int) -> bytes:
-        try:
-            return self.encoded(index)
-        except ImageError:
-            return b""
 
 
 @register("hf", "a set of the Hugging Face hub, or a folder of `datasets`", argument="NAME")

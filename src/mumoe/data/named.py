@@ -92,7 +92,10 @@ def load_data(
         cache_dir=Path(cache_dir) if cache_dir else None,
         progress=progress,
     )
-    return entry.load(request, **options)
+    data = entry.load(request, **options)
+    if strict and data.problems:
+        raise UserError(f"{problem_summary(data)} Repair or remove these, or load without strict.")
+    return data
 
 
 def problem_summary(data: ImageData, *, most: int = 5) -> str:

@@ -131,7 +131,7 @@ def check_blobs(count: int, read: Callable[[int], bytes], *, full: bool, progres
 
     Args:
         count: Number of images.
-        read: Position to the bytes of the encoded image.
+        read: Position to the bytes of the encoded image; may raise OSError.
         full: Decode and hash the content, or look at the header and hash the length, beginning and end.
         progress: Show progress.
     """
@@ -139,7 +139,11 @@ def check_blobs(count: int, read: Callable[[int], bytes], *, full: bool, progres
     problems: dict[int, str] = {}
     with Progress("Checking images", count, enabled=progress) as bar, _quiet_pillow():
         for index in range(count):
-            data = read(index)
+            try:
+                data = read(index)
+            except OSError as error:
+                problems[index] = damage(error)
+                continue
             part = data if full else b"%d " % len(data) + data[:4096] + data[-4096:]
             digests[index] = np.frombuffer(hashlib.sha256(part).digest(), np.uint8)
             if problem := _problem(data, full):
