@@ -178,7 +178,20 @@ def test_two_folders_for_one_split_are_refused(root, draw, load):
         load(f"folder:{root / 's'}")
 
 
-def test_a_set_with_nothing_to_train_on_is_refused(class_tree, load):
+def test_a_set_whose_training_images_are_all_broken_is_refused(root, draw, load):
+    for name in "ab":
+        draw(root / "s/train" / name / "0.png")
+        draw(root / "s/test" / name / "0.png")
+        (root / "s/train" / name / "0.png").write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        load(f"folder:{root / 's'}")
+    assert str(error.value) == (
+        f"folder:{root / 's'}: expected images in the split 'train', got none. "
+        "Left out: train/a/0.png: the file is empty; train/b/0.png: the file is empty."
+    )
+
+
+def test_fractions_that_leave_nothing_to_train_on_are_refused(class_tree, load):
     with pytest.raises(
         UserError, match="val_fraction and test_fraction from 0 that leave something to train"
     ):

@@ -19,12 +19,6 @@ NAMES = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    monkeypatch.setattr("mumoe.data.registry.DATASETS", dict(DATASETS))
-    return DATASETS
-
-
 def test_every_name_is_there():
     assert set(DATASETS) >= NAMES
 
@@ -78,6 +72,22 @@ def test_a_name_of_ones_own():
             load_data("two-colour")
     finally:
         del DATASETS["two-colours"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "words"),
+    [
+        (("a", "a"), [0, 1], "expected names that differ, got 'a' twice. Rename one."),
+        (("a", "b"), [[0, 1], [2, 1]], "expected targets of 0 and 1, got 2. Correct them."),
+        (("a", "b"), [5, 7], "got none. Left out: x: label 5 is not in 0..1; y: label 7 is not in 0..1."),
+    ],
+)
+def test_what_a_loader_finds_is_checked(tmp_path, classes, labels, words):
+    request, images = Request("mine", "", tmp_path), ArrayImages(np.zeros((2, 2, 2), np.uint8))
+    with pytest.raises(UserError) as error:
+        build(request, images, classes=classes, labels=labels, ids=["x", "y"])
+    assert str(error.value).startswith("mine: ")
+    assert words in str(error.value)
 
 
 def test_the_emoji_are_loaded_by_their_own_module(monkeypatch, tmp_path):

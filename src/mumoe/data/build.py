@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,7 +111,7 @@ def build(
     split: npt.ArrayLike | None = None,
     attributes: Mapping[str, Attribute] | None = None,
     credits: Sequence[str] = (),
-    problems: Iterable[str] = (),
+    problems: Sequence[str] = (),
 ) -> ImageData:
     """Make an `ImageData` of what a loader found.
 
@@ -130,9 +131,8 @@ def build(
     Raises:
         UserError: If no image can be trained on, or (strict) anything was left out.
     """
-    found: npt.NDArray[Any] = np.asarray(labels)
-    found = found.astype(np.uint8 if found.ndim == 2 else np.int64)
     _require_images(request, len(images), problems)
+    found = _checked_labels(request, classes, np.asarray(labels))
     decided = _complete(np.full(len(found), UNDECIDED) if split is None else split, found, request)
     checked = images.check(request)
     wrong = _repeated(ids) | _out_of_range(found, classes) | checked.problems
@@ -163,11 +163,32 @@ def yes_no(values: npt.ArrayLike) -> Attribute:
     return Attribute(np.asarray(values).astype(np.int64), ("no", "yes"))
 
 
+def _checked_labels(
+    request: Request, classes: Sequence[str], labels: npt.NDArray[Any]
+) -> npt.NDArray[np.int64] | npt.NDArray[np.uint8]:
+    """Labels in the type that `ImageData` has; refuses class names that repeat and targets beside 0/1."""
+    repeated = [name for name, count in Counter(classes).items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{request.name}: expected class names that differ, got {repeated[0]!r} twice. Rename one."
+        )
+    if labels.ndim == 2 and not np.isin(labels, (0, 1)).all():
+        odd = labels[~np.isin(labels, (0, 1))][0]
+        raise UserError(f"{request.name}: expected targets of 0 and 1, got {odd}. Correct them.")
+    return labels.astype(np.uint8) if labels.ndim == 2 else labels.astype(np.int64)
+
+
 def _finish(data: ImageData, request: Request, said: list[str], content: npt.NDArray[np.uint8]) -> ImageData:
     """Name the empty classes, stop if strict, and put the fingerprint on."""
+    if not (data.split == TRAIN).any():
+        reason = f"Left out: {_shown(said)}." if said else "Add some."
+        raise UserError(f"{request.name}: expected images in the split 'train', got none. {reason}")
     problems = (*said, *_empty_classes(data))
     if request.strict and problems:
-        raise UserError(f"{_summary(request, problems)} Repair or remove these, or load without strict.")
+        raise UserError(
+            f"{request.name}: expected no problems, got {len(problems)}: {_shown(problems)}. "
+            "Repair or remove these, or load without strict."
+        )
     digest = fingerprint(
         classes=data.classes,
         labels=data.labels,
@@ -189,8 +210,6 @@ def _complete(split: npt.ArrayLike, labels: npt.NDArray[Any], request: Request) 
     for part, share in ((TEST, test), (VAL, val)):
         if not (decided == part).any():
             decided = carve(decided, labels, part, fraction=share, seed=request.split_seed)
-    if not (decided == TRAIN).any():
-        raise UserError(f"{request.name}: expected images in the split 'train', got none. Add some.")
     return decided
 
 
@@ -236,12 +255,12 @@ def _empty_classes(data: ImageData) -> list[str]:
     return lines
 
 
-def _require_images(request: Request, count: int, problems: Iterable[str]) -> None:
+def _require_images(request: Request, count: int, problems: Sequence[str]) -> None:
     if not count:
-        reason = _summary(request, tuple(problems)) if problems else "There is none."
+        reason = f"Left out: {_shown(problems)}." if problems else "Check the path."
         raise UserError(f"{request.name}: expected images that can be read, got none. {reason}")
 
 
-def _summary(request: Request, problems: Sequence[str], most: int = 5) -> str:
+def _shown(problems: Sequence[str], most: int = 5) -> str:
     rest = f"; and {len(problems) - most} more" if len(problems) > most else ""
-    return f"{request.name}: expected no problems, got {len(problems)}: {'; '.join(problems[:most])}{rest}."
+    return "; ".join(problems[:most]) + rest
