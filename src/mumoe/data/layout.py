@@ -1,0 +1,110 @@
+"""Find a data set's folder, fetch it when that was allowed, and read the lists inside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from mumoe.data.registry import Request
+from mumoe.errors import JobError, UserError, nearest, require
+
+__all__ = ["SPLIT_WORDS", "existing", "lines", "locate", "torchvision_fetch"]
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), 0),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), 1),
+    **dict.fromkeys(("test", "testing"), 2),
+}
+"""What people call the splits (lower case) -> position in `mumoe.data.base.SPLITS`."""
+
+
+def locate(
+    request: Request, folders: Sequence[str], marker: str, fetch: Callable[[str], object] | None = None
+) -> Path:
+    """The folder of a data set in its official layout: one of `folders` below the root, or the root itself.
+
+    Args:
+        request: What was asked for.
+        folders: Names that the folder may have, the official one first.
+        marker: A file or folder that tells it.
+        fetch: Downloads the set into the root that it is given; None: cannot be downloaded.
+
+    Raises:
+        UserError: If it is not there and must not be downloaded.
+        JobError: If the download fails.
+    """
+    found = _find(request.root, folders, marker)
+    if found is None and request.download and fetch is not None:
+        _download(request, fetch)
+        found = _find(request.root, folders, marker)
+    if found is None:
+        remedy = "Name the folder that holds it with root (--data-root)"
+        remedy += ", or allow the download (--download)." if fetch else "; it cannot be downloaded from here."
+        wanted = os.path.join(request.root, folders[0], marker)
+        raise UserError(f"{request.name}: expected {wanted!r}, got nothing there. {remedy}")
+    return found
+
+
+def torchvision_fetch(kind: str) -> Callable[[str], object]:
+    """What `locate` takes to download a set: torchvision's class of this name, called with the root."""
+
+    def fetch(root: str) -> object:
+        datasets = require("torchvision.datasets", "vision", "load_data")
+        return getattr(datasets, kind)(root, download=True)
+
+    return fetch
+
+
+def existing(who: str, path: Path, *, folder: bool) -> Path:
+    """The path, if there is a folder (or a file) there.
+
+    Raises:
+        UserError: If there is not; the nearest name beside it is offered.
+    """
+    if path.is_dir() if folder else path.is_file():
+        return path
+    what = "a folder" if folder else "a file"
+    if path.exists():
+        raise UserError(f"{who}: expected {what} at {str(path)!r}, got something else. Name {what}.")
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = nearest(path.name, beside)
+    remedy = f"Did you mean {str(path.parent / close)!r}?" if close else "Check the path."
+    raise UserError(f"{who}: expected {what} at {str(path)!r}, got nothing there. {remedy}")
+
+
+def lines(who: str, path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not empty, with their numbers from 1.
+
+    Raises:
+        UserError: If the file is missing or not UTF-8.
+    """
+    try:
+        text = existing(who, path, folder=False).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{who}: expected text in UTF-8 in {str(path)!r}, got byte {error.object[error.start]:#04x} "
+            f"at {error.start}. Convert the file."
+        ) from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield number, line
+
+
+def _find(root: Path, folders: Sequence[str], marker: str) -> Path | None:
+    places = [root / folder for folder in folders] + [root]
+    return next((place for place in places if (place / marker).exists()), None)
+
+
+def _download(request: Request, fetch: Callable[[str], object]) -> None:
+    try:
+        request.root.mkdir(parents=True, exist_ok=True)
+        fetch(str(request.root))
+    except UserError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise JobError(
+            f"{request.name}: expected to download into {str(request.root)!r}, got: {words}. "
+            "Try again, or fetch the files by hand."
+        ) from error

@@ -1,0 +1,135 @@
+"""`load_data`: every data set that has a name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+from mumoe.data import folder, hub, official, packed, table
+from mumoe.data.base import ImageData
+from mumoe.data.home import data_home
+from mumoe.data.registry import DATASETS, Loader, Request, register
+from mumoe.data.verify import DEPTHS
+from mumoe.errors import UserError, unknown_name
+
+__all__ = ["DATASETS", "load_data", "problem_summary"]
+
+LOADERS = (folder, hub, official, packed, table)
+"""The modules whose loaders register themselves when imported."""
+
+
+@register("emoji", "emoji as drawn by several studios, from pinned packages")
+def load_emoji(request: Request, **options: Any) -> ImageData:
+    """The embedded set; see `mumoe.data.emoji.load_emoji` for its options."""
+    loader: Loader = importlib.import_module("mumoe.data.emoji").load_emoji
+    return loader(
+        cache_dir=request.cache_dir,
+        split_seed=request.split_seed,
+        progress=request.progress,
+        **options,
+    )
+
+
+def load_data(
+    name: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    strict: bool = False,
+    split_seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    verify: str = "auto",
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> ImageData:
+    """Load a data set by name, from local files first.
+
+    Splits that a set fixes are kept. Where it has no val, a seeded, stratified `val_fraction` of its training
+    images becomes val; where it has no test, `test_fraction` of them becomes test. Files that cannot be read
+    are left out and named in `ImageData.problems`; `problem_summary` makes one message of them.
+
+    Args:
+        name: A name of DATASETS; ``folder:PATH``, ``csv:PATH`` and ``hf:NAME`` take an argument.
+        root: Folder that holds the data sets (default ``$MUMOE_DATA``, else ``~/.cache/mumoe/data``).
+        download: Fetch the set when it is not there. Nothing is fetched otherwise.
+        strict: Raise when anything had to be left out.
+        split_seed: Seed of the splits that the set does not fix.
+        val_fraction: Share that becomes val.
+        test_fraction: Share that becomes test.
+        verify: How deep files are checked: ``auto``, ``full`` or ``header`` (see `mumoe.data.verify`).
+        cache_dir: Where the answers of that are kept (default ``$MUMOE_CACHE``, else ``~/.cache/mumoe``).
+        progress: Show progress.
+        options: What the data set takes besides, such as ``label_column`` of ``csv``.
+
+    Raises:
+        UserError: If the name, an option or the files are wrong, or with `strict` when anything was left out.
+        JobError: If a download fails.
+    """
+    key, colon, argument = name.partition(":")
+    if key not in DATASETS:
+        raise unknown_name("load_data", "data name", name, _spellings())
+    entry = DATASETS[key]
+    if bool(entry.argument) != bool(argument) or (colon and not entry.argument):
+        raise UserError(f"load_data: expected {_spelling(key)!r}, got {name!r}. Write it like that.")
+    _check_options(key, entry.load, options)
+    if verify not in DEPTHS:
+        raise unknown_name("load_data", "value of verify", verify, DEPTHS)
+    request = Request(
+        name=name,
+        argument=argument,
+        root=data_home(root),
+        download=download,
+        strict=strict,
+        split_seed=split_seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        verify=verify,
+        cache_dir=Path(cache_dir) if cache_dir else None,
+        progress=progress,
+    )
+    data = entry.load(request, **options)
+    if strict and data.problems:
+        raise UserError(f"{problem_summary(data)} Repair or remove these, or load without strict.")
+    return data
+
+
+def problem_summary(data: ImageData, *, most: int = 5) -> str:
+    """One line on what was left out while loading, or an empty text when nothing was.
+
+    Args:
+        data: A loaded set.
+        most: How many to name.
+    """
+    if not data.problems:
+        return ""
+    shown = "; ".join(data.problems[:most])
+    more = len(data.problems) - most
+    rest = f"; and {more} more" if more > 0 else ""
+    count = f"{len(data.problems)} problem{'s' if len(data.problems) > 1 else ''}"
+    return f"{data.name}: {count} while loading, {len(data)} images are used: {shown}{rest}."
+
+
+def _spelling(key: str) -> str:
+    return f"{key}:{DATASETS[key].argument}" if DATASETS[key].argument else key
+
+
+def _spellings() -> list[str]:
+    return [_spelling(key) for key in DATASETS]
+
+
+def _check_options(key: str, load: Loader, options: dict[str, Any]) -> None:
+    """Refuse options that the loader does not take, with the nearest one offered."""
+    parameters = inspect.signature(load).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known and known:
+            raise unknown_name("load_data", f"{key!r} option", option, known)
+        if option not in known:
+            raise UserError(f"load_data: expected no option for {key!r}, got {option!r}. Leave it out.")

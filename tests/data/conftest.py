@@ -1,0 +1,55 @@
+"""Tiny data sets in their real layouts, written by the tests."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mumoe.data import load_data
+
+
+@pytest.fixture(autouse=True)
+def homes(tmp_path, monkeypatch):
+    """No test reads or writes outside its own folder."""
+    monkeypatch.setenv("MUMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MUMOE_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def draw():
+    """Write an image of one colour that its seed decides, and give the colour."""
+
+    def write(path, seed=0, size=(9, 7)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        colour = tuple(np.random.default_rng(seed).integers(0, 256, 3).tolist())
+        Image.new("RGB", size, colour).save(path)
+        return colour
+
+    return write
+
+
+@pytest.fixture
+def load():
+    """`load_data` without progress."""
+
+    def quiet(name, **options):
+        return load_data(name, **{"progress": False, **options})
+
+    return quiet
+
+
+@pytest.fixture
+def class_tree(root, draw):
+    """A folder of two classes of ten images each."""
+    for label, name in enumerate(("cat", "dog")):
+        for image in range(10):
+            draw(root / "pets" / name / f"{image}.png", seed=100 * label + image)
+    return root / "pets"

@@ -1,0 +1,255 @@
+"""``hf:`` with a stand-in for `datasets`, and with the real one where it is installed."""
+
+import io
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mumoe.data import load_data
+from mumoe.data.torch import ImageDataset
+from mumoe.errors import JobError, UserError
+
+COLOURS = [(10 * index, 5, 200 - 10 * index) for index in range(12)]
+
+
+class Value:
+    names = None
+
+
+class ClassLabel:
+    def __init__(self, names):
+        self.names = names
+
+
+class ImageFeature:
+    def __init__(self, decode=True):
+        self.decode = decode
+
+
+ImageFeature.__name__ = "Image"
+
+
+class Table:
+    """As much of `datasets.Dataset` as the loader uses."""
+
+    def __init__(self, columns, features):
+        self.columns, self.features = columns, features
+
+    def __len__(self):
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, key):
+        return {name: values[key] for name, values in self.columns.items()}
+
+    def cast_column(self, name, feature):
+        assert not feature.decode
+        return Table(self.columns, {**self.features, name: feature})
+
+    def select_columns(self, names):
+        return Table(
+            {name: self.columns[name] for name in names}, {name: self.features[name] for name in names}
+        )
+
+
+class StandIn(types.ModuleType):
+    """As much of the module, over sets kept by name."""
+
+    Image, Value, ClassLabel = ImageFeature, Value, ClassLabel
+
+    def __init__(self):
+        super().__init__("datasets")
+        self.config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+        self.sets, self.hub, self.asked = {}, {}, []
+
+    def load_from_disk(self, path):
+        return self.sets[path]
+
+    def load_dataset(self, name, config=None, *, cache_dir=None, revision=None):
+        self.asked.append((name, config, revision, self.config.HF_HUB_OFFLINE))
+        if self.config.HF_HUB_OFFLINE:
+            raise ConnectionError(f"Couldn't reach {name}")
+        return self.hub[name]
+
+    def save(self, tables, path):
+        path.mkdir(parents=True)
+        (path / ("dataset_dict.json" if isinstance(tables, dict) else "state.json")).write_text("{}")
+        self.sets[str(path)] = tables
+
+    def table(self, columns, features):
+        return Table(columns, features)
+
+
+class Real:
+    """The same two verbs over the installed package."""
+
+    def __init__(self, module):
+        self.module = module
+        self.Image, self.ClassLabel = module.Image, module.ClassLabel
+
+    def Value(self):
+        return self.module.Value("string")
+
+    def table(self, columns, features):
+        return self.module.Dataset.from_dict(columns, features=self.module.Features(features))
+
+    def save(self, tables, path):
+        saved = self.module.DatasetDict(tables) if isinstance(tables, dict) else tables
+        saved.save_to_disk(str(path))
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    module = StandIn()
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return module
+
+
+@pytest.fixture(params=["stand-in", "installed"])
+def library(request):
+    if request.param == "stand-in":
+        return request.getfixturevalue("standin")
+    return Real(pytest.importorskip("datasets"))
+
+
+def encoded(colour):
+    file = io.BytesIO()
+    Image.new("RGB", (6, 5), colour).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def table(library, rows):
+    labels = {
+        "label": [row % 3 for row in rows],
+        "studio": ["noto" if row < 6 else "openmoji" for row in rows],
+    }
+    features = {
+        "picture": library.Image(),
+        "label": library.ClassLabel(names=["a", "b", "c"]),
+        "studio": library.Value(),
+    }
+    return library.table({"picture": [encoded(COLOURS[row]) for row in rows], **labels}, features)
+
+
+def test_a_saved_table(library, root, load):
+    library.save(table(library, range(12)), root / "saved")
+    data = load(f"hf:{root / 'saved'}")
+    assert data.classes == ("a", "b", "c")
+    assert data.labels.tolist() == [row % 3 for row in range(12)]
+    assert [data.open_image(row).getpixel((2, 2)) for row in range(12)] == COLOURS
+    assert data.attributes["studio"].values == ("noto", "openmoji")
+    assert data.attributes["studio"].codes.tolist() == [0] * 6 + [1] * 6
+    assert data.ids[0] == "all/0"
+    assert [len(data.indices(part)) > 0 for part in ("train", "val", "test")] == [True] * 3
+    assert data.fingerprint == load(f"hf:{root / 'saved'}").fingerprint
+    assert data.problems == ()
+
+
+def test_its_splits_are_kept(library, root, load):
+    tables = {
+        "train": table(library, range(8)),
+        "validation": table(library, [8, 9]),
+        "test": table(library, [10, 11]),
+        "extra": table(library, [0]),
+    }
+    library.save(tables, root / "saved")
+    data = load(f"hf:{root / 'saved'}")
+    assert data.split.tolist() == [0] * 8 + [1] * 2 + [2] * 2
+    assert data.ids[8] == "validation/0"
+    assert data.open_image(11).getpixel((0, 0)) == COLOURS[11]
+    assert data.problems == ("split 'extra' was left out",)
+
+
+def test_bad_images_and_labels_are_left_out_and_named(library, root, load):
+    made = table(library, range(12))
+    cells = [encoded(colour) for colour in COLOURS]
+    cells[1] = {"bytes": b"", "path": None}
+    cells[2] = {"bytes": cells[2]["bytes"][:40], "path": None}
+    labels = [row % 3 for row in range(12)]
+    labels[5] = -1
+    columns = {"picture": cells, "label": labels, "studio": ["x"] * 12}
+    library.save(library.table(columns, dict(made.features)), root / "saved")
+    data = load(f"hf:{root / 'saved'}")
+    assert len(data) == 9
+    assert data.problems == (
+        "all/5: label '-1' is none of the 3 classes, left out",
+        "all/1: the file is empty",
+        "all/2: not an image that Pillow can read",
+    )
+    assert data.open_image(data.ids.index("all/4")).getpixel((0, 0)) == COLOURS[4]
+
+
+def test_images_kept_beside_the_table(standin, root, load):
+    made = table(standin, range(12))
+    made.columns["picture"] = [{"bytes": None, "path": str(root / f"{row}.png")} for row in range(12)]
+    for row in range(11):
+        Image.new("RGB", (3, 3), COLOURS[row]).save(root / f"{row}.png")
+    standin.save(made, root / "saved")
+    data = load(f"hf:{root / 'saved'}")
+    assert data.problems == ("all/11: no such file",)
+    assert data.open_image(10).getpixel((0, 0)) == COLOURS[10]
+
+
+def test_it_feeds_a_loader(library, root, load):
+    library.save(table(library, range(12)), root / "saved")
+    data = load(f"hf:{root / 'saved'}")
+    image, target, index = ImageDataset(data, [7], np.asarray)[0]
+    assert tuple(image[0, 0]) == COLOURS[7]
+    assert (target.item(), index) == (1, 7)
+
+
+def test_columns_by_option_and_mistakes(library, root, load):
+    library.save(table(library, range(12)), root / "saved")
+    name = f"hf:{root / 'saved'}"
+    assert load(name, label_column="studio").classes == ("noto", "openmoji")
+    with pytest.raises(UserError, match=r"expected a column of images, got picture, label, studio"):
+        load(name, image_column="label")
+    with pytest.raises(UserError, match=r"Did you mean 'label'\?"):
+        load(name, label_column="lable")
+
+
+def test_a_changed_image_changes_the_fingerprint(library, root, load):
+    library.save(table(library, range(12)), root / "one")
+    library.save(table(library, [0, 4, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]), root / "two")
+    assert load(f"hf:{root / 'one'}").fingerprint != load(f"hf:{root / 'two'}").fingerprint
+
+
+def test_the_hub_is_asked_only_when_allowed(standin, load):
+    standin.hub["someone/pets"] = table(standin, range(12))
+    with pytest.raises(UserError) as error:
+        load("hf:someone/pets")
+    assert str(error.value) == (
+        "hf:someone/pets: expected a folder, or a set that was fetched before, got: "
+        "Couldn't reach someone/pets. Check the name, or allow the download (--download)."
+    )
+    assert standin.config.HF_HUB_OFFLINE is False
+    assert len(load("hf:someone/pets", download=True, config="small", revision="v1")) == 12
+    assert standin.asked == [("someone/pets", None, None, True), ("someone/pets", "small", "v1", False)]
+    with pytest.raises(JobError, match="hf:someone/none: expected to load the set"):
+        load("hf:someone/none", download=True)
+
+
+def test_a_set_that_was_never_fetched_is_one_line():
+    pytest.importorskip("datasets")
+    with pytest.raises(UserError, match="expected a folder, or a set that was fetched before") as error:
+        load_data("hf:someone/never-fetched")
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'mumoe\[data\]'"):
+        load_data("hf:someone/pets")
+
+
+def test_a_folder_of_parquet(root, load):
+    datasets = pytest.importorskip("datasets")
+    (root / "files").mkdir()
+    table(Real(datasets), range(9)).to_parquet(str(root / "files/train.parquet"))
+    table(Real(datasets), [9, 10, 11]).to_parquet(str(root / "files/test.parquet"))
+    data = load(f"hf:{root / 'files'}")
+    assert data.classes == ("a", "b", "c")
+    assert data.split[-3:].tolist() == [2, 2, 2]
+    assert data.open_image(11).getpixel((0, 0)) == COLOURS[11]
