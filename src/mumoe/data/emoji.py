@@ -99,9 +99,9 @@ def load_emoji(
         progress: Whether to show progress on stderr.
 
     Returns:
-        The set with the attributes of `ATTRIBUTES`: ``skin_tone`` is unknown (-1) for characters without tones,
-        ``gender`` for those that are not people. It is the gender that Unicode gives the character; old studios
-        drew many neutral characters as men or women.
+        The set with the attributes of `ATTRIBUTES`: ``skin_tone`` is unknown (-1) for characters without
+        tones, ``gender`` for those that are not people. It is the gender that Unicode gives the character;
+        old studios drew many neutral characters as men or women.
 
     Raises:
         UserError: For an unknown name, a size or count out of range, or when npm or a package is missing.

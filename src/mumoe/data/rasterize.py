@@ -76,8 +76,6 @@ def draw_all(svgs: Sequence[str], size: int, path: Path, *, who: str, progress: 
         finally:
             for worker in workers:
                 worker.kill()
-    for worker in workers:
-        worker.communicate()
     listing.unlink()
 
 
@@ -87,10 +85,11 @@ def _follow(worker: subprocess.Popen[str], bar: Progress, who: str) -> None:
 
     assert worker.stdout is not None
     assert worker.stderr is not None
-    for line in worker.stdout:
-        bar.advance(int(line))
-    said = worker.stderr.read().splitlines()
-    if worker.wait():
+    with worker:
+        for line in worker.stdout:
+            bar.advance(int(line))
+        said = worker.stderr.read().splitlines()
+    if worker.returncode:
         reason = said[-1] if said else f"exit status {worker.returncode}"
         raise JobError(
             f"{who}: expected resvg to draw every picture, got: {reason}. Install resvg-py==0.5.0."

@@ -1,0 +1,1 @@
+"""Backbones, their cached features, and the models built on them."""
