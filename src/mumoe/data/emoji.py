@@ -179,6 +179,11 @@ def _split(
         return group_split(
             np.unique(keys, return_inverse=True)[1], fractions=fractions, seed=seed, labels=labels
         )
+    if min(fractions) < 0 or fractions[0] == 0:
+        raise UserError(
+            f"emoji: expected fractions (train, val, test) from 0 that leave some for train, got {fractions}. "
+            "Give (0.7, 0.1, 0.2), say."
+        )
     chosen = held_out or "openmoji"
     if chosen not in studio.values:
         raise unknown_name("emoji", "held_out studio with such images", chosen, studio.values)
@@ -187,6 +192,7 @@ def _split(
         studio.values.index(chosen),
         val_fraction=fractions[1] / (fractions[0] + fractions[1]),
         seed=seed,
+        labels=labels,
     )
 
 
