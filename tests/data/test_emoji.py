@@ -107,7 +107,8 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "assert sys.argv[1] == 'pack' and '--ignore-scripts' in sys.argv\n"
         "name = sys.argv[-1].lstrip('@').replace('/', '-').replace('@', '-') + '.tgz'\n"
         "(served / 'calls').open('a').write(name + ' ')\n"
-        "if not (served / name).exists(): sys.exit('npm error code ENOTFOUND\\nnpm error network no such host')\n"
+        "if not (served / name).exists():\n"
+        "    sys.exit('npm error code ENOTFOUND\\nnpm error network no such host')\n"
         "shutil.copy(served / name, '.')\n"
     )
     npm.chmod(0o755)

@@ -181,7 +181,7 @@ def _split(
         )
     if min(fractions) < 0 or fractions[0] == 0:
         raise UserError(
-            f"emoji: expected fractions (train, val, test) from 0 that leave some for train, got {fractions}. "
+            f"emoji: expected fractions from 0 that leave some for train, got {fractions}. "
             "Give (0.7, 0.1, 0.2), say."
         )
     chosen = held_out or "openmoji"

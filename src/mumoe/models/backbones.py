@@ -139,7 +139,7 @@ def create_backbone(
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     if image_size is not None:
         _resize_input(model, config, image_size, full_name)
-    return Backbone(name, model.eval(), config)
+    return Backbone(name, model, config).eval()
 
 
 def _check_name(name: str, full_name: str) -> None:
