@@ -192,7 +192,5 @@ def test_a_set_whose_training_images_are_all_broken_is_refused(root, draw, load)
 
 
 def test_fractions_that_leave_nothing_to_train_on_are_refused(class_tree, load):
-    with pytest.raises(
-        UserError, match="val_fraction and test_fraction from 0 that leave something to train"
-    ):
+    with pytest.raises(UserError, match="val_fraction and test_fraction from 0 that leave something to train"):
         load(f"folder:{class_tree}", val_fraction=0.5, test_fraction=0.5)

@@ -49,9 +49,7 @@ class Table:
         return Table(self.columns, {**self.features, name: feature})
 
     def select_columns(self, names):
-        return Table(
-            {name: self.columns[name] for name in names}, {name: self.features[name] for name in names}
-        )
+        return Table({name: self.columns[name] for name in names}, {name: self.features[name] for name in names})
 
 
 class StandIn(types.ModuleType):

@@ -169,9 +169,7 @@ def _checked_labels(
     """Labels in the type that `ImageData` has; refuses class names that repeat and targets beside 0/1."""
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated:
-        raise UserError(
-            f"{request.name}: expected class names that differ, got {repeated[0]!r} twice. Rename one."
-        )
+        raise UserError(f"{request.name}: expected class names that differ, got {repeated[0]!r} twice. Rename one.")
     if labels.ndim == 2 and not np.isin(labels, (0, 1)).all():
         odd = labels[~np.isin(labels, (0, 1))][0]
         raise UserError(f"{request.name}: expected targets of 0 and 1, got {odd}. Correct them.")

@@ -81,9 +81,7 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
 
 
-def list_classes(
-    who: str, root: Path, places: Sequence[tuple[Path, int]], *, skip: Sequence[str] = ()
-) -> Listing:
+def list_classes(who: str, root: Path, places: Sequence[tuple[Path, int]], *, skip: Sequence[str] = ()) -> Listing:
     """List the images in the class folders of each place.
 
     Args:

@@ -53,9 +53,7 @@ class RowImages:
         try:
             return read_image(self.encoded(index), name=self.names[index])
         except OSError as error:
-            raise ImageError(
-                f"hf: expected an image in {self.names[index]!r}, got: {damage(error)}."
-            ) from error
+            raise ImageError(f"hf: expected an image in {self.names[index]!r}, got: {damage(error)}.") from error
 
     def encoded(self, index: int) -> bytes:
         """The bytes of the image file, which may lie beside the table; empty when the row has none."""

@@ -19,9 +19,7 @@ SPLIT_WORDS = {
 """What people call the splits (lower case) -> position in `mumoe.data.base.SPLITS`."""
 
 
-def locate(
-    request: Request, folders: Sequence[str], marker: str, fetch: Callable[[str], object] | None = None
-) -> Path:
+def locate(request: Request, folders: Sequence[str], marker: str, fetch: Callable[[str], object] | None = None) -> Path:
     """The folder of a data set in its official layout: one of `folders` below the root, or the root itself.
 
     Args:

@@ -163,9 +163,7 @@ def imagenet_names(wnids: Sequence[str]) -> tuple[str, ...]:
     counts = Counter(short)
     names = [name if counts[name] == 1 else full for name, full in zip(short, every, strict=True)]
     counts = Counter(names)
-    return tuple(
-        name if counts[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True)
-    )
+    return tuple(name if counts[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids, strict=True))
 
 
 def _from_class_folders(
@@ -190,8 +188,7 @@ def _food_list(path: Path) -> dict[str, list[str]]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{who}: expected JSON in {str(path)!r}, got: {error}. Fetch it again.") from error
     right = isinstance(content, dict) and all(
-        isinstance(images, list) and all(isinstance(image, str) for image in images)
-        for images in content.values()
+        isinstance(images, list) and all(isinstance(image, str) for image in images) for images in content.values()
     )
     if not right:
         raise UserError(f"{who}: expected lists of images by class in {str(path)!r}. Fetch it again.")

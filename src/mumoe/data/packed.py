@@ -75,9 +75,7 @@ def load_fashion_mnist(request: Request) -> ImageData:
 
 
 def _numbered(train: int, test: int) -> list[str]:
-    return [
-        f"{part}/{index:05d}" for part, count in (("train", train), ("test", test)) for index in range(count)
-    ]
+    return [f"{part}/{index:05d}" for part, count in (("train", train), ("test", test)) for index in range(count)]
 
 
 def read_cifar(path: Path) -> dict[str, Any]:

@@ -89,9 +89,7 @@ def register(name: str, text: str, *, argument: str = "") -> Callable[[Loader], 
         UserError: If the name is taken or holds a colon.
     """
     if name in DATASETS:
-        raise UserError(
-            f"register: expected a new data name, got {name!r}, which is taken. Choose another one."
-        )
+        raise UserError(f"register: expected a new data name, got {name!r}, which is taken. Choose another one.")
     if not name or ":" in name:
         raise UserError(f"register: expected a data name without a colon, got {name!r}. Use argument=...")
 

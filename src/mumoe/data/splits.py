@@ -28,9 +28,7 @@ Split = npt.NDArray[np.int8]
 Codes = npt.NDArray[np.int64]
 
 
-def stratified_split(
-    labels: npt.ArrayLike, *, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0
-) -> Split:
+def stratified_split(labels: npt.ArrayLike, *, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0) -> Split:
     """Split images at random so that every class is shared out in the same proportions.
 
     Each class gets its share of images outside train rounded up or down, and these are shared between val and

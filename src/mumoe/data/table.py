@@ -132,8 +132,6 @@ def _columns(who: str, path: Path, reader: Any) -> Table:
             problems.append(f"line {reader.line_num}: {len(row)} fields for {len(header)} columns, left out")
     if not rows:
         reason = f" that can be read ({problems[0]})" if problems else ""
-        raise UserError(
-            f"{who}: expected rows below the header of {str(path)!r}, got none{reason}. Add them."
-        )
+        raise UserError(f"{who}: expected rows below the header of {str(path)!r}, got none{reason}. Add them.")
     values = [list(column) for column in zip(*rows, strict=True)]
     return Table(dict(zip(header, values, strict=True)), numbers, problems)

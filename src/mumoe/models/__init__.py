@@ -1,1 +1,1 @@
-"""Whole networks: backbones, heads, and the classifier that joins them."""
+"""Backbones, their cached features, and the models built on them."""

@@ -1,0 +1,217 @@
+"""Features of a frozen backbone, extracted once and kept on disk.
+
+Training a head on cached features takes seconds where running the backbone takes minutes. The cache is keyed
+by everything that the numbers depend on: the images, the backbone's weights, its preprocessing and input
+size, and the number format of the computation. Change one of them and the features are extracted anew, into
+another folder. Labels and splits are not part of the key for sets whose `open_image` has a `fingerprint`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mumoe.data.base import ImageData
+from mumoe.data.cache import cache_root, sealed_folder
+from mumoe.errors import JobError, UserError, unknown_name
+from mumoe.models.backbones import Backbone
+from mumoe.progress import Progress
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["DTYPES", "Features", "extract_features", "feature_key"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FORMAT = 1
+"""Raise it when the same inputs would give other numbers, so that caches are made anew."""
+
+FILE = "features.npy"
+
+
+@dataclass(frozen=True)
+class Features:
+    """One feature vector per image of a set, in the order of the set.
+
+    Attributes:
+        x: (num_images, num_features) float32, read-only, memory-mapped where the file allows it.
+        key: Hex digest of all that the numbers depend on.
+        path: The file they are in.
+        extracted: How many images this call ran through the backbone.
+        reused: How many it found done.
+    """
+
+    x: npt.NDArray[np.float32]
+    key: str
+    path: Path
+    extracted: int = 0
+    reused: int = 0
+
+
+def extract_features(
+    data: ImageData,
+    backbone: Backbone,
+    *,
+    cache_dir: str | Path | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    progress: bool = True,
+) -> Features:
+    """The backbone's features of every image of a set, from the cache or extracted into it.
+
+    Images are streamed: memory holds a few batches, whatever the size of the set. Two processes that ask for
+    the same features at once extract them once. A damaged file is noticed and made anew, with a warning. The
+    backbone is left in the mode, on the device and in the memory format that it came in.
+
+    Args:
+        data: The images.
+        backbone: Its evaluation preprocessing is applied.
+        cache_dir: Where features are kept; None takes $MUMOE_CACHE or ~/.cache/mumoe.
+        batch_size: Images at a time.
+        workers: Processes that open and preprocess images; 0 does it in this one.
+        device: Where the backbone runs.
+        dtype: Number format of the backbone's products. bfloat16 is faster on processors that have it,
+            with two to three digits; the features are stored as float32 either way.
+        progress: Whether to show progress on stderr.
+
+    Raises:
+        UserError: For an unknown dtype or a count out of range.
+        JobError: If an image cannot be opened, or the backbone's output is not finite or has another shape.
+    """
+    _check(batch_size, workers, dtype)
+    key = feature_key(data, backbone, dtype)
+
+    def write(folder: Path) -> None:
+        about = {
+            "data": data.name,
+            "images": len(data),
+            "backbone": backbone.name,
+            "dtype": dtype,
+            "key": key,
+        }
+        (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        shape = (len(data), backbone.num_features)
+        batches = _batches(data, backbone.transform(), batch_size, workers)
+        with _running(backbone, torch.device(device), DTYPES[dtype]) as run:
+            _fill(folder / FILE, shape, map(run, batches), backbone.name, progress)
+
+    folder, made = sealed_folder(cache_root(cache_dir) / "features" / key[:32], write, who="features")
+    x: npt.NDArray[np.float32] = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
+    count = len(data)
+    return Features(x, key, folder / FILE, extracted=count if made else 0, reused=0 if made else count)
+
+
+def feature_key(data: ImageData, backbone: Backbone, dtype: str = "float32") -> str:
+    """Hex digest of everything that the features depend on."""
+    images = getattr(data.open_image, "fingerprint", data.fingerprint)
+    parts = [FORMAT, images, len(data), backbone.fingerprint, repr(backbone.transform()), dtype]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _check(batch_size: int, workers: int, dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise unknown_name("features", "dtype", dtype, DTYPES)
+    if batch_size < 1:
+        raise UserError(f"features: expected batch_size of at least 1, got {batch_size}. The default is 64.")
+    if workers < 0:
+        raise UserError(f"features: expected workers of at least 0, got {workers}. The default is 0.")
+
+
+class _Opened(Dataset[Tensor | str]):
+    """The preprocessed image at an index, or what went wrong with it."""
+
+    def __init__(self, data: ImageData, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.open_image, self.ids, self.transform = data.open_image, data.ids, transform
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self.transform(self.open_image(index))
+        except JobError as error:
+            return str(error)
+        except Exception as error:
+            return (
+                f"features: expected an image at {self.ids[index]!r}, got {type(error).__name__}: {error}. "
+                "Leave it out of the set or replace it."
+            )
+
+
+def _stack(items: Sequence[Tensor | str]) -> Tensor | str:
+    for item in items:
+        if isinstance(item, str):
+            return item
+    return torch.stack([item for item in items if isinstance(item, Tensor)])
+
+
+def _batches(
+    data: ImageData, transform: Callable[[Image.Image], Tensor], batch_size: int, workers: int
+) -> Iterator[Tensor]:
+    """Preprocessed batches in the order of the set; a JobError names an image that does not open."""
+    loader: DataLoader[Any] = DataLoader(_Opened(data, transform), batch_size, num_workers=workers, collate_fn=_stack)
+    for batch in loader:
+        if isinstance(batch, str):
+            raise JobError(batch)
+        yield batch
+
+
+@contextlib.contextmanager
+def _running(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The backbone as a function from a batch to float32 features on the CPU; it is given back unchanged."""
+    training = {module: module.training for module in backbone.modules()}
+    tensors = [*backbone.parameters(), *backbone.buffers()]
+    before = [(tensor, tensor.data) for tensor in tensors]
+    amp = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+    def run(images: Tensor) -> Tensor:
+        with torch.inference_mode(), amp:
+            output: Tensor = backbone(images.to(device, memory_format=torch.channels_last))
+        return output.float().cpu()
+
+    try:
+        for tensor in tensors:
+            layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+            tensor.data = tensor.data.to(device, memory_format=layout)
+        backbone.eval()
+        yield run
+    finally:
+        for tensor, values in before:
+            tensor.data = values
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _fill(path: Path, shape: tuple[int, int], outputs: Iterator[Tensor], name: str, progress: bool) -> None:
+    """Write the outputs one after the other into a new .npy file of this shape."""
+    x = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    done = 0
+    with Progress("Extracting features", shape[0], enabled=progress) as bar:
+        for output in outputs:
+            if output.shape[1:] != shape[1:]:
+                raise JobError(
+                    f"features: expected {shape[1]} features per image from {name!r}, got an output of shape "
+                    f"{tuple(output.shape)}. Take a backbone that pools its output."
+                )
+            if not torch.isfinite(output).all():
+                raise JobError(
+                    f"features: expected finite features from {name!r}, got nan or inf after image {done}. "
+                    "Take dtype='float32', or other weights."
+                )
+            x[done : done + len(output)] = output.numpy()
+            done += len(output)
+            bar.advance(len(output))
+    x.flush()
