@@ -1,0 +1,187 @@
+"""Several processes as one: gate statistics over the whole batch, sharding, and small agreements.
+
+A batch-normalized gate that saw only its own process's rows would compute another function than on one
+process; torch's SyncBatchNorm refuses CPU tensors, so the reduction here is ours, differentiable and plain:
+the count and the sum of the rows are summed over processes, then the centred squares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mumoe.errors import UserError
+from mumoe.training.config import TrainConfig
+
+__all__ = [
+    "SynchronizedBatchNorm",
+    "agree",
+    "make_accelerator",
+    "shard",
+    "sum_over_processes",
+    "synchronize_gates",
+    "world_size",
+]
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce whose gradient is an all-reduce: every process's loss depends on every process's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, with gradients; the tensor itself on one process."""
+    if world_size() == 1:
+        return tensor
+    total: Tensor = _SumOverProcesses.apply(tensor)
+    return total
+
+
+class SynchronizedBatchNorm(nn.BatchNorm1d):
+    """Batch normalization without scale or shift whose statistics span all processes, on any device.
+
+    Shape:
+        (rows, num_features) -> the same; rows may differ between processes, and be 0 on some.
+
+    Raises:
+        UserError: In training, if all processes together have fewer than two rows.
+    """
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d) -> SynchronizedBatchNorm:
+        """A synchronized norm that shares the buffers of a local one."""
+        synchronized = cls(norm.num_features, norm.eps, norm.momentum, affine=False)
+        for name, buffer in norm.named_buffers():
+            setattr(synchronized, name, buffer)
+        return synchronized.train(norm.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        count = input.new_tensor([input.shape[0]])
+        dist.all_reduce(count)
+        if count.item() < 2:
+            raise UserError(
+                "gate: expected at least 2 rows over all processes, got fewer. Use a larger batch."
+            )
+        mean = sum_over_processes(input.sum(0)) / count
+        centred = input - mean
+        variance = sum_over_processes(centred.square().sum(0)) / count
+        self._remember(mean.detach(), variance.detach(), count)
+        return centred * torch.rsqrt(variance + self.eps)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        weight = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), weight)
+
+
+def synchronize_gates(model: nn.Module) -> nn.Module:
+    """Replace every gate's batch norm (1-d, without scale or shift) by a synchronized one, in place.
+
+    Parameter and buffer names stay as they were. Other batch norms, such as a backbone's, are left alone.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            plain = isinstance(child, nn.BatchNorm1d) and not isinstance(child, SynchronizedBatchNorm)
+            if plain and not child.affine:
+                setattr(parent, name, SynchronizedBatchNorm.of(child))
+    return model
+
+
+def make_accelerator(config: TrainConfig) -> Any:
+    """Accelerate's handle on the devices and processes of this job.
+
+    Raises:
+        UserError: If the device cannot do the precision asked for.
+    """
+    from mumoe.errors import require
+
+    accelerate = require("accelerate", "vision", "train")
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    AcceleratorState._reset_state()  # a second training in this process may ask for another precision
+    with _without_launcher_sharding():
+        mixed = {"fp32": "no"}.get(config.precision, config.precision)
+        try:
+            return accelerate.Accelerator(
+                mixed_precision=mixed,
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            )
+        except ValueError as error:
+            if config.precision == "fp32":
+                raise
+            raise UserError(
+                f"train: expected a device that computes in {config.precision}, got: {error} "
+                "Take --precision bf16 or fp32."
+            ) from None
+
+
+@contextlib.contextmanager
+def _without_launcher_sharding() -> Iterator[None]:
+    """`accelerate launch --use_fsdp` means our `shard`: one way to shard, on CPU as well."""
+    before = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = before
+
+
+def wants_shard(config: TrainConfig) -> bool:
+    """Whether this job shards: asked for by the config or the launcher, and there are several processes."""
+    asked = config.shard or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and config.precision == "fp16":
+        raise UserError("train: expected bf16 or fp32 with --shard, got fp16. Take --precision bf16.")
+    return asked and world_size() > 1
+
+
+def shard(model: nn.Module, device: torch.device) -> nn.Module:
+    """Shard parameters over the processes (FSDP2), block by block where the model has lists of blocks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for parent in model.modules():
+        if isinstance(parent, nn.ModuleList):
+            for block in parent:
+                if any(True for _ in block.parameters()) and type(block).forward is not nn.Module.forward:
+                    fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def agree(value: bool, device: torch.device) -> bool:
+    """True on every process as soon as it is true on one; every process must ask."""
+    if world_size() == 1:
+        return value
+    flag = torch.tensor([float(value)], device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item() > 0)
