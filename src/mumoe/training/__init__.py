@@ -1,21 +1,18 @@
 """Train a head on a backbone from one config: seeds, partners, checkpoints that survive, evaluation.
 
->>> from mumoe.training import TrainConfig, train  # doctest: +SKIP
->>> result = train(TrainConfig(data="emoji", head="CPMuMoE-r256-e128", seeds=3, out="runs/cp"))  # doctest: +SKIP
+result = train(TrainConfig(data="emoji", head="CPMuMoE-r256-e128", seeds=3, out="runs/cp"))
+result.accuracy["CPMuMoE-r256-e128"]["test"].mean
 """
 
 from mumoe.training.checkpoint import CheckpointError
 from mumoe.training.config import PRESETS, TrainConfig, read_config, to_toml
 from mumoe.training.jobs import evaluate, load_head, load_run, resume, train
-from mumoe.training.network import Head, Standardize
 from mumoe.training.signals import Interrupted
 
 __all__ = [
     "PRESETS",
     "CheckpointError",
-    "Head",
     "Interrupted",
-    "Standardize",
     "TrainConfig",
     "evaluate",
     "load_head",

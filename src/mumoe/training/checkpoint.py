@@ -106,8 +106,7 @@ def _write_files(temporary: Path, snapshot: Snapshot) -> None:
         flush_file(temporary / f"{part}.safetensors")
     _write_json(temporary / _STATE, {"step": snapshot.step, **snapshot.state})
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": file_digest(path)}
-        for path in sorted(temporary.iterdir())
+        path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in sorted(temporary.iterdir())
     }
     _write_json(temporary / _MANIFEST, {"format": FORMAT, "step": snapshot.step, "files": files})
     flush_folder(temporary)
@@ -209,9 +208,7 @@ def read(path: Path, check: Check) -> Snapshot:
         tensors = {part: _read_tensors(path / f"{part}.safetensors") for part in parts}
         check({part: specs(values) for part, values in tensors.items()}, state)
     except (ValueError, TypeError, KeyError, OverflowError, OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"checkpoint {path}: expected a whole checkpoint, got: {_words(error)}."
-        ) from None
+        raise CheckpointError(f"checkpoint {path}: expected a whole checkpoint, got: {_words(error)}.") from None
     return Snapshot(_step_of(path), tensors, state)
 
 

@@ -1,18 +1,14 @@
-"""Several seeds and partners: spreads, paired differences, and ranks that match a budget of parameters."""
+"""Several seeds and partners: spreads, paired differences, and sizes that match a budget of parameters."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
-
-from mumoe.errors import UserError
 from mumoe.results import Comparison, RunResult, Spread, TrainResult
 from mumoe.training.config import TrainConfig
 
-__all__ = ["compare", "match_rank", "spread", "summarize", "t_quantile"]
+__all__ = ["compare", "partner_spec", "spread", "summarize", "t_quantile"]
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -56,9 +52,7 @@ def _t_distribution(t: float, degrees: int) -> float:
     return 0.5 + (angle + math.sin(angle) * total) / math.pi
 
 
-def compare(
-    head: str, partner: str, split: str, ours: Sequence[float], theirs: Sequence[float]
-) -> Comparison:
+def compare(head: str, partner: str, split: str, ours: Sequence[float], theirs: Sequence[float]) -> Comparison:
     """Paired by seed: the mean difference, its deviation and 95% t-interval."""
     differences = tuple(a - b for a, b in zip(ours, theirs, strict=True))
     found = spread(differences)
@@ -91,40 +85,21 @@ def _accuracies(runs: Sequence[RunResult], split: str) -> list[float]:
     return [run.evaluations[split].accuracy for run in runs]
 
 
-def match_rank(config: TrainConfig, spec: str, count: Callable[[TrainConfig], int]) -> str:
-    """A specification with its rank, if it left one out: the rank whose parameters are nearest the head's.
+def partner_spec(config: TrainConfig, partner: str, num_features: int, num_classes: int) -> str:
+    """A partner's full specification: as given, or of the size whose parameters match the head's.
 
     Args:
-        config: The job of the head that sets the budget.
-        spec: The partner, e.g. ``highrank-linear`` or ``TRMuMoE-e128``.
-        count: Number of parameters of a config's head.
+        config: The job whose head sets the budget.
+        partner: A full specification, ``linear``, or one without its size: ``highrank-linear``,
+            ``sparse-moe`` or a factorization's title such as ``TRMuMoE``.
+        num_features: Width of the features.
+        num_classes: Number of classes.
     """
-    kind, _, rest = spec.partition("-")
-    ranked = "mumoe" in kind.lower() or spec.lower().startswith("highrank-linear")
-    if not ranked or re.search(r"-r\d", spec) or kind.lower().startswith("dense"):
-        return spec
-    stem, tail = (
-        ("highrank-linear", "") if spec.lower().startswith("highrank") else (kind, f"-{rest}" if rest else "")
-    )
+    from mumoe.factorizations import FACTORIZATIONS
+    from mumoe.models.heads import matched_spec
 
-    def parameters(rank: int) -> int:
-        return count(config.replace(head=f"{stem}-r{rank}{tail}"))
-
-    budget = count(config)
-    low, high = 1, 2
-    while parameters(high) < budget:
-        low, high = high, high * 2
-        if high > 1 << 20:
-            raise UserError(
-                f"--against: expected {spec!r} to reach {budget} parameters, got fewer at any rank."
-            )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if parameters(middle) < budget else (low, middle)
-    rank = min((low, high), key=lambda rank: abs(parameters(rank) - budget))
-    return f"{stem}-r{rank}{tail}"
-
-
-def parameter_count(module: torch.nn.Module) -> int:
-    """Number of parameters that are trained."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    sizeless = {"highrank-linear", "sparse-moe", *(kind.title for kind in FACTORIZATIONS.values())}
+    if partner not in sizeless:
+        return partner
+    width = num_features if config.position == "penultimate" else num_classes
+    return matched_spec(partner, config.head, num_features, width)

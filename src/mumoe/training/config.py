@@ -288,8 +288,4 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     # JSON's strings are TOML's basic strings, but for U+007F, which TOML wants escaped.
-    return (
-        json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
-        if isinstance(value, str)
-        else repr(value)
-    )
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F") if isinstance(value, str) else repr(value)

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mumoe.errors import UserError
+from mumoe.errors import UserError, require
+from mumoe.gating import BatchNorm
 from mumoe.training.config import TrainConfig
 
 __all__ = [
@@ -59,8 +60,8 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return total
 
 
-class SynchronizedBatchNorm(nn.BatchNorm1d):
-    """Batch normalization without scale or shift whose statistics span all processes, on any device.
+class SynchronizedBatchNorm(BatchNorm):
+    """A gate's batch normalization whose statistics span all processes, on any device.
 
     Shape:
         (rows, num_features) -> the same; rows may differ between processes, and be 0 on some.
@@ -70,9 +71,10 @@ class SynchronizedBatchNorm(nn.BatchNorm1d):
     """
 
     @classmethod
-    def of(cls, norm: nn.BatchNorm1d) -> SynchronizedBatchNorm:
+    def of(cls, norm: BatchNorm) -> SynchronizedBatchNorm:
         """A synchronized norm that shares the buffers of a local one."""
-        synchronized = cls(norm.num_features, norm.eps, norm.momentum, affine=False)
+        synchronized = cls(norm.num_features)
+        synchronized.eps, synchronized.momentum = norm.eps, norm.momentum
         for name, buffer in norm.named_buffers():
             setattr(synchronized, name, buffer)
         return synchronized.train(norm.training)
@@ -83,9 +85,7 @@ class SynchronizedBatchNorm(nn.BatchNorm1d):
         count = input.new_tensor([input.shape[0]])
         dist.all_reduce(count)
         if count.item() < 2:
-            raise UserError(
-                "gate: expected at least 2 rows over all processes, got fewer. Use a larger batch."
-            )
+            raise UserError("gate: expected at least 2 rows over all processes, got fewer. Use a larger batch.")
         mean = sum_over_processes(input.sum(0)) / count
         centred = input - mean
         variance = sum_over_processes(centred.square().sum(0)) / count
@@ -103,14 +103,13 @@ class SynchronizedBatchNorm(nn.BatchNorm1d):
 
 
 def synchronize_gates(model: nn.Module) -> nn.Module:
-    """Replace every gate's batch norm (1-d, without scale or shift) by a synchronized one, in place.
+    """Replace every gate's batch norm by a synchronized one, in place; names of buffers stay as they were.
 
-    Parameter and buffer names stay as they were. Other batch norms, such as a backbone's, are left alone.
+    Other batch norms, such as a backbone's, are left alone.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            plain = isinstance(child, nn.BatchNorm1d) and not isinstance(child, SynchronizedBatchNorm)
-            if plain and not child.affine:
+            if isinstance(child, BatchNorm) and not isinstance(child, SynchronizedBatchNorm):
                 setattr(parent, name, SynchronizedBatchNorm.of(child))
     return model
 
@@ -121,19 +120,15 @@ def make_accelerator(config: TrainConfig) -> Any:
     Raises:
         UserError: If the device cannot do the precision asked for.
     """
-    from mumoe.errors import require
-
     accelerate = require("accelerate", "vision", "train")
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    AcceleratorState._reset_state()  # a second training in this process may ask for another precision
+    states, tools = require("accelerate.state", "vision", "train"), require("accelerate.utils", "vision", "train")
+    states.AcceleratorState._reset_state()  # a second training in this process may ask for another precision
     with _without_launcher_sharding():
         mixed = {"fp32": "no"}.get(config.precision, config.precision)
         try:
             return accelerate.Accelerator(
                 mixed_precision=mixed,
-                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+                kwargs_handlers=[tools.DistributedDataParallelKwargs(broadcast_buffers=False)],
             )
         except ValueError as error:
             if config.precision == "fp32":

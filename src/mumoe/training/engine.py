@@ -237,8 +237,7 @@ class Engine:
         self.bar.advance(note=self.log.note)
         if stop:
             raise Interrupted(
-                f"Stopped at step {self.step} of {self.total}. "
-                f"Go on with: mumoe train --resume {self.run.path}"
+                f"Stopped at step {self.step} of {self.total}. Go on with: mumoe train --resume {self.run.path}"
             )
 
     def _stops(self, agreed: bool) -> bool:
@@ -259,8 +258,7 @@ class Engine:
         self.log.write({"step": self.step, "epoch": epoch, "loss": loss, "lr": rate})
         if not math.isfinite(loss):
             raise JobError(
-                f"{self.run.path}: expected a finite loss, got {loss} by step {self.step}. "
-                "Lower --lr, or set --clip 1."
+                f"{self.run.path}: expected a finite loss, got {loss} by step {self.step}. Lower --lr, or set --clip 1."
             )
 
     def _evaluation_due(self) -> bool:
@@ -282,9 +280,7 @@ class Engine:
 
     def evaluate(self, split: Literal["train", "val", "test"]) -> EvalResult:
         """Evaluate the network as it is now on one split (collective)."""
-        batch_size = (
-            max(self.config.batch_size, 1024) if self.network.backbone is None else self.config.batch_size
-        )
+        batch_size = max(self.config.batch_size, 1024) if self.network.backbone is None else self.config.batch_size
         tally = evaluate_network(
             self.network,
             self.source,
@@ -345,6 +341,6 @@ class Engine:
         mine = state.random_tensors(self.accelerator.process_index)
         if world_size() == 1:
             return mine
-        from accelerate.utils import gather_object
-
-        return {name: tensor for pair in gather_object(list(mine.items())) for name, tensor in [pair]}
+        everyone: list[Any] = [None] * world_size()
+        torch.distributed.all_gather_object(everyone, mine)
+        return {name: tensor for states in everyone for name, tensor in states.items()}

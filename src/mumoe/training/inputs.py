@@ -14,7 +14,7 @@ from torch import nn
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError
 from mumoe.training.config import TrainConfig, parse_options
-from mumoe.training.network import Head, Network, Standardize, column_statistics, make_head
+from mumoe.training.network import Network, column_statistics, make_head
 from mumoe.training.sampler import derived_seed
 from mumoe.training.sources import FeatureSource, ImageSource, Source
 
@@ -112,9 +112,7 @@ def load_backbone(config: TrainConfig) -> Any:
     )
 
 
-def cached_features(
-    config: TrainConfig, data: ImageData, backbone: Any, progress: bool
-) -> npt.NDArray[np.float32]:
+def cached_features(config: TrainConfig, data: ImageData, backbone: Any, progress: bool) -> npt.NDArray[np.float32]:
     """The backbone's features of every image, from the cache or extracted into it."""
     from mumoe.models.features import extract_features
 
@@ -138,18 +136,10 @@ def make_network(config: TrainConfig, inputs: Inputs) -> Network:
         torch.default_generator.manual_seed(derived_seed(config.seed, 0))
         head = make_head(config, inputs.num_features, len(inputs.data.classes))
     if inputs.features is not None:
-        fit_standardize(head, inputs)
+        if config.zscore:
+            head.standardize(*column_statistics(inputs.features, inputs.data.indices("train")))
         return Network(head)
     return Network(head, inputs.backbone)
-
-
-def fit_standardize(head: Head, inputs: Inputs) -> None:
-    """Give the head the training split's column statistics."""
-    if not isinstance(head.standardize, Standardize) or inputs.features is None:
-        return
-    mean, deviation = column_statistics(inputs.features, inputs.data.indices("train"))
-    head.standardize.mean.copy_(mean)
-    head.standardize.deviation.copy_(deviation)
 
 
 def make_source(config: TrainConfig, inputs: Inputs, device: torch.device | str) -> Source:

@@ -19,17 +19,18 @@ from torch import nn
 
 from mumoe.data.base import SPLITS, ImageData
 from mumoe.errors import JobError, UserError, unknown_name
+from mumoe.models.heads import Head
 from mumoe.results import EvalResult, RunResult, TrainResult, to_json
 from mumoe.training import state
 from mumoe.training.checkpoint import CheckpointError, Snapshot, newest, read
-from mumoe.training.compare import match_rank, parameter_count, summarize
+from mumoe.training.compare import partner_spec, summarize
 from mumoe.training.config import TrainConfig, read_config
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
 from mumoe.training.evaluation import evaluate_network
 from mumoe.training.files import write_atomic
 from mumoe.training.inputs import Inputs, load_backbone, load_inputs, make_network, make_source, with_seed
-from mumoe.training.network import Head, Network, make_head
+from mumoe.training.network import Network, make_head, parameter_count
 from mumoe.training.run import RunFolder, check_free, write_group_config
 
 __all__ = ["evaluate", "load_head", "load_run", "resume", "train"]
@@ -95,7 +96,7 @@ def resume(
 ) -> TrainResult:
     """Go on with a run, or with every unfinished run of a job over several seeds or heads.
 
-    On a CPU the result has the same bits as that of a job never stopped. Given objects are taken as in `train`.
+    On a CPU the result has the same bits as that of a job never stopped. Objects are taken as in `train`.
 
     Raises:
         UserError: If there is no run, or its images or backbone are not those it was started with.
@@ -118,14 +119,10 @@ def _run_job(config: TrainConfig, out: Path, given: Mapping[str, Any], progress:
         members.extend(_plan(config, out, num_features, len(found.classes)))
 
     with accelerator.main_process_first():
-        inputs = load_inputs(
-            config, **given, before_features=plan, progress=progress and accelerator.is_main_process
-        )
+        inputs = load_inputs(config, **given, before_features=plan, progress=progress and accelerator.is_main_process)
     if len(members) > 1 and accelerator.is_main_process:
         write_group_config(out, config)
-    runs = [
-        _run_member(member, with_seed(inputs, member.config), accelerator, progress) for member in members
-    ]
+    runs = [_run_member(member, with_seed(inputs, member.config), accelerator, progress) for member in members]
     result = summarize(str(out), config.head, runs)
     if accelerator.is_main_process:
         write_atomic(out / "summary.json", json.dumps(to_json(result), indent=1) + "\n")
@@ -135,18 +132,15 @@ def _run_job(config: TrainConfig, out: Path, given: Mapping[str, Any], progress:
 def _plan(config: TrainConfig, out: Path, num_features: int, num_classes: int) -> list[_Member]:
     """All runs of a job; every head is built once on paper, so that a wrong one is told before any work."""
 
-    def count(candidate: TrainConfig) -> int:
-        with torch.device("meta"):
-            return parameter_count(make_head(candidate, num_features, num_classes))
-
-    count(config)
-    heads = [config.head, *(match_rank(config, partner, count) for partner in config.against)]
+    partners = [partner_spec(config, partner, num_features, num_classes) for partner in config.against]
+    heads = list(dict.fromkeys([config.head, *partners]))
     for head in heads:
-        count(config.replace(head=head))
+        with torch.device("meta"):
+            make_head(config.replace(head=head), num_features, num_classes)
     seeds = range(config.seed, config.seed + config.seeds)
     members = []
     for seed in seeds:
-        for head in dict.fromkeys(heads):
+        for head in heads:
             path = out / _file_name(head) if len(heads) > 1 else out
             path = path / f"seed-{seed}" if len(heads) > 1 or len(seeds) > 1 else path
             single = config.replace(head=head, seed=seed, seeds=1, against=(), out="")
@@ -275,9 +269,7 @@ def load_head(run: str | Path) -> tuple[Head, TrainConfig, dict[str, Any]]:
     return network.head, config, facts
 
 
-def load_run(
-    run: str | Path, *, backbone: nn.Module | None = None
-) -> tuple[nn.Module, TrainConfig, dict[str, Any]]:
+def load_run(run: str | Path, *, backbone: nn.Module | None = None) -> tuple[nn.Module, TrainConfig, dict[str, Any]]:
     """The trained model of a run (images -> logits), in eval mode, with its config and facts.
 
     Raises:

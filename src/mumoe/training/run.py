@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -83,9 +84,7 @@ class RunFolder:
         try:
             facts = read_json(self.path / "run.json")
         except ValueError as error:
-            raise JobError(
-                f"{self.path}: expected a run, got: {error}. Train again into another folder."
-            ) from None
+            raise JobError(f"{self.path}: expected a run, got: {error}. Train again into another folder.") from None
         if not isinstance(facts, dict):
             raise JobError(f"{self.path}: expected a run, got a run.json that is no table.")
         return facts
@@ -188,9 +187,7 @@ def check_free(path: str | Path) -> None:
             f"Go on with mumoe train --resume {folder}, or give another --out."
         )
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise UserError(
-            f"--out: expected a new or empty folder, got {str(folder)!r}, which holds other files."
-        )
+        raise UserError(f"--out: expected a new or empty folder, got {str(folder)!r}, which holds other files.")
 
 
 def find_run(path: str | Path) -> list[RunFolder]:
@@ -219,9 +216,7 @@ def _not_a_run(folder: Path) -> UserError:
         names = [entry.name for entry in base.iterdir() if entry.is_dir()] if base.is_dir() else []
         close = nearest(folder.name, names)
         remedy = f"Did you mean {str(base / close)!r}?" if close else "Give the folder of a run."
-        return UserError(
-            f"run: expected the folder of a run, got {str(folder)!r}, which does not exist. {remedy}"
-        )
+        return UserError(f"run: expected the folder of a run, got {str(folder)!r}, which does not exist. {remedy}")
     return UserError(
         f"run: expected the folder of a run, got {str(folder)!r}, which has no run.json. "
         "Give the folder that mumoe train named."
@@ -241,17 +236,18 @@ def versions() -> dict[str, Any]:
     return {"versions": found, "commit": _commit()}
 
 
+@functools.cache
 def _commit() -> str | None:
-    """The commit of the sources, with ``-dirty`` when they were changed; None outside a repository."""
-    here = Path(__file__).resolve().parent
+    """The commit of mumoe's sources, with ``-dirty`` when they were changed; None where it is installed."""
+    if _git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

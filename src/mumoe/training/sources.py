@@ -112,9 +112,7 @@ class ImageSource:
 class _Images(Dataset[tuple[Tensor, int]]):
     """An image by index, augmented by randomness of its own."""
 
-    def __init__(
-        self, data: ImageData, transform: Callable[[Any], Tensor], seed: int, epoch: int | None
-    ) -> None:
+    def __init__(self, data: ImageData, transform: Callable[[Any], Tensor], seed: int, epoch: int | None) -> None:
         self.data, self.transform, self.seed, self.epoch = data, transform, seed, epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:

@@ -55,9 +55,7 @@ def restore_model(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             target.copy_(_like(target, tensors[name]))
 
 
-def restore_optimizer(
-    network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put AdamW's moments back; a parameter without any (never updated) keeps none."""
     for name, parameter in network.named_parameters():
         if f"{name}/step" not in tensors:
@@ -80,7 +78,7 @@ def _like(target: Tensor, whole: Tensor) -> Tensor:
 
 
 def check_fit(network: nn.Module) -> Check:
-    """A check that a checkpoint's tensors are those of this network and of AdamW on it, and its numbers sane."""
+    """A check that a checkpoint's tensors are those of this network and of AdamW on it, its numbers sane."""
     expected = specs(network.state_dict())
     trained = specs(dict(network.named_parameters()))
 
@@ -99,10 +97,9 @@ def check_fit(network: nn.Module) -> Check:
 
 
 def _check_numbers(numbers: Mapping[str, Any]) -> None:
-    kinds = {"losses": float, "unlogged": int, "seconds": float, "log_bytes": int}
-    for name, kind in kinds.items():
-        value = numbers.get(name)
-        if type(value) is not kind or not ((math.isfinite(value) and value >= 0) or name == "losses"):
+    for name, kind in {"losses": float, "unlogged": int, "seconds": float, "log_bytes": int}.items():
+        value: Any = numbers.get(name)
+        if type(value) is not kind or (name != "losses" and not 0 <= value < math.inf):
             raise ValueError(f"state.json has {name} = {value!r}")
     best = numbers.get("best")
     if best is not None and not (type(best["step"]) is int and type(best["accuracy"]) is float):
