@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mumoe.errors import UserError, unknown_name
+from mumoe.errors import UserError, nearest, unknown_name
 
 __all__ = ["PRESETS", "SECTIONS", "TrainConfig", "from_mapping", "parse_options", "read_config", "to_toml"]
 
@@ -173,11 +173,9 @@ def read_config(path: str | Path, base: Mapping[str, Any] | None = None) -> Trai
 
 
 def _no_file(source: Path) -> UserError:
-    from mumoe.errors import nearest
-
     around = source.parent.glob("*.toml") if source.parent.is_dir() else ()
-    close = nearest(source.name, [path.name for path in around])
-    remedy = f"Did you mean {str(source.parent / close)!r}?" if close else "Give a TOML file."
+    close = nearest(source.stem, [path.stem for path in around])
+    remedy = f"Did you mean '{source.parent / close}.toml'?" if close else "Give a TOML file."
     return UserError(f"--config: expected a file, got {str(source)!r}, which does not exist. {remedy}")
 
 
