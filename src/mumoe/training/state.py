@@ -97,10 +97,9 @@ def check_fit(network: nn.Module) -> Check:
 
 
 def _check_numbers(numbers: Mapping[str, Any]) -> None:
-    kinds: list[tuple[str, type]] = [("losses", float), ("unlogged", int), ("seconds", float), ("log_bytes", int)]
-    for name, kind in kinds:
+    for name, kind in (("losses", "float"), ("unlogged", "int"), ("seconds", "float"), ("log_bytes", "int")):
         value: Any = numbers.get(name)
-        if type(value) is not kind or (name != "losses" and not (math.isfinite(value) and value >= 0)):
+        if type(value).__name__ != kind or not (math.isfinite(value) or name == "losses"):
             raise ValueError(f"state.json has {name} = {value!r}")
     best = numbers.get("best")
     if best is not None and not (type(best["step"]) is int and type(best["accuracy"]) is float):
