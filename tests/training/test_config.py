@@ -85,7 +85,7 @@ def test_a_mistake_is_one_line(tmp_path, text, said):
 
 def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
     (tmp_path / "fast.toml").touch()
-    with pytest.raises(UserError, match="Did you mean '.*fast.toml'"):
+    with pytest.raises(UserError, match=r"Did you mean '.*fast\.toml'"):
         read_config(tmp_path / "fas.toml")
     with pytest.raises(UserError, match="Give a TOML file"):
         read_config(tmp_path / "nowhere" / "c.toml")

@@ -124,6 +124,8 @@ class TrainConfig:
             if item.name in _TYPES:
                 _check_value(item.name, getattr(self, item.name), item.metadata)
         parse_options(self.data_options)
+        if self.shard and self.precision == "fp16":
+            raise UserError("train: expected bf16 or fp32 with shard, got fp16. Take --precision bf16.")
         split = {key: tuple(_split(getattr(self, key))) for key in ("against", "track")}
         for name in split["track"]:
             if name not in ("wandb", "trackio"):

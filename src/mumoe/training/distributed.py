@@ -123,20 +123,23 @@ def make_accelerator(config: TrainConfig) -> Any:
     accelerate = require("accelerate", "vision", "train")
     states, tools = require("accelerate.state", "vision", "train"), require("accelerate.utils", "vision", "train")
     states.AcceleratorState._reset_state()  # a second training in this process may ask for another precision
+    mixed = {"fp32": "no"}.get(config.precision, config.precision)
     with _without_launcher_sharding():
-        mixed = {"fp32": "no"}.get(config.precision, config.precision)
         try:
-            return accelerate.Accelerator(
-                mixed_precision=mixed,
-                kwargs_handlers=[tools.DistributedDataParallelKwargs(broadcast_buffers=False)],
-            )
+            copies = tools.DistributedDataParallelKwargs(broadcast_buffers=False)
+            accelerator = accelerate.Accelerator(mixed_precision=mixed, kwargs_handlers=[copies])
         except ValueError as error:
-            if config.precision == "fp32":
-                raise
-            raise UserError(
-                f"train: expected a device that computes in {config.precision}, got: {error} "
-                "Take --precision bf16 or fp32."
-            ) from None
+            raise _no_precision(config, str(error)) from None
+    if mixed != "no" and not accelerator.native_amp:
+        raise _no_precision(config, f"device {accelerator.device.type!r}")
+    return accelerator
+
+
+def _no_precision(config: TrainConfig, got: str) -> UserError:
+    other = "bf16 or fp32" if config.precision == "fp16" else "fp32"
+    return UserError(
+        f"train: expected a device that computes in {config.precision}, got: {got}. Take --precision {other}."
+    )
 
 
 @contextlib.contextmanager
@@ -153,8 +156,6 @@ def _without_launcher_sharding() -> Iterator[None]:
 def wants_shard(config: TrainConfig) -> bool:
     """Whether this job shards: asked for by the config or the launcher, and there are several processes."""
     asked = config.shard or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and config.precision == "fp16":
-        raise UserError("train: expected bf16 or fp32 with --shard, got fp16. Take --precision bf16.")
     return asked and world_size() > 1
 
 

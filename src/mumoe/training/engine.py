@@ -26,7 +26,7 @@ from mumoe.training.distributed import agree, shard, synchronize_gates, wants_sh
 from mumoe.training.evaluation import evaluate_network, sum_of_losses
 from mumoe.training.network import Network
 from mumoe.training.run import RunFolder
-from mumoe.training.sampler import batches_per_epoch, derived_seed, epoch_batches, shares
+from mumoe.training.sampler import batches_per_epoch, derived_seed, epoch_batches, least_rows, shares
 from mumoe.training.schedule import learning_rate
 from mumoe.training.signals import Interrupted, StopRequest
 from mumoe.training.sources import Source
@@ -64,7 +64,9 @@ class Engine:
         self.config, self.source, self.data = config, source, data
         self.run, self.accelerator, self.progress = run, accelerator, progress
         self.train_rows, self.val_rows = data.indices("train"), data.indices("val")
-        self.per_epoch = batches_per_epoch(len(self.train_rows), config.batch_size, self._least_rows())
+        self.per_epoch = batches_per_epoch(
+            len(self.train_rows), config.batch_size, least_rows(config, accelerator.num_processes)
+        )
         self.total = self.per_epoch * config.epochs
         self._prepare(network)
         self.step = 0
@@ -75,10 +77,6 @@ class Engine:
         self._unlogged = 0
         self._started = self._last_save = time.monotonic()
         self._log_bytes = 0
-
-    def _least_rows(self) -> int:
-        """Rows that a batch needs, so that each accumulated part on each process has two."""
-        return 2 * self.config.accumulate * int(self.accelerator.num_processes)
 
     def _prepare(self, network: Network) -> None:
         """Put the network on the device, over the processes, and an optimizer on its parameters."""

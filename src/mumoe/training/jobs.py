@@ -32,6 +32,7 @@ from mumoe.training.files import write_atomic
 from mumoe.training.inputs import Inputs, load_backbone, load_inputs, make_network, make_source, with_seed
 from mumoe.training.network import Network, make_head, parameter_count
 from mumoe.training.run import RunFolder, check_free, write_group_config
+from mumoe.training.sampler import batches_per_epoch, least_rows
 
 __all__ = ["evaluate", "load_head", "load_run", "resume", "train"]
 
@@ -116,6 +117,8 @@ def _run_job(config: TrainConfig, out: Path, given: Mapping[str, Any], progress:
     members: list[_Member] = []
 
     def plan(found: ImageData, num_features: int) -> None:
+        least = least_rows(config, accelerator.num_processes)
+        batches_per_epoch(len(found.indices("train")), config.batch_size, least)
         members.extend(_plan(config, out, num_features, len(found.classes)))
 
     with accelerator.main_process_first():
@@ -344,7 +347,7 @@ def evaluate(
     if len(rows) == 0:
         raise UserError(f"evaluate: expected images in the {split} split of {config.data}, got none.")
     network, config, facts = _load_network(run, inputs.backbone)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config.replace(precision="fp32") if config.precision == "fp16" else config)
     source = make_source(config, inputs, accelerator.device)
     size = config.batch_size if network.backbone is not None else max(config.batch_size, 1024)
     network = network.to(accelerator.device)

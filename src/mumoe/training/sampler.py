@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from mumoe.errors import UserError
+from mumoe.training.config import TrainConfig
 
-__all__ = ["batches_per_epoch", "derived_seed", "epoch_batches", "shares"]
+__all__ = ["batches_per_epoch", "derived_seed", "epoch_batches", "least_rows", "shares"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -39,6 +40,11 @@ def batches_per_epoch(count: int, batch_size: int, least: int = 1) -> int:
             f"of {batch_size}. Take a larger --batch-size or fewer parts (--accumulate)."
         )
     return number
+
+
+def least_rows(config: TrainConfig, processes: int) -> int:
+    """Rows that a batch needs, so that each accumulated part on each process has two."""
+    return 2 * config.accumulate * processes
 
 
 def epoch_batches(indices: Indices, batch_size: int, seed: int, epoch: int) -> list[Indices]:
