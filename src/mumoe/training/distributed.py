@@ -8,6 +8,7 @@ the count and the sum of the rows are summed over processes, then the centred sq
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,8 @@ __all__ = [
     "synchronize_gates",
     "world_size",
 ]
+
+_tell = logging.getLogger("mumoe.training").warning
 
 
 def world_size() -> int:
@@ -127,12 +130,24 @@ def make_accelerator(config: TrainConfig) -> Any:
     with _without_launcher_sharding():
         try:
             copies = tools.DistributedDataParallelKwargs(broadcast_buffers=False)
-            accelerator = accelerate.Accelerator(mixed_precision=mixed, kwargs_handlers=[copies])
+            cpu = not torch.accelerator.is_available()
+            accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[copies])
         except ValueError as error:
             raise _no_precision(config, str(error)) from None
+    _warn_of_lone_process()
     if mixed != "no" and not accelerator.native_amp:
         raise _no_precision(config, f"device {accelerator.device.type!r}")
     return accelerator
+
+
+def _warn_of_lone_process() -> None:
+    """Tell that accelerate launch, asked for several processes on a CPU, starts one unless MPI runs it."""
+    asked = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and os.environ["ACCELERATE_USE_CPU"] == "True"
+    if asked and "WORLD_SIZE" not in os.environ and world_size() == 1:
+        _tell(
+            "train: accelerate launch started one process, as it does on a CPU without MPI. "
+            "For N processes: torchrun --standalone --nproc-per-node N -m mumoe.cli train ..."
+        )
 
 
 def _no_precision(config: TrainConfig, got: str) -> UserError:
