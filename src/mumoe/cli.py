@@ -1,7 +1,8 @@
 """The command line: verbs, and errors in one line.
 
-A verb is a module of `mumoe.commands` with a frozen dataclass `Options` (its fields are the flags) and a
-function `run(options) -> None`. It is imported when it is called, so that ``mumoe --help`` stays quick.
+A verb is a module of `mumoe.commands` with a frozen dataclass `Options` (its fields are the flags), a
+function `run(options) -> None`, and perhaps `default(arguments) -> Options` for values that come from files.
+It is imported when it is called, so that ``mumoe --help`` stays quick.
 Exit status: 0 done, 1 a job that failed, 2 a wrong call, 130 interrupted.
 """
 
@@ -22,6 +23,8 @@ __all__ = ["VERBS", "main"]
 
 VERBS = {
     "cost": "parameters and FLOPs of a layer, for every factorization (Table 1)",
+    "train": "train a head on a backbone, over seeds and against partners; --resume goes on",
+    "evaluate": "loss and accuracy of a run, by class or by attribute",
 }
 """Verb -> what it does, in one line. The verb's code is the module of the same name in `mumoe.commands`."""
 
@@ -37,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2, debug)
     except JobError as error:
         return _fail(error, 1, debug)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        _say("mumoe: interrupted.")
+        _say(f"mumoe: interrupted. {stop}".rstrip())
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,7 +65,8 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise unknown_name("mumoe", "verb", verb, VERBS)
     command = importlib.import_module(f"mumoe.commands.{verb.replace('-', '_')}")
-    options = _parse(command.Options, rest, f"mumoe {verb}")
+    before = command.default(rest) if hasattr(command, "default") else None
+    options = _parse(command.Options, rest, f"mumoe {verb}", before)
     if options is not None:
         command.run(options)
     return 0
@@ -86,14 +90,18 @@ def _help() -> str:
     )
 
 
-def _parse(options: type, arguments: list[str], prog: str) -> Any:
-    """The options as their dataclass, or None after --help. A wrong flag or value becomes one line."""
+def _parse(options: type, arguments: list[str], prog: str, default: Any = None) -> Any:
+    """The options as their dataclass, or None after --help. A wrong flag or value becomes one line.
+
+    `default` holds the values of what is not on the command line, where a verb reads them from elsewhere.
+    """
     import tyro
 
     said = io.StringIO()
     try:
         with _wide(), contextlib.redirect_stderr(said):
-            return tyro.cli(options, args=arguments, prog=prog)
+            known = {} if default is None else {"default": default}
+            return tyro.cli(options, args=arguments, prog=prog, **known)
     except SystemExit as stop:
         if not stop.code:
             return None

@@ -1,0 +1,55 @@
+"""`mumoe evaluate`: loss and accuracy of trained runs on a split, by class or by attribute."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from mumoe.data.base import SPLITS
+from mumoe.results import EvalResult, to_json
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Evaluate a run, or every run of a job over several seeds or heads."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """folder of the run, or of the job that holds it"""
+    split: str = "test"
+    """train, val or test"""
+    json: bool = False
+    """print one JSON object per run instead"""
+    classes: int = 5
+    """how many of the hardest classes to name (0: none)"""
+    quiet: bool = False
+    """show no progress"""
+
+
+def run(options: Options) -> None:
+    """Evaluate and print."""
+    from mumoe.errors import unknown_name
+    from mumoe.training import evaluate
+    from mumoe.training.run import find_run
+
+    if options.split not in SPLITS:
+        raise unknown_name("mumoe evaluate", "split", options.split, SPLITS)
+    for folder in find_run(options.run):
+        result = evaluate(folder.path, options.split, progress=not options.quiet)
+        sys.stdout.write(json.dumps(to_json(result)) if options.json else "\n".join(_lines(result, options.classes)))
+        sys.stdout.write("\n")
+
+
+def _lines(result: EvalResult, hardest: int) -> list[str]:
+    first = f"{result.run}  {result.split}: accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"
+    lines = [f"{first} on {result.count:,} images (step {result.step:,})"]
+    known = [(value, name) for name, value in result.per_class.items() if value is not None]
+    for value, name in sorted(known)[:hardest]:
+        lines.append(f"  {value:.4f}  {name} ({result.class_counts[name]:,})")
+    missing = len(result.per_class) - len(known)
+    return [*lines, f"  {missing} classes have no image in this split"] if missing else lines

@@ -1,0 +1,117 @@
+"""`mumoe train`: train a head on a backbone, over seeds and against partners, or go on with a stopped run."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mumoe.errors import UserError, unknown_name
+from mumoe.results import Comparison, Spread, TrainResult
+from mumoe.training.config import PRESETS, TrainConfig, read_config
+
+__all__ = ["Options", "default", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainConfig):
+    """Train a head on a backbone. Settings come from --preset, then --config, then the flags."""
+
+    config: str = ""
+    """TOML file with settings"""
+    preset: str = ""
+    """settings by name: paper (fine-tune everything as Oldfield et al. 2024)"""
+    resume: str = ""
+    """folder of a stopped run to go on with; takes no other setting"""
+    quiet: bool = False
+    """show no progress"""
+
+
+def default(arguments: Sequence[str]) -> Options:
+    """The options before the flags: those of --preset and --config.
+
+    Raises:
+        UserError: If the preset is unknown or the file is wrong.
+    """
+    preset, config = _value(arguments, "--preset"), _value(arguments, "--config")
+    values: dict[str, Any] = {}
+    if preset:
+        if preset not in PRESETS:
+            raise unknown_name("mumoe train", "preset", preset, PRESETS)
+        values = dict(PRESETS[preset])
+    settings = read_config(config, values) if config else TrainConfig(**values)
+    return Options(**dataclasses.asdict(settings))
+
+
+def _value(arguments: Sequence[str], flag: str) -> str:
+    """What follows a flag, as ``--flag value`` or ``--flag=value``; the last one counts."""
+    found = ""
+    for position, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            found = argument.partition("=")[2]
+        elif argument == flag and position + 1 < len(arguments):
+            found = arguments[position + 1]
+    return found
+
+
+def run(options: Options) -> None:
+    """Train or go on, then say what came out."""
+    from mumoe import training
+
+    if options.resume:
+        _refuse_settings(options)
+        result = training.resume(options.resume, progress=not options.quiet)
+    else:
+        result = training.train(options.replace(), progress=not options.quiet)
+    if _is_main_process():
+        sys.stdout.write("\n".join(_lines(result)) + "\n")
+
+
+def _refuse_settings(options: Options) -> None:
+    """A resumed run keeps the settings it was started with."""
+    if not Path(options.resume).is_dir():
+        from mumoe.training.run import RunFolder
+
+        RunFolder.open(options.resume)
+    plain = Options()
+    for item in dataclasses.fields(options):
+        if item.name not in ("resume", "quiet") and getattr(options, item.name) != getattr(plain, item.name):
+            flag = "--" + item.name.replace("_", "-")
+            raise UserError(
+                f"mumoe train: expected --resume alone, since a run keeps its settings, got {flag} too. "
+                f"Drop {flag}, or start a new run with --config {options.resume}/config.toml {flag} ..."
+            )
+
+
+def _is_main_process() -> bool:
+    import torch.distributed as dist
+
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _lines(result: TrainResult) -> list[str]:
+    width = max(len(head) for head in result.accuracy)
+    parameters = {run.head: run.parameters for run in result.runs}
+    lines = []
+    for head, splits in result.accuracy.items():
+        numbers = "  ".join(f"{split} {_spread(spread)}" for split, spread in splits.items())
+        lines.append(f"{head:<{width}}  {parameters[head]:>11,} parameters  accuracy {numbers}")
+    lines += [_comparison(comparison) for comparison in result.comparisons]
+    return [*lines, f"Written to {result.out}. Look closer: mumoe evaluate {result.out}"]
+
+
+def _spread(spread: Spread) -> str:
+    if spread.sd is None:
+        return f"{spread.mean:.4f}"
+    return f"{spread.mean:.4f} (sd {spread.sd:.4f}, {spread.count} seeds)"
+
+
+def _comparison(found: Comparison) -> str:
+    text = f"{found.head} minus {found.partner} on {found.split}: {100 * found.mean:+.2f} points"
+    if found.interval is None:
+        return f"{text} (one seed: no interval)"
+    low, high = (f"{100 * end:+.2f}" for end in found.interval)
+    return f"{text}, 95% interval {low} to {high}, paired over {len(found.differences)} seeds"

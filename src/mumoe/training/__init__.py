@@ -1,0 +1,24 @@
+"""Train a head on a backbone from one config: seeds, partners, checkpoints that survive, evaluation.
+
+result = train(TrainConfig(data="emoji", head="CPMuMoE-r256-e128", seeds=3, out="runs/cp"))
+result.accuracy["CPMuMoE-r256-e128"]["test"].mean
+"""
+
+from mumoe.training.checkpoint import CheckpointError
+from mumoe.training.config import PRESETS, TrainConfig, read_config, to_toml
+from mumoe.training.jobs import evaluate, load_head, load_run, resume, train
+from mumoe.training.signals import Interrupted
+
+__all__ = [
+    "PRESETS",
+    "CheckpointError",
+    "Interrupted",
+    "TrainConfig",
+    "evaluate",
+    "load_head",
+    "load_run",
+    "read_config",
+    "resume",
+    "to_toml",
+    "train",
+]

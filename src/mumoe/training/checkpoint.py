@@ -1,0 +1,259 @@
+"""Checkpoints that survive: safetensors and JSON in a folder that is renamed into place when complete.
+
+A checkpoint is ``step-NNNNNNNN/`` with one safetensors file per part (model, optimizer, random), a
+``state.json`` and, written last, a ``manifest.json`` with the size and SHA-256 of each. It is written under a
+temporary name, every file fsynced, then renamed, then its parent folder fsynced: a process killed at any
+moment leaves whole checkpoints and perhaps a temporary folder, which the next start removes. Nothing is
+pickled, and nothing of a file is believed before its digest, names, shapes and types have been compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mumoe.errors import JobError
+from mumoe.training.files import disk_errors, file_digest, flush_file, flush_folder, read_json
+
+__all__ = [
+    "Check",
+    "CheckpointError",
+    "Snapshot",
+    "Specs",
+    "checkpoint_steps",
+    "clean",
+    "newest",
+    "prune",
+    "read",
+    "specs",
+    "write",
+]
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,15})")
+_MANIFEST = "manifest.json"
+_STATE = "state.json"
+
+Specs = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Tensor name -> shape and type."""
+
+Check = Callable[[Mapping[str, Specs], Mapping[str, Any]], None]
+"""Called with the specs of every part and the JSON state; raises `ValueError` if they do not fit the job."""
+
+
+class CheckpointError(JobError):
+    """A checkpoint that is incomplete, damaged or of another model; the message names what is wrong."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that a job needs to go on.
+
+    Attributes:
+        step: Optimizer steps done.
+        tensors: Part -> name -> tensor on the CPU.
+        state: JSON values.
+    """
+
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+
+
+def specs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of each tensor."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def write(folder: Path, snapshot: Snapshot) -> Path:
+    """Write a checkpoint into `folder` (a run's ``checkpoints``); returns its folder.
+
+    Raises:
+        JobError: If the disk is full or fails; earlier checkpoints are untouched and no part is left behind.
+    """
+    target = folder / f"step-{snapshot.step:08d}"
+    temporary = folder / f".tmp-{target.name}-{os.getpid()}"
+    with disk_errors("checkpoint", folder.parent):
+        try:
+            _write_files(temporary, snapshot)
+            _move_aside(target)
+            os.rename(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        flush_folder(folder)
+    return target
+
+
+def _write_files(temporary: Path, snapshot: Snapshot) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for part, tensors in snapshot.tensors.items():
+        save_file(_separate(tensors), temporary / f"{part}.safetensors")
+        flush_file(temporary / f"{part}.safetensors")
+    _write_json(temporary / _STATE, {"step": snapshot.step, **snapshot.state})
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in sorted(temporary.iterdir())
+    }
+    _write_json(temporary / _MANIFEST, {"format": FORMAT, "step": snapshot.step, "files": files})
+    flush_folder(temporary)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, allow_nan=True)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory, as safetensors wants them."""
+    seen: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        shared = plain.untyped_storage().data_ptr() in seen
+        separate[name] = plain.clone() if shared else plain
+        seen.add(plain.untyped_storage().data_ptr())
+    return separate
+
+
+def _move_aside(path: Path) -> None:
+    """Take a checkpoint out of sight in one step, then delete it: it is never seen half deleted."""
+    if not os.path.lexists(path):
+        return
+    hidden = path.with_name(f".tmp-old-{path.name}-{os.getpid()}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(path, hidden)
+    if hidden.is_dir() and not hidden.is_symlink():
+        shutil.rmtree(hidden, ignore_errors=True)
+    else:
+        hidden.unlink(missing_ok=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for path in folder.glob(".tmp-*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending, whole or not."""
+    if not folder.is_dir():
+        return []
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted({int(match.group(1)) for match in matches if match})
+
+
+def prune(folder: Path, keep: int, also: int | None = None) -> None:
+    """Delete all checkpoints but the last `keep` and the one of step `also`."""
+    for step in checkpoint_steps(folder)[:-keep]:
+        if step != also:
+            _move_aside(folder / f"step-{step:08d}")
+
+
+def newest(folder: Path, check: Check, report: Callable[[str], None]) -> Snapshot | None:
+    """The newest checkpoint that is whole and fits; each newer one that is not is named to `report`.
+
+    Returns None when the folder holds no checkpoint at all.
+
+    Raises:
+        CheckpointError: If there are checkpoints and none can be used.
+    """
+    steps = checkpoint_steps(folder)
+    last: CheckpointError | None = None
+    for step in reversed(steps):
+        try:
+            return read(folder / f"step-{step:08d}", check)
+        except CheckpointError as error:
+            last = error
+            report(str(error))
+    if last is not None:
+        raise CheckpointError(
+            f"{folder}: expected a whole checkpoint, got {len(steps)} damaged ones. "
+            f"The newest: {last} Train again into another folder."
+        )
+    return None
+
+
+def read(path: Path, check: Check) -> Snapshot:
+    """Read one checkpoint, comparing digests first and then what `check` knows about names, shapes, types.
+
+    Raises:
+        CheckpointError: If anything is missing, changed, malformed or does not fit.
+    """
+    try:
+        files = _verified_files(path)
+        state = read_json(path / _STATE)
+        if not isinstance(state, dict) or state.pop("step", None) != _step_of(path):
+            raise ValueError(f"{_STATE} is of another step")
+        parts = [name.removesuffix(".safetensors") for name in files if name.endswith(".safetensors")]
+        tensors = {part: _read_tensors(path / f"{part}.safetensors") for part in parts}
+        check({part: specs(values) for part, values in tensors.items()}, state)
+    except (ValueError, TypeError, KeyError, OverflowError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path}: expected a whole checkpoint, got: {_words(error)}.") from None
+    return Snapshot(_step_of(path), tensors, state)
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")
+
+
+def _step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError("its name is not step-NNNNNNNN")
+    return int(match.group(1))
+
+
+def _verified_files(path: Path) -> Mapping[str, Any]:
+    """The manifest's files, after their presence, kind, size and digest have been compared with it."""
+    manifest = read_json(path / _MANIFEST, most=1 << 20)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{_MANIFEST} is not of format {FORMAT}")
+    if manifest.get("step") != _step_of(path):
+        raise ValueError(f"{_MANIFEST} is of another step")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or _STATE not in files:
+        raise ValueError(f"{_MANIFEST} lists no {_STATE}")
+    present = {entry.name for entry in path.iterdir()} - {_MANIFEST}
+    if present != set(files):
+        raise ValueError(f"files {sorted(present ^ set(files))[:4]} are missing or not in {_MANIFEST}")
+    for name, facts in files.items():
+        _verify(path / name, facts)
+    return files
+
+
+def _verify(path: Path, facts: Any) -> None:
+    if not isinstance(facts, dict):
+        raise ValueError(f"{_MANIFEST} has no facts about {path.name}")
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path.name} is not an ordinary file")
+    if status.st_size != facts.get("size"):
+        raise ValueError(f"{path.name} has {status.st_size} bytes instead of {facts.get('size')}")
+    if file_digest(path) != facts.get("sha256"):
+        raise ValueError(f"{path.name} was changed after it was written (SHA-256 differs)")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Copies of a file's tensors, so that they outlive the file."""
+    with safe_open(path, framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)

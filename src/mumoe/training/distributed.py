@@ -1,0 +1,198 @@
+"""Several processes as one: gate statistics over the whole batch, sharding, and small agreements.
+
+A batch-normalized gate that saw only its own process's rows would compute another function than on one
+process; torch's SyncBatchNorm refuses CPU tensors, so the reduction here is ours, differentiable and plain:
+the count and the sum of the rows are summed over processes, then the centred squares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mumoe.errors import UserError, require
+from mumoe.gating import BatchNorm
+from mumoe.training.config import TrainConfig
+
+__all__ = [
+    "SynchronizedBatchNorm",
+    "agree",
+    "make_accelerator",
+    "shard",
+    "sum_over_processes",
+    "synchronize_gates",
+    "world_size",
+]
+
+_tell = logging.getLogger("mumoe.training").warning
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce whose gradient is an all-reduce: every process's loss depends on every process's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, with gradients; the tensor itself on one process."""
+    if world_size() == 1:
+        return tensor
+    total: Tensor = _SumOverProcesses.apply(tensor)
+    return total
+
+
+class SynchronizedBatchNorm(BatchNorm):
+    """A gate's batch normalization whose statistics span all processes, on any device.
+
+    Shape:
+        (rows, num_features) -> the same; rows may differ between processes, and be 0 on some.
+
+    Raises:
+        UserError: In training, if all processes together have fewer than two rows.
+    """
+
+    @classmethod
+    def of(cls, norm: BatchNorm) -> SynchronizedBatchNorm:
+        """A synchronized norm that shares the buffers of a local one."""
+        synchronized = cls(norm.num_features)
+        synchronized.eps, synchronized.momentum = norm.eps, norm.momentum
+        for name, buffer in norm.named_buffers():
+            setattr(synchronized, name, buffer)
+        return synchronized.train(norm.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        count = input.new_tensor([input.shape[0]])
+        dist.all_reduce(count)
+        if count.item() < 2:
+            raise UserError("gate: expected at least 2 rows over all processes, got fewer. Use a larger batch.")
+        mean = sum_over_processes(input.sum(0)) / count
+        centred = input - mean
+        variance = sum_over_processes(centred.square().sum(0)) / count
+        self._remember(mean.detach(), variance.detach(), count)
+        return centred * torch.rsqrt(variance + self.eps)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        weight = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), weight)
+
+
+def synchronize_gates(model: nn.Module) -> nn.Module:
+    """Replace every gate's batch norm by a synchronized one, in place; names of buffers stay as they were.
+
+    Other batch norms, such as a backbone's, are left alone.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BatchNorm) and not isinstance(child, SynchronizedBatchNorm):
+                setattr(parent, name, SynchronizedBatchNorm.of(child))
+    return model
+
+
+def make_accelerator(config: TrainConfig) -> Any:
+    """Accelerate's handle on the devices and processes of this job.
+
+    Raises:
+        UserError: If the device cannot do the precision asked for.
+    """
+    accelerate = require("accelerate", "vision", "train")
+    states, tools = require("accelerate.state", "vision", "train"), require("accelerate.utils", "vision", "train")
+    states.AcceleratorState._reset_state()  # a second training in this process may ask for another precision
+    mixed = {"fp32": "no"}.get(config.precision, config.precision)
+    with _without_launcher_sharding():
+        try:
+            copies = tools.DistributedDataParallelKwargs(broadcast_buffers=False)
+            cpu = not torch.accelerator.is_available()
+            accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[copies])
+        except ValueError as error:
+            raise _no_precision(config, str(error)) from None
+    _warn_of_lone_process()
+    if mixed != "no" and not accelerator.native_amp:
+        raise _no_precision(config, f"device {accelerator.device.type!r}")
+    return accelerator
+
+
+def _warn_of_lone_process() -> None:
+    """Tell that accelerate launch, asked for several processes on a CPU, starts one unless MPI runs it."""
+    asked = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and os.environ["ACCELERATE_USE_CPU"] == "True"
+    if asked and "WORLD_SIZE" not in os.environ and world_size() == 1:
+        _tell(
+            "train: accelerate launch started one process, as it does on a CPU without MPI. "
+            "For N processes: torchrun --standalone --nproc-per-node N -m mumoe.cli train ..."
+        )
+
+
+def _no_precision(config: TrainConfig, got: str) -> UserError:
+    other = "bf16 or fp32" if config.precision == "fp16" else "fp32"
+    return UserError(
+        f"train: expected a device that computes in {config.precision}, got: {got}. Take --precision {other}."
+    )
+
+
+@contextlib.contextmanager
+def _without_launcher_sharding() -> Iterator[None]:
+    """`accelerate launch --use_fsdp` means our `shard`: one way to shard, on CPU as well."""
+    before = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = before
+
+
+def wants_shard(config: TrainConfig) -> bool:
+    """Whether this job shards: asked for by the config or the launcher, and there are several processes."""
+    asked = config.shard or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return asked and world_size() > 1
+
+
+def shard(model: nn.Module, device: torch.device) -> nn.Module:
+    """Shard parameters over the processes (FSDP2), block by block where the model has lists of blocks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for parent in model.modules():
+        if isinstance(parent, nn.ModuleList):
+            for block in parent:
+                if any(True for _ in block.parameters()) and type(block).forward is not nn.Module.forward:
+                    fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def agree(value: bool, device: torch.device) -> bool:
+    """True on every process as soon as it is true on one; every process must ask."""
+    if world_size() == 1:
+        return value
+    flag = torch.tensor([float(value)], device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item() > 0)

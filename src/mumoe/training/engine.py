@@ -1,0 +1,344 @@
+"""The loop: one for every device, precision and number of processes, that can stop at any step and go on.
+
+The order of the images and the learning rate are pure functions of the step, so a job's whole state is its
+tensors, the generators' states and a few numbers: see `Engine.snapshot`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mumoe.data.base import ImageData
+from mumoe.errors import JobError
+from mumoe.progress import Progress
+from mumoe.results import EvalResult
+from mumoe.training import state
+from mumoe.training.checkpoint import CheckpointError, Snapshot, newest, prune, write
+from mumoe.training.config import TrainConfig
+from mumoe.training.distributed import agree, shard, synchronize_gates, wants_shard, world_size
+from mumoe.training.evaluation import evaluate_network, sum_of_losses
+from mumoe.training.network import Network
+from mumoe.training.run import RunFolder
+from mumoe.training.sampler import batches_per_epoch, derived_seed, epoch_batches, least_rows, shares
+from mumoe.training.schedule import learning_rate
+from mumoe.training.signals import Interrupted, StopRequest
+from mumoe.training.sources import Source
+from mumoe.training.trackers import Trackers
+
+__all__ = ["Engine"]
+
+_SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+
+class Engine:
+    """Trains one network in one run folder.
+
+    Args:
+        config: The settings.
+        network: What is trained; moved to the accelerator's device.
+        source: Where batches come from.
+        data: The image set, for its splits and classes.
+        run: The run's folder, locked by the main process.
+        accelerator: Accelerate's handle.
+        progress: Whether to show progress.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        network: Network,
+        source: Source,
+        data: ImageData,
+        run: RunFolder,
+        accelerator: Any,
+        *,
+        progress: bool = True,
+    ) -> None:
+        self.config, self.source, self.data = config, source, data
+        self.run, self.accelerator, self.progress = run, accelerator, progress
+        self.train_rows, self.val_rows = data.indices("train"), data.indices("val")
+        self.per_epoch = batches_per_epoch(
+            len(self.train_rows), config.batch_size, least_rows(config, accelerator.num_processes)
+        )
+        self.total = self.per_epoch * config.epochs
+        self._prepare(network)
+        self.step = 0
+        self.saved = -1
+        self.best: dict[str, Any] | None = None
+        self.seconds = 0.0
+        self._losses = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        self._unlogged = 0
+        self._started = self._last_save = time.monotonic()
+        self._log_bytes = 0
+
+    def _prepare(self, network: Network) -> None:
+        """Put the network on the device, over the processes, and an optimizer on its parameters."""
+        self.network = network.to(self.accelerator.device).train()
+        if world_size() > 1:
+            synchronize_gates(self.network)
+        self.sharded = wants_shard(self.config)
+        if self.sharded:
+            shard(self.network, self.accelerator.device)
+        wrapped = self.network if self.sharded else self.accelerator.prepare_model(self.network)
+        self.model: nn.Module = wrapped
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=self.config.lr,
+            betas=(self.config.beta1, self.config.beta2),
+            weight_decay=self.config.weight_decay,
+        )
+        self.adamw = optimizer
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+
+    # Going on
+
+    def restore(self, tell: Any = None) -> bool:
+        """Go on from the newest whole checkpoint; False if there is none yet. Damaged ones are told.
+
+        Raises:
+            CheckpointError: If there are checkpoints and none is whole.
+        """
+        found = newest(self.run.checkpoints, state.check_fit(self.network), tell or (lambda text: None))
+        if found is None:
+            self.seed()
+            return False
+        state.restore_model(self.network, found.tensors["model"])
+        state.restore_optimizer(self.network, self.adamw, found.tensors.get("optimizer", {}))
+        rank = self.accelerator.process_index
+        try:
+            known = state.restore_random(rank, found.tensors.get("random", {}))
+        except ValueError as error:
+            raise CheckpointError(f"{self.run.path}: expected a whole checkpoint, got: {error}.") from None
+        if not known:
+            self.seed()
+        self._restore_numbers(found)
+        return True
+
+    def _restore_numbers(self, found: Snapshot) -> None:
+        values = found.state
+        self.step = self.saved = found.step
+        self.best = values["best"]
+        self.seconds = float(values["seconds"])
+        if self.accelerator.is_main_process:
+            self._losses.fill_(values["losses"])
+        self._unlogged = int(values["unlogged"])
+        self._log_bytes = int(values["log_bytes"])
+        if self.accelerator.scaler is not None and values["scaler"]:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+
+    def seed(self) -> None:
+        """Start the generators; processes get different ones (dropout), and the weights were made before."""
+        import random
+
+        import numpy as np
+
+        seed = derived_seed(self.config.seed, 1, int(self.accelerator.process_index))
+        random.seed(seed)
+        np.random.seed(seed % (1 << 32))  # noqa: NPY002 (the generator that libraries use)
+        torch.manual_seed(seed)
+
+    # The loop
+
+    def fit(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Interrupted: After Ctrl-C or a termination signal; a checkpoint was written.
+            JobError: If the loss is no longer a number, or the disk is full.
+        """
+        label = f"Training {self.config.head} (seed {self.config.seed})"
+        enabled = self.progress and self.accelerator.is_main_process
+        with contextlib.ExitStack() as stack:
+            self.log = stack.enter_context(self._trackers())
+            self.stop = stack.enter_context(StopRequest())
+            self.bar = stack.enter_context(Progress(label, self.total - self.step, enabled=enabled))
+            self._started = self._last_save = time.monotonic()
+            for epoch in range(self.step // self.per_epoch, self.config.epochs):
+                self._epoch(epoch)
+
+    def _trackers(self) -> Trackers:
+        main = bool(self.accelerator.is_main_process)
+        return Trackers(self.run, self.config, step=self.step, length=self._log_bytes, enabled=main)
+
+    def _epoch(self, epoch: int) -> None:
+        batches = epoch_batches(self.train_rows, self.config.batch_size, self.config.seed, epoch)
+        batches = batches[self.step % self.per_epoch :]
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        parts = [p for batch in batches for p in shares(batch, self.config.accumulate, processes, rank)]
+        with contextlib.closing(self.source.stream(parts, epoch)) as stream:  # type: ignore[type-var]
+            for batch in batches:
+                self._update(stream, len(batch))
+                self._after_step()
+
+    def _update(self, stream: Iterator[tuple[Tensor, Tensor]], size: int) -> None:
+        """One optimizer step on a batch of `size` images over all processes and parts."""
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate(self.config, self.step, self.total)
+        parts = self.config.accumulate
+        for part in range(parts):
+            with self._reducing(part == parts - 1):
+                loss = self._loss(*next(stream), size)
+                # Gradients are averaged over processes, so each counts its share in full.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            self._losses += loss.detach()
+        if self.config.clip > 0:
+            self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._unlogged += 1
+
+    def _loss(self, inputs: Tensor, labels: Tensor, size: int) -> Tensor:
+        """This part's share of the batch's mean loss; the shares of all parts and processes add up to it."""
+        with self.accelerator.autocast():
+            logits, balance = self.model(inputs)
+        loss = sum_of_losses(logits, labels, self.config.label_smoothing) / size
+        parts = self.config.accumulate * int(self.accelerator.num_processes)
+        return loss + self.config.balance * balance.float() / parts
+
+    @contextlib.contextmanager
+    def _reducing(self, last: bool) -> Iterator[None]:
+        """Sum gradients over processes only with the last accumulated part."""
+        if self.sharded:
+            self.network.set_requires_gradient_sync(last)  # type: ignore[operator]
+            yield
+        elif last:
+            yield
+        else:
+            with self.accelerator.no_sync(self.model):
+                yield
+
+    def _clip(self) -> None:
+        if self.sharded:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        else:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
+
+    def _after_step(self) -> None:
+        """Log, evaluate, save and stop, as far as each is due at this step."""
+        epoch_ends = self.step % self.per_epoch == 0
+        logs = self.step % self.config.log_every == 0 or self.step == self.total
+        if logs:
+            self._log_losses()
+        improved = epoch_ends and self._evaluation_due() and self._evaluate()
+        stop = self._stops(logs or epoch_ends)
+        if stop or self._save_due(epoch_ends, improved):
+            self.save()
+        self.bar.advance(note=self.log.note)
+        if stop:
+            raise Interrupted(
+                f"Stopped at step {self.step} of {self.total}. Go on with: mumoe train --resume {self.run.path}"
+            )
+
+    def _stops(self, agreed: bool) -> bool:
+        """Whether to stop here; several processes agree only now and then, since that costs a message."""
+        if world_size() == 1:
+            return self.stop.asked
+        return agreed and agree(self.stop.asked, self.accelerator.device)
+
+    def _log_losses(self) -> None:
+        total = self._losses
+        if world_size() > 1:
+            total = self.accelerator.reduce(total.clone(), "sum")
+        loss = total.item() / self._unlogged
+        self._losses.zero_()
+        self._unlogged = 0
+        rate = learning_rate(self.config, self.step - 1, self.total)
+        epoch = round(self.step / self.per_epoch, 4)
+        self.log.write({"step": self.step, "epoch": epoch, "loss": loss, "lr": rate})
+        if not math.isfinite(loss):
+            raise JobError(
+                f"{self.run.path}: expected a finite loss, got {loss} by step {self.step}. Lower --lr, or set --clip 1."
+            )
+
+    def _evaluation_due(self) -> bool:
+        if len(self.val_rows) == 0:
+            return False
+        epoch, every = self.step // self.per_epoch, self.config.eval_every
+        return self.step == self.total or (every > 0 and epoch % every == 0)
+
+    def _evaluate(self) -> bool:
+        """Evaluate on the validation split; whether it is the best so far."""
+        result = self.evaluate("val")
+        epoch = self.step // self.per_epoch
+        row = {"step": self.step, "epoch": epoch, "val_loss": result.loss, "val_accuracy": result.accuracy}
+        self.log.write(row)
+        if self.best is not None and result.accuracy <= self.best["accuracy"]:
+            return False
+        self.best = {"step": self.step, "accuracy": result.accuracy}
+        return True
+
+    def evaluate(self, split: Literal["train", "val", "test"]) -> EvalResult:
+        """Evaluate the network as it is now on one split (collective)."""
+        batch_size = max(self.config.batch_size, 1024) if self.network.backbone is None else self.config.batch_size
+        tally = evaluate_network(
+            self.network,
+            self.source,
+            self.data.indices(split),
+            len(self.data.classes),
+            self.accelerator,
+            batch_size,
+        )
+        facts = {"run": str(self.run.path), "split": split, "step": self.step}
+        return tally.result(self.data.classes, multi_label=self.data.multi_label, **facts)
+
+    # Checkpoints
+
+    def _save_due(self, epoch_ends: bool, improved: bool) -> bool:
+        if self.step == self.total or (improved and self.config.select == "best"):
+            return True
+        if self.config.checkpoint_every > 0:
+            return self.step % self.config.checkpoint_every == 0
+        late = time.monotonic() - self._last_save >= _SECONDS_BETWEEN_CHECKPOINTS
+        return epoch_ends and agree(late, self.accelerator.device)
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one, and delete those no longer needed."""
+        if self.saved == self.step:
+            return
+        snapshot = self.snapshot()
+        if self.accelerator.is_main_process:
+            write(self.run.checkpoints, snapshot)
+            best = self.best["step"] if self.best and self.config.select == "best" else None
+            prune(self.run.checkpoints, self.config.keep, best)
+        self.saved, self._last_save = self.step, time.monotonic()
+
+    def snapshot(self) -> Snapshot:
+        """Everything that this job needs to go on, from all processes (collective)."""
+        tensors = {
+            "model": state.model_tensors(self.network),
+            "optimizer": state.optimizer_tensors(self.network, self.adamw),
+            "random": self._all_random(),
+        }
+        losses = self._losses
+        if world_size() > 1:
+            losses = self.accelerator.reduce(losses.clone(), "sum")
+        scaler = self.accelerator.scaler
+        now = time.monotonic()
+        self.seconds, self._started = self.seconds + now - self._started, now
+        numbers = {
+            "total": self.total,
+            "losses": losses.item(),
+            "unlogged": self._unlogged,
+            "best": self.best,
+            "seconds": self.seconds,
+            "log_bytes": self.log.sync(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        return Snapshot(self.step, tensors, numbers)
+
+    def _all_random(self) -> dict[str, Tensor]:
+        mine = state.random_tensors(self.accelerator.process_index)
+        if world_size() == 1:
+            return mine
+        everyone: list[Any] = [None] * world_size()
+        torch.distributed.all_gather_object(everyone, mine)
+        return {name: tensor for states in everyone for name, tensor in states.items()}

@@ -1,0 +1,156 @@
+"""What a job reads: the image set, the backbone and the features, found by the names in its config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from mumoe.data.base import ImageData
+from mumoe.errors import UserError
+from mumoe.training.config import TrainConfig, parse_options
+from mumoe.training.network import Network, column_statistics, make_head
+from mumoe.training.sampler import derived_seed
+from mumoe.training.sources import FeatureSource, ImageSource, Source
+
+__all__ = ["Inputs", "load_inputs", "make_network", "make_source"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """An image set and what turns its images into features.
+
+    Attributes:
+        data: The images, labels and splits.
+        backbone: Network with `num_features`, `transform` and `fingerprint`; None with ready features.
+        features: (num_images, num_features) float32 in feature mode.
+        num_features: Width of the features.
+    """
+
+    data: ImageData
+    backbone: Any
+    features: npt.NDArray[np.float32] | None
+    num_features: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What run.json records, to find the same inputs again and to know them from others."""
+        data, backbone = self.data, self.backbone
+        return {
+            "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
+            "classes": list(data.classes),
+            "multi_label": data.multi_label,
+            "num_features": self.num_features,
+            "backbone": None if backbone is None else str(getattr(backbone, "fingerprint", "")),
+        }
+
+
+def load_inputs(
+    config: TrainConfig,
+    *,
+    data: ImageData | None = None,
+    backbone: nn.Module | None = None,
+    features: npt.NDArray[np.float32] | None = None,
+    before_features: Any = None,
+    progress: bool = True,
+) -> Inputs:
+    """Find everything that a config names; what is given is taken as it is.
+
+    `before_features(data, num_features)` may check the rest of the job before the long extraction starts.
+    """
+    found = data if data is not None else load_images(config)
+    if len(found.indices("train")) == 0:
+        raise UserError(f"{found.name}: expected images in the training split, got none. Check its splits.")
+    network: Any = backbone
+    if network is None and features is None:
+        network = load_backbone(config)
+    width = int(network.num_features) if features is None else _check_features(features, found)
+    if before_features is not None:
+        before_features(found, width)
+    if features is None and config.mode == "features":
+        features = cached_features(config, found, network, progress)
+    return Inputs(found, network, features, width)
+
+
+def _check_features(features: npt.NDArray[np.float32], data: ImageData) -> int:
+    if features.ndim != 2 or len(features) != len(data):
+        raise UserError(
+            f"features: expected ({len(data)}, num_features), one row per image of {data.name}, "
+            f"got {features.shape}. Extract them from the same set."
+        )
+    return int(features.shape[1])
+
+
+def load_images(config: TrainConfig) -> ImageData:
+    """The image set that a config names."""
+    from mumoe.data import load_data
+
+    return load_data(
+        config.data,
+        root=config.root or None,
+        download=config.download,
+        strict=config.strict,
+        split_seed=config.split_seed + (config.seed if config.vary_split else 0),
+        **parse_options(config.data_options),
+    )
+
+
+def load_backbone(config: TrainConfig) -> Any:
+    """The backbone that a config names, with its weights."""
+    from mumoe.models.backbones import create_backbone
+
+    return create_backbone(
+        config.backbone,
+        weights=config.weights or None,
+        pretrained=config.pretrained,
+        image_size=config.image_size or None,
+    )
+
+
+def cached_features(config: TrainConfig, data: ImageData, backbone: Any, progress: bool) -> npt.NDArray[np.float32]:
+    """The backbone's features of every image, from the cache or extracted into it."""
+    from mumoe.models.features import extract_features
+
+    folder = Path(config.cache_dir) if config.cache_dir else None
+    return extract_features(data, backbone, cache_dir=folder, workers=config.workers, progress=progress).x
+
+
+def with_seed(inputs: Inputs, config: TrainConfig) -> Inputs:
+    """The inputs of another seed: the same, or with its own split of the same images."""
+    if not config.vary_split:
+        return inputs
+    data = load_images(config)
+    if data.ids != inputs.data.ids:
+        raise UserError(f"{data.name}: expected the same images for every split seed, got others.")
+    return replace(inputs, data=data)
+
+
+def make_network(config: TrainConfig, inputs: Inputs) -> Network:
+    """A new network for these inputs, its initial weights a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derived_seed(config.seed, 0))
+        head = make_head(config, inputs.num_features, len(inputs.data.classes))
+    if inputs.features is not None:
+        if config.zscore:
+            head.standardize(*column_statistics(inputs.features, inputs.data.indices("train")))
+        return Network(head)
+    return Network(head, inputs.backbone)
+
+
+def make_source(config: TrainConfig, inputs: Inputs, device: torch.device | str) -> Source:
+    """Batches of cached features, or of images through the backbone's own preprocessing."""
+    if inputs.features is not None:
+        return FeatureSource(inputs.features, inputs.data.labels, device)
+    return ImageSource(
+        inputs.data,
+        inputs.backbone.transform(train=True),
+        inputs.backbone.transform(train=False),
+        seed=config.seed,
+        workers=config.workers,
+        device=device,
+    )

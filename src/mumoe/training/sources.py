@@ -1,0 +1,155 @@
+"""Where batches come from: a matrix of cached features, or image files through loader workers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mumoe.data.base import ImageData
+from mumoe.training.sampler import Indices, derived_seed
+
+__all__ = ["FeatureSource", "ImageSource", "Source", "label_tensor"]
+
+_KEEP_ON_DEVICE = 1 << 30
+
+
+class Source(Protocol):
+    """What the loop and the evaluation read."""
+
+    def stream(self, batches: Sequence[Indices], epoch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels of each batch, on the device; `epoch` None means no augmentation."""
+
+
+def label_tensor(labels: npt.NDArray[Any]) -> Tensor:
+    """Class positions as int64, or 0/1 rows as float32."""
+    return torch.from_numpy(labels.astype(np.float32 if labels.ndim == 2 else np.int64))
+
+
+class FeatureSource:
+    """Rows of a feature matrix, without a loader: a gather from memory, or from the mapped file.
+
+    Args:
+        features: (num_images, num_features) float32, usually a memory map.
+        labels: As in `ImageData`.
+        device: Where batches go; a matrix below a GiB is put there once, when it is an accelerator.
+    """
+
+    def __init__(
+        self, features: npt.NDArray[np.float32], labels: npt.NDArray[Any], device: torch.device | str = "cpu"
+    ) -> None:
+        self.features, self.labels = features, label_tensor(labels)
+        self.device = torch.device(device)
+        self._held: Tensor | None = None
+        if self.device.type != "cpu" and features.nbytes <= _KEEP_ON_DEVICE:
+            self._held = torch.from_numpy(np.array(features)).to(self.device)
+
+    def stream(self, batches: Sequence[Indices], epoch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs (B, num_features) and labels of each batch."""
+        for batch in batches:
+            rows = torch.from_numpy(batch)
+            yield self._rows(rows), self.labels[rows].to(self.device)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        if self._held is not None:
+            return self._held[rows.to(self.device)]
+        return torch.from_numpy(self.features[rows.numpy()]).to(self.device)
+
+
+class ImageSource:
+    """Images opened and transformed by loader workers, the same bits with any number of them.
+
+    The randomness of an image's augmentation is derived from (seed, epoch, image), never from a worker's
+    own generator.
+
+    Args:
+        data: The images.
+        train_transform: PIL image to tensor, with augmentation.
+        transform: PIL image to tensor, without.
+        seed: Seed of the augmentation.
+        workers: Loader processes (0: in this process).
+        device: Where batches go.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        train_transform: Callable[[Any], Tensor],
+        transform: Callable[[Any], Tensor],
+        *,
+        seed: int,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.data, self.seed, self.workers = data, seed, workers
+        self.train_transform, self.transform = train_transform, transform
+        self.device = torch.device(device)
+
+    def stream(self, batches: Sequence[Indices], epoch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs (B, 3, H, W) and labels of each batch."""
+        transform = self.transform if epoch is None else self.train_transform
+        images = _Images(self.data, transform, self.seed, epoch)
+        loader = DataLoader(
+            images,
+            batch_sampler=_Listed(batches),
+            num_workers=self.workers,
+            collate_fn=_collate,
+            generator=torch.Generator().manual_seed(self.seed),
+            pin_memory=self.device.type == "cuda",
+        )
+        labels = label_tensor(self.data.labels)
+        for inputs, rows in loader:
+            yield inputs.to(self.device, non_blocking=True), labels[rows].to(self.device, non_blocking=True)
+
+
+class _Images(Dataset[tuple[Tensor, int]]):
+    """An image by index, augmented by randomness of its own."""
+
+    def __init__(self, data: ImageData, transform: Callable[[Any], Tensor], seed: int, epoch: int | None) -> None:
+        self.data, self.transform, self.seed, self.epoch = data, transform, seed, epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.data.open_image(index)
+        if self.epoch is None:
+            return self.transform(image), index
+        with _own_randomness(derived_seed(self.seed, self.epoch, index, 1)):
+            return self.transform(image), index
+
+
+class _Listed(Iterable[list[int]]):
+    """Batches that are already made, as a batch sampler."""
+
+    def __init__(self, batches: Sequence[Indices]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.batches)
+
+
+def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([image for image, _ in items]), torch.tensor([index for _, index in items])
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """Seed python, numpy and torch inside, and put their states back afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))  # noqa: NPY002 (what augmentations use)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])

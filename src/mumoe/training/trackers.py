@@ -1,0 +1,97 @@
+"""Where a job's numbers go: metrics.jsonl and TensorBoard always, wandb and trackio on request."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import ModuleType, TracebackType
+from typing import Any
+
+from mumoe.errors import require
+from mumoe.training.config import TrainConfig
+from mumoe.training.files import disk_errors
+from mumoe.training.run import MetricsLog, RunFolder
+
+__all__ = ["Trackers"]
+
+
+class Trackers(AbstractContextManager["Trackers"]):
+    """All logs of one sitting of one run; silent on processes other than the main one.
+
+    Args:
+        run: The run's folder.
+        config: Its settings.
+        step: Step at which this sitting starts; later entries of an earlier sitting are dropped.
+        length: Bytes of metrics.jsonl to keep.
+        enabled: False writes nothing.
+
+    Attributes:
+        note: The newest numbers in a few words, for the progress bar.
+    """
+
+    def __init__(
+        self, run: RunFolder, config: TrainConfig, *, step: int = 0, length: int = 0, enabled: bool = True
+    ) -> None:
+        self.run, self.config, self.enabled = run, config, enabled
+        self.note = ""
+        self._values: dict[str, float] = {}
+        self._modules: list[ModuleType] = []
+        self._since = time.monotonic(), step
+        if enabled:
+            self._open(step, length)
+
+    def _open(self, step: int, length: int) -> None:
+        tensorboard = require("torch.utils.tensorboard", "vision", "train")
+        with disk_errors("log", self.run.path):
+            self._log = MetricsLog(self.run.metrics, length)
+            self._curves = tensorboard.SummaryWriter(str(self.run.tensorboard), purge_step=step + 1)
+        for name in self.config.track:
+            module = require(name, "tracking", "train")
+            module.init(project="mumoe", name=self.run.path.name, config=dataclasses.asdict(self.config))
+            self._modules.append(module)
+
+    @property
+    def short(self) -> bool:
+        """Whether metrics.jsonl had lost lines since the checkpoint."""
+        return self.enabled and self._log.short
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Log one row; `step` must be among its values. Speed goes to the curves only, since it varies."""
+        self._values |= {key: value for key, value in row.items() if "loss" in key or "accuracy" in key}
+        self.note = "  ".join(f"{key} {value:.3f}" for key, value in self._values.items())
+        if not self.enabled:
+            return
+        step = int(row["step"])
+        values = {key: value for key, value in row.items() if key != "step"}
+        with disk_errors("log", self.run.path):
+            self._log.write(row)
+            for key, value in {**values, **self._speed(step)}.items():
+                self._curves.add_scalar(key, value, step)
+        for module in self._modules:
+            module.log(values, step=step)
+
+    def _speed(self, step: int) -> dict[str, float]:
+        now, (then, before) = time.monotonic(), self._since
+        if step <= before or now <= then:
+            return {}
+        self._since = now, step
+        return {"steps_per_second": (step - before) / (now - then)}
+
+    def sync(self) -> int:
+        """Put metrics.jsonl on the disk; returns its length in bytes."""
+        if not self.enabled:
+            return 0
+        with disk_errors("log", self.run.path):
+            return self._log.sync()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.enabled:
+            return
+        self._log.close()
+        self._curves.close()
+        for module in self._modules:
+            module.finish()

@@ -1,0 +1,140 @@
+"""Several processes compute what one computes: loss curves, parameters, gate statistics, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import several
+import torch
+from made_up_training import make_data
+
+from mumoe.gating import BatchNorm
+from mumoe.layers import MuMoE
+from mumoe.training import load_head
+from mumoe.training.distributed import SynchronizedBatchNorm, sum_over_processes, synchronize_gates
+from mumoe.training.run import RunFolder
+
+
+def curve(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] if "loss" in row else row["val_loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Folders of the same jobs on one process and on two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    source = str(Path(__file__).parents[2] / "src")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += [str(Path(__file__).with_name("several.py")), str(two)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-5000:]
+    for name in several.JOBS:
+        several.run(name, one)
+    return one, two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", several.JOBS)
+def test_two_processes_equal_one_with_the_same_batch(both, name):
+    one, two = (folder / name for folder in both)
+    assert curve(two) == pytest.approx(curve(one), abs=1e-5)
+    assert len(curve(two)) > 10
+    if name == "images":
+        return
+    ours, theirs = load_head(two)[0].state_dict(), load_head(one)[0].state_dict()
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_stop_asked_of_one_process_stops_all_at_the_same_step(both):
+    facts = RunFolder.open(both[1] / "stopped").facts()
+    assert facts["state"] == "finished"
+    assert curve(both[1] / "stopped") == curve(both[1] / "shard")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_processes_goes_on_with_one(both, tmp_path):
+    """Sharded tensors are saved whole: the last checkpoint is dropped and its steps are done again on one."""
+    import shutil
+
+    from made_up_training import make_features
+
+    from mumoe.training import resume
+
+    run = tmp_path / "run"
+    shutil.copytree(both[1] / "shard", run)
+    shutil.rmtree(sorted((run / "checkpoints").iterdir())[-1])
+    RunFolder.open(run).update(state="running")
+    data = make_data(118)
+    resume(run, data=data, features=make_features(data), progress=False)
+    assert curve(run) == pytest.approx(curve(both[0] / "shard"), abs=1e-5)
+
+
+def test_a_launch_that_starts_one_process_only_is_told(config, data, features, monkeypatch, caplog):
+    """What accelerate launch --cpu --num_processes 2 leaves in the environment of its one process."""
+    from mumoe.training import train
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    train(config.replace(epochs=1), data=data, features=features, progress=False)
+    assert "torchrun --standalone --nproc-per-node N" in caplog.text
+
+
+def test_gates_are_converted_in_place_and_keep_their_names_and_statistics():
+    layer = torch.nn.Sequential(MuMoE(5, 3, (4, 2), rank=2), torch.nn.BatchNorm1d(3, affine=False))
+    layer(torch.randn(8, 5))
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    synchronize_gates(layer)
+    kinds = [type(module) for module in layer.modules() if isinstance(module, BatchNorm)]
+    assert kinds == [SynchronizedBatchNorm, SynchronizedBatchNorm]
+    assert type(layer[1]) is torch.nn.BatchNorm1d
+    after = layer.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_on_one_process_the_synchronized_norm_is_the_plain_one():
+    torch.manual_seed(0)
+    x = torch.randn(9, 4)
+    plain = BatchNorm(4)
+    synchronized = SynchronizedBatchNorm.of(BatchNorm(4))
+    assert torch.equal(synchronized(x), plain(x))
+    assert torch.equal(sum_over_processes(x), x)
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process alone, to run the reduction itself without a second process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_the_reduction_has_the_values_gradients_and_statistics_of_batch_norm(alone, monkeypatch):
+    import mumoe.training.distributed as distributed
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)  # takes the path of several processes
+    torch.manual_seed(0)
+    x = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 4, dtype=torch.float64)
+    plain, ours = BatchNorm(4, dtype=torch.float64), SynchronizedBatchNorm(4, dtype=torch.float64)
+    expected, found = plain(x), ours(x)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (expected, found)]
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(ours.running_mean, plain.running_mean)
+    torch.testing.assert_close(ours.running_var, plain.running_var)
+    assert ours.num_batches_tracked == 1
+    assert torch.autograd.gradcheck(ours, x)
