@@ -309,7 +309,7 @@ class CoefficientLevel:
             )
 
     def blocks(self, pairs: int = 100_000) -> Iterator[Pairs]:
-        """All pairs in row order, whole rows at a time, about `pairs` per block.
+        """All pairs in row order, whole images at a time, about `pairs` per block.
 
         Raises:
             UserError: If an expert or an offset is out of range.
@@ -318,7 +318,8 @@ class CoefficientLevel:
         while start < self.rows:
             target = int(self.offsets[start]) + pairs
             end = int(np.searchsorted(self.offsets, target, side="right")) - 1
-            end = min(max(end, start + 1), self.rows, start + pairs)
+            end = min(max(end, start + 1), start + pairs)
+            end = min(-(-end // self.rows_per_image) * self.rows_per_image, self.rows)
             yield self._block(start, end)
             start = end
 

@@ -302,8 +302,8 @@ def _weighted_before(weights: Floats, answers: Answers) -> Floats:
     counted = np.flatnonzero(answers.right)
     flat = np.arange(len(weights))[:, None] * answers.num_classes + answers.labels[counted]
     size = len(weights) * answers.num_classes
-    summed: Floats = np.bincount(flat.ravel(), weights=weights[:, counted].ravel(), minlength=size)
-    return summed.reshape(len(weights), answers.num_classes)
+    summed = np.bincount(flat.ravel(), weights=weights[:, counted].ravel(), minlength=size)
+    return np.asarray(summed, dtype=np.float64).reshape(len(weights), answers.num_classes)
 
 
 def shuffle_units(changes: Changes, load: npt.ArrayLike, *, seed: int = 0) -> Changes:
