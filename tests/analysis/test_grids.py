@@ -15,9 +15,7 @@ COLOURS = ["#ff0000", "#00ff00", "#0000ff"]
 
 
 def store(folder, block, rows_per_image=1):
-    with CoefficientWriter(
-        folder, {"head": (block.shape[-1],)}, rows_per_image={"head": rows_per_image}
-    ) as w:
+    with CoefficientWriter(folder, {"head": (block.shape[-1],)}, rows_per_image={"head": rows_per_image}) as w:
         w.append("head", [block])
     return CoefficientStore(folder).level()
 
@@ -109,9 +107,7 @@ def test_grid_files_labels_credits_and_skipped_experts(tmp_path):
         for item in expert["random"] + expert["top"]:
             picture = opened(tmp_path / "grid" / item["thumbnail"])
             assert picture.size == (48, 48)
-            assert picture.getpixel((24, 24)) == Image.new(
-                "RGB", (1, 1), COLOURS[item["image"] % 3]
-            ).getpixel((0, 0))
+            assert picture.getpixel((24, 24)) == Image.new("RGB", (1, 1), COLOURS[item["image"] % 3]).getpixel((0, 0))
             assert item["label"] == ("red", "green", "blue")[item["image"] % 3]
     assert opened(tmp_path / "grid" / "grid.png").height > 4 * 48
 

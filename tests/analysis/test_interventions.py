@@ -24,12 +24,12 @@ SHAPES = {
 }
 
 
-def data(rows=300, classes=CLASSES, seed=0, multi_label=False):
+def data(rows=180, classes=CLASSES, seed=0, multi_label=False):
     """Clustered inputs, so that experts and classes have something to do with each other."""
     generator = torch.Generator().manual_seed(seed)
     centres = 2 * torch.randn(classes, WIDTH, generator=generator)
     labels = torch.randint(classes, (rows,), generator=generator)
-    x = centres[labels] + torch.randn(rows, WIDTH, generator=generator)
+    x = centres[labels] + 2 * torch.randn(rows, WIDTH, generator=generator)
     if multi_label:
         return x, (x[:, :classes] > 0).long()
     return x, labels
@@ -39,15 +39,20 @@ def batches(x, labels, size=64):
     return list(zip(x.split(size), labels.split(size), strict=True))
 
 
-def trained(module, x, labels, steps=60, lr=0.02):
-    """A few steps, so that answers, margins and coefficients look like those of a trained run."""
-    torch.manual_seed(1)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr)
+def trained(module, x, labels, steps=30, rate=0.06):
+    """A few steps of Adam, so that answers, margins and coefficients look like those of a trained run."""
     loss = nn.functional.cross_entropy if labels.ndim == 1 else nn.functional.binary_cross_entropy_with_logits
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    moments = [(torch.zeros_like(weight), torch.zeros_like(weight)) for weight in weights]
     for _ in range(steps):
-        optimizer.zero_grad()
-        loss(module(x), labels if labels.ndim == 1 else labels.float()).backward()
-        optimizer.step()
+        value = loss(module(x), labels if labels.ndim == 1 else labels.float())
+        grads = torch.autograd.grad(value, weights, allow_unused=True)
+        with torch.no_grad():
+            for weight, grad, (first, second) in zip(weights, grads, moments, strict=True):
+                if grad is not None:
+                    first.mul_(0.9).add_(grad, alpha=0.1)
+                    second.mul_(0.95).addcmul_(grad, grad, value=0.05)
+                    weight.sub_(rate * first / (second.sqrt() + 1e-6))
     return module.eval()
 
 
@@ -72,14 +77,14 @@ def same(found, expected):
 
 @pytest.mark.parametrize("factorization", SHAPES)
 @pytest.mark.parametrize(
-    ("experts", "level"), [((16,), None), ((6, 3), 0), ((6, 3), 1), ((6, 3), None), ((3, 2, 2), None)]
+    ("experts", "level"), [((16,), None), ((6, 3), 0), ((6, 3), None), ((3, 2, 2), 1)]
 )
 def test_one_pass_gives_the_counts_of_the_plain_method(factorization, experts, level):
     x, labels = data()
     trained_layer = trained(layer(factorization, experts), x, labels)
     found = intervene(trained_layer, batches(x, labels), level=level)
     same(found, intervene_plainly(trained_layer, batches(x, labels), level=level))
-    assert len(found.changes.image) > 20
+    assert len(found.changes.image) >= 8
 
 
 def plain_loop(module, x, labels, level):
@@ -104,10 +109,13 @@ def test_counts_are_those_of_ablate_and_evaluate(experts, level):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("factorization", SHAPES)
-@pytest.mark.parametrize(("experts", "level"), [((16,), None), ((6, 3), 1), ((6, 3), None)])
+@pytest.mark.parametrize(
+    ("factorization", "experts", "level"),
+    [(name, (16,), None) for name in SHAPES]
+    + [(name, (6, 3), level) for name in ("tucker", "dense") for level in (1, None)],
+)
 def test_every_ablation_mode_equals_its_plain_form(mode, factorization, experts, level):
-    x, labels = data(160)
+    x, labels = data(120)
     module = trained(layer(factorization, experts), x, labels)
     found = intervene(module, batches(x, labels), level=level, mode=mode)
     same(found, intervene_plainly(module, batches(x, labels), level=level, mode=mode))
@@ -126,8 +134,8 @@ def test_multi_label(factorization):
     module = trained(layer(factorization), x, labels)
     found = intervene(module, batches(x, labels))
     same(found, intervene_plainly(module, batches(x, labels)))
-    assert found.answers.right.shape == (300, CLASSES)
-    assert len(found.changes.image) > 20
+    assert found.answers.right.shape == (180, CLASSES)
+    assert len(found.changes.image) >= 8
 
 
 @pytest.mark.parametrize("classes", ["labels", "targets"])
@@ -140,15 +148,13 @@ def test_baselines(make, classes):
     module = trained(make(), x, labels)
     found = intervene(module, batches(x, labels))
     same(found, intervene_plainly(module, batches(x, labels)))
-    assert len(found.changes.image) > 20
+    assert len(found.changes.image) >= 8
 
 
 def test_penultimate_layer():
     x, labels = data()
     torch.manual_seed(0)
-    model = trained(
-        nn.Sequential(MuMoE(WIDTH, 9, 16, "cp", rank=6), nn.GELU(), nn.Linear(9, CLASSES)), x, labels
-    )
+    model = trained(nn.Sequential(MuMoE(WIDTH, 9, 16, "cp", rank=6), nn.GELU(), nn.Linear(9, CLASSES)), x, labels)
     found = intervene(model[0], batches(x, labels), rest=model[1:])
     same(found, intervene_plainly(model[0], batches(x, labels), rest=model[1:]))
     inside = intervene_inside(model, batches(x, labels))
@@ -201,9 +207,7 @@ def by_hand():
         module.factorization.weight.zero_()
         module.factorization.weight[0, 0] = torch.tensor([1.0, 1.0])  # expert 0: class 0
         module.factorization.weight[1, 1] = torch.tensor([1.0, 1.0])  # expert 1: class 1
-        module.factorization.weight[2, 1] = torch.tensor(
-            [2.0, 2.0]
-        )  # expert 2: class 1, and class 2 a little
+        module.factorization.weight[2, 1] = torch.tensor([2.0, 2.0])  # expert 2: class 1, and class 2 a little
         module.factorization.weight[2, 2] = torch.tensor([1.5, 1.5])
         module.gate.weights[0].copy_(torch.tensor([[1.0, 0.0], [0.9, 0.5], [0.0, 1.0]]))
     return module
@@ -238,14 +242,12 @@ def test_a_silent_row_answers_with_the_first_class_as_argmax_does():
         found = intervene(module, [(x, torch.tensor([label]))])
         assert found.silent == 1
         assert found.counts()[2, label] == after
-        assert np.array_equal(
-            found.counts(), intervene_plainly(module, [(x, torch.tensor([label]))]).counts()
-        )
+        assert np.array_equal(found.counts(), intervene_plainly(module, [(x, torch.tensor([label]))]).counts())
 
 
 def test_exact_ties_fall_as_in_the_plain_method():
     """Classes 2 and 5 have the same weights, so rounding alone would decide between them."""
-    x, labels = data(400, seed=3)
+    x, labels = data(300, seed=3)
     module = trained(layer(seed=3), x, labels)
     with torch.no_grad():
         module.factorization.out_factor[5] = module.factorization.out_factor[2]
@@ -256,7 +258,7 @@ def test_exact_ties_fall_as_in_the_plain_method():
 
 def test_rounding_stays_below_the_tolerance():
     """What the fast and the plain method disagree by is at most an eighth of what is allowed for."""
-    x, labels = data(500)
+    x, labels = data(300)
     for factorization in SHAPES:
         module = trained(layer(factorization), x, labels)
         with torch.no_grad():
@@ -271,7 +273,7 @@ def test_rounding_stays_below_the_tolerance():
 
 def test_pruning_is_what_saves_the_work(monkeypatch):
     x, labels = data(600)
-    module = trained(layer(experts=(64,)), x, labels, steps=200)
+    module = trained(layer(experts=(64,)), x, labels, steps=120)
     computed = []
     parts = type(parts_of(module))
     project = parts.project
@@ -315,7 +317,7 @@ def test_changes_are_kept_not_logits():
 
 def test_load_control_is_less_specialized():
     x, labels = data(600)
-    module = trained(layer(), x, labels, steps=200)
+    module = trained(layer(), x, labels, steps=120)
     found = intervene(module, batches(x, labels))
     control = found.load_control()
     assert control.units == 16

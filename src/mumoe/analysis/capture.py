@@ -66,9 +66,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watching_coefficients(
-    layers: dict[str, Gated], see: Callable[[str, Sequence[Tensor]], None]
-) -> Iterator[None]:
+def watching_coefficients(layers: dict[str, Gated], see: Callable[[str, Sequence[Tensor]], None]) -> Iterator[None]:
     """Within the context, `see(name, coefficients)` is called at every forward of these layers' gates."""
 
     def hook(name: str) -> Callable[..., None]:
@@ -105,9 +103,7 @@ def capture(
     Raises:
         UserError: If the model has no MuMoE layer, a name is unknown, or there is no batch.
     """
-    names = (
-        [find_layer(model, name, "capture")[0] for name in layers] if layers else list(expert_layers(model))
-    )
+    names = [find_layer(model, name, "capture")[0] for name in layers] if layers else list(expert_layers(model))
     if not names:
         find_layer(model, None, "capture")
     chosen = {name: find_layer(model, name, "capture")[1] for name in names}

@@ -138,8 +138,7 @@ class CoefficientWriter:
         known = self._rows_per_image.setdefault(layer, rows)
         if known != rows:
             raise UserError(
-                f"CoefficientWriter: expected {known} rows per image in {layer!r}, got {rows}. "
-                "Use images of one size."
+                f"CoefficientWriter: expected {known} rows per image in {layer!r}, got {rows}. Use images of one size."
             )
 
     def append(self, layer: str, coefficients: Sequence[Array]) -> None:
@@ -184,9 +183,7 @@ class CoefficientWriter:
         for file in self._files.values():
             file.close()
         if self._images is not None:
-            np.save(
-                self._scratch / "images.npy", np.asarray(self._images, dtype=np.int64), allow_pickle=False
-            )
+            np.save(self._scratch / "images.npy", np.asarray(self._images, dtype=np.int64), allow_pickle=False)
         write_json(self._scratch / "index.json", self._index())
         self._place.__exit__(None, None, None)
 
@@ -304,9 +301,7 @@ class CoefficientLevel:
         pairs = len(self.experts)
         ok = len(self.values) == pairs and len(self.offsets) == self.rows + 1
         if not ok or int(self.offsets[0]) != 0 or int(self.offsets[-1]) != pairs:
-            raise _damaged(
-                self.folder, f"{pairs} experts, {len(self.values)} values, {len(self.offsets)} offsets"
-            )
+            raise _damaged(self.folder, f"{pairs} experts, {len(self.values)} values, {len(self.offsets)} offsets")
 
     def blocks(self, pairs: int = 100_000) -> Iterator[Pairs]:
         """All pairs in row order, whole images at a time, about `pairs` per block.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mumoe.baselines import HighRankLinear, SparseMoE
 from mumoe.errors import UserError, unknown_name
-from mumoe.factorizations import CP, Dense, Factorization, TensorRing, Tucker
+from mumoe.factorizations import CP, Factorization, TensorRing, Tucker
 from mumoe.layers import MuMoE
 
 __all__ = [
@@ -132,9 +132,7 @@ class Parts(ABC):
         return torch.ones(self.out_features) if matrix is None else matrix.norm(dim=1)
 
 
-def parts_of(
-    layer: torch.nn.Module, *, level: int | None = None, mode: Mode = "zero", seed: int = 0
-) -> Parts:
+def parts_of(layer: torch.nn.Module, *, level: int | None = None, mode: Mode = "zero", seed: int = 0) -> Parts:
     """The units of a layer: experts of a MuMoE or SparseMoE layer, neurons of a HighRankLinear.
 
     Args:
@@ -181,6 +179,10 @@ class _Form(ABC):
     @abstractmethod
     def close(self, hidden: Tensor, vectors: Sequence[Tensor]) -> Tensor: ...
 
+    def bound(self, hidden: Tensor, mixed: Sequence[Tensor], level: int, table: Tensor) -> Tensor | None:
+        """(rows, experts) bound on ||close(..)|| with each row of `table` at this level, or None if there is none."""
+        return None
+
 
 class _CPForm(_Form):
     def __init__(self, part: CP) -> None:
@@ -195,6 +197,11 @@ class _CPForm(_Form):
             hidden = hidden * vector
         return hidden
 
+    def bound(self, hidden: Tensor, mixed: Sequence[Tensor], level: int, table: Tensor) -> Tensor:
+        """The norms themselves: sums of squares of products are products of squares, summed."""
+        others = self.close(hidden, [*mixed[:level], *mixed[level + 1 :]])
+        return (others.square() @ table.square().mT).sqrt_()
+
 
 class _RingForm(_Form):
     def __init__(self, part: TensorRing) -> None:
@@ -204,6 +211,13 @@ class _RingForm(_Form):
 
     def hidden(self, x: Tensor) -> Tensor:
         return _project(x, self._in.flatten(1))
+
+    def bound(self, hidden: Tensor, mixed: Sequence[Tensor], level: int, table: Tensor) -> Tensor | None:
+        """||H G|| <= ||H|| ||G|| in a layer of one level."""
+        if len(mixed) > 1:
+            return None
+        spectral = torch.linalg.matrix_norm(table.unflatten(-1, self._cores[0].shape[1:]), ord=2)
+        return hidden.norm(dim=1)[:, None] * spectral
 
     def close(self, hidden: Tensor, vectors: Sequence[Tensor]) -> Tensor:
         shapes = [core.shape[1:] for core in self._cores]
@@ -292,6 +306,7 @@ class ExpertParts(Parts):
         self._form = _form(layer.factorization)
         self.width = self.out_features if self._form is None else self._form.matrix.shape[1]
         self._pool: Tensor | None = None
+        self._last: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
     def output(self) -> Tensor | None:
         return None if self._form is None else self._form.matrix
@@ -299,7 +314,7 @@ class ExpertParts(Parts):
     def open(self, x: Tensor, first_row: int) -> Opened:
         if self._pool is None:
             self._pool = x[: self.POOL].clone()
-        a = [level.to(x.dtype) for level in self.layer.coefficients(x)]
+        a = [level.to(x.dtype) for level in self._coefficients(x)]
         found = _pairs(a if self.level is None else [a[self.level]])
         unit = combine(found.experts, self.sizes)
         form = self._form
@@ -318,6 +333,12 @@ class ExpertParts(Parts):
             source = _Factored(self, form, hidden, mixed, found, pool, drawn)
         silent = found.silent if self.mode == "zero" else torch.zeros_like(found.silent)
         return Opened(logits, found.row, unit, silent, scale, source)
+
+    def _coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The gate's coefficients, computed once for the batch that is being looked at."""
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, self.layer.coefficients(x))
+        return self._last[1]
 
     def _drawn(self, row: Tensor, unit: Tensor) -> Tensor:
         """Row of the pool whose answer stands in for each pair's: a hash of seed, row and unit."""
@@ -338,7 +359,7 @@ class ExpertParts(Parts):
         return tuple(experts)
 
     def plain(self, x: Tensor, unit: int | None, first_row: int) -> Tensor:
-        a = self.layer.coefficients(x)
+        a = self._coefficients(x)
         if unit is None:
             return self.layer.contract(x, a)
         experts = self.split(unit)
@@ -350,9 +371,7 @@ class ExpertParts(Parts):
             return self.layer.contract(x, _averaged(a, self.level, experts[0]))
         return self._replaced(x, a, experts, unit, first_row)
 
-    def _replaced(
-        self, x: Tensor, a: Sequence[Tensor], experts: tuple[int, ...], unit: int, first_row: int
-    ) -> Tensor:
+    def _replaced(self, x: Tensor, a: Sequence[Tensor], experts: tuple[int, ...], unit: int, first_row: int) -> Tensor:
         """y - a_n (what the expert says) + a_n (what is said instead)."""
         whole = [level.clone() for level in a]
         levels = range(len(whole)) if self.level is None else [self.level]
@@ -396,7 +415,7 @@ def _mix(a: Tensor, table: Tensor) -> Tensor:
     return F.embedding_bag(experts, table, starts, mode="sum", per_sample_weights=a[rows, experts])
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Factored(_Source):
     """Pairs of a batch whose layer has the factored form."""
 
@@ -407,6 +426,7 @@ class _Factored(_Source):
     found: _Pairs
     pool: Tensor
     drawn: Tensor
+    bounds: Tensor | None = None
 
     def vectors(self, pairs: Tensor) -> Tensor:
         row, mode = self.found.row[pairs], self.parts.mode
@@ -422,6 +442,18 @@ class _Factored(_Source):
         else:
             said = self._close(hidden, row, tables)
         return said * self.found.value[pairs, None]
+
+    def reach(self, pairs: Tensor) -> Tensor:
+        level = self.parts.level
+        if level is None or self.parts.mode == "resampled":
+            return self.vectors(pairs).norm(dim=1)
+        if self.bounds is None:
+            table = self.form.tables[level]
+            table = table - table.mean(0) if self.parts.mode == "mean" else table
+            self.bounds = self.form.bound(self.hidden, self.mixed, level, table)
+        if self.bounds is None:
+            return self.vectors(pairs).norm(dim=1)
+        return self.bounds[self.found.row[pairs], self.found.experts[0][pairs]] * self.found.value[pairs]
 
     def _tables(self) -> list[Tensor]:
         level = self.parts.level
@@ -537,9 +569,7 @@ class NeuronParts(Parts):
         row, unit = hidden.nonzero(as_tuple=True)
         scale = hidden.norm(dim=1) * self.layer.up.weight.norm(dim=1).max()
         source = _Neurons(self.layer.up.weight, hidden[row, unit], unit)
-        return Opened(
-            self.layer.up(hidden), row, unit, torch.zeros_like(row, dtype=torch.bool), scale, source
-        )
+        return Opened(self.layer.up(hidden), row, unit, torch.zeros_like(row, dtype=torch.bool), scale, source)
 
     def plain(self, x: Tensor, unit: int | None, first_row: int) -> Tensor:
         hidden = self.layer.down(x)

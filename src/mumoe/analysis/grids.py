@@ -199,9 +199,7 @@ def write_grid(
         skipped = asked - len(found)
         write_json(scratch / "grid.json", _grid_json(shown, data, threshold, seed, asked, skipped))
         note = f"{skipped} of {asked} experts skipped: no image with a coefficient of at least {threshold:g}"
-        sheet = _sheet(
-            shown, opened, size, title or f"Images that each expert processes, {data.name}", note, data
-        )
+        sheet = _sheet(shown, opened, size, title or f"Images that each expert processes, {data.name}", note, data)
         write_bytes(scratch / "grid.png", _encoded(sheet, "PNG"))
     return shown
 
@@ -222,9 +220,7 @@ def _grid_json(
 
 def _shown(kept: _Kept, data: ImageData, images: npt.NDArray[np.int64]) -> tuple[Shown, ...]:
     rows = zip(images[kept.image].tolist(), kept.value.tolist(), strict=True)
-    return tuple(
-        Shown(image, _label(data, image), float(value), f"thumbnails/{image}.png") for image, value in rows
-    )
+    return tuple(Shown(image, _label(data, image), float(value), f"thumbnails/{image}.png") for image, value in rows)
 
 
 def _label(data: ImageData, image: int) -> str:
@@ -302,9 +298,7 @@ def _columns(half: int, columns: int) -> tuple[tuple[int, str], tuple[int, str]]
     return (left, "drawn at random"), (left + half + 4 * GAP, "largest coefficients")
 
 
-def _tile(
-    sheet: Image.Image, pen: Any, corner: tuple[int, int], item: Shown, picture: Image.Image, size: int
-) -> None:
+def _tile(sheet: Image.Image, pen: Any, corner: tuple[int, int], item: Shown, picture: Image.Image, size: int) -> None:
     x, y = corner
     sheet.paste(picture, (x, y))
     pen.rectangle((x, y + size, x + size - 1, y + size + BAND - 1), fill=STRIP)

@@ -98,9 +98,7 @@ class _Record:
         self.right.append(right.cpu())
         return first
 
-    def changed(
-        self, first: int, row: Tensor, unit: Tensor, labels: Tensor, before: Tensor, after: Tensor
-    ) -> None:
+    def changed(self, first: int, row: Tensor, unit: Tensor, labels: Tensor, before: Tensor, after: Tensor) -> None:
         """Note pairs whose answer differs from the one before; before and after are (pairs,) or (pairs, C)."""
         differs = (before != after).nonzero(as_tuple=True)
         pair = differs[0]
@@ -373,9 +371,7 @@ def intervene_inside(
         stream = _look(model, part, batches)
         seen = next(stream, None)
         if seen is None:
-            raise UserError(
-                "intervene_inside: expected at least one image, got none. Choose a split with images."
-            )
+            raise UserError("intervene_inside: expected at least one image, got none. Choose a split with images.")
         whole = itertools.chain([seen], stream)
         if isinstance(part, MuMoE) and seen.x.ndim == 2 and (seen.final or rest is not None):
             method = intervene_plainly if plainly else intervene

@@ -156,9 +156,7 @@ def specialization(
         UserError: If there are no images.
     """
     if not len(answers.right):
-        raise UserError(
-            "specialization: expected at least one image, got none. Choose a split that has images."
-        )
+        raise UserError("specialization: expected at least one image, got none. Choose a split that has images.")
     before = answers.before
     d = differences(before, counts_after(answers, changes))
     p, known = polysemanticity(d), np.where(np.isnan(d), 0.0, d)
@@ -345,6 +343,4 @@ def _without_repeats(changes: Changes, unit: Ints) -> Changes:
     """One answer can be lost or gained only once per unit, even if a unit was dealt two parts of its row."""
     table = np.stack([unit, changes.image, changes.label])
     _, first = np.unique(table, axis=1, return_index=True)
-    return Changes(
-        changes.image[first], unit[first], changes.label[first], changes.sign[first], changes.num_units
-    )
+    return Changes(changes.image[first], unit[first], changes.label[first], changes.sign[first], changes.num_units)

@@ -110,9 +110,7 @@ PANELS: tuple[tuple[str, _Value], ...] = (
 )
 
 
-def trend_figure(
-    points: Sequence[Point], *, title: str, note: str = "", classes: int | None = None
-) -> Figure:
+def trend_figure(points: Sequence[Point], *, title: str, note: str = "", classes: int | None = None) -> Figure:
     """Figures 3 and 9: polysemanticity against the number of experts, beside what keeps the mean honest.
 
     Four panels share the horizontal axis: the mean p, how many experts are strong, the mean p of these, and
@@ -217,9 +215,7 @@ def effects_figure(
         UserError: If there are no models.
     """
     if not rows:
-        raise UserError(
-            "effects_figure: expected at least one analyzed model, got none. Analyze a run first."
-        )
+        raise UserError("effects_figure: expected at least one analyzed model, got none. Analyze a run first.")
     full = 0.2 * bars + 0.75
     heights = [full if strong_effects(row, least) else 0.45 for row in rows]
     figure = _figure(3.1 * columns, sum(heights) + 0.9)
@@ -244,9 +240,7 @@ def effects_figure(
         )  # fmt: skip
         heading.set_in_layout(False)
     figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
-    figure.supxlabel(
-        "share of the class's right answers lost" + (f".  {note}" if note else ""), fontsize=9, color=PALE
-    )
+    figure.supxlabel("share of the class's right answers lost" + (f".  {note}" if note else ""), fontsize=9, color=PALE)
     return figure
 
 
@@ -265,9 +259,7 @@ def _bars(panel: Axes, effect: Effect, classes: Sequence[str], bars: int, colour
     panel.spines[["top", "right"]].set_visible(False)
     panel.axvline(0, color=PALE, linewidth=0.8)
     panel.tick_params(axis="x", labelsize=8, colors=PALE, labelbottom=True)
-    panel.set_title(
-        f"expert {effect.unit}   p = {effect.polysemanticity:.2f}", fontsize=9, color=INK, loc="left"
-    )
+    panel.set_title(f"expert {effect.unit}   p = {effect.polysemanticity:.2f}", fontsize=9, color=INK, loc="left")
 
 
 def _short(name: str, most: int = 20) -> str:
