@@ -1,0 +1,1 @@
+"""What each expert does: coefficients, interventions, specialization, images."""

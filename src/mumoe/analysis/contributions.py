@@ -1,0 +1,591 @@
+"""A layer's output as the sum of what its units contribute, so that one of them can be taken out cheaply.
+
+The output of a mixture of linear experts is y = sum_n a_n W_n z. In every factorization it is also one matrix
+times a short vector: y = O h, where the *latent* h is the sum of one part per expert,
+
+    CP      h = sum_n a_n (N[n] * (I' z))            TR, TT  h = sum_n a_n (G_n' (G_in z))    (flattened)
+    Tucker  h = sum_n a_n C_n (I' z)                 dense   h = y itself, O the identity
+
+so ablating expert n changes y by exactly O v with v = a_n h_n(z), and only in rows with a_n > 0. A hierarchy is
+linear in each level, and in each combination of levels. What a neuron of a linear layer contributes has the same
+form. `Part` lists the (row, unit) pairs that contribute; `Opened.delta` gives what leaves with each.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mumoe.baselines import HighRankLinear, SparseMoE
+from mumoe.errors import UserError, unknown_name
+from mumoe.factorizations import CP, Factorization, TensorRing, Tucker
+from mumoe.layers import MuMoE
+
+__all__ = [
+    "MODES",
+    "ExpertParts",
+    "GroupedParts",
+    "Mode",
+    "NeuronParts",
+    "Opened",
+    "Parts",
+    "combine",
+    "parts_of",
+]
+
+Mode = Literal["zero", "mean", "resampled"]
+
+MODES = {
+    "zero": "the expert's weight is zero, as in the paper",
+    "mean": "the expert answers as the mean of all experts of its level would",
+    "resampled": "the expert answers as it would to another image, drawn at random",
+}
+"""What takes the place of an ablated expert's answer; the coefficients stay as they are."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One batch, taken apart.
+
+    Attributes:
+        logits: (rows, out) output before any intervention.
+        row, unit: (pairs,) which unit contributes to which row, row after row.
+        silent: (pairs,) whether nothing else contributes to the row, so that exact zeros remain.
+        scale: (rows,) how large the terms are whose sum is an output: what rounding errors are relative to.
+    """
+
+    logits: Tensor
+    row: Tensor
+    unit: Tensor
+    silent: Tensor
+    scale: Tensor
+    source: _Source
+
+    def vectors(self, pairs: Tensor) -> Tensor:
+        """(pairs, width) v of the chosen pairs; `Parts.project` turns it into what leaves the output."""
+        return self.source.vectors(pairs)
+
+    def reach(self, pairs: Tensor) -> Tensor:
+        """(pairs,) bound on how far v moves outputs: |O v|_c - |O v|_j <= reach * Parts.distance[c, j]."""
+        return self.source.reach(pairs)
+
+
+class _Source(ABC):
+    """What is kept of a batch to compute the vectors of its pairs."""
+
+    @abstractmethod
+    def vectors(self, pairs: Tensor) -> Tensor: ...
+
+    def reach(self, pairs: Tensor) -> Tensor:
+        return self.vectors(pairs).norm(dim=1)
+
+
+class Parts(ABC):
+    """How one layer's output is the sum of its units' contributions.
+
+    Attributes:
+        num_units: Number of units that can be ablated.
+        out_features: Width of the output.
+        width: Width of the vectors v.
+    """
+
+    num_units: int
+    out_features: int
+    width: int
+
+    @abstractmethod
+    def open(self, x: Tensor, first_row: int) -> Opened:
+        """Take a batch (rows, in) apart; `first_row` numbers its rows for seeded draws."""
+
+    @abstractmethod
+    def plain(self, x: Tensor, unit: int | None, first_row: int) -> Tensor:
+        """The layer's output (rows, out) by the plain method, with a unit ablated or with none."""
+
+    @abstractmethod
+    def output(self) -> Tensor | None:
+        """O as (out, width), or None for the identity."""
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """What leaves the output with these vectors, (pairs, out)."""
+        matrix = self.output()
+        return vectors if matrix is None else F.linear(vectors, matrix)
+
+    def distances(self) -> Tensor:
+        """(out, out) D with |(O v)_c - (O v)_j| <= reach(v) D[c, j] for every v."""
+        matrix = self.output()
+        if matrix is None:
+            return torch.full((self.out_features, self.out_features), 2.0**0.5)
+        wide = matrix.double()
+        squares = wide.square().sum(1)
+        gram = squares[:, None] + squares[None] - 2 * wide @ wide.mT
+        return gram.clamp_(min=0).sqrt_().to(matrix.dtype)
+
+    def norms(self) -> Tensor:
+        """(out,) with |(O v)_c| <= reach(v) norms[c] for every v."""
+        matrix = self.output()
+        return torch.ones(self.out_features) if matrix is None else matrix.norm(dim=1)
+
+
+def parts_of(layer: torch.nn.Module, *, level: int | None = None, mode: Mode = "zero", seed: int = 0) -> Parts:
+    """The units of a layer: experts of a MuMoE or SparseMoE layer, neurons of a HighRankLinear.
+
+    Args:
+        layer: The layer.
+        level: Level whose experts are the units; None takes the only level, or all combinations of a hierarchy.
+        mode: What takes an ablated expert's place, see `MODES`.
+        seed: Seed of the images that ``resampled`` draws.
+
+    Raises:
+        UserError: For another kind of layer, a level that does not exist, or a mode the layer does not have.
+    """
+    if mode not in MODES:
+        raise unknown_name("parts_of", "mode", mode, MODES)
+    if isinstance(layer, MuMoE):
+        return ExpertParts(layer, level=level, mode=mode, seed=seed)
+    if not isinstance(layer, SparseMoE | HighRankLinear):
+        raise UserError(
+            f"parts_of: expected a MuMoE, SparseMoE or HighRankLinear layer, got {type(layer).__name__}. "
+            "Ablate inside a MuMoEBlock with the model that holds it."
+        )
+    if mode != "zero" or level not in (None, 0):
+        raise UserError(
+            f"parts_of: expected mode='zero' and no level for {type(layer).__name__}, got mode={mode!r}, "
+            f"level={level}. Only MuMoE layers have more."
+        )
+    return GroupedParts(layer) if isinstance(layer, SparseMoE) else NeuronParts(layer)
+
+
+# Experts of a MuMoE layer
+
+
+class _Form(ABC):
+    """h = close(hidden(z), one vector a_e @ table_e per level), linear in each of them."""
+
+    def __init__(self, part: Factorization) -> None:
+        self.part = part
+
+    tables: list[Tensor]
+    matrix: Tensor
+
+    @abstractmethod
+    def hidden(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def close(self, hidden: Tensor, vectors: Sequence[Tensor]) -> Tensor: ...
+
+    def bound(self, hidden: Tensor, mixed: Sequence[Tensor], level: int, table: Tensor) -> Tensor | None:
+        """(rows, experts) bound on ||close(..)|| with each row of `table` at this level, or None if there is none."""
+        return None
+
+
+class _CPForm(_Form):
+    def __init__(self, part: CP) -> None:
+        super().__init__(part)
+        self.matrix, self._in, *self.tables = part.factors
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return _project(x, self._in)
+
+    def close(self, hidden: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+        for vector in vectors:
+            hidden = hidden * vector
+        return hidden
+
+    def bound(self, hidden: Tensor, mixed: Sequence[Tensor], level: int, table: Tensor) -> Tensor:
+        """The norms themselves: sums of squares of products are products of squares, summed."""
+        others = self.close(hidden, [*mixed[:level], *mixed[level + 1 :]])
+        return (others.square() @ table.square().mT).sqrt_()
+
+
+class _RingForm(_Form):
+    def __init__(self, part: TensorRing) -> None:
+        super().__init__(part)
+        out_core, self._in, *self._cores = (core.movedim(0, 1) for core in part.cores)
+        self.matrix, self.tables = out_core.flatten(1), [core.flatten(1) for core in self._cores]
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return _project(x, self._in.flatten(1))
+
+    def bound(self, hidden: Tensor, mixed: Sequence[Tensor], level: int, table: Tensor) -> Tensor | None:
+        """||H G|| <= ||H|| ||G|| in a layer of one level."""
+        if len(mixed) > 1:
+            return None
+        spectral = torch.linalg.matrix_norm(table.unflatten(-1, self._cores[0].shape[1:]), ord=2)
+        return hidden.norm(dim=1)[:, None] * spectral
+
+    def close(self, hidden: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+        shapes = [core.shape[1:] for core in self._cores]
+        chain = vectors[0].unflatten(-1, shapes[0])
+        for vector, shape in zip(vectors[1:], shapes[1:], strict=True):
+            chain = torch.bmm(chain, vector.unflatten(-1, shape))
+        matrix = hidden.unflatten(-1, self._in.shape[1:])
+        return torch.bmm(chain.transpose(1, 2), matrix.transpose(1, 2)).flatten(1)
+
+
+class _TuckerForm(_Form):
+    def __init__(self, part: Tucker) -> None:
+        super().__init__(part)
+        self.matrix, self._in, *self.tables = part.factors
+        self._core = part.core
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return _project(x, self._in)
+
+    def close(self, hidden: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+        joint = vectors[0]
+        for vector in vectors[1:]:
+            joint = (joint[:, :, None] * vector[:, None, :]).flatten(1)
+        mixed = F.linear(joint, self._core.reshape(-1, joint.shape[-1])).unflatten(-1, self._core.shape[:2])
+        return torch.bmm(mixed, hidden.unsqueeze(-1)).squeeze(-1)
+
+
+def _project(x: Tensor, factor: Tensor) -> Tensor:
+    width = x.shape[-1]
+    return x @ factor if factor.shape[0] == width else torch.addmm(factor[width], x, factor[:width])
+
+
+def _form(part: Factorization) -> _Form | None:
+    """The factored form, or None for a factorization that has none (its experts are then taken whole)."""
+    for kind, form in ((CP, _CPForm), (TensorRing, _RingForm), (Tucker, _TuckerForm)):
+        if isinstance(part, kind):
+            return form(part)  # type: ignore[arg-type]
+    return None
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Non-zero coefficients of a batch: row, expert of each level, product of the coefficients, and `silent`."""
+
+    row: Tensor
+    experts: list[Tensor]
+    value: Tensor
+    silent: Tensor
+
+
+def _pairs(coefficients: Sequence[Tensor]) -> _Pairs:
+    """Every row with every combination of experts whose coefficients are all above 0."""
+    row, first = coefficients[0].nonzero(as_tuple=True)
+    experts, value = [first], coefficients[0][row, first]
+    for a in coefficients[1:]:
+        other_row, other = a.nonzero(as_tuple=True)
+        counts = torch.bincount(other_row, minlength=len(a))
+        starts = counts.cumsum(0) - counts
+        repeats = counts[row]
+        left = torch.arange(len(row), device=row.device).repeat_interleave(repeats)
+        ends = repeats.cumsum(0) - repeats
+        right = starts[row[left]] + torch.arange(len(left), device=row.device) - ends[left]
+        row, experts = row[left], [*(e[left] for e in experts), other[right]]
+        value = value[left] * a[row, experts[-1]]
+    alone = torch.bincount(row, minlength=len(coefficients[0])) == 1
+    return _Pairs(row, experts, value, alone[row])
+
+
+class ExpertParts(Parts):
+    """Experts of one level of a MuMoE layer, or combinations of all levels."""
+
+    POOL = 1024
+    """Rows of the first batch from which ``resampled`` draws."""
+
+    def __init__(self, layer: MuMoE, *, level: int | None = None, mode: Mode = "zero", seed: int = 0) -> None:
+        levels = len(layer.num_experts)
+        if level is not None and not 0 <= level < levels:
+            raise UserError(
+                f"parts_of: expected a level in 0..{levels - 1}, got {level}. The layer has {levels} of them."
+            )
+        self.layer, self.mode, self.seed = layer, mode, seed
+        self.level = 0 if level is None and levels == 1 else level
+        self.sizes = layer.num_experts if self.level is None else (layer.num_experts[self.level],)
+        self.num_units = int(torch.tensor(self.sizes).prod())
+        self.out_features = layer.out_features
+        self._form = _form(layer.factorization)
+        self.width = self.out_features if self._form is None else self._form.matrix.shape[1]
+        self._pool: Tensor | None = None
+        self._last: tuple[Tensor, tuple[Tensor, ...]] | None = None
+
+    def output(self) -> Tensor | None:
+        return None if self._form is None else self._form.matrix
+
+    def open(self, x: Tensor, first_row: int) -> Opened:
+        if self._pool is None:
+            self._pool = x[: self.POOL].clone()
+        a = [level.to(x.dtype) for level in self._coefficients(x)]
+        found = _pairs(a if self.level is None else [a[self.level]])
+        unit = combine(found.experts, self.sizes)
+        form = self._form
+        if form is None:
+            source: _Source = _WholeExperts(self, x, a, found, self._drawn(first_row + found.row, unit))
+            logits = self.layer.contract(x, a)
+            scale = logits.norm(dim=1)
+        else:
+            hidden = form.hidden(x)
+            mixed = [_mix(level, table) for level, table in zip(a, form.tables, strict=True)]
+            latent = form.close(hidden, mixed)
+            logits = F.linear(latent, form.matrix)
+            scale = latent.norm(dim=1) * form.matrix.norm(dim=1).max()
+            drawn = self._drawn(first_row + found.row, unit)
+            pool = form.hidden(self._pool) if self.mode == "resampled" else hidden
+            source = _Factored(self, form, hidden, mixed, found, pool, drawn)
+        silent = found.silent if self.mode == "zero" else torch.zeros_like(found.silent)
+        return Opened(logits, found.row, unit, silent, scale, source)
+
+    def _coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The gate's coefficients, computed once for the batch that is being looked at."""
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, self.layer.coefficients(x))
+        return self._last[1]
+
+    def _drawn(self, row: Tensor, unit: Tensor) -> Tensor:
+        """Row of the pool whose answer stands in for each pair's: a hash of seed, row and unit."""
+        assert self._pool is not None
+        if self.mode != "resampled":
+            return torch.zeros_like(row)
+        mixed = row * 0x9E3779B1 + unit * 0x85EBCA77 + (self.seed + 1) * 0xC2B2AE3D
+        for shift in (15, 13, 16):
+            mixed = ((mixed ^ (mixed >> shift)) * 0x2C1B3C6D) & 0x7FFFFFFFFFFF
+        return mixed % len(self._pool)
+
+    def split(self, unit: int) -> tuple[int, ...]:
+        """The experts, one per level, of a unit's flat position."""
+        experts: list[int] = []
+        for size in reversed(self.sizes):
+            unit, expert = divmod(unit, size)
+            experts.insert(0, expert)
+        return tuple(experts)
+
+    def plain(self, x: Tensor, unit: int | None, first_row: int) -> Tensor:
+        a = self._coefficients(x)
+        if unit is None:
+            return self.layer.contract(x, a)
+        experts = self.split(unit)
+        if self.mode == "zero":
+            chosen = experts if self.level is None else experts[0]
+            with self.layer.ablate([chosen], level=self.level):
+                return self.layer.contract(x, a)
+        if self.mode == "mean" and self.level is not None:
+            return self.layer.contract(x, _averaged(a, self.level, experts[0]))
+        return self._replaced(x, a, experts, unit, first_row)
+
+    def _replaced(self, x: Tensor, a: Sequence[Tensor], experts: tuple[int, ...], unit: int, first_row: int) -> Tensor:
+        """y - a_n (what the expert says) + a_n (what is said instead)."""
+        whole = [level.clone() for level in a]
+        levels = range(len(whole)) if self.level is None else [self.level]
+        for level, expert in zip(levels, experts, strict=True):
+            whole[level] = torch.zeros_like(a[level])
+            whole[level][:, expert] = a[level][:, expert]
+        said = self.layer.contract(x, whole)
+        if self.mode == "mean":
+            average = [w.sum(1, keepdim=True).expand_as(w) / w.shape[1] for w in whole]
+            return self.layer.contract(x, a) - said + self.layer.contract(x, average)
+        assert self._pool is not None
+        rows = first_row + torch.arange(len(x), device=x.device)
+        other = self._pool[self._drawn(rows, torch.full_like(rows, unit))]
+        return self.layer.contract(x, a) - said + self.layer.contract(other, whole)
+
+
+def _averaged(a: Sequence[Tensor], level: int, expert: int) -> list[Tensor]:
+    """Coefficients with an expert's share handed out evenly to all of its level."""
+    changed = [part.clone() for part in a]
+    share = changed[level][:, expert].clone()
+    changed[level][:, expert] = 0
+    changed[level] += share[:, None] / changed[level].shape[1]
+    return changed
+
+
+def combine(experts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """Flat position of each combination of experts."""
+    unit = experts[0]
+    for expert, size in zip(experts[1:], sizes[1:], strict=True):
+        unit = unit * size + expert
+    return unit
+
+
+def _mix(a: Tensor, table: Tensor) -> Tensor:
+    """a @ table, over the non-zero coefficients alone where these are few."""
+    rows, experts = a.nonzero(as_tuple=True)
+    if len(rows) * 8 > a.numel():
+        return a @ table
+    offsets = torch.bincount(rows, minlength=len(a)).cumsum(0)
+    starts = torch.cat([offsets.new_zeros(1), offsets[:-1]])
+    return F.embedding_bag(experts, table, starts, mode="sum", per_sample_weights=a[rows, experts])
+
+
+@dataclass
+class _Factored(_Source):
+    """Pairs of a batch whose layer has the factored form."""
+
+    parts: ExpertParts
+    form: _Form
+    hidden: Tensor
+    mixed: list[Tensor]
+    found: _Pairs
+    pool: Tensor
+    drawn: Tensor
+    bounds: Tensor | None = None
+
+    def vectors(self, pairs: Tensor) -> Tensor:
+        row, mode = self.found.row[pairs], self.parts.mode
+        tables = [table[e[pairs]] for table, e in zip(self._tables(), self.found.experts, strict=True)]
+        hidden = self.hidden[row]
+        if mode == "mean" and len(tables) == 1:
+            said = self._close(hidden, row, [tables[0] - self._tables()[0].mean(0)])
+        elif mode == "mean":
+            means = [table.mean(0).expand_as(own) for table, own in zip(self._tables(), tables, strict=True)]
+            said = self._close(hidden, row, tables) - self._close(hidden, row, means)
+        elif mode == "resampled":
+            said = self._close(hidden - self.pool[self.drawn[pairs]], row, tables)
+        else:
+            said = self._close(hidden, row, tables)
+        return said * self.found.value[pairs, None]
+
+    def reach(self, pairs: Tensor) -> Tensor:
+        level = self.parts.level
+        if level is None or self.parts.mode == "resampled":
+            return self.vectors(pairs).norm(dim=1)
+        if self.bounds is None:
+            table = self.form.tables[level]
+            table = table - table.mean(0) if self.parts.mode == "mean" else table
+            self.bounds = self.form.bound(self.hidden, self.mixed, level, table)
+        if self.bounds is None:
+            return self.vectors(pairs).norm(dim=1)
+        return self.bounds[self.found.row[pairs], self.found.experts[0][pairs]] * self.found.value[pairs]
+
+    def _tables(self) -> list[Tensor]:
+        level = self.parts.level
+        return self.form.tables if level is None else [self.form.tables[level]]
+
+    def _close(self, hidden: Tensor, row: Tensor, tables: list[Tensor]) -> Tensor:
+        if self.parts.level is None:
+            return self.form.close(hidden, tables)
+        vectors = [mixed[row] for mixed in self.mixed[: self.parts.level]]
+        vectors += [tables[0], *(mixed[row] for mixed in self.mixed[self.parts.level + 1 :])]
+        return self.form.close(hidden, vectors)
+
+
+@dataclass(frozen=True)
+class _WholeExperts(_Source):
+    """Pairs of a batch whose layer keeps its experts whole: each row and coefficient contracted as it is."""
+
+    parts: ExpertParts
+    x: Tensor
+    a: list[Tensor]
+    found: _Pairs
+    drawn: Tensor
+
+    def vectors(self, pairs: Tensor) -> Tensor:
+        row = self.found.row[pairs]
+        levels = range(len(self.a)) if self.parts.level is None else [self.parts.level]
+        kept = [level[row] for level in self.a]
+        for level, expert in zip(levels, self.found.experts, strict=True):
+            chosen = expert[pairs, None]
+            kept[level] = torch.zeros_like(kept[level]).scatter_(1, chosen, kept[level].gather(1, chosen))
+        said = self.parts.layer.contract(self.x[row], kept)
+        if self.parts.mode == "resampled":
+            assert self.parts._pool is not None
+            said = said - self.parts.layer.contract(self.parts._pool[self.drawn[pairs]], kept)
+        if self.parts.mode == "mean":
+            for level in levels:
+                kept[level] = kept[level].sum(1, keepdim=True).expand_as(kept[level]) / kept[level].shape[1]
+            said = said - self.parts.layer.contract(self.x[row], kept)
+        return said
+
+
+# Layers that MuMoE is compared with
+
+
+class GroupedParts(Parts):
+    """Experts of a sparse mixture whose weights are held whole; each computes the rows that chose it."""
+
+    def __init__(self, layer: SparseMoE) -> None:
+        self.layer, self.num_units = layer, layer.num_experts[0]
+        self.out_features = self.width = layer.out_features
+
+    def output(self) -> None:
+        return None
+
+    def open(self, x: Tensor, first_row: int) -> Opened:
+        (a,) = self.layer.coefficients(x)
+        found = _pairs([a.to(x.dtype)])
+        logits = self.layer(x)
+        return Opened(
+            logits,
+            found.row,
+            found.experts[0],
+            found.silent,
+            logits.norm(dim=1),
+            _Grouped(self.layer, x, found),
+        )
+
+    def plain(self, x: Tensor, unit: int | None, first_row: int) -> Tensor:
+        if unit is None:
+            return self.layer(x)
+        with self.layer.ablate([unit]):
+            return self.layer(x)
+
+
+@dataclass(frozen=True)
+class _Grouped(_Source):
+    layer: SparseMoE
+    x: Tensor
+    found: _Pairs
+
+    def vectors(self, pairs: Tensor) -> Tensor:
+        row, expert = self.found.row[pairs], self.found.experts[0][pairs]
+        said = self.x.new_empty(len(pairs), self.layer.out_features)
+        order = expert.argsort(stable=True)
+        counts = torch.bincount(expert, minlength=self.layer.num_experts[0]).tolist()
+        for n, places in enumerate(order.split(counts)):
+            if len(places):
+                bias = self.layer.expert_bias(n)
+                said[places] = F.linear(self.x[row[places]], self.layer.expert_weight(n), bias)
+        return said * self.found.value[pairs, None]
+
+
+class NeuronParts(Parts):
+    """Hidden neurons of a parameter-matched linear layer, y = W2 (W1 z) + b: the units it has instead of experts."""
+
+    def __init__(self, layer: HighRankLinear) -> None:
+        self.layer, self.num_units, self.out_features = layer, layer.rank, layer.out_features
+        self.width = layer.out_features
+
+    def output(self) -> None:
+        return None
+
+    def distances(self) -> Tensor:
+        """A neuron moves outputs along one column of W2, so the largest entry bounds it."""
+        matrix = self.layer.up.weight
+        return torch.cdist(matrix, matrix, p=float("inf"))
+
+    def norms(self) -> Tensor:
+        return self.layer.up.weight.abs().amax(1)
+
+    def open(self, x: Tensor, first_row: int) -> Opened:
+        hidden = self.layer.down(x)
+        row, unit = hidden.nonzero(as_tuple=True)
+        scale = hidden.norm(dim=1) * self.layer.up.weight.norm(dim=1).max()
+        source = _Neurons(self.layer.up.weight, hidden[row, unit], unit)
+        return Opened(self.layer.up(hidden), row, unit, torch.zeros_like(row, dtype=torch.bool), scale, source)
+
+    def plain(self, x: Tensor, unit: int | None, first_row: int) -> Tensor:
+        hidden = self.layer.down(x)
+        if unit is not None:
+            hidden = hidden.index_fill(1, torch.tensor([unit], device=x.device), 0)
+        return self.layer.up(hidden)
+
+
+@dataclass(frozen=True)
+class _Neurons(_Source):
+    weight: Tensor
+    value: Tensor
+    unit: Tensor
+
+    def vectors(self, pairs: Tensor) -> Tensor:
+        return self.value[pairs, None] * self.weight.mT[self.unit[pairs]]
+
+    def reach(self, pairs: Tensor) -> Tensor:
+        return self.value[pairs].abs()

@@ -1,0 +1,338 @@
+"""What an expert looks at: for each expert, images that it processes (Figures 2, 7 and 8).
+
+An expert processes an image when its coefficient is at least a half. From these images some are drawn at
+random (seeded), so that what is shown is typical and not picked; beside them the images with the largest
+coefficients. Experts without any such image are skipped and counted. Thumbnails are files of their own, one
+per image, and the sheet that shows them all carries the credits of the data.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mumoe.analysis.coefficients import CoefficientLevel, Pairs
+from mumoe.analysis.files import new_folder, write_bytes, write_json
+from mumoe.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mumoe.data.base import ImageData
+
+__all__ = ["ExpertImages", "Shown", "choose_images", "write_grid"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image shown for an expert.
+
+    Attributes:
+        image: Position of the image in its data set.
+        label: Name of its class; for a multi-label image the names of its targets.
+        coefficient: The expert's coefficient, in [0, 1].
+        thumbnail: Its file, relative to the grid's folder.
+    """
+
+    image: int
+    label: str
+    coefficient: float
+    thumbnail: str
+
+
+@dataclass(frozen=True)
+class ExpertImages:
+    """The images shown for one expert.
+
+    Attributes:
+        expert: Position of the expert.
+        processed: Number of images with a coefficient of at least the threshold.
+        random: Drawn at random from these.
+        top: Those with the largest coefficients.
+    """
+
+    expert: int
+    processed: int
+    random: tuple[Shown, ...]
+    top: tuple[Shown, ...]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """For each (expert, rank): an image and its coefficient, ordered by `key` within the expert."""
+
+    expert: npt.NDArray[np.int64]
+    image: npt.NDArray[np.int64]
+    value: npt.NDArray[np.float32]
+    key: npt.NDArray[np.float64]
+
+
+def choose_images(
+    level: CoefficientLevel,
+    *,
+    each: int = 6,
+    threshold: float = 0.5,
+    seed: int = 0,
+    experts: Sequence[int] | None = None,
+) -> tuple[dict[int, tuple[_Kept, _Kept]], npt.NDArray[np.int64]]:
+    """Images to show per expert: random ones and top ones among those at or above the threshold.
+
+    The draw depends on the seed, the image and the expert alone, however the coefficients are read.
+
+    Returns:
+        (random, top) by expert, for experts that process any image; and (num_experts,) images processed.
+
+    Raises:
+        UserError: If an expert does not exist.
+    """
+    wanted = range(level.num_experts) if experts is None else experts
+    for expert in wanted:
+        if not 0 <= expert < level.num_experts:
+            raise UserError(
+                f"choose_images: expected an expert from 0 to {level.num_experts - 1}, got {expert}. "
+                "Count experts from 0."
+            )
+    count = np.zeros(level.num_experts, dtype=np.int64)
+    none = np.zeros(0, dtype=np.int64)
+    drawn = best = _Kept(none, none, none.astype(np.float32), none.astype(np.float64))
+    for block in level.blocks():
+        part = _processed(block, threshold, level.rows_per_image)
+        count += np.bincount(part.expert, minlength=level.num_experts)
+        drawn = _keep(drawn, part, _random_keys(part, seed), each)
+        best = _keep(best, part, -part.value.astype(np.float64), each)
+    found = {n: (_of(drawn, n), _of(best, n)) for n in wanted if count[n]}
+    return found, count
+
+
+def _processed(block: Pairs, threshold: float, rows_per_image: int) -> Pairs:
+    """The pairs at or above the threshold with images for rows; of an image's tokens the largest counts."""
+    chosen = np.flatnonzero(block.value >= threshold)
+    image, expert = block.row[chosen] // rows_per_image, block.expert[chosen]
+    order = np.lexsort((-block.value[chosen], expert, image))
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (np.diff(image[order]) != 0) | (np.diff(expert[order]) != 0)
+    kept = order[first]
+    return Pairs(image[kept], expert[kept], block.value[chosen][kept])
+
+
+def _random_keys(part: Pairs, seed: int) -> npt.NDArray[np.float64]:
+    """A random number for each (row, expert, seed): the splitmix64 hash of the three."""
+    with np.errstate(over="ignore"):
+        start = np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + np.uint64(1)
+        mixed = part.row.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start
+        mixed ^= part.expert.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (mixed ^ (mixed >> np.uint64(31))).astype(np.float64)
+
+
+def _keep(kept: _Kept, part: Pairs, key: npt.NDArray[np.float64], each: int) -> _Kept:
+    """The `each` smallest keys of every expert, of those kept so far and of this part."""
+    expert = np.concatenate([kept.expert, part.expert])
+    image = np.concatenate([kept.image, part.row])
+    value = np.concatenate([kept.value, part.value])
+    keys = np.concatenate([kept.key, key])
+    order = np.lexsort((image, keys, expert))
+    ordered = expert[order]
+    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
+    chosen = order[rank < each]
+    return _Kept(expert[chosen], image[chosen], value[chosen], keys[chosen])
+
+
+def _of(kept: _Kept, expert: int) -> _Kept:
+    mine = kept.expert == expert
+    return _Kept(kept.expert[mine], kept.image[mine], kept.value[mine], kept.key[mine])
+
+
+def write_grid(
+    folder: str | Path,
+    level: CoefficientLevel,
+    data: ImageData,
+    images: npt.NDArray[np.int64],
+    *,
+    experts: Sequence[int] | None = None,
+    most_experts: int = 10,
+    each: int = 6,
+    threshold: float = 0.5,
+    seed: int = 0,
+    size: int = 96,
+    title: str = "",
+) -> tuple[ExpertImages, ...]:
+    """Write thumbnails, ``grid.json`` and one sheet ``grid.png`` of the first experts that process any image.
+
+    Args:
+        folder: Where they go; a folder of an earlier call is replaced in one step.
+        level: Coefficients whose rows are `images`, in this order.
+        data: The data set that opens the images and knows their labels and credits.
+        images: (images,) position in `data` of each image of `level`.
+        experts: Experts to show; those without an image are skipped. By default all.
+        most_experts: Number of experts shown, in numerical order as in the paper.
+        each: Images per expert and kind (random, top).
+        threshold: Coefficient from which an image counts as processed by an expert.
+        seed: Seed of the random draw.
+        size: Side of a thumbnail in pixels.
+        title: Heading of the sheet.
+
+    Raises:
+        UserError: If the images do not fit the coefficients, or an expert does not exist.
+    """
+    if level.rows != len(images) * level.rows_per_image:
+        raise UserError(
+            f"write_grid: expected {level.rows // level.rows_per_image} images for these coefficients, "
+            f"got {len(images)}. Give the images in the order of the capture."
+        )
+    found, count = choose_images(level, each=each, threshold=threshold, seed=seed, experts=experts)
+    with new_folder(Path(folder)) as scratch:
+        (scratch / "thumbnails").mkdir()
+        shown = tuple(
+            ExpertImages(n, int(count[n]), _shown(random, data, images), _shown(top, data, images))
+            for n, (random, top) in sorted(found.items())[:most_experts]
+        )
+        opened = _write_thumbnails(scratch, shown, data, size)
+        asked = level.num_experts if experts is None else len(experts)
+        skipped = asked - len(found)
+        write_json(scratch / "grid.json", _grid_json(shown, data, threshold, seed, asked, skipped))
+        note = f"{skipped} of {asked} experts skipped: no image with a coefficient of at least {threshold:g}"
+        sheet = _sheet(shown, opened, size, title or f"Images that each expert processes, {data.name}", note, data)
+        write_bytes(scratch / "grid.png", _encoded(sheet, "PNG"))
+    return shown
+
+
+def _grid_json(
+    shown: tuple[ExpertImages, ...], data: ImageData, threshold: float, seed: int, asked: int, skipped: int
+) -> dict[str, Any]:
+    return {
+        "data": data.name,
+        "threshold": threshold,
+        "seed": seed,
+        "experts": asked,
+        "experts_skipped": skipped,
+        "credits": data.credits,
+        "shown": shown,
+    }
+
+
+def _shown(kept: _Kept, data: ImageData, images: npt.NDArray[np.int64]) -> tuple[Shown, ...]:
+    rows = zip(images[kept.image].tolist(), kept.value.tolist(), strict=True)
+    return tuple(Shown(image, _label(data, image), float(value), f"thumbnails/{image}.png") for image, value in rows)
+
+
+def _label(data: ImageData, image: int) -> str:
+    if not data.multi_label:
+        return data.classes[int(data.labels[image])]
+    return ", ".join(name for name, on in zip(data.classes, data.labels[image], strict=True) if on) or "none"
+
+
+def _write_thumbnails(
+    folder: Path, shown: tuple[ExpertImages, ...], data: ImageData, size: int
+) -> dict[int, Image.Image]:
+    wanted = sorted({item.image for expert in shown for item in (*expert.random, *expert.top)})
+    opened = {image: _thumbnail(data.open_image(image), size) for image in wanted}
+    for image, picture in opened.items():
+        (folder / "thumbnails" / f"{image}.png").write_bytes(_encoded(picture, "PNG"))
+    return opened
+
+
+def _thumbnail(picture: Image.Image, size: int) -> Image.Image:
+    """The whole image on a white square."""
+    from PIL import Image, ImageOps
+
+    small = ImageOps.contain(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+    return square
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, optimize=True)
+    return buffer.getvalue()
+
+
+MARGIN, BAND, GAP, SIDE, HEAD = 12, 28, 4, 92, 58
+INK, PALE, STRIP, WHITE, GREEN = "#1a1a1a", "#5f6368", "#20242a", "#ffffff", "#7dff6b"
+
+
+def _sheet(
+    shown: tuple[ExpertImages, ...],
+    opened: dict[int, Image.Image],
+    size: int,
+    title: str,
+    note: str,
+    data: ImageData,
+) -> Image.Image:
+    """Rows of experts, their random images left and their top ones right, with credits below."""
+    from PIL import Image, ImageDraw
+
+    columns = max((max(len(e.random), len(e.top)) for e in shown), default=1)
+    half = columns * (size + GAP)
+    width = max(MARGIN * 2 + SIDE + 2 * half + 4 * GAP, 560)
+    footer = _wrap([note, *data.credits], width - 2 * MARGIN, 11)
+    top = MARGIN + HEAD
+    height = top + max(len(shown), 1) * (size + BAND + 2 * GAP) + 14 * len(footer) + 2 * MARGIN
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN), title, fill=INK, font=_font(17))
+    for left, heading in _columns(half, columns):
+        pen.text((left, MARGIN + 32), heading, fill=PALE, font=_font(13))
+    for row, expert in enumerate(shown):
+        y = top + row * (size + BAND + 2 * GAP)
+        pen.text((MARGIN, y + size // 2 - 14), f"expert {expert.expert}", fill=INK, font=_font(14))
+        pen.text((MARGIN, y + size // 2 + 6), f"{expert.processed} images", fill=PALE, font=_font(11))
+        for (left, _), items in zip(_columns(half, columns), (expert.random, expert.top), strict=True):
+            for column, item in enumerate(items):
+                _tile(sheet, pen, (left + column * (size + GAP), y), item, opened[item.image], size)
+    for line, text in enumerate(footer):
+        pen.text((MARGIN, height - MARGIN - 14 * (len(footer) - line)), text, fill=PALE, font=_font(11))
+    return sheet
+
+
+def _columns(half: int, columns: int) -> tuple[tuple[int, str], tuple[int, str]]:
+    left = MARGIN + SIDE
+    return (left, "drawn at random"), (left + half + 4 * GAP, "largest coefficients")
+
+
+def _tile(sheet: Image.Image, pen: Any, corner: tuple[int, int], item: Shown, picture: Image.Image, size: int) -> None:
+    x, y = corner
+    sheet.paste(picture, (x, y))
+    pen.rectangle((x, y + size, x + size - 1, y + size + BAND - 1), fill=STRIP)
+    pen.rectangle((x, y, x + size - 1, y + size + BAND - 1), outline="#c8ccd1")
+    pen.text((x + 4, y + size + 1), _shortened(item.label, size - 8, 11), fill=WHITE, font=_font(11))
+    pen.text((x + 4, y + size + 14), f"{item.coefficient:.2f}", fill=GREEN, font=_font(11))
+
+
+def _font(points: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(points)
+
+
+def _shortened(text: str, width: int, points: int) -> str:
+    """The text cut to a width in pixels, with an ellipsis where something is missing."""
+    measure: Callable[[str], float] = _font(points).getlength
+    if measure(text) <= width:
+        return text
+    while text and measure(text + "...") > width:
+        text = text[:-1]
+    return text.rstrip() + "..."
+
+
+def _wrap(paragraphs: Sequence[str], width: int, points: int) -> list[str]:
+    measure: Callable[[str], float] = _font(points).getlength
+    lines: list[str] = []
+    for paragraph in paragraphs:
+        line = ""
+        for word in paragraph.split():
+            if line and measure(f"{line} {word}") > width:
+                lines.append(line)
+                line = word
+            else:
+                line = f"{line} {word}".strip()
+        lines.append(line)
+    return [line for line in lines if line]

@@ -1,0 +1,346 @@
+"""Numbers that say how specialized experts are, from counts of right answers.
+
+The question of Section 4.1.2 of the paper is causal: had expert n not contributed its weight, would the
+accuracy of class c have dropped? With y_c and y_c^(n) the accuracy of class c before and after expert n is
+ablated, its difference vector and class-level polysemanticity are (eq. 5)
+
+    d_c^(n) = (y_c - y_c^(n)) / y_c          p^(n) = || d^(n) - onehot(argmax_c d_c^(n)) ||_2
+
+so p = 0 means that one class loses everything and no other class changes, and an expert that hardly matters
+has p near 1. Classes that were never right before have no d and are left out (and counted); d may be
+negative.
+
+Everything here works on counts and on lists of changed answers, never on a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mumoe.analysis.results import Effect, Interval, Specialization
+from mumoe.errors import UserError
+
+__all__ = [
+    "Answers",
+    "Bootstrap",
+    "Changes",
+    "bootstrap",
+    "counts_after",
+    "differences",
+    "polysemanticity",
+    "shuffle_units",
+    "specialization",
+]
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+STRONG = 0.5
+"""A unit is strong when some class loses at least this share of its right answers."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The right answers of a model before any intervention.
+
+    Attributes:
+        labels: (images,) int64 class of each image, or None when multi-label.
+        right: (images,) bool, or (images, classes) bool when multi-label.
+        num_classes: Number of classes or targets.
+    """
+
+    labels: Ints | None
+    right: npt.NDArray[np.bool_]
+    num_classes: int
+
+    @property
+    def total(self) -> Ints:
+        """(classes,) images per class; every image counts for every target when multi-label."""
+        if self.labels is None:
+            return np.full(self.num_classes, len(self.right), dtype=np.int64)
+        return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
+
+    @property
+    def before(self) -> Ints:
+        """(classes,) right answers per class."""
+        if self.labels is None:
+            return np.asarray(self.right.sum(0), dtype=np.int64)
+        return np.bincount(self.labels[self.right], minlength=self.num_classes).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Every answer that some ablation turns from right to wrong or back; nothing else is stored.
+
+    Attributes:
+        image: (changes,) position of the image.
+        unit: (changes,) position of the ablated unit.
+        label: (changes,) class whose count changes.
+        sign: (changes,) -1 a right answer lost, +1 one gained.
+        num_units: Number of units that were ablated, those without any change included.
+    """
+
+    image: Ints
+    unit: Ints
+    label: Ints
+    sign: Ints
+    num_units: int
+
+
+def counts_after(answers: Answers, changes: Changes) -> Ints:
+    """Right answers per unit and class after that unit's ablation, (units, classes)."""
+    size = changes.num_units * answers.num_classes
+    cell = changes.unit * answers.num_classes + changes.label
+    delta = np.bincount(cell, weights=changes.sign, minlength=size).astype(np.int64)
+    return answers.before[None] + delta.reshape(changes.num_units, answers.num_classes)
+
+
+def differences(before: npt.ArrayLike, after: npt.ArrayLike) -> Floats:
+    """d of eq. 5: the share of its right answers that each class loses.
+
+    Args:
+        before: (classes,) right answers, or accuracies, before the intervention.
+        after: (units, classes) the same after each intervention.
+
+    Returns:
+        (units, classes); NaN in the columns of classes that were never right before.
+    """
+    y, yhat = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if yhat.ndim != 2 or y.shape != yhat.shape[1:]:
+        raise UserError(
+            f"differences: expected before (classes,) and after (units, classes), got {y.shape} and "
+            f"{yhat.shape}. Give one row of counts per intervention."
+        )
+    defined = y > 0
+    d: Floats = np.full(yhat.shape, np.nan)
+    d[:, defined] = (y[defined] - yhat[:, defined]) / y[defined]
+    return d
+
+
+def polysemanticity(d: npt.ArrayLike) -> Floats:
+    """p of eq. 5 for each row of d, in [0, inf): 0 loses one whole class and leaves all others alone.
+
+    NaN entries (classes without a d) are left out. A row of zeros has p = 1, a row without any class NaN.
+    """
+    rows = np.asarray(d, dtype=np.float64)
+    known = ~np.isnan(rows)
+    filled = np.where(known, rows, 0.0)
+    top = np.where(known, rows, -np.inf).max(1, initial=-np.inf)
+    return _distance((filled**2).sum(1), np.where(np.isfinite(top), top, np.nan))
+
+
+def _distance(squares: Floats, top: Floats) -> Floats:
+    """||d - onehot(argmax d)|| from the sum of squares and the maximum of d."""
+    distance: Floats = np.sqrt(np.maximum(squares - 2 * top + 1, 0.0))
+    return distance
+
+
+def specialization(
+    answers: Answers, changes: Changes, *, resamples: int = 0, seed: int = 0, most_losses: int = 20
+) -> Specialization:
+    """All measures of eq. 5 and the counts that belong beside their mean.
+
+    Args:
+        answers: Right answers before the interventions.
+        changes: The answers that each intervention changes.
+        resamples: Bootstrap resamples of the images for the intervals; 0 leaves the intervals out.
+        seed: Seed of the bootstrap.
+        most_losses: Classes listed per unit, those that change most first.
+
+    Raises:
+        UserError: If there are no images.
+    """
+    if not len(answers.right):
+        raise UserError("specialization: expected at least one image, got none. Choose a split that has images.")
+    before = answers.before
+    d = differences(before, counts_after(answers, changes))
+    p, known = polysemanticity(d), np.where(np.isnan(d), 0.0, d)
+    active = np.flatnonzero(np.any(known != 0, axis=1))
+    draws = bootstrap(answers, changes, resamples=resamples, seed=seed) if resamples else None
+    effects = tuple(_effect(int(n), d[n], float(p[n]), draws, most_losses) for n in active)
+    strong = [effect.polysemanticity for effect in effects if effect.strong]
+    return Specialization(
+        units=changes.num_units,
+        classes=answers.num_classes,
+        images=len(answers.right),
+        accuracy=float(answers.right.mean()),
+        classes_without_images=int((answers.total == 0).sum()),
+        classes_never_right=int(((answers.total > 0) & (before == 0)).sum()),
+        with_effect=len(active),
+        mean_polysemanticity=float(p[active].mean()) if len(active) else None,
+        mean_interval=draws.mean if draws else None,
+        strong=len(strong),
+        strong_interval=draws.strong if draws else None,
+        mean_polysemanticity_strong=float(np.mean(strong)) if strong else None,
+        effects=effects,
+    )
+
+
+def _effect(unit: int, d: Floats, p: float, draws: Bootstrap | None, most: int) -> Effect:
+    known = np.where(np.isnan(d), -np.inf, d)
+    top = int(known.argmax())
+    changed = np.flatnonzero(np.isfinite(known) & (known != 0))
+    by_size = changed[np.argsort(-np.abs(known[changed]), kind="stable")][:most]
+    listed = by_size[np.argsort(-known[by_size], kind="stable")]
+    return Effect(
+        unit=unit,
+        polysemanticity=p,
+        interval=draws.units.get(unit) if draws else None,
+        top_class=top,
+        top_loss=float(known[top]),
+        strong=bool(known[top] >= STRONG),
+        losses=tuple((int(c), float(known[c])) for c in listed),
+    )
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """95% percentile intervals over resampled images.
+
+    Attributes:
+        units: Interval of p for every unit with at least one changed answer.
+        mean: Interval of the mean p over the units with effect; None if there never is one.
+        strong: Interval of the number of strong units.
+    """
+
+    units: dict[int, Interval]
+    mean: Interval | None
+    strong: Interval
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The changes sorted by (unit, class): the first change of each cell, the first cell of each unit."""
+
+    image: Ints
+    sign: Ints
+    cell_start: Ints
+    cell_label: Ints
+    unit_start: Ints
+    unit: Ints
+
+
+def _cells(answers: Answers, changes: Changes) -> _Cells:
+    key = changes.unit * answers.num_classes + changes.label
+    order = np.argsort(key, kind="stable")
+    cells, cell_start = np.unique(key[order], return_index=True)
+    units, unit_start = np.unique(cells // answers.num_classes, return_index=True)
+    return _Cells(
+        image=changes.image[order],
+        sign=changes.sign[order],
+        cell_start=cell_start.astype(np.int64),
+        cell_label=cells % answers.num_classes,
+        unit_start=unit_start.astype(np.int64),
+        unit=units,
+    )
+
+
+def bootstrap(answers: Answers, changes: Changes, *, resamples: int = 1000, seed: int = 0) -> Bootstrap:
+    """Confidence intervals by drawing the images again with replacement.
+
+    Only changed answers are touched, so a resample costs about as much as there are changes, not
+    units x classes. In a resample where a unit has no effect its p is 1, as eq. 5 gives. Where two classes
+    tie for the largest loss, p has a kink and percentile intervals lean to its lower side.
+    """
+    cells = _cells(answers, changes)
+    if not len(cells.unit):
+        return Bootstrap({}, None, (0.0, 0.0))
+    blocks = [_resample(block, answers, cells) for block in _weights(answers, cells, resamples, seed)]
+    p, effect, strong = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    low, high = np.quantile(p, [0.025, 0.975], axis=0)
+    units = {int(n): (float(a), float(b)) for n, a, b in zip(cells.unit, low, high, strict=True)}
+    some = effect.any(1)
+    means = (p * effect).sum(1)[some] / effect.sum(1)[some]
+    return Bootstrap(units, _interval(means) if len(means) else None, _interval(strong.sum(1)))
+
+
+def _interval(draws: npt.NDArray[Any]) -> Interval:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _weights(answers: Answers, cells: _Cells, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each image is drawn, in blocks (resamples, images) of bounded size."""
+    rng = np.random.default_rng(seed)
+    images = len(answers.right)
+    block = max(1, 4_000_000 // max(images, len(cells.image)))
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = rng.integers(images, size=(size, images))
+        flat = (drawn + np.arange(size)[:, None] * images).ravel()
+        yield np.bincount(flat, minlength=size * images).reshape(size, images).astype(np.float64)
+
+
+def _resample(
+    weights: Floats, answers: Answers, cells: _Cells
+) -> tuple[Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """p, whether there is an effect, whether it is strong: each (resamples, units with changes)."""
+    before = _weighted_before(weights, answers)
+    lost = -np.add.reduceat(weights[:, cells.image] * cells.sign, cells.cell_start, axis=1)
+    base = before[:, cells.cell_label]
+    known = base > 0
+    d = np.where(known, lost / np.maximum(base, 1.0), 0.0)
+    squares = np.add.reduceat(d**2, cells.unit_start, axis=1)
+    top = np.maximum.reduceat(np.where(known, d, -np.inf), cells.unit_start, axis=1)
+    listed = np.add.reduceat(known.astype(np.int64), cells.unit_start, axis=1)
+    others = (before > 0).sum(1)[:, None] > listed
+    top = np.where(others, np.maximum(top, 0.0), top)
+    top = np.where(np.isfinite(top), top, 0.0)
+    return _distance(squares, top), squares > 0, top >= STRONG
+
+
+def _weighted_before(weights: Floats, answers: Answers) -> Floats:
+    if answers.labels is None:
+        return weights @ answers.right.astype(np.float64)
+    counted = np.flatnonzero(answers.right)
+    flat = np.arange(len(weights))[:, None] * answers.num_classes + answers.labels[counted]
+    size = len(weights) * answers.num_classes
+    summed = np.bincount(flat.ravel(), weights=weights[:, counted].ravel(), minlength=size)
+    return np.asarray(summed, dtype=np.float64).reshape(len(weights), answers.num_classes)
+
+
+def shuffle_units(changes: Changes, load: npt.ArrayLike, *, seed: int = 0) -> Changes:
+    """The control "random units of the same load": deal the ablated contributions out again at random.
+
+    An ablation removes one contribution from each row that uses the unit. Here every contribution keeps what
+    its removal does to its row, and the contributions are dealt to the units at random, each unit getting as
+    many as it had. What is left of specialization afterwards comes from load alone.
+
+    Args:
+        changes: What removing each contribution changed.
+        load: (units,) contributions per unit: rows with a coefficient above 0.
+        seed: Seed of the dealing.
+
+    Raises:
+        UserError: If `load` has another length or is smaller than the changes a unit caused.
+    """
+    counts = np.asarray(load, dtype=np.int64)
+    pairs = np.unique(np.stack([changes.unit, changes.image]), axis=1)
+    if len(counts) != changes.num_units or np.any(np.bincount(pairs[0], minlength=len(counts)) > counts):
+        raise UserError(
+            f"shuffle_units: expected the load of each of {changes.num_units} units, at least the images it "
+            f"changes, got {len(counts)} numbers. Count the rows with a coefficient above 0."
+        )
+    slots = np.random.default_rng(seed).choice(counts.sum(), size=pairs.shape[1], replace=False)
+    dealt = np.searchsorted(np.cumsum(counts), slots, side="right")
+    position = _position(pairs, changes)
+    return _without_repeats(changes, dealt[position])
+
+
+def _position(pairs: Ints, changes: Changes) -> Ints:
+    """Which (unit, image) pair each change belongs to (several targets of one image can change together)."""
+    width = int(max(pairs[1].max(initial=0), changes.image.max(initial=0))) + 1
+    keys = pairs[0] * width + pairs[1]
+    return np.searchsorted(keys, changes.unit * width + changes.image).astype(np.int64)
+
+
+def _without_repeats(changes: Changes, unit: Ints) -> Changes:
+    """One answer can be lost or gained only once per unit, even if a unit was dealt two parts of its row."""
+    table = np.stack([unit, changes.image, changes.label])
+    _, first = np.unique(table, axis=1, return_index=True)
+    return Changes(changes.image[first], unit[first], changes.label[first], changes.sign[first], changes.num_units)

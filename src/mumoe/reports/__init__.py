@@ -1,0 +1,1 @@
+"""Results as files that people read: JSON, tables, figures."""
