@@ -18,11 +18,11 @@ from mumoe.editing.subgroups import Subgroup
 from mumoe.errors import UserError
 
 # Four rows of each subgroup, so that every answer below can be counted on fingers:
-#        y=0 f (4)     y=0 m (4)     y=1 f (4)     y=1 m (4)
+# y=0 f, y=0 m, y=1 f, y=1 m.
 TRUE = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
 SEX = ["f"] * 4 + ["m"] * 4 + ["f"] * 4 + ["m"] * 4
-BEFORE = [0, 0, 0, 0] + [0, 0, 0, 1] + [1, 1, 1, 0] + [1, 0, 0, 0]  # accuracies 1, 3/4, 3/4, 1/4
-AFTER = [0, 0, 0, 1] + [0, 0, 0, 0] + [1, 1, 1, 0] + [1, 1, 1, 1]  # accuracies 3/4, 1, 3/4, 1
+BEFORE = [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 1, 0, 0, 0]  # accuracies 1, 3/4, 3/4, 1/4
+AFTER = [0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1]  # accuracies 3/4, 1, 3/4, 1
 QUICK = Bootstrap(resamples=50)
 
 

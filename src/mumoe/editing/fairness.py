@@ -66,6 +66,8 @@ __all__ = [
     "accuracy",
     "equal_opportunity_difference",
     "fairness_report",
+    "metric_names",
+    "metrics_at",
     "min_accuracy",
     "rewriting_score",
     "std_bias",
@@ -321,6 +323,23 @@ def fairness_report(
         rows=len(groups.codes),
         bootstrap=bootstrap,
     )
+
+
+def metrics_at(
+    groups: Subgroups, aim: int, y_true: Labels, *predictions: Labels, who: str = "metrics_at"
+) -> dict[str, float]:
+    """Values of `METRICS` without intervals, for subgroups found once and predictions tried many times.
+
+    Args:
+        groups: The rows' subgroups.
+        aim: Position of the target in them.
+        y_true: (rows,) true labels.
+        *predictions: (rows,) predicted labels; a second one is the prediction before.
+        who: The caller, named in errors.
+    """
+    means = np.stack([_means(_right(who, y_true, prediction), groups) for prediction in predictions])
+    found = _all_metrics(means, groups.counts.astype(np.float64), groups, aim)
+    return {name: float(found[name]) for name in METRICS if name in found}
 
 
 def metric_names(names: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -12,7 +12,16 @@ import torch
 
 from mumoe.errors import UserError, unknown_name
 
-__all__ = ["Labels", "Sensitive", "Subgroup", "Subgroups", "as_labels", "find_subgroups", "sensitive_names"]
+__all__ = [
+    "Labels",
+    "Sensitive",
+    "Subgroup",
+    "Subgroups",
+    "as_labels",
+    "find_subgroups",
+    "sensitive_name",
+    "sensitive_names",
+]
 
 Labels: TypeAlias = "npt.ArrayLike | torch.Tensor | Sequence[Any]"
 """One label per row: a list, a numpy array, a torch tensor or a pandas column."""
