@@ -16,11 +16,10 @@ TARGET = (1, 1)
 
 
 def biased_rows(rows, seed, *, rare):
-    """Label in two noisy features, the sensitive value in another, correlated with the label unless rare=0.5."""
+    """The label in a noisy feature, the sensitive value in a clear one; among label 1 value 1 is rare."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 2, rows)
-    agree = rng.random(rows) < np.where(label == 1, rare, 0.5)
-    code = np.where(label == 1, agree, agree).astype(int)
+    code = (rng.random(rows) < np.where(label == 1, rare, 0.5)).astype(int)
     x = rng.normal(size=(rows, 8))
     x[:, 0] += 1.2 * (2 * label - 1)
     x[:, 1] += 3.0 * (2 * code - 1)
@@ -76,18 +75,17 @@ def test_methods_that_know_the_groups_help_the_worst(plain, strategy, options):
 
 
 def test_adversary_hides_the_attribute():
-    rows = task(rare=0.5)
+    rows = task(800, rare=0.5)
 
-    def told_apart(strength):
+    def gap_between_the_groups(strength):
         head = fit("adversarial", rows, linear, settings=SETTINGS, strength=strength)
         with torch.no_grad():
             hidden = head[0](rows.features)
-        weight, bias = baselines.logistic_regression(hidden, rows.sensitive.float(), 1.0)
-        return float((((hidden @ weight + bias) > 0) == rows.sensitive.bool()).float().mean())
+        inside = rows.sensitive.bool()
+        assert measured(head)["accuracy"] > 0.85
+        return float((hidden[inside].mean(0) - hidden[~inside].mean(0)).norm())
 
-    means = {strength: told_apart(strength) for strength in (0.0, 2.0)}
-    assert means[0.0] > 0.98
-    assert means[2.0] < means[0.0] - 0.02
+    assert gap_between_the_groups(2.0) < 0.3 * gap_between_the_groups(0.0)
 
 
 def test_gradient_is_reversed():
@@ -160,7 +158,6 @@ def test_group_dro_without_steps_weighs_groups_alike():
 def test_same_seed_same_head(strategy):
     rows, quick = task(200), Settings(epochs=2, batch_size=64)
     torch.manual_seed(11)
-    state = torch.random.get_rng_state()
     first = fit(strategy, rows, linear, seed=5, settings=quick)
     torch.manual_seed(12)
     second = fit(strategy, rows, linear, seed=5, settings=quick)
@@ -170,7 +167,6 @@ def test_same_seed_same_head(strategy):
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert not first.training
-    assert state is not None
 
 
 def test_linear_heads_start_at_the_log_odds():
@@ -183,11 +179,9 @@ def test_linear_heads_start_at_the_log_odds():
 
 def test_bad_input():
     with pytest.raises(UserError, match=r"got 'oversampling'\. Did you mean 'oversample'"):
-        fit("oversampling", task(100), linear)
-    with pytest.raises(
-        UserError, match=r"fit oversample: expected a option|fit oversample: expected an option"
-    ):
-        fit("oversample", task(100), linear, strenght=2.0)
+        fit("oversampling", task(), linear)
+    with pytest.raises(UserError, match=r"got 'strenght'\. Did you mean 'strength'"):
+        fit("oversample", task(), linear, strenght=2.0)
     with pytest.raises(UserError, match=r"Labels of a single head need a second dimension"):
         BiasTask(torch.zeros(3, 2), torch.zeros(3), torch.zeros(3), head=0, target=TARGET)
     with pytest.raises(UserError, match=r"expected a head in 0..1, got 2"):

@@ -38,8 +38,7 @@ def test_overlap_is_refused():
     with pytest.raises(UserError) as error:
         Splits(np.array([0, 1]), np.array([2, 3]), np.array([3, 1, 4]))
     assert str(error.value) == (
-        "Splits: expected disjoint splits, got 1 rows in both train and test (the first is 1). "
-        "Take them out of one."
+        "Splits: expected disjoint splits, got 1 rows in both train and test (the first is 1). Take them out of one."
     )
     with pytest.raises(UserError, match=r"got 1 rows in both val and test \(the first is 3\)"):
         Splits(np.array([0, 1]), np.array([2, 3]), np.array([3, 4]))

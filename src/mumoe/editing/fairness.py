@@ -177,9 +177,7 @@ class FairnessReport:
         )
 
 
-def subgroup_accuracy(
-    y_true: Labels, y_pred: Labels, *, sensitive_features: Sensitive
-) -> dict[Subgroup, float]:
+def subgroup_accuracy(y_true: Labels, y_pred: Labels, *, sensitive_features: Sensitive) -> dict[Subgroup, float]:
     """Accuracy of every combination of true label and sensitive value, each in 0..1.
 
     Args:
@@ -194,9 +192,7 @@ def subgroup_accuracy(
     return {group: float(mean) for group, mean in zip(groups.groups, means, strict=True)}
 
 
-def target_accuracy(
-    y_true: Labels, y_pred: Labels, *, sensitive_features: Sensitive, target: Target
-) -> float:
+def target_accuracy(y_true: Labels, y_pred: Labels, *, sensitive_features: Sensitive, target: Target) -> float:
     """Accuracy of one subgroup, named by its (label, sensitive value); 0..1, 1 is best.
 
     Raises:
@@ -305,9 +301,7 @@ def fairness_report(
     drawn, weights = _draw(right, groups, bootstrap)
     point = _all_metrics(means, groups.counts.astype(np.float64), groups, aim)
     spread = _all_metrics(drawn, weights, groups, aim)
-    metrics = {
-        name: _interval(float(point[name]), spread[name], bootstrap) for name in METRICS if name in point
-    }
+    metrics = {name: _interval(float(point[name]), spread[name], bootstrap) for name in METRICS if name in point}
     return FairnessReport(
         target=groups.groups[aim],
         subgroups=tuple(
@@ -370,9 +364,7 @@ def _means(right: npt.NDArray[np.bool_], groups: Subgroups) -> Values:
     return np.asarray(hits / groups.counts, dtype=np.float64)
 
 
-def _accuracies(
-    who: str, y_true: Labels, y_pred: Labels, sensitive_features: Sensitive
-) -> tuple[Subgroups, Values]:
+def _accuracies(who: str, y_true: Labels, y_pred: Labels, sensitive_features: Sensitive) -> tuple[Subgroups, Values]:
     right = _right(who, y_true, y_pred)
     groups = find_subgroups(y_true, sensitive_features, who=who)
     return groups, _means(right, groups)
@@ -418,9 +410,7 @@ def _draw(right: npt.NDArray[np.bool_], groups: Subgroups, bootstrap: Bootstrap)
         cells = np.stack(draws, axis=1)
     else:
         rows = table.sum()
-        cells = rng.multinomial(rows, table.ravel() / rows, size=bootstrap.resamples).reshape(
-            -1, *table.shape
-        )
+        cells = rng.multinomial(rows, table.ravel() / rows, size=bootstrap.resamples).reshape(-1, *table.shape)
     weights = cells.sum(-1)
     cells, weights = cells[weights.all(1)], weights[weights.all(1)]
     hit = (np.arange(1 << models)[:, None] >> np.arange(models)) & 1

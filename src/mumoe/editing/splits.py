@@ -155,11 +155,7 @@ def split_rows(
         UserError: If shares are wrong, or a split would be empty.
     """
     shares = {"train": 0.6, "val": 0.2, "test": 0.2} if shares is None else dict(shares)
-    if (
-        set(shares) != {"train", "val", "test"}
-        or min(shares.values()) <= 0
-        or abs(sum(shares.values()) - 1) > 1e-6
-    ):
+    if set(shares) != {"train", "val", "test"} or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise UserError(
             f"split_rows: expected positive shares of train, val and test that sum to 1, got {shares}. "
             "Take for instance train 0.6, val 0.2, test 0.2."

@@ -76,9 +76,7 @@ class Subgroups:
         name = sensitive_name(sensitive)
         if name not in self.sensitive_values:
             raise unknown_name(who, "sensitive value", name, self.sensitive_values)
-        return self.label_index(label, who=who) * len(self.sensitive_values) + self.sensitive_values.index(
-            name
-        )
+        return self.label_index(label, who=who) * len(self.sensitive_values) + self.sensitive_values.index(name)
 
     def label_index(self, label: int | str, *, who: str) -> int:
         """Position of a label among `label_values`.
@@ -140,13 +138,9 @@ def as_labels(values: Labels, name: str, who: str) -> npt.NDArray[Any]:
     """
     array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
     if array.ndim != 1:
-        raise UserError(
-            f"{who}: expected {name} of shape (rows,), got {array.shape}. Pass one label per row."
-        )
+        raise UserError(f"{who}: expected {name} of shape (rows,), got {array.shape}. Pass one label per row.")
     if not len(array):
-        raise UserError(
-            f"{who}: expected at least one row in {name}, got none. Check the split or the filter."
-        )
+        raise UserError(f"{who}: expected at least one row in {name}, got none. Check the split or the filter.")
     if array.dtype == np.bool_:
         return array.astype(np.int64)
     if np.issubdtype(array.dtype, np.floating):
@@ -165,9 +159,7 @@ def sensitive_names(values: Sensitive, who: str) -> npt.NDArray[np.str_]:
         return as_labels(values, "sensitive_features", who).astype(np.str_)
     if not values:
         raise UserError(f"{who}: expected at least one sensitive attribute, got none. Name one, e.g. 'Male'.")
-    columns = {
-        str(name): as_labels(column, str(name), who).astype(np.str_) for name, column in values.items()
-    }
+    columns = {str(name): as_labels(column, str(name), who).astype(np.str_) for name, column in values.items()}
     require_equal_lengths(who, **columns)
     joined, *rest = columns.values()
     for column in rest:
@@ -190,9 +182,7 @@ def require_equal_lengths(who: str, **columns: npt.NDArray[Any]) -> None:
     """
     if len({len(column) for column in columns.values()}) > 1:
         lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
-        raise UserError(
-            f"{who}: expected columns of equal length, got {lengths}. Take all from the same rows."
-        )
+        raise UserError(f"{who}: expected columns of equal length, got {lengths}. Take all from the same rows.")
 
 
 def _require_full(

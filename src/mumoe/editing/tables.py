@@ -48,9 +48,7 @@ def fairness_table(
     return render_table(header, rows, format)
 
 
-def subgroup_table(
-    reports: Mapping[str, Runs], *, format: Format = "markdown", intervals: bool = True
-) -> str:
+def subgroup_table(reports: Mapping[str, Runs], *, format: Format = "markdown", intervals: bool = True) -> str:
     """Accuracy of each subgroup (columns, with its size) under each model (rows): Figure 16 as numbers."""
     if not reports:
         raise UserError("subgroup_table: expected at least one report, got none. Evaluate a model first.")
