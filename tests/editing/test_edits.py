@@ -14,18 +14,16 @@ from mumoe.editing.edits import (
     EDITS,
     Ablate,
     Correct,
-    EditStack,
     Rewrite,
     Scale,
     SetOutput,
     Swap,
-    find_layer,
-    fingerprint,
-    mean_coefficients,
-    rewriting,
     with_strength,
 )
-from mumoe.editing.operations import separate
+from mumoe.editing.fold import fold_factorization
+from mumoe.editing.operations import CoefficientMap, EditedFactorization, separate
+from mumoe.editing.rewriting import mean_coefficients, rewriting
+from mumoe.editing.stack import EditStack, find_layer, fingerprint
 from mumoe.errors import UserError
 
 FACTORIZATIONS = ("cp", "tucker", "tt", "tr", "dense")
@@ -124,6 +122,25 @@ def test_stack_equals_the_oracle_applied_and_folded(factorization, experts, bias
         torch.testing.assert_close(layer.expert_weight(index), weight[(slice(None), slice(6), *index)])
         torch.testing.assert_close(layer.expert_bias(index), weight[(slice(None), 6, *index)])
     torch.testing.assert_close(folded.to_dense(), weight, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("experts", LEVELS)
+@pytest.mark.parametrize("factorization", FACTORIZATIONS)
+def test_any_coefficient_map(factorization, experts):
+    """Matrices of the edits are symmetric; one that is not tells rows from columns."""
+    layer, x = make(factorization, experts), rows()
+    matrix = torch.randn(experts[-1], experts[-1], dtype=torch.float64)
+    last = len(experts) - 1
+    edited = EditedFactorization(layer.factorization, [CoefficientMap(last, matrix)])
+    a = layer.coefficients(x)
+    y = edited(x, a)
+    expected = dense_forward(layer.to_dense(), x, [*a[:-1], a[-1] @ matrix.T])
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(dense_forward(edited.to_dense(), x, a), expected)
+    folded = fold_factorization(layer.factorization, edited.operations)
+    torch.testing.assert_close(folded(x, a), expected)
+    index = tuple(0 for _ in experts)
+    torch.testing.assert_close(edited.expert(index), folded.expert(index))
 
 
 @pytest.mark.parametrize("factorization", FACTORIZATIONS)
@@ -240,6 +257,9 @@ def test_strength_zero_changes_no_bit(factorization):
         with stack:
             assert torch.equal(layer(x), before)
             assert torch.equal(torch.signbit(layer(x)), torch.signbit(before))
+        folded = stack.fold()
+        assert folded.spec == layer.spec
+        assert torch.equal(folded(x), before)
 
 
 @pytest.mark.parametrize("factorization", FACTORIZATIONS)
