@@ -376,13 +376,13 @@ def logistic_regression(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, 
 def start_at_log_odds(head: nn.Module, labels: Tensor) -> nn.Module:
     """Set a linear head's bias to the attributes' log-odds, without which it looks worse than it is.
 
-    Heads without a `bias` parameter of one number per attribute are left alone.
+    A head without a parameter ``bias`` of one number per attribute (a mixture has one per expert) is left alone.
     """
-    bias = getattr(head, "bias", None)
-    if isinstance(bias, nn.Parameter) and bias.shape == (labels.shape[1],):
-        share = labels.float().mean(0).clamp(1e-4, 1 - 1e-4)
-        with torch.no_grad():
-            bias.copy_(torch.log(share / (1 - share)))
+    share = labels.float().mean(0).clamp(1e-4, 1 - 1e-4)
+    for name, parameter in head.named_parameters():
+        if name.rpartition(".")[2] == "bias" and parameter.shape == share.shape:
+            with torch.no_grad():
+                parameter.copy_(torch.log(share / (1 - share)))
     return head
 
 
