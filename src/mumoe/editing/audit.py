@@ -10,10 +10,11 @@ Labels are compared separately because a bias has a direction: a subgroup is mis
 wrongly included (label 0). It also keeps an expert from being suspected merely because its rows have the harder label.
 
 Very many comparisons are made, and some gap is always large by chance. Each gets the one-sided p-value of Fisher's
-exact test, corrected over all comparisons: by Holm (``holm``: the chance of even one false alarm is below alpha)
-or by Benjamini and Hochberg (``fdr``: at most a share alpha of the alarms is false on average; sure for
-comparisons that depend on each other positively, as overlapping groups do, and disjoint ones nearly). Gaps carry
-Newcombe's 95% interval, which is not corrected. The interval of the first in a ranking is too optimistic: it was chosen for being extreme.
+exact test, corrected over all comparisons: by Holm (``holm``: the chance of even one false alarm is below alpha) or
+by Benjamini and Hochberg (``fdr``: at most a share alpha of the alarms is false on average; sure for comparisons that
+depend on each other positively, as overlapping groups do, and disjoint ones nearly). Gaps carry Newcombe's 95%
+interval, which is not corrected. The interval of the first in a ranking is too optimistic: it was chosen for being
+extreme.
 
 What it cannot find: a subgroup that no expert separates from others, and bias that lies in the labels themselves. A
 finding is a group of rows to look at, not a named group of people.
