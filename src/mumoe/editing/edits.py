@@ -1,0 +1,302 @@
+"""Edits of a MuMoE layer as objects, one class per kind.
+
+Every edit has a strength: 0 changes no bit, 1 is the edit as it is meant (for a rewriting it is lambda itself).
+An edit says what it does as an `Operation` on the weight tensor; `stack` applies several of them in order, each on
+the result of those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mumoe.ablation import Ablation
+from mumoe.editing.operations import AddedTerm, CoefficientMap, Operation, original, separate
+from mumoe.errors import UserError
+
+__all__ = [
+    "EDITS",
+    "Ablate",
+    "Correct",
+    "Edit",
+    "Rewrite",
+    "Scale",
+    "SetOutput",
+    "Swap",
+    "with_strength",
+]
+
+
+class Edit(Protocol):
+    """One change of a layer. A frozen dataclass whose fields are plain JSON values or tuples of them."""
+
+    kind: ClassVar[str]
+
+    @property
+    def strength(self) -> float:
+        """0 is no change, 1 the edit as meant."""
+        ...
+
+    def operation(self, part: nn.Module) -> Operation:
+        """What it does to this factorization, which may be edited already.
+
+        Raises:
+            UserError: If an expert, level or output does not exist there.
+        """
+        ...
+
+    def describe(self) -> str:
+        """One line for a list."""
+        ...
+
+
+EDITS: dict[str, type[Any]] = {}
+"""Kind -> class, for files."""
+
+
+def _register(cls: type[Any]) -> type[Any]:
+    EDITS[cls.kind] = cls
+    return cls
+
+
+@_register
+@dataclass(frozen=True)
+class Rewrite:
+    """Add strength * a-bar . a to one output (eq. 6).
+
+    Attributes:
+        head: The output.
+        factors: Per level (N_e, K) as nested tuples: a-bar = sum_k prod_e factors[e][:, k].
+        strength: Lambda, with its sign.
+    """
+
+    kind: ClassVar[str] = "rewrite"
+    head: int
+    factors: tuple[tuple[tuple[float, ...], ...], ...]
+    strength: float = 1.0
+
+    @staticmethod
+    def of(head: int, mean: Tensor, strength: float) -> Rewrite:
+        """From mean coefficients (N_1, .., N_E), whose exact components are taken."""
+        return Rewrite(head, tuple(_tuples(factor) for factor in separate(mean)), strength)
+
+    @property
+    def mean(self) -> Tensor:
+        """a-bar, (N_1, .., N_E) in float64."""
+        return AddedTerm(self.head, _tensors(self.factors)).joint()
+
+    def operation(self, part: nn.Module) -> Operation:
+        _require_head(self.head, part)
+        vectors = _tensors(self.factors)
+        sizes = tuple(len(vector) for vector in vectors)
+        if sizes != tuple(original(part).num_experts):
+            raise UserError(
+                f"Rewrite: expected mean coefficients of experts {original(part).num_experts}, got {sizes}. "
+                "Take them from this layer: mean_coefficients(layer, features)."
+            )
+        return AddedTerm(self.head, (vectors[0] * self.strength, *vectors[1:]))
+
+    def describe(self) -> str:
+        return f"rewrite output {self.head} by {self.strength:+.4g} x mean coefficients"
+
+
+@_register
+@dataclass(frozen=True)
+class Correct:
+    """Add a number of one's own choice to one output for single experts, in proportion to their coefficient.
+
+    Attributes:
+        head: The output.
+        terms: (expert, number) pairs; an expert is its index, or its index tuple in a hierarchy.
+        strength: Multiplies the numbers.
+    """
+
+    kind: ClassVar[str] = "correct"
+    head: int
+    terms: tuple[tuple[tuple[int, ...], float], ...]
+    strength: float = 1.0
+
+    @staticmethod
+    def of(head: int, terms: Mapping[int | tuple[int, ...], float], strength: float = 1.0) -> Correct:
+        """From {expert: number}."""
+        pairs = ((n if isinstance(n, tuple) else (n,), float(value)) for n, value in terms.items())
+        return Correct(head, tuple(pairs), strength)
+
+    def operation(self, part: nn.Module) -> Operation:
+        _require_head(self.head, part)
+        sizes = original(part).num_experts
+        for term in self.terms:
+            if len(term) != 2 or not isinstance(term[0], tuple) or not isinstance(term[1], int | float):
+                raise UserError(f"Correct: expected (expert, number) pairs, got {term!r}. Use Correct.of.")
+        index = [_combination(n, part, "Correct") for n, _ in self.terms]
+        if not index:
+            raise UserError("Correct: expected a number for at least one expert, got none. Name one: {3: 0.5}.")
+        values = torch.tensor([value for _, value in self.terms], dtype=torch.float64) * self.strength
+        places = torch.tensor(index)
+        units = [nn.functional.one_hot(places[:, e], size).double().mT for e, size in enumerate(sizes)]
+        return AddedTerm(self.head, (units[0] * values, *units[1:]))
+
+    def describe(self) -> str:
+        shown = ", ".join(f"{_expert_text(n)}: {value * self.strength:+.4g}" for n, value in self.terms[:4])
+        more = f" and {len(self.terms) - 4} more" if len(self.terms) > 4 else ""
+        return f"correct output {self.head} by expert {shown}{more}"
+
+
+@_register
+@dataclass(frozen=True)
+class SetOutput:
+    """Make one expert contribute a constant to one output, whatever the input, in place of its own logit.
+
+    Attributes:
+        expert: Its index, as a tuple of one number per level.
+        head: The output.
+        value: The constant.
+        strength: 1 replaces, values between mix.
+    """
+
+    kind: ClassVar[str] = "set-output"
+    expert: tuple[int, ...]
+    head: int
+    value: float
+    strength: float = 1.0
+
+    def operation(self, part: nn.Module) -> Operation:
+        _require_head(self.head, part)
+        index = _combination(self.expert, part, "SetOutput")
+        own: Tensor = part.expert(index)[self.head].detach().double()  # type: ignore[operator]
+        if not part.bias:
+            own = nn.functional.pad(own, (0, 1))
+        wanted = torch.zeros_like(own)
+        wanted[-1] = self.value
+        sizes = original(part).num_experts
+        units = tuple(
+            torch.eye(size, dtype=own.dtype, device=own.device)[:, [n]] for size, n in zip(sizes, index, strict=True)
+        )
+        return AddedTerm(self.head, units, (wanted - own) * self.strength)
+
+    def describe(self) -> str:
+        return f"set expert {_expert_text(self.expert)}'s output {self.head} to {self.value:.4g}"
+
+
+@_register
+@dataclass(frozen=True)
+class Scale:
+    """Multiply the weights of one expert (in a hierarchy: all combinations that have it at its level).
+
+    Attributes:
+        expert: Its index at the level.
+        factor: 2 doubles what it says, -1 turns it round.
+        level: The level.
+        strength: 0 leaves it, 1 applies the factor, values between go there linearly.
+    """
+
+    kind: ClassVar[str] = "scale"
+    expert: int
+    factor: float
+    level: int = 0
+    strength: float = 1.0
+
+    def operation(self, part: nn.Module) -> Operation:
+        matrix = _identity(part, self.level, [self.expert], "Scale")
+        matrix[self.expert, self.expert] = 1 + self.strength * (self.factor - 1)
+        return CoefficientMap(self.level, matrix)
+
+    def describe(self) -> str:
+        return f"scale expert {self.expert} of level {self.level} by {1 + self.strength * (self.factor - 1):.4g}"
+
+
+@_register
+@dataclass(frozen=True)
+class Ablate:
+    """Leave one expert out, W_n := 0 (in a hierarchy: all combinations that have it at its level).
+
+    Attributes:
+        expert: Its index at the level.
+        level: The level.
+        strength: 1 leaves it out, 0.5 halves it.
+    """
+
+    kind: ClassVar[str] = "ablate"
+    expert: int
+    level: int = 0
+    strength: float = 1.0
+
+    def operation(self, part: nn.Module) -> Operation:
+        return Scale(self.expert, 0.0, self.level, self.strength).operation(part)
+
+    def describe(self) -> str:
+        return f"ablate expert {self.expert} of level {self.level}"
+
+
+@_register
+@dataclass(frozen=True)
+class Swap:
+    """Exchange the weights of two experts of a level: inputs sent to one are treated by the other.
+
+    Attributes:
+        first: One expert's index at the level.
+        second: The other's.
+        level: The level.
+        strength: 1 exchanges, values between mix the two.
+    """
+
+    kind: ClassVar[str] = "swap"
+    first: int
+    second: int
+    level: int = 0
+    strength: float = 1.0
+
+    def operation(self, part: nn.Module) -> Operation:
+        matrix = _identity(part, self.level, [self.first, self.second], "Swap")
+        swapped = matrix.clone()
+        swapped[[self.first, self.second]] = matrix[[self.second, self.first]]
+        return CoefficientMap(self.level, (1 - self.strength) * matrix + self.strength * swapped)
+
+    def describe(self) -> str:
+        return f"swap experts {self.first} and {self.second} of level {self.level}"
+
+
+def with_strength(edit: Any, strength: float) -> Any:
+    """The same edit at another strength.
+
+    Raises:
+        UserError: If the strength is not finite.
+    """
+    if not abs(strength) < float("inf"):
+        raise UserError(f"Edit: expected a finite strength, got {strength}. Give a number.")
+    return replace(edit, strength=float(strength))
+
+
+def _identity(part: nn.Module, level: int, experts: Sequence[int], who: str) -> Tensor:
+    """The unit matrix of a level, once level and experts are known to exist."""
+    Ablation.parse(experts, level, original(part).num_experts, who)
+    return torch.eye(original(part).num_experts[level], dtype=torch.float64)
+
+
+def _combination(index: Sequence[int], part: nn.Module, who: str) -> tuple[int, ...]:
+    return Ablation.parse([tuple(index)], None, original(part).num_experts, who).combinations[0]
+
+
+def _require_head(head: int, part: nn.Module) -> None:
+    outputs = original(part).out_features
+    if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < outputs:
+        raise UserError(f"Edit: expected an output in 0..{outputs - 1}, got {head!r}. The layer has {outputs}.")
+
+
+def _tensors(factors: Sequence[Sequence[Sequence[float]]]) -> tuple[Tensor, ...]:
+    try:
+        return tuple(torch.tensor(factor, dtype=torch.float64) for factor in factors)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"Rewrite: expected factors as matrices of numbers, got {error}. Use Rewrite.of.") from error
+
+
+def _tuples(factor: Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in factor.double().tolist())
+
+
+def _expert_text(index: Sequence[int]) -> str:
+    return str(index[0]) if len(index) == 1 else str(tuple(index))

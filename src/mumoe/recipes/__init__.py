@@ -1,0 +1,1 @@
+"""Experiments of the paper as short compositions of the other rooms."""

@@ -1,0 +1,326 @@
+"""Table 2 of the paper on one's own data: correct a bias by every method, measure all on the same test rows.
+
+    emoji = partial(load_emoji, label="group", min_per_class=1, fractions=(0.6, 0.2, 0.2))
+    results = run_bias(lambda seed: planted_style(emoji(split_seed=seed), features), seeds=(0, 1, 2))
+
+Per seed (which changes split, cut, initialization and order) heads are trained, strengths are chosen on validation
+rows, and only then are the test rows opened, once, for all methods. Every strength is reported twice or thrice: as
+the paper fixes it (experts: lambda = N, blind: 2.5, retraining: fully balanced), *matched* (the smallest at which
+the target subgroup is as accurate as the others with its label were), so that methods are compared at equal
+benefit, and *best worst group* (the best worst-subgroup accuracy that costs at most one point of accuracy).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mumoe.editing.baselines import BiasTask, Settings, fit
+from mumoe.editing.choose import Choice, LogitShift, choose_strength
+from mumoe.editing.fairness import METRICS, Bootstrap, FairnessReport, fairness_report
+from mumoe.editing.rewriting import mean_coefficients
+from mumoe.editing.splits import Rows
+from mumoe.errors import UserError
+from mumoe.layers import MuMoE
+from mumoe.models.heads import build_head, matched_spec
+from mumoe.recipes.bias_sets import BiasSet
+
+__all__ = ["BLIND_STRENGTH", "BiasResults", "Retraining", "SeedResult", "run_bias", "run_seed"]
+
+BLIND_STRENGTH = 2.5
+"""Lambda of blind thresholding in the paper, with a-bar = ones."""
+
+CRITERIA = {"fixed": "", "match": " matched", "worst_group": " best worst group"}
+
+Predictions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """A method that trains again, with the strengths to choose from; the first is the one reported as fixed."""
+
+    strategy: str
+    strengths: tuple[float, ...]
+
+
+RETRAINING = (
+    Retraining("oversample", (1.0, 0.25, 0.5, 0.75)),
+    Retraining("adversarial", (1.0, 0.1, 0.3)),
+    Retraining("group-dro", (0.01, 0.1)),
+    Retraining("dfr", (1.0, 0.01, 0.1)),
+)
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """What one seed gave.
+
+    Attributes:
+        seed: The seed.
+        reports: Method to its report on the test rows.
+        strengths: Method to the strength that it used, where it has one.
+        choices: Edit to its choice, whose curve is the trade-off on validation rows.
+        parameters: Learnable parameters by method.
+        support: Training rows of the target subgroup.
+        opened: When the test rows were opened: after how many strengths had been chosen.
+    """
+
+    seed: int
+    reports: Mapping[str, FairnessReport]
+    strengths: Mapping[str, float]
+    choices: Mapping[str, Choice]
+    parameters: Mapping[str, int]
+    support: int
+    opened: int
+
+
+@dataclass(frozen=True)
+class BiasResults:
+    """All seeds of one experiment; `mean` sums them up, `to_dict` is what is written to disk."""
+
+    name: str
+    head: str
+    seeds: tuple[SeedResult, ...]
+    facts: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reports(self) -> dict[str, list[FairnessReport]]:
+        """Method to its reports, one per seed."""
+        return {method: [seed.reports[method] for seed in self.seeds] for method in self.seeds[0].reports}
+
+    def mean(self, method: str, metric: str) -> tuple[float, float]:
+        """Mean and standard deviation over the seeds (0 for a single one)."""
+        values = [report.metrics[metric].value for report in self.reports[method]]
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: means first, then every seed in full."""
+        summary = {
+            method: {
+                metric: dict(zip(("mean", "std"), self.mean(method, metric), strict=True))
+                for metric in METRICS
+                if metric in reports[0].metrics
+            }
+            for method, reports in self.reports.items()
+        }
+        seeds = [
+            {
+                "seed": seed.seed,
+                "support": seed.support,
+                "strengths": dict(seed.strengths),
+                "choices": {name: choice.to_dict() for name, choice in seed.choices.items()},
+                "reports": {method: report.to_dict() for method, report in seed.reports.items()},
+            }
+            for seed in self.seeds
+        ]
+        about = {"name": self.name, "head": self.head, "settings": dict(self.settings), "facts": list(self.facts)}
+        return {**about, "parameters": dict(self.seeds[0].parameters), "summary": summary, "seeds": seeds}
+
+
+def run_bias(
+    make_set: Callable[[int], BiasSet],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    head: str = "CPMuMoE-r256-e128",
+    settings: Settings | None = None,
+    retraining: Sequence[Retraining] = RETRAINING,
+    max_loss: float = 0.01,
+    bootstrap: Bootstrap | None = None,
+) -> BiasResults:
+    """The whole table of one experiment.
+
+    Args:
+        make_set: Seed to the data, split by that seed.
+        seeds: At least one.
+        head: Specification of the head to correct.
+        settings: Of training, for every head alike.
+        retraining: Methods that train again.
+        max_loss: Overall accuracy that "best worst group" may cost on validation rows.
+        bootstrap: Of the intervals.
+    """
+    if not seeds:
+        raise UserError("run_bias: expected at least one seed, got none. Take (0, 1, 2).")
+    settings = settings or Settings()
+    found: list[SeedResult] = []
+    for seed in seeds:
+        bias = make_set(seed)
+        found.append(
+            run_seed(
+                bias,
+                seed=seed,
+                head=head,
+                settings=settings,
+                retraining=retraining,
+                max_loss=max_loss,
+                bootstrap=bootstrap,
+            )
+        )
+    shown = {"epochs": settings.epochs, "batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
+    shown |= {"weight_decay": settings.weight_decay, "max_loss": max_loss}
+    return BiasResults(bias.name, head, tuple(found), bias.facts, shown)
+
+
+def run_seed(
+    bias: BiasSet,
+    *,
+    seed: int,
+    head: str,
+    settings: Settings,
+    retraining: Sequence[Retraining] = RETRAINING,
+    max_loss: float = 0.01,
+    bootstrap: Bootstrap | None = None,
+) -> SeedResult:
+    """Train, choose, and then report, for one seed."""
+    bench = _Bench(bias, seed, settings, max_loss)
+    matched = matched_spec("highrank-linear", head, *bench.sizes)
+    for name, spec in (("Linear", "linear"), ("HighRankLinear", matched)):
+        bench.add(name, bench.train("plain", spec))
+    base = bench.train("plain", head)
+    bench.add(head, base, base=True)
+    for method in retraining:
+        bench.retrain(method, head)
+    layer = base.eval()
+    assert isinstance(layer, MuMoE)
+    inside = bench.task.groups == bench.task.target_group
+    mean = mean_coefficients(layer, bench.task.features[inside])
+    sign = 1 if bias.target[0] == 1 else -1
+    bench.shift("blind", sign * BLIND_STRENGTH, lambda part: torch.ones(len(part)))
+    bench.shift("experts", sign * float(mean.numel()), lambda part: _direction(layer, part, mean))
+    return bench.report(bootstrap or Bootstrap(seed=seed))
+
+
+@torch.no_grad()
+def _direction(layer: MuMoE, features: Tensor, mean: Tensor) -> Tensor:
+    """a-bar . a of every row: what a rewriting of strength 1 adds to the logit."""
+    total, parts = mean.to(features.dtype), []
+    for batch in features.split(4096):
+        value = total.expand(len(batch), *total.shape)
+        for a in layer.coefficients(batch):
+            value = torch.einsum("zn...,zn->z...", value, a.to(features.dtype))
+        parts.append(value)
+    return torch.cat(parts)
+
+
+class _Bench:
+    """Training, choosing and reporting on one split; the test labels are sealed until `report`."""
+
+    def __init__(self, bias: BiasSet, seed: int, settings: Settings, max_loss: float) -> None:
+        self.bias, self.seed, self.settings, self.max_loss = bias, seed, settings, max_loss
+        rows = bias.training_rows(seed)
+        truth = bias.labels[:, bias.head]
+        _, self.val, self.sealed = bias.splits.seal(truth, bias.sensitive)
+        mean = bias.features[rows].mean(0, dtype=np.float64)
+        deviation = np.maximum(bias.features[rows].std(0, dtype=np.float64), 1e-6)
+        self._standard = (mean.astype(np.float32), deviation.astype(np.float32))
+        values = sorted(set(bias.sensitive[rows].tolist()))
+        codes = np.searchsorted(np.array(values), bias.sensitive[rows])
+        self.task = BiasTask(
+            self._features(rows),
+            torch.from_numpy(bias.labels[rows]),
+            torch.from_numpy(codes),
+            head=bias.head,
+            target=(bias.target[0], values.index(bias.target[1])),
+        )
+        self.x = {"val": self._features(bias.splits.val), "test": self._features(bias.splits.test)}
+        self.sizes = (bias.features.shape[1], bias.labels.shape[1])
+        self.predicted: dict[str, dict[str, Predictions]] = {}
+        self.strengths: dict[str, float] = {}
+        self.choices: dict[str, Choice] = {}
+        self.parameters: dict[str, int] = {}
+
+    def _features(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        mean, deviation = self._standard
+        return torch.from_numpy((self.bias.features[rows] - mean) / deviation)
+
+    def train(self, strategy: str, spec: str, **options: float) -> nn.Module:
+        def factory() -> nn.Module:
+            return build_head(spec, *self.sizes).layer
+
+        return fit(strategy, self.task, factory, seed=self.seed, settings=self.settings, **options)
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module, part: str) -> Tensor:
+        return torch.cat([model(batch)[:, self.bias.head] for batch in self.x[part].split(4096)])
+
+    def add(self, name: str, model: nn.Module, *, base: bool = False) -> None:
+        """Take a trained head into the table; the base is the one that edits start from."""
+        logits = {part: self.logits(model, part) for part in self.x}
+        self.predicted[name] = {part: (value > 0).long().numpy() for part, value in logits.items()}
+        self.parameters[name] = sum(parameter.numel() for parameter in model.parameters())
+        if base:
+            self.base, self.base_logits = name, logits
+
+    def retrain(self, method: Retraining, spec: str) -> None:
+        """Train at every strength, and pick by each criterion on validation rows."""
+        tried: dict[float, str] = {}
+        for strength in method.strengths:
+            tried[strength] = f"{method.strategy} {strength:g}"
+            self.add(tried[strength], self.train(method.strategy, spec, strength=strength))
+        heads = {strength: self.predicted.pop(name) for strength, name in tried.items()}
+        counts = [self.parameters.pop(name) for name in tried.values()]
+        before = self.predicted[self.base]
+
+        def take(part: str) -> Callable[[float], Predictions]:
+            return lambda strength: before[part] if strength == 0 else heads[strength][part]
+
+        self._pick(f"+ {method.strategy}", take, method.strengths[0], list(heads), counts[0])
+
+    def shift(self, name: str, fixed: float, direction: Callable[[Tensor], Tensor]) -> None:
+        """An edit of the base's logit along a direction, at every strength."""
+        shifts = {
+            part: LogitShift(self.base_logits[part].double().numpy(), direction(x).double().numpy())
+            for part, x in self.x.items()
+        }
+        candidates = shifts["val"].candidates(sign=1 if fixed > 0 else -1).tolist()
+        self._pick(f"+ {name}", shifts.__getitem__, fixed, candidates, self.parameters[self.base])
+
+    def _pick(
+        self,
+        name: str,
+        predict: Callable[[str], Callable[[float], Predictions]],
+        fixed: float,
+        candidates: Sequence[float],
+        parameters: int,
+    ) -> None:
+        for criterion, suffix in CRITERIA.items():
+            strength = fixed
+            if criterion != "fixed":
+                choice = choose_strength(
+                    self.val,
+                    predict("val"),
+                    candidates,
+                    target=self.bias.target,
+                    objective=criterion,  # type: ignore[arg-type]
+                    max_loss=self.max_loss,
+                )
+                self.choices[name + suffix], strength = choice, choice.strength
+            self.predicted[name + suffix] = {part: predict(part)(strength) for part in self.x}
+            self.strengths[name + suffix] = strength
+            self.parameters[name + suffix] = parameters
+
+    def report(self, bootstrap: Bootstrap) -> SeedResult:
+        """Open the test rows, once, and measure everything that was decided before."""
+        chosen = len(self.choices)
+        rows: Rows = self.sealed.open(f"final report of seed {self.seed}")
+        before = self.predicted[self.base]["test"]
+        reports = {
+            method: fairness_report(
+                rows.y_true,
+                predicted["test"],
+                sensitive_features=rows.sensitive_features,
+                target=self.bias.target,
+                y_pred_before=before if method.startswith("+") else None,
+                bootstrap=bootstrap,
+            )
+            for method, predicted in self.predicted.items()
+        }
+        support = int((self.task.groups == self.task.target_group).sum())
+        return SeedResult(self.seed, reports, self.strengths, self.choices, self.parameters, support, opened=chosen)

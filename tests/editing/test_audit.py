@@ -1,0 +1,157 @@
+"""Statistics against scipy; a planted subgroup is found, and nothing is found where there is nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from scipy import stats
+
+from mumoe.editing.audit import audit, benjamini_hochberg, fisher_less, handled, holm, newcombe, propose
+from mumoe.errors import UserError
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def planted(seed, rows=3000, experts=20, *, bias=0.5):
+    """Each row goes to two experts; rows of label 1 that expert 7 handles are wrong more often."""
+    g = generator(seed)
+    first, second = torch.randint(0, experts, (2, rows), generator=g)
+    share = 0.5 + 0.4 * torch.rand(rows, generator=g)
+    a = torch.zeros(rows, experts)
+    a[torch.arange(rows), first] += share
+    a[torch.arange(rows), second] += 1 - share
+    labels = torch.randint(0, 2, (rows,), generator=g)
+    wrong = torch.rand(rows, generator=g) < torch.where((labels == 1) & (a[:, 7] >= 0.1), 0.1 + bias, 0.1)
+    return a, ~wrong, labels
+
+
+def test_fisher_equals_scipy():
+    g = generator(0)
+    n, n_rest = torch.randint(1, 60, (200,), generator=g), torch.randint(1, 400, (200,), generator=g)
+    k = (n * torch.rand(200, generator=g)).round()
+    k_rest = (n_rest * torch.rand(200, generator=g)).round()
+    ours = fisher_less(k, n, k_rest, n_rest)
+    for i in range(200):
+        a, b, c, d = int(k[i]), int(n[i]), int(k_rest[i]), int(n_rest[i])
+        expected = stats.fisher_exact([[a, b - a], [c, d - c]], alternative="less").pvalue
+        assert float(ours[i]) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_corrections_equal_scipy_and_hand():
+    p = torch.tensor([0.01, 0.04, 0.03, 0.5], dtype=torch.float64)
+    assert holm(p).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert benjamini_hochberg(p).tolist() == pytest.approx(stats.false_discovery_control(p.numpy()).tolist())
+    many = torch.rand(300, dtype=torch.float64, generator=generator(1)) ** 3
+    assert benjamini_hochberg(many).tolist() == pytest.approx(stats.false_discovery_control(many.numpy()).tolist())
+
+
+def test_newcombe_by_the_published_example():
+    """Newcombe 1998, method 10: 56/70 against 48/80."""
+    found = newcombe(48, 80, 56, 70)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    edge = newcombe(0, 10, 10, 10)
+    assert edge.value == 1
+    assert 0.5 < edge.low < 1
+    assert edge.high == pytest.approx(1)
+
+
+@pytest.mark.parametrize("correction", ["holm", "fdr"])
+def test_planted_expert_is_first(correction):
+    for seed in range(5):
+        a, right, labels = planted(seed)
+        found = audit([a], right, labels, pairs=False, correction=correction)
+        first = found.findings[0]
+        assert (first.experts, first.label) == (((0, 7),), 1)
+        assert first.p_corrected < 1e-6
+        inside = (labels == 1) & (a[:, 7] >= 0.1)
+        assert first.rows == int(inside.sum())
+        assert first.accuracy == pytest.approx(float(right[inside].float().mean()))
+        assert first.rest == pytest.approx(float(right[(labels == 1) & (a[:, 7] < 0.1)].float().mean()))
+        assert first.gap.low < first.gap.value < first.gap.high
+        assert found.comparisons == 40
+
+
+def test_nothing_is_found_where_nothing_is():
+    alarms = 0
+    for seed in range(40):
+        a, right, labels = planted(seed, rows=1000, bias=0.0)
+        alarms += bool(audit([a], right, labels, correction="holm").significant)
+    assert alarms <= 5  # 2 expected at alpha 0.05
+
+
+def test_without_correction_there_would_be_alarms():
+    a, right, labels = planted(3, rows=2000, bias=0.0)
+    found = audit([a], right, labels)
+    assert min(finding.p_value for finding in found.findings) < 0.05
+    assert all(finding.p_corrected >= finding.p_value for finding in found.findings)
+
+
+def test_a_pair_of_experts_is_found():
+    """Rows are wrong only where experts 2 and 5 work together; each alone is diluted."""
+    g = generator(4)
+    rows = 6000
+    first, second = torch.randint(0, 8, (2, rows), generator=g)
+    a = torch.zeros(rows, 8)
+    a[torch.arange(rows), first] += 0.5
+    a[torch.arange(rows), second] += 0.5
+    both = (a[:, 2] > 0) & (a[:, 5] > 0)
+    right = torch.rand(rows, generator=g) > torch.where(both, 0.8, 0.1)
+    found = audit([a], right, torch.ones(rows, dtype=torch.long))
+    assert found.findings[0].experts == ((0, 2), (0, 5))
+    assert found.findings[0].rows == int(both.sum())
+
+
+def test_combinations_of_a_hierarchy():
+    g = generator(5)
+    a = torch.nn.functional.one_hot(torch.randint(0, 6, (4000,), generator=g), 6).float()
+    b = torch.nn.functional.one_hot(torch.randint(0, 3, (4000,), generator=g), 3).float()
+    inside = (a[:, 4] > 0) & (b[:, 1] > 0)
+    right = torch.rand(4000, generator=g) > torch.where(inside, 0.9, 0.1)
+    found = audit([a, b], right, torch.zeros(4000, dtype=torch.long))
+    assert found.findings[0].experts == ((0, 4), (1, 1))
+    assert found.findings[0].rows == int(inside.sum())
+    assert torch.equal(handled([a, b], ((0, 4), (1, 1)), 0.1), inside)
+    assert str(found.findings[0]).startswith("expert 4 + 1 (level 1), label 0: ")
+
+
+def test_product_of_levels_must_reach_the_threshold():
+    a, b = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.3, 0.7]])
+    assert not bool(handled([a, b], ((0, 0), (1, 0)), 0.2))
+    assert bool(handled([a, b], ((0, 0), (1, 1)), 0.2))
+    assert bool(handled([a, b], ((0, 0), (0, 1)), 0.5))  # two of one level: each by itself
+
+
+def test_proposal_is_the_rewriting_of_its_rows():
+    a, right, labels = planted(0)
+    first = audit([a], right, labels, pairs=False).findings[0]
+    edit = propose(first, [a], labels, head=3)
+    inside = (labels == 1) & (a[:, 7] >= 0.1)
+    torch.testing.assert_close(edit.mean, a[inside].double().mean(0))
+    assert (edit.head, edit.strength) == (3, 20)
+    flipped = propose(audit([a], right, 1 - labels, pairs=False).findings[0], [a], 1 - labels, head=3)
+    assert flipped.strength == -20
+    with pytest.raises(UserError, match=r"expected training rows handled by \(\(0, 7\),\), got none"):
+        propose(first, [torch.zeros(4, 20)], torch.ones(4), head=0)
+
+
+def test_result_is_json_and_bounded():
+    a, right, labels = planted(0)
+    found = audit([a], right, labels, most=5)
+    assert len(found.findings) == 5
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["findings"][0]["label"] == 1
+
+
+def test_bad_input():
+    a, right, labels = planted(0, rows=100)
+    with pytest.raises(UserError, match=r"expected a threshold above 0 and at most 1, got 0\. 0.1"):
+        audit([a], right, labels, threshold=0)
+    with pytest.raises(UserError, match=r"got \[100, 99, 100\] rows"):
+        audit([a], right[:-1], labels)
+    with pytest.raises(UserError, match=r"got 'homl'\. Did you mean 'holm'"):
+        audit([a], right, labels, correction="homl")
+    with pytest.raises(UserError, match="expected experts that handle at least 99 rows of a label, got none"):
+        audit([a], right, labels, min_rows=99)

@@ -1,0 +1,184 @@
+"""The strength is chosen on validation rows, for the stated objective, and never by a test label."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mumoe.editing import choose, fairness
+from mumoe.editing.choose import LogitShift, choose_strength, final_report, trade_off_curve
+from mumoe.editing.fairness import Bootstrap
+from mumoe.editing.splits import Rows, SealedRows, Splits
+from mumoe.errors import UserError
+
+# Head of one attribute; the men with label 1 are missed, and the direction touches them most.
+TRUTH = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1])
+SEX = np.array((["f"] * 4 + ["m"] * 4) * 2)
+LOGITS = np.array([-4, -4, -4, -4, -4, -4, -4, -1.5, 3, 3, 3, -1, -1, -2, -3, -9.0])
+DIRECTION = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1.0])
+ROWS = Rows.of(TRUTH, SEX)
+SHIFT = LogitShift(LOGITS, DIRECTION)
+TARGET = (1, "m")
+
+
+def random_problem(seed, rows=600):
+    rng = np.random.default_rng(seed)
+    truth, sex = rng.integers(0, 2, rows), np.where(rng.random(rows) < 0.5, "m", "f")
+    hit = (truth == 1) & (sex == "m")
+    logits = (2.0 * truth - 1) * 1.5 + rng.normal(size=rows) - 3 * hit
+    direction = np.clip(0.7 * hit + 0.3 * rng.random(rows), 0, 1)
+    return truth, sex, logits, direction
+
+
+def test_candidates_reach_every_distinct_prediction():
+    strengths = SHIFT.candidates()
+    # crossings of the rows that move: 1, 1.5, 2, 3, 4 (three rows), 9
+    assert strengths[0] == 0
+    assert strengths[1:-1].tolist() == [1.25, 1.75, 2.5, 3.5, 6.5]
+    assert strengths[-1] > 9
+    assert len({tuple(SHIFT(value)) for value in strengths}) == 7
+    fine = {tuple(SHIFT(value)) for value in np.linspace(0, 10, 2001)}
+    assert fine == {tuple(SHIFT(value)) for value in strengths}
+
+
+def test_candidates_downwards_and_thinned():
+    flipped = LogitShift(-LOGITS, DIRECTION)
+    assert np.allclose(flipped.candidates(sign=-1), -SHIFT.candidates())
+    _, _, logits, direction = random_problem(0)
+    many = LogitShift(logits, direction).candidates(most=20)
+    assert len(many) == 20
+    assert (np.diff(many) > 0).all()
+    assert LogitShift(LOGITS, np.zeros(16)).candidates().tolist() == [0]
+
+
+def test_strength_zero_is_the_model_itself():
+    broken = LogitShift(LOGITS, np.full(16, np.nan))
+    assert broken(0.0).tolist() == (LOGITS > 0).astype(int).tolist()
+
+
+def test_curve_by_hand():
+    curve = trade_off_curve(ROWS, SHIFT, [2.5, 1.25], target=TARGET)
+    assert [point.strength for point in curve] == [0, 1.25, 2.5]
+    assert [point.metrics["target_accuracy"] for point in curve] == [0, 0.25, 0.5]
+    assert [point.metrics["accuracy"] for point in curve] == [11 / 16, 12 / 16, 12 / 16]
+    # at 2.5 one man with label 0 (logit -1.5) is lost: a quarter of his subgroup
+    assert [point.metrics["rewriting_score"] for point in curve] == [0, 0.25, 0.25]
+
+
+def test_curve_equals_the_metrics():
+    truth, sex, logits, direction = random_problem(1)
+    shift = LogitShift(logits, direction)
+    for point in trade_off_curve(Rows.of(truth, sex), shift, [1.0, 3.0], target=TARGET):
+        score = fairness.rewriting_score(
+            truth, shift(point.strength), sensitive_features=sex, y_pred_before=shift(0), target=TARGET
+        )
+        assert point.metrics["rewriting_score"] == pytest.approx(score)
+
+
+def test_objectives_by_hand():
+    strengths = SHIFT.candidates()
+    score = choose_strength(ROWS, SHIFT, strengths, target=TARGET, objective="rewriting_score")
+    assert score.strength == 3.5  # two more men right than lost: 3/4 - 1/4
+    match = choose_strength(ROWS, SHIFT, strengths, target=TARGET, objective="match")
+    assert (match.strength, match.reached) == (3.5, True)  # women with label 1 were right at 3/4
+    worst = choose_strength(ROWS, SHIFT, strengths, target=TARGET, objective="worst_group", max_loss=0)
+    assert worst.strength == 3.5  # min is 3/4 from there on; beyond, three men with label 0 are lost
+    assert worst.curve == score.curve
+
+
+def test_loss_allowed_binds():
+    truth, sex, logits, direction = random_problem(2)
+    rows, shift = Rows.of(truth, sex), LogitShift(logits, direction + 0.4)
+    before = fairness.accuracy(truth, shift(0), sensitive_features=sex)
+    found = {}
+    for loss in (0.0, 0.05, 1.0):
+        choice = choose_strength(rows, shift, shift.candidates(), target=TARGET, max_loss=loss)
+        chosen = next(point for point in choice.curve if point.strength == choice.strength)
+        assert chosen.metrics["accuracy"] >= before - loss - 1e-12
+        allowed = [point for point in choice.curve if point.metrics["accuracy"] >= before - loss - 1e-12]
+        assert chosen.metrics["min_accuracy"] == max(point.metrics["min_accuracy"] for point in allowed)
+        found[loss] = chosen.metrics["min_accuracy"]
+    assert found[0.0] <= found[0.05] <= found[1.0]
+
+
+def test_ties_go_to_the_weakest():
+    still = LogitShift(LOGITS, np.zeros(16))
+    assert choose_strength(ROWS, still, [5.0, 1.0], target=TARGET).strength == 0
+
+
+def test_match_out_of_reach_says_so():
+    choice = choose_strength(ROWS, SHIFT, [1.25, 1.75], target=TARGET, objective="match")
+    assert (choice.strength, choice.reached) == (1.25, False)
+
+
+def test_choice_is_json():
+    choice = choose_strength(ROWS, SHIFT, [1.25], target=TARGET)
+    plain = json.loads(json.dumps(choice.to_dict(), allow_nan=False))
+    assert plain["strength"] == choice.strength
+    assert [point["strength"] for point in plain["curve"]] == [0, 1.25]
+
+
+def pipeline(truth, sex, logits, direction, events):
+    """What a command does: seal, choose, report; `events` notes each look at the test rows."""
+    splits = Splits(np.arange(0, 200), np.arange(200, 400), np.arange(400, 600))
+    _, val, sealed = splits.seal(truth, sex)
+
+    class Watched(SealedRows):
+        def open(self, purpose):
+            events.append(purpose)
+            return super().open(purpose)
+
+    watched = Watched(sealed.open("watch"))
+    shift = LogitShift(logits[200:400], direction[200:400])
+    choice = choose_strength(val, shift, shift.candidates(), target=TARGET, max_loss=0.02)
+    events.append("chosen")
+    test = LogitShift(logits[400:], direction[400:])
+    report = final_report(
+        watched,
+        test(choice.strength),
+        y_pred_before=test(0),
+        target=TARGET,
+        bootstrap=Bootstrap(50),
+    )
+    return choice, report
+
+
+def test_no_test_label_is_read_before_the_final_report():
+    truth, sex, logits, direction = random_problem(3)
+    events = []
+    choice, report = pipeline(truth, sex, logits, direction, events)
+    assert events == ["chosen", "final report"]
+    shuffled = truth.copy()
+    shuffled[400:] = np.random.default_rng(0).permutation(1 - truth[400:])
+    other_choice, other_report = pipeline(shuffled, sex, logits, direction, [])
+    assert other_choice == choice
+    assert other_report.metrics != report.metrics
+    assert report.metrics["target_accuracy"].value == fairness.target_accuracy(
+        truth[400:],
+        LogitShift(logits[400:], direction[400:])(choice.strength),
+        sensitive_features=sex[400:],
+        target=TARGET,
+    )
+
+
+def test_sealed_rows_cannot_be_chosen_on():
+    with pytest.raises(UserError, match="expected validation rows, got sealed ones"):
+        choose_strength(SealedRows(ROWS), SHIFT, [1.0], target=TARGET)
+
+
+def test_bad_input():
+    with pytest.raises(UserError, match=r"got 'wrost_group'\. Did you mean 'worst_group'"):
+        choose_strength(ROWS, SHIFT, [1.0], target=TARGET, objective="wrost_group")
+    with pytest.raises(UserError, match=r"expected max_loss in 0..1, got 2\. One point is 0.01"):
+        choose_strength(ROWS, SHIFT, [1.0], target=TARGET, max_loss=2)
+    with pytest.raises(UserError, match="expected finite strengths, got NaN or infinity"):
+        choose_strength(ROWS, SHIFT, [float("nan")], target=TARGET)
+    with pytest.raises(UserError, match=r"expected a sensitive value out of f, m, got 'men'"):
+        choose_strength(ROWS, SHIFT, [1.0], target=(1, "men"))
+    short = replace(SHIFT, logits=LOGITS[:-1], direction=DIRECTION[:-1])
+    with pytest.raises(UserError, match="expected columns of equal length, got y_true 16, y_pred 15"):
+        choose_strength(ROWS, short, [1.0], target=TARGET)
+    assert set(choose.OBJECTIVES) == {"worst_group", "match", "rewriting_score"}
