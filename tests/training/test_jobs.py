@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -76,7 +77,7 @@ def test_each_seed_may_have_its_own_split(config, data, features, monkeypatch):
 
     import mumoe.training.inputs as inputs
 
-    def load_images(config):
+    def load_images(config, progress=True):
         rng = np.random.default_rng(config.seed)
         return replace(data, split=rng.permutation(data.split), fingerprint=f"{config.seed}")
 
@@ -321,3 +322,28 @@ def test_a_disk_that_fills_up_while_training_keeps_what_was_saved(config, data, 
     assert load_head(config.out)[2]["step"] == 9
     monkeypatch.undo()
     assert resume(config.out, data=data, features=features, progress=False).runs[0].step == 15
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_opened_ends_the_job_in_one_line(config, workers):
+    data = make_data(60)
+    broken = dataclasses.replace(data, open_image=broken_image)
+    config = config.replace(mode="finetune", workers=workers, head="linear")
+    with pytest.raises(JobError, match=r"^made-up: expected to open and transform 'image-5', got gone\. Repair"):
+        train(config, data=broken, backbone=tiny_backbone(), progress=False)
+
+
+def broken_image(index):
+    if index == 5:
+        raise OSError("gone")
+    return make_data(60).open_image(index)
+
+
+def test_every_seed_starts_from_the_same_backbone(config, tmp_path):
+    data, backbone = make_data(60), tiny_backbone()
+    config = config.replace(mode="finetune", epochs=1, head="linear")
+    train(config.replace(seeds=2), data=data, backbone=backbone, progress=False)
+    assert torch.equal(backbone.conv.weight, tiny_backbone().conv.weight)
+    train(config.replace(seed=1, out=str(tmp_path / "alone")), data=data, backbone=tiny_backbone(), progress=False)
+    both, alone = (tmp_path / name / "metrics.jsonl" for name in ("run/seed-1", "alone"))
+    assert both.read_bytes() == alone.read_bytes()

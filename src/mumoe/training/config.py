@@ -32,7 +32,7 @@ class TrainConfig:
     """Settings of a training job; `mumoe.training.train` runs it."""
 
     data: str = _setting("emoji", "input")
-    """image set: emoji, cifar100, ..., folder:PATH, csv:PATH"""
+    """image set: emoji, cifar100, folder:PATH, csv:PATH, ...; or features:PATH, computed elsewhere"""
     root: str = _setting("", "input")
     """folder that holds the image set in its official layout (empty: the user cache)"""
     data_options: tuple[str, ...] = _setting((), "input")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,11 @@ from mumoe.training.sampler import derived_seed
 from mumoe.training.sources import FeatureSource, ImageSource, Source
 
 __all__ = ["Inputs", "load_inputs", "make_network", "make_source"]
+
+FEATURES = "features:"
+"""Prefix of a data name that is a file of precomputed features."""
+
+_tell = logging.getLogger("mumoe.training").warning
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Inputs:
     features: npt.NDArray[np.float32] | None
     num_features: int
 
-    @property
+    @functools.cached_property
     def facts(self) -> dict[str, Any]:
         """What run.json records, to find the same inputs again and to know them from others."""
         data, backbone = self.data, self.backbone
@@ -56,24 +64,29 @@ def load_inputs(
     data: ImageData | None = None,
     backbone: nn.Module | None = None,
     features: npt.NDArray[np.float32] | None = None,
-    before_features: Any = None,
+    before_features: Callable[[ImageData, int], None] | None = None,
+    device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Inputs:
     """Find everything that a config names; what is given is taken as it is.
 
     `before_features(data, num_features)` may check the rest of the job before the long extraction starts.
     """
-    found = data if data is not None else load_images(config)
+    if data is None and features is None and config.data.startswith(FEATURES):
+        data, features = load_precomputed(config)
+    found = data if data is not None else load_images(config, progress)
     if len(found.indices("train")) == 0:
         raise UserError(f"{found.name}: expected images in the training split, got none. Check its splits.")
     network: Any = backbone
+    if config.mode == "finetune" and features is not None:
+        raise UserError("train: expected images to fine-tune on, got features. Take --mode features.")
     if network is None and features is None:
         network = load_backbone(config)
     width = int(network.num_features) if features is None else _check_features(features, found)
     if before_features is not None:
         before_features(found, width)
     if features is None and config.mode == "features":
-        features = cached_features(config, found, network, progress)
+        features = cached_features(config, found, network, device, progress)
     return Inputs(found, network, features, width)
 
 
@@ -86,18 +99,37 @@ def _check_features(features: npt.NDArray[np.float32], data: ImageData) -> int:
     return int(features.shape[1])
 
 
-def load_images(config: TrainConfig) -> ImageData:
-    """The image set that a config names."""
-    from mumoe.data import load_data
+def load_precomputed(config: TrainConfig) -> tuple[ImageData, npt.NDArray[np.float32]]:
+    """The labels and features of a file, for ``features:PATH``."""
+    from mumoe.models.feature_files import load_feature_data
 
-    return load_data(
+    path = config.data.removeprefix(FEATURES)
+    data, features = load_feature_data(path, split_seed=split_seed(config), **parse_options(config.data_options))
+    return data, features.x
+
+
+def split_seed(config: TrainConfig) -> int:
+    """Seed of the split: with `vary_split` another one for each seed."""
+    return config.split_seed + (config.seed if config.vary_split else 0)
+
+
+def load_images(config: TrainConfig, progress: bool = True) -> ImageData:
+    """The image set that a config names; what was left out while loading is told in one line."""
+    from mumoe.data import load_data, problem_summary
+
+    data = load_data(
         config.data,
         root=config.root or None,
         download=config.download,
         strict=config.strict,
-        split_seed=config.split_seed + (config.seed if config.vary_split else 0),
+        split_seed=split_seed(config),
+        cache_dir=config.cache_dir or None,
+        progress=progress,
         **parse_options(config.data_options),
     )
+    if data.problems:
+        _tell(problem_summary(data))
+    return data
 
 
 def load_backbone(config: TrainConfig) -> Any:
@@ -109,22 +141,29 @@ def load_backbone(config: TrainConfig) -> Any:
         weights=config.weights or None,
         pretrained=config.pretrained,
         image_size=config.image_size or None,
+        cache_dir=config.cache_dir or None,
     )
 
 
-def cached_features(config: TrainConfig, data: ImageData, backbone: Any, progress: bool) -> npt.NDArray[np.float32]:
+def cached_features(
+    config: TrainConfig, data: ImageData, backbone: Any, device: torch.device | str, progress: bool
+) -> npt.NDArray[np.float32]:
     """The backbone's features of every image, from the cache or extracted into it."""
     from mumoe.models.features import extract_features
 
-    folder = Path(config.cache_dir) if config.cache_dir else None
-    return extract_features(data, backbone, cache_dir=folder, workers=config.workers, progress=progress).x
+    folder = config.cache_dir or None
+    found = extract_features(data, backbone, cache_dir=folder, workers=config.workers, device=device, progress=progress)
+    return found.x
 
 
 def with_seed(inputs: Inputs, config: TrainConfig) -> Inputs:
     """The inputs of another seed: the same, or with its own split of the same images."""
     if not config.vary_split:
         return inputs
-    data = load_images(config)
+    if config.data.startswith(FEATURES):
+        data, _ = load_precomputed(config)
+    else:
+        data = load_images(config, progress=False)
     if data.ids != inputs.data.ids:
         raise UserError(f"{data.name}: expected the same images for every split seed, got others.")
     return replace(inputs, data=data)
@@ -139,7 +178,7 @@ def make_network(config: TrainConfig, inputs: Inputs) -> Network:
         if config.zscore:
             head.standardize(*column_statistics(inputs.features, inputs.data.indices("train")))
         return Network(head)
-    return Network(head, inputs.backbone)
+    return Network(head, copy.deepcopy(inputs.backbone))
 
 
 def make_source(config: TrainConfig, inputs: Inputs, device: torch.device | str) -> Source:

@@ -29,7 +29,7 @@ from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
 from mumoe.training.evaluation import evaluate_network
 from mumoe.training.files import write_atomic
-from mumoe.training.inputs import Inputs, load_backbone, load_inputs, make_network, make_source, with_seed
+from mumoe.training.inputs import FEATURES, Inputs, load_backbone, load_inputs, make_network, make_source, with_seed
 from mumoe.training.network import Network, make_head, parameter_count
 from mumoe.training.run import RunFolder, check_free, write_group_config
 from mumoe.training.sampler import batches_per_epoch, least_rows
@@ -122,7 +122,13 @@ def _run_job(config: TrainConfig, out: Path, given: Mapping[str, Any], progress:
         members.extend(_plan(config, out, num_features, len(found.classes)))
 
     with accelerator.main_process_first():
-        inputs = load_inputs(config, **given, before_features=plan, progress=progress and accelerator.is_main_process)
+        inputs = load_inputs(
+            config,
+            **given,
+            before_features=plan,
+            device=accelerator.device,
+            progress=progress and accelerator.is_main_process,
+        )
     if len(members) > 1 and accelerator.is_main_process:
         write_group_config(out, config)
     runs = [_run_member(member, with_seed(inputs, member.config), accelerator, progress) for member in members]
@@ -276,13 +282,16 @@ def load_run(run: str | Path, *, backbone: nn.Module | None = None) -> tuple[nn.
     """The trained model of a run (images -> logits), in eval mode, with its config and facts.
 
     Raises:
-        UserError: If the path is no run, or the backbone's weights are not those it was trained on.
+        UserError: If the path is no run, the run was trained on features whose backbone is not known, or the
+            backbone's weights are not those it was trained on.
         JobError: If it has no whole checkpoint.
     """
     from mumoe.models.classifier import Classifier
 
     opened = RunFolder.open(run)
     config = opened.config()
+    if config.data.startswith(FEATURES):
+        raise UserError(f"{run}: expected a run on images, got one on {config.data!r}. Take load_head.")
     if backbone is None:
         frozen = config.mode == "features"
         backbone = load_backbone(config if frozen else config.replace(pretrained=False, weights=""))
@@ -341,13 +350,14 @@ def evaluate(
         raise unknown_name("evaluate", "split", split, SPLITS)
     opened = RunFolder.open(run)
     config = opened.config()
-    inputs = load_inputs(config, data=data, backbone=backbone, features=features, progress=progress)
+    accelerator = make_accelerator(config.replace(precision="fp32") if config.precision == "fp16" else config)
+    given: dict[str, Any] = {"data": data, "backbone": backbone, "features": features}
+    inputs = load_inputs(config, **given, device=accelerator.device, progress=progress)
     _check_same(opened, inputs)
     rows = inputs.data.indices(split)  # type: ignore[arg-type]
     if len(rows) == 0:
         raise UserError(f"evaluate: expected images in the {split} split of {config.data}, got none.")
     network, config, facts = _load_network(run, inputs.backbone)
-    accelerator = make_accelerator(config.replace(precision="fp32") if config.precision == "fp16" else config)
     source = make_source(config, inputs, accelerator.device)
     size = config.batch_size if network.backbone is not None else max(config.batch_size, 1024)
     network = network.to(accelerator.device)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mumoe.data.base import ImageData
+from mumoe.errors import JobError
 from mumoe.training.sampler import Indices, derived_seed
 
 __all__ = ["FeatureSource", "ImageSource", "Source", "label_tensor"]
@@ -106,21 +107,28 @@ class ImageSource:
         )
         labels = label_tensor(self.data.labels)
         for inputs, rows in loader:
+            if isinstance(inputs, str):
+                raise JobError(f"{self.data.name}: {inputs}")
             yield inputs.to(self.device, non_blocking=True), labels[rows].to(self.device, non_blocking=True)
 
 
-class _Images(Dataset[tuple[Tensor, int]]):
-    """An image by index, augmented by randomness of its own."""
+class _Images(Dataset[tuple[Tensor | str, int]]):
+    """An image by index, augmented by randomness of its own; or, if it cannot be had, the reason."""
 
     def __init__(self, data: ImageData, transform: Callable[[Any], Tensor], seed: int, epoch: int | None) -> None:
         self.data, self.transform, self.seed, self.epoch = data, transform, seed, epoch
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.data.open_image(index)
-        if self.epoch is None:
-            return self.transform(image), index
-        with _own_randomness(derived_seed(self.seed, self.epoch, index, 1)):
-            return self.transform(image), index
+    def __getitem__(self, index: int) -> tuple[Tensor | str, int]:
+        try:
+            image = self.data.open_image(index)
+            if self.epoch is None:
+                return self.transform(image), index
+            with _own_randomness(derived_seed(self.seed, self.epoch, index, 1)):
+                return self.transform(image), index
+        except Exception as error:
+            # A worker's exception would come out with the worker's traceback.
+            why = " ".join(str(error).split())[:200]
+            return f"expected to open and transform {self.data.ids[index]!r}, got {why}. Repair or remove it.", index
 
 
 class _Listed(Iterable[list[int]]):
@@ -136,8 +144,12 @@ class _Listed(Iterable[list[int]]):
         return (batch.tolist() for batch in self.batches)
 
 
-def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([image for image, _ in items]), torch.tensor([index for _, index in items])
+def _collate(items: list[tuple[Tensor | str, int]]) -> tuple[Tensor | str, Tensor]:
+    images = [image for image, _ in items if isinstance(image, Tensor)]
+    rows = torch.tensor([index for _, index in items], dtype=torch.int64)
+    if len(images) < len(items):
+        return next(image for image, _ in items if isinstance(image, str)), rows
+    return torch.stack(images) if images else torch.empty(0), rows
 
 
 @contextmanager
