@@ -75,7 +75,7 @@ def test_a_name_of_ones_own():
 @pytest.mark.parametrize(
     ("classes", "labels", "words"),
     [
-        (("a", "a"), [0, 1], "expected names that differ, got 'a' twice. Rename one."),
+        (("a", "a"), [0, 1], "expected class names that differ, got 'a' twice. Rename one."),
         (("a", "b"), [[0, 1], [2, 1]], "expected targets of 0 and 1, got 2. Correct them."),
         (("a", "b"), [5, 7], "got none. Left out: x: label 5 is not in 0..1; y: label 7 is not in 0..1."),
     ],
