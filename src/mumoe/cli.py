@@ -22,6 +22,7 @@ from mumoe.errors import JobError, UserError, unknown_name
 __all__ = ["VERBS", "main"]
 
 VERBS = {
+    "demo": "the main job on embedded data, in minutes: train, look inside, edit, report",
     "cost": "parameters and FLOPs of a layer, for every factorization (Table 1)",
     "train": "train a head on a backbone, over seeds and against partners; --resume goes on",
     "evaluate": "loss and accuracy of a run, by class or by attribute",
