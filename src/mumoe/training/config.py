@@ -36,7 +36,7 @@ class TrainConfig:
     root: str = _setting("", "input")
     """folder that holds the image set in its official layout (empty: the user cache)"""
     data_options: tuple[str, ...] = _setting((), "input")
-    """options of the image set as KEY=VALUE, e.g. split=character"""
+    """options of the image set as KEY=VALUE, e.g. split_by=character"""
     download: bool = _setting(False, "input")
     """fetch the image set when it is not in the folder"""
     strict: bool = _setting(False, "input")
@@ -263,7 +263,7 @@ def parse_options(options: Iterable[str]) -> dict[str, Any]:
     for option in options:
         key, equals, text = option.partition("=")
         if not equals or not key.strip().isidentifier():
-            raise UserError(f"data_options: expected KEY=VALUE, got {option!r}. Write e.g. split=character.")
+            raise UserError(f"data_options: expected KEY=VALUE, got {option!r}. Write e.g. split_by=character.")
         try:
             parsed[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
