@@ -108,14 +108,14 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(config, data, features
     config = config.replace(checkpoint_every=4, keep=3)
     given = {"data": data, "features": features, "progress": False}
     train(config.replace(out=str(tmp_path / "whole")), **given)
-    stop_at(monkeypatch, 9)
+    stop_at(monkeypatch, 11)
     with pytest.raises(Interrupted):
         train(config, **given)
     monkeypatch.undo()
-    newest = Path(config.out) / "checkpoints" / "step-00000009" / "model.safetensors"
+    newest = Path(config.out) / "checkpoints" / "step-00000011" / "model.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     resume(config.out, **given)
-    assert "step-00000009" in caplog.text
+    assert "step-00000011" in caplog.text
     assert bits(config.out) == bits(tmp_path / "whole")
 
 
