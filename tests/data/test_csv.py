@@ -167,9 +167,7 @@ def test_a_table_that_is_none_is_one_line(table, load, text, words):
 
 def test_other_mistakes(table, load, root):
     name = table(rows("image,label", PATHS, list("abababab")))
-    with pytest.raises(
-        UserError, match=r"expected a column out of label, got 'lable'\. Did you mean 'label'\?"
-    ):
+    with pytest.raises(UserError, match=r"expected a column out of label, got 'lable'\. Did you mean 'label'\?"):
         load(name, label_column="lable")
     with pytest.raises(UserError, match=r"got 'label_colum'\. Did you mean 'label_column'\?"):
         load(name, label_colum="label")

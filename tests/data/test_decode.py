@@ -152,10 +152,7 @@ def test_what_is_wrong_is_said(tmp_path, content, words):
     path.write_bytes(content)
     with pytest.raises(ImageError) as error:
         read_image(path)
-    assert (
-        str(error.value)
-        == f"read_image: expected an image in {str(path)!r}, got: {words}. Replace or remove it."
-    )
+    assert str(error.value) == f"read_image: expected an image in {str(path)!r}, got: {words}. Replace or remove it."
     assert isinstance(error.value, JobError)
 
 

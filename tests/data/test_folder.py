@@ -98,6 +98,9 @@ def test_bad_files_are_left_out_counted_and_named(class_tree, load):
     assert len(data) == 20
     assert data.classes == ("bird", "cat", "dog")
     assert [data.classes[label] for label in data.labels] == [name[:3] for name in data.ids]
+    for index, name in enumerate(data.ids):
+        with Image.open(class_tree / name) as image:
+            assert data.open_image(index).tobytes() == image.tobytes()
     assert data.problems == (
         "files left out because their ending is not an image's: 1 (dog/notes.txt)",
         "cat/empty.png: the file is empty",
@@ -193,7 +196,5 @@ def test_a_set_whose_training_images_are_all_broken_is_refused(root, draw, load)
 
 
 def test_fractions_that_leave_nothing_to_train_on_are_refused(class_tree, load):
-    with pytest.raises(
-        UserError, match="val_fraction and test_fraction from 0 that leave something to train"
-    ):
+    with pytest.raises(UserError, match="val_fraction and test_fraction from 0 that leave something to train"):
         load(f"folder:{class_tree}", val_fraction=0.5, test_fraction=0.5)

@@ -49,9 +49,7 @@ class Table:
         return Table(self.columns, {**self.features, name: feature})
 
     def select_columns(self, names):
-        return Table(
-            {name: self.columns[name] for name in names}, {name: self.features[name] for name in names}
-        )
+        return Table({name: self.columns[name] for name in names}, {name: self.features[name] for name in names})
 
 
 class StandIn(types.ModuleType):
@@ -160,6 +158,15 @@ def test_its_splits_are_kept(library, root, load):
     assert data.ids[8] == "validation/0"
     assert data.open_image(11).getpixel((0, 0)) == COLOURS[11]
     assert data.problems == ("split 'extra' was left out",)
+
+
+def test_rows_that_are_left_out_move_no_split(standin, root, load):
+    tables = {"train": table(standin, range(8)), "test": table(standin, range(8, 12))}
+    tables["train"].columns["label"][2] = -1
+    standin.save(tables, root / "saved")
+    data = load(f"hf:{root / 'saved'}", val_fraction=0.0)
+    assert data.split.tolist() == [0] * 7 + [2] * 4
+    assert data.labels.tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 2]
 
 
 def test_bad_images_and_labels_are_left_out_and_named(library, root, load):

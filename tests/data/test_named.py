@@ -56,9 +56,7 @@ def test_a_name_of_ones_own():
     @register("two-colours", "a test")
     def load(request: Request, *, offset: int = 0):
         labels = (np.arange(20) + offset) % 2
-        return build(
-            request, ArrayImages(pixels), classes="ab", labels=labels, ids=[f"{i}" for i in range(20)]
-        )
+        return build(request, ArrayImages(pixels), classes="ab", labels=labels, ids=[f"{i}" for i in range(20)])
 
     try:
         data = load_data("two-colours", offset=1)
@@ -121,9 +119,7 @@ def test_the_contract_can_be_imported_without_pillow():
         "try: mumoe.data.load_data\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": "src"}
-    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": "src"})
     assert run.stdout.startswith("UserError mumoe.data: expected the package 'PIL'")
     assert "pip install 'mumoe[vision]'" in run.stdout
 

@@ -19,9 +19,7 @@ WNIDS = ("n01440764", "n02012849", "n03126707")
 def caltech101(root, draw):
     for label, name in enumerate(("BACKGROUND_Google", "Faces", "accordion")):
         for image in range(1, 11):
-            draw(
-                root / "caltech101/101_ObjectCategories" / name / f"image_{image:04d}.jpg", 50 * label + image
-            )
+            draw(root / "caltech101/101_ObjectCategories" / name / f"image_{image:04d}.jpg", 50 * label + image)
 
 
 @pytest.fixture
@@ -229,8 +227,7 @@ def test_a_download_that_fails_is_one_line(root, load, monkeypatch):
     with pytest.raises(JobError) as error:
         load("food101", download=True)
     assert str(error.value) == (
-        f"food101: expected to download into {str(root)!r}, got: no network. "
-        "Try again, or fetch the files by hand."
+        f"food101: expected to download into {str(root)!r}, got: no network. Try again, or fetch the files by hand."
     )
 
 

@@ -74,9 +74,7 @@ def test_cifar100(cifar, root, load, monkeypatch):
         assert np.array_equal(np.asarray(data.open_image(index)), np.asarray(image))
         assert data.labels[index] == label
     assert data.attributes["superclass"].values == ("fruit", "else")
-    assert data.attributes["superclass"].codes.tolist() == [i % 2 for i in range(40)] + [
-        i % 2 for i in range(12)
-    ]
+    assert data.attributes["superclass"].codes.tolist() == [i % 2 for i in range(40)] + [i % 2 for i in range(12)]
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -155,9 +153,7 @@ def test_the_name_of_what_was_called_is_said(cifar, load):
 )
 def test_a_damaged_file_is_one_line(cifar, load, content):
     (cifar / "train").write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"^cifar100: expected CIFAR-100's file at .*train', got .* Fetch it again\.$"
-    ):
+    with pytest.raises(UserError, match=r"^cifar100: expected CIFAR-100's file at .*train', got .* Fetch it again\.$"):
         load("cifar100")
 
 
