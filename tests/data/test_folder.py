@@ -98,6 +98,9 @@ def test_bad_files_are_left_out_counted_and_named(class_tree, load):
     assert len(data) == 20
     assert data.classes == ("bird", "cat", "dog")
     assert [data.classes[label] for label in data.labels] == [name[:3] for name in data.ids]
+    for index, name in enumerate(data.ids):
+        with Image.open(class_tree / name) as image:
+            assert data.open_image(index).tobytes() == image.tobytes()
     assert data.problems == (
         "files left out because their ending is not an image's: 1 (dog/notes.txt)",
         "cat/empty.png: the file is empty",

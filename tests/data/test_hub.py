@@ -160,6 +160,15 @@ def test_its_splits_are_kept(library, root, load):
     assert data.problems == ("split 'extra' was left out",)
 
 
+def test_rows_that_are_left_out_move_no_split(standin, root, load):
+    tables = {"train": table(standin, range(8)), "test": table(standin, range(8, 12))}
+    tables["train"].columns["label"][2] = -1
+    standin.save(tables, root / "saved")
+    data = load(f"hf:{root / 'saved'}", val_fraction=0.0)
+    assert data.split.tolist() == [0] * 7 + [2] * 4
+    assert data.labels.tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+
+
 def test_bad_images_and_labels_are_left_out_and_named(library, root, load):
     made = table(library, range(12))
     cells = [encoded(colour) for colour in COLOURS]
