@@ -142,11 +142,12 @@ class SparseMoE(nn.Module):
     def _scores(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Clean and noisy scores (rows, num_experts) in float32 or better, and the noise's spread if there is any."""
         wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        clean = rows.to(wide) @ self.gate_weight.to(wide).mT
-        if not (self.training and self.noise_weight is not None) or clean.shape[-1] == self.k:
-            return clean, clean, None
-        spread = nn.functional.softplus(rows.to(wide) @ self.noise_weight.to(wide).mT) + 1e-2
-        return clean, clean + torch.randn_like(clean) * spread, spread
+        with torch.autocast(rows.device.type, enabled=False):
+            clean = rows.to(wide) @ self.gate_weight.to(wide).mT
+            if not (self.training and self.noise_weight is not None) or clean.shape[-1] == self.k:
+                return clean, clean, None
+            spread = nn.functional.softplus(rows.to(wide) @ self.noise_weight.to(wide).mT) + 1e-2
+            return clean, clean + torch.randn_like(clean) * spread, spread
 
     def _mix(self, rows: Tensor, index: Tensor, chosen: Tensor) -> Tensor:
         """Each expert computes the rows that chose it; ablated experts compute nothing."""

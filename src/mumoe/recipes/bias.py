@@ -175,13 +175,14 @@ def run_seed(
     head: str,
     settings: Settings,
     retraining: Sequence[Retraining] = RETRAINING,
+    linear: bool = True,
     max_loss: float = 0.01,
     bootstrap: Bootstrap | None = None,
 ) -> SeedResult:
     """Train, choose, and then report, for one seed."""
     bench = _Bench(bias, seed, settings, max_loss)
     matched = matched_spec("highrank-linear", head, *bench.sizes)
-    for name, spec in (("Linear", "linear"), ("HighRankLinear", matched)):
+    for name, spec in (("Linear", "linear"), ("HighRankLinear", matched)) if linear else ():
         bench.add(name, bench.train("plain", spec))
     base = bench.train("plain", head)
     bench.add(head, base, base=True)

@@ -218,7 +218,7 @@ def _rewrite(settings: DemoSettings, found: _Set, progress: bool) -> list[dict[s
     with Progress("Rewriting experts for a minority", settings.seeds, enabled=progress) as bar:
         for seed in range(settings.seeds):
             decay = Settings(epochs=settings.epochs, weight_decay=settings.specialize)
-            result = run_seed(bias, seed=seed, head=head, settings=decay, retraining=())
+            result = run_seed(bias, seed=seed, head=head, settings=decay, retraining=(), linear=False)
             picked = {"before": head, "experts": "+ experts matched", "blind": "+ blind matched"}
             fairness = {name: _fairness(result.reports[method]) for name, method in picked.items()}
             entries.append({**fairness, "support": result.support})
@@ -253,7 +253,7 @@ def _about_accuracy(settings: DemoSettings, numbers: Mapping[str, Any]) -> list[
     return [
         f"Data: {numbers['images']:,} emoji by six studios in {numbers['classes']} classes, "
         "split at random (the same character drawn by another studio may be in training).",
-        f"Every number is measured on the test split, over {settings.seeds} seeds, with its standard deviation.",
+        f"Numbers are of the test split, over {settings.seeds} seeds of weights and order, ± their standard deviation.",
         f"Accuracy: {settings.spec(settings.many)} {_spread(accuracy['accurate'])}, "
         f"linear {_spread(accuracy['linear'])}: the head of experts is {verdict} linear ({mean(gap):+.3f}).",
         f"With the weight decay at which experts specialize, accuracy is {_spread(accuracy['many'])} "
