@@ -76,9 +76,7 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("factorization", SHAPES)
-@pytest.mark.parametrize(
-    ("experts", "level"), [((16,), None), ((6, 3), 0), ((6, 3), None), ((3, 2, 2), 1)]
-)
+@pytest.mark.parametrize(("experts", "level"), [((16,), None), ((6, 3), 0), ((6, 3), None), ((3, 2, 2), 1)])
 def test_one_pass_gives_the_counts_of_the_plain_method(factorization, experts, level):
     x, labels = data()
     trained_layer = trained(layer(factorization, experts), x, labels)

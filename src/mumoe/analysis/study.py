@@ -94,9 +94,7 @@ def study(
     plain: list[Interventions] = []
     units = []
     for name, level in kinds:
-        runs = {
-            mode: intervene(layer, batches(), level=level, mode=mode, rest=rest, seed=seed) for mode in wanted
-        }
+        runs = {mode: intervene(layer, batches(), level=level, mode=mode, rest=rest, seed=seed) for mode in wanted}
         plain.append(runs["zero"])
         units.append(_unit_study(name, runs, resamples, seed))
     levels = len(store_levels(layer))
