@@ -1,7 +1,8 @@
 """`mumoe sweep`: train and analyze a grid of heads, and draw Figures 3 and 9.
 
 A cell is one head, gate and seed. Its run goes to OUT/cells/..; a cell that is finished is never trained again,
-and one that was stopped goes on from its checkpoint. The cells differ in nothing but head, gate and seed.
+and one that was stopped goes on from its checkpoint. The cells differ in nothing but head, gate and seed. The
+figures show every finished cell of OUT, so a grid can be extended by calling with another one.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def sweep(options: Options, **given: Any) -> list[Point]:
             _do(cell, base, out, options, shared, given)
             trained += 1
             progress.advance(note=cell.name)
-    points = [_point(out, cell) for cell in grid if _result(out, cell).is_file()]
+    points = [_point(out, cell) for cell in _finished(out)]
     if points:
         _draw(points, out, base, options)
     return points
@@ -161,6 +162,13 @@ def _claim(out: Path, base: TrainConfig, options: Options) -> None:
                 f"mumoe sweep: expected the settings that {out} was started with ({key}={known!r}), "
                 f"got {key}={value!r}. Choose another --out."
             )
+
+
+def _finished(out: Path) -> list[Cell]:
+    """All finished cells of a folder, by head, gate, experts and seed."""
+    records = [read_json(path, "mumoe sweep") for path in (out / "cells").glob("*/cell.json")]
+    found = [Cell(**record["cell"]) for record in records]
+    return sorted(found, key=lambda cell: (cell.head, cell.gate, cell.experts, cell.seed))
 
 
 def _result(out: Path, cell: Cell) -> Path:
