@@ -26,6 +26,8 @@ VERBS = {
     "cost": "parameters and FLOPs of a layer, for every factorization (Table 1)",
     "train": "train a head on a backbone, over seeds and against partners; --resume goes on",
     "evaluate": "loss and accuracy of a run, by class or by attribute",
+    "analyze": "what each expert of a run does: interventions, load, images",
+    "sweep": "train and analyze heads of many experts, gates and seeds (Figures 3 and 9)",
 }
 """Verb -> what it does, in one line. The verb's code is the module of the same name in `mumoe.commands`."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from mumoe.analysis.interventions import Interventions
 from mumoe.analysis.measures import differences
@@ -41,12 +42,14 @@ def and_reading(
     return tuple(found)
 
 
-def _lost(interventions: Interventions) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _lost(interventions: Interventions) -> npt.NDArray[np.float64]:
     d = differences(interventions.answers.before, interventions.counts())
-    return np.asarray(np.where(np.isnan(d), -np.inf, d), dtype=np.float64).reshape(d.shape[0], d.shape[1])
+    return np.where(np.isnan(d), -np.inf, d)
 
 
-def _combination(experts: tuple[int, ...], rows: Sequence[np.ndarray], joint: np.ndarray) -> Combination:  # type: ignore[type-arg]
+def _combination(
+    experts: tuple[int, ...], rows: Sequence[npt.NDArray[np.bool_]], joint: npt.NDArray[np.bool_]
+) -> Combination:
     both = np.logical_and.reduce(rows)
     union = (both | joint).sum()
     return Combination(
@@ -58,5 +61,5 @@ def _combination(experts: tuple[int, ...], rows: Sequence[np.ndarray], joint: np
     )
 
 
-def _positions(row: np.ndarray) -> tuple[int, ...]:  # type: ignore[type-arg]
+def _positions(row: npt.NDArray[np.bool_]) -> tuple[int, ...]:
     return tuple(int(c) for c in np.flatnonzero(row))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -407,7 +407,7 @@ def _look(model: nn.Module, part: Gated, batches: Batches) -> Iterator[_Seen]:
         before = part.register_forward_pre_hook(lambda module, args, x=x: x.append(args[0].detach()))
         after = part.register_forward_hook(lambda module, args, out, y=y: y.append(_output(out)))
         try:
-            with watching_coefficients({"": part}, lambda name, seen, a=a: a.append(list(seen))):
+            with watching_coefficients({"": part}, _Kept(a)):
                 logits = model(inputs)
         finally:
             before.remove()
@@ -420,6 +420,16 @@ def _look(model: nn.Module, part: Gated, batches: Batches) -> Iterator[_Seen]:
         _check_labels(labels, logits, "intervene_inside")
         final = y[0].shape == logits.shape and torch.equal(y[0], logits)
         yield _Seen(inputs, labels, x[0], a[0], logits, final)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Keeps the coefficients that it is shown."""
+
+    found: list[list[Tensor]]
+
+    def __call__(self, name: str, coefficients: Sequence[Tensor]) -> None:
+        self.found.append(list(coefficients))
 
 
 def _output(out: Any) -> Tensor:

@@ -1,0 +1,258 @@
+"""`mumoe analyze`: what each expert of a trained run does, as JSON, figures and image grids."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from mumoe.analysis.files import write_json
+from mumoe.data.base import SPLITS
+from mumoe.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from mumoe.analysis.coefficients import CoefficientStore
+    from mumoe.analysis.study import LayerStudy, UnitStudy
+    from mumoe.models.heads import Head
+    from mumoe.training.config import TrainConfig
+    from mumoe.training.inputs import Inputs
+
+__all__ = ["Analysis", "Options", "analyze_head", "analyze_run", "layer_batches", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure what each expert of a run does; the results go to RUN/analysis."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """folder of a run with a MuMoE, sparse-moe or highrank-linear head"""
+    split: str = "test"
+    """train, val or test"""
+    modes: tuple[str, ...] = ("zero",)
+    """what takes an ablated expert's place: zero (the paper's), mean, resampled"""
+    experts: tuple[int, ...] = ()
+    """experts whose images are shown (default: the first ten that process any)"""
+    images: int = 6
+    """images shown per expert, once at random and once the largest coefficients (0: none)"""
+    threshold: float = 0.5
+    """coefficient from which an image counts as processed by an expert"""
+    resamples: int = 1000
+    """bootstrap resamples for the confidence intervals (0: none)"""
+    seed: int = 0
+    """seed of bootstrap, controls and the images drawn at random"""
+    batch_size: int = 500
+    """images at a time"""
+    quiet: bool = False
+    """show no progress"""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `analyze_run` found and where it is.
+
+    Attributes:
+        folder: RUN/analysis.
+        split: Split whose images were used.
+        head: Specification of the head.
+        study: The numbers.
+        experts_skipped: Experts that process no image, or None without images.
+    """
+
+    folder: str
+    split: str
+    head: str
+    study: LayerStudy
+    experts_skipped: int | None
+
+
+def run(options: Options) -> None:
+    """Analyze and print the main numbers."""
+    found = analyze_run(options)
+    sys.stdout.write("\n".join(_lines(found)) + "\n")
+
+
+def analyze_run(options: Options, **given: Any) -> Analysis:
+    """Analyze a run and write RUN/analysis.
+
+    Args:
+        options: The settings.
+        given: `data`, `backbone` or `features` to take instead of loading what the run names.
+
+    Raises:
+        UserError: If a setting is wrong, the run has no experts, or the split has no images.
+        JobError: If the run has no whole checkpoint.
+    """
+    import mumoe.analysis.controls  # noqa: F401 (the gates that runs of a sweep may have)
+    from mumoe.training.inputs import load_inputs
+    from mumoe.training.jobs import load_head
+
+    _check(options)
+    head, config, facts = load_head(options.run)
+    if config.mode != "features":
+        raise UserError(
+            f"mumoe analyze: expected a run on cached features, got mode={config.mode!r}. "
+            "Use mumoe.analysis.intervene_inside with mumoe.training.load_run instead."
+        )
+    _check_head(head, config)
+    inputs = load_inputs(config, progress=not options.quiet, **given)
+    if facts["data"]["fingerprint"] != inputs.data.fingerprint:
+        raise UserError(
+            f"mumoe analyze: expected the images that {options.run} was trained on, got others. Restore them."
+        )
+    return analyze_head(head, config, inputs, options, Path(options.run) / "analysis")
+
+
+def _check(options: Options) -> None:
+    from mumoe.analysis.contributions import MODES
+
+    if options.split not in SPLITS:
+        raise unknown_name("mumoe analyze", "split", options.split, SPLITS)
+    for mode in options.modes:
+        if mode not in MODES:
+            raise unknown_name("mumoe analyze", "mode", mode, MODES)
+    for name, least in (("images", 0), ("resamples", 0), ("batch_size", 1)):
+        if getattr(options, name) < least:
+            raise UserError(f"mumoe analyze: expected {name} >= {least}, got {getattr(options, name)}.")
+
+
+def _check_head(head: Head, config: TrainConfig) -> None:
+    from mumoe.baselines import HighRankLinear, SparseMoE
+    from mumoe.layers import MuMoE
+
+    if not isinstance(head.layer, MuMoE | SparseMoE | HighRankLinear):
+        raise UserError(
+            f"mumoe analyze: expected a run with experts, got the head {config.head!r}, which has none. "
+            "Train one with --head CPMuMoE-r256-e128."
+        )
+
+
+def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Options, folder: Path) -> Analysis:
+    """The analysis of a head in memory: numbers, figures and images in `folder`."""
+    from mumoe.analysis.study import study, write_coefficients
+    from mumoe.baselines import HighRankLinear
+
+    rows = inputs.data.indices(options.split)  # type: ignore[arg-type]
+    if not len(rows):
+        raise UserError(f"mumoe analyze: expected images in the {options.split} split, got none. Choose another.")
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        return layer_batches(head, inputs, rows, options.batch_size)
+
+    store = None
+    if not isinstance(head.layer, HighRankLinear):
+        store = write_coefficients(head.layer, batches, folder / "coefficients", images=rows)  # type: ignore[arg-type]
+    found = study(
+        head.layer,
+        batches,
+        rest=None if head.classifier is None else head.finish,
+        store=store,
+        modes=options.modes,  # type: ignore[arg-type]
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    skipped = _images(store, inputs, rows, options, folder) if store and options.images else None
+    analysis = Analysis(str(folder), options.split, config.head, found, skipped)
+    _write(analysis, inputs, config, folder)
+    return analysis
+
+
+def layer_batches(
+    head: Head, inputs: Inputs, rows: npt.NDArray[np.int64], size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the head's layer sees of cached features, with the labels, batch by batch."""
+    import numpy as np
+    import torch
+
+    from mumoe.training.sources import FeatureSource
+
+    assert inputs.features is not None
+    source = FeatureSource(inputs.features, inputs.data.labels)
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    for features, labels in source.stream([np.ascontiguousarray(batch) for batch in batches], None):
+        with torch.no_grad():
+            yield head.prepare(features), labels
+
+
+def _images(
+    store: CoefficientStore, inputs: Inputs, rows: npt.NDArray[np.int64], options: Options, folder: Path
+) -> int:
+    """Image grids of the first level's experts; returns how many experts were skipped."""
+    from mumoe.analysis.grids import choose_images, write_grid
+
+    level = store.level()
+    write_grid(
+        folder / "images",
+        level,
+        inputs.data,
+        rows,
+        experts=options.experts or None,
+        each=options.images,
+        threshold=options.threshold,
+        seed=options.seed,
+        title=f"Images that each expert processes ({inputs.data.name}, {options.split} split)",
+    )
+    found, _ = choose_images(level, each=1, threshold=options.threshold)
+    return level.num_experts - len(found)
+
+
+def _write(analysis: Analysis, inputs: Inputs, config: TrainConfig, folder: Path) -> None:
+    """analysis.json, and Figures 5 or 6 and 12 with their numbers."""
+    from mumoe.reports.figures import EffectRow, effects_figure, load_figure, save_figure
+
+    data, first = inputs.data, analysis.study.units[0]
+    title = f"{config.head} on {data.name} ({analysis.split} split): one {_singular(first)} ablated at a time"
+    row = EffectRow(config.head, first.modes["zero"].effects)
+    figure = effects_figure([row], data.classes, title=title)
+    save_figure(figure, folder / "effects", {"classes": data.classes, "effects": row})
+    if analysis.study.usage:
+        usage = [(_level_name(analysis, n), level) for n, level in enumerate(analysis.study.usage)]
+        figure = load_figure(usage, title=f"Expert load on {data.name} ({analysis.split} split)")
+        save_figure(figure, folder / "load", dict(usage))
+    write_json(folder / "analysis.json", {"classes": data.classes, "seed": config.seed, **vars(analysis)})
+
+
+def _singular(units: UnitStudy) -> str:
+    return "neuron" if units.units == "neurons" else "expert"
+
+
+def _level_name(analysis: Analysis, level: int) -> str:
+    return analysis.head if len(analysis.study.usage) == 1 else f"{analysis.head}, level {level}"
+
+
+def _lines(found: Analysis) -> list[str]:
+    first = found.study.units[0].modes["zero"]
+    lines = [f"{found.head}: accuracy {first.accuracy:.4f} on {first.images:,} images of the {found.split} split"]
+    for units in found.study.units:
+        lines += [_sentence(units.units, mode, part) for mode, part in units.modes.items()]
+        lines.append(_sentence(units.units, "control of the same load", units.load_control))
+    if found.study.usage:
+        usage = found.study.usage[0]
+        lines.append(
+            f"experts: {usage.support_mean:.1f} per image, {usage.dead} dead, "
+            f"{usage.experts_above_threshold} with an image at or above {usage.threshold:g}"
+        )
+    if first.classes_never_right or first.classes_without_images:
+        lines.append(
+            f"left out: {first.classes_never_right} classes that were never right, "
+            f"{first.classes_without_images} without images"
+        )
+    return [*lines, f"Written to {found.folder}"]
+
+
+def _sentence(units: str, mode: str, part: Any) -> str:
+    mean = "none" if part.mean_polysemanticity is None else f"{part.mean_polysemanticity:.3f}"
+    spread = "" if part.mean_interval is None else " ({:.3f} to {:.3f})".format(*part.mean_interval)
+    strong = part.mean_polysemanticity_strong
+    pure = "" if strong is None else f", mean p {strong:.3f}"
+    return (
+        f"{units}, {mode}: {part.with_effect} of {part.units:,} change anything, mean p {mean}{spread}; "
+        f"{part.strong} strong{pure}"
+    )

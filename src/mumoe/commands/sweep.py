@@ -1,0 +1,265 @@
+"""`mumoe sweep`: train and analyze a grid of heads, and draw Figures 3 and 9.
+
+A cell is one head, gate and seed. Its run goes to OUT/cells/..; a cell that is finished is never trained again,
+and one that was stopped goes on from its checkpoint. The cells differ in nothing but head, gate and seed. The
+figures show every finished cell of OUT, so a grid can be extended by calling with another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mumoe.analysis.files import read_json, write_json
+from mumoe.errors import UserError
+from mumoe.progress import Progress
+from mumoe.reports.figures import Point, save_figure, trend_figure
+from mumoe.training.config import TrainConfig, read_config
+
+if TYPE_CHECKING:
+    from mumoe.training.inputs import Inputs
+
+__all__ = ["Cell", "Options", "cells", "run", "sweep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train and analyze heads of many experts, gates and seeds; draws Figures 3 and 9 into OUT."""
+
+    out: str = "runs/sweep"
+    """folder of the sweep; called again, it goes on where it was stopped"""
+    config: str = ""
+    """TOML file with the settings of every cell (head, gate, seed and out are the sweep's)"""
+    set: tuple[str, ...] = ()
+    """further settings as KEY=VALUE, e.g. weight_decay=3.0"""
+    heads: tuple[str, ...] = ("CPMuMoE-r256",)
+    """heads without their experts, e.g. CPMuMoE-r256 TRMuMoE-r64"""
+    experts: tuple[int, ...] = (8, 32, 128, 512, 1024)
+    """numbers of experts"""
+    gates: tuple[str, ...] = ("entmax15", "softmax", "entmax15-frozen")
+    """gates; one that ends in -frozen keeps the projection it was drawn with: the control"""
+    seeds: int = 3
+    """seeds of every cell, each with its own split and initial weights"""
+    split: str = "test"
+    """split that is analyzed; choose settings on val"""
+    limit: int = 0
+    """stop after this many newly trained cells (0: do all)"""
+    quiet: bool = False
+    """show no progress"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid."""
+
+    head: str
+    experts: int
+    gate: str
+    seed: int
+
+    @property
+    def spec(self) -> str:
+        """The head's specification."""
+        return f"{self.head}-e{self.experts}"
+
+    @property
+    def name(self) -> str:
+        """Its folder below OUT/cells."""
+        return f"{self.spec}-{self.gate}-seed{self.seed}"
+
+    @property
+    def series(self) -> str:
+        """The line of a figure it belongs to."""
+        kind = self.head.partition("MuMoE")[0]
+        gate = self.gate.replace("-frozen", ", gate frozen at random (control)")
+        return f"{kind}, {gate}"
+
+
+@dataclass
+class _Shared:
+    """Inputs that cells share, loaded once."""
+
+    inputs: Inputs | None = field(default=None)
+
+
+def cells(options: Options) -> list[Cell]:
+    """The grid, seed after seed, so that a sweep that is stopped has whole curves.
+
+    Raises:
+        UserError: If it is empty or a number is below 1.
+    """
+    for name in ("heads", "experts", "gates"):
+        if not getattr(options, name):
+            raise UserError(f"mumoe sweep: expected at least one of {name}, got none. Name one.")
+    if min(options.experts) < 1 or options.seeds < 1:
+        raise UserError(f"mumoe sweep: expected experts and seeds >= 1, got {options.experts}, {options.seeds}.")
+    order = itertools.product(range(options.seeds), options.heads, options.gates, options.experts)
+    return [Cell(head, experts, gate, seed) for seed, head, gate, experts in order]
+
+
+def run(options: Options) -> None:
+    """Sweep, then say where the figures are."""
+    points = sweep(options)
+    sys.stdout.write("\n".join(_table(points)) + f"\nWritten to {options.out}\n")
+
+
+def sweep(options: Options, **given: Any) -> list[Point]:
+    """Train and analyze every cell that is not finished, and draw the figures of all that are.
+
+    Args:
+        options: The grid and the settings.
+        given: `data`, `backbone` or `features` to take instead of loading what the settings name.
+
+    Raises:
+        UserError: If a setting is wrong, or OUT holds a sweep with other settings.
+        JobError: If a cell fails; finished cells are kept.
+    """
+    import mumoe.analysis.controls  # noqa: F401 (makes the frozen gates known)
+
+    grid, base, out = cells(options), _base(options), Path(options.out)
+    _claim(out, base, options)
+    shared, trained = _Shared(), 0
+    missing = [cell for cell in grid if not _result(out, cell).is_file()]
+    todo = missing[: options.limit or None]
+    with Progress("Training and analyzing", len(todo), enabled=not options.quiet) as progress:
+        for cell in todo:
+            _do(cell, base, out, options, shared, given)
+            trained += 1
+            progress.advance(note=cell.name)
+    points = [_point(out, cell) for cell in _finished(out)]
+    if points:
+        _draw(points, out, base, options)
+    return points
+
+
+def _base(options: Options) -> TrainConfig:
+    from mumoe.training.config import from_mapping, parse_options
+
+    config = read_config(options.config) if options.config else TrainConfig()
+    known = {item.name: getattr(config, item.name) for item in dataclasses.fields(TrainConfig)}
+    changed = from_mapping({**known, **parse_options(options.set)}, "mumoe sweep")
+    return changed.replace(vary_split=True, seeds=1, against=())
+
+
+def _claim(out: Path, base: TrainConfig, options: Options) -> None:
+    """Refuse to mix cells of different settings in one folder."""
+    settings = dataclasses.asdict(base.replace(head="", gate="", seed=0, out="", cache_dir=""))
+    record = {"settings": settings, "split": options.split}
+    path = out / "sweep.json"
+    if not path.is_file():
+        write_json(path, record)
+        return
+    before = read_json(path, "mumoe sweep")
+    for key, value in {**settings, "split": options.split}.items():
+        known = before.get("settings", {}).get(key) if key != "split" else before.get("split")
+        if known != (list(value) if isinstance(value, tuple) else value):
+            raise UserError(
+                f"mumoe sweep: expected the settings that {out} was started with ({key}={known!r}), "
+                f"got {key}={value!r}. Choose another --out."
+            )
+
+
+def _finished(out: Path) -> list[Cell]:
+    """All finished cells of a folder, by head, gate, experts and seed."""
+    records = [read_json(path, "mumoe sweep") for path in (out / "cells").glob("*/cell.json")]
+    found = [Cell(**record["cell"]) for record in records]
+    return sorted(found, key=lambda cell: (cell.head, cell.gate, cell.experts, cell.seed))
+
+
+def _result(out: Path, cell: Cell) -> Path:
+    return out / "cells" / cell.name / "cell.json"
+
+
+def _do(cell: Cell, base: TrainConfig, out: Path, options: Options, shared: _Shared, given: dict[str, Any]) -> None:
+    """Train a cell or go on with it, analyze it, and write cell.json last."""
+    from mumoe.analysis.study import study
+    from mumoe.commands.analyze import layer_batches
+    from mumoe.training import resume, train
+    from mumoe.training.inputs import load_inputs, with_seed
+    from mumoe.training.jobs import load_head
+
+    folder = out / "cells" / cell.name
+    varied = base.replace(head=cell.spec, gate=cell.gate, seed=cell.seed, out=str(folder))
+    config = varied.replace(vary_split=False, split_seed=base.split_seed + cell.seed)
+    if shared.inputs is None:
+        shared.inputs = load_inputs(config, progress=not options.quiet, **given)
+    inputs = shared.inputs if "data" in given else with_seed(shared.inputs, varied)
+    held: dict[str, Any] = {"data": inputs.data, "backbone": inputs.backbone, "features": inputs.features}
+    if (folder / "run.json").is_file():
+        resume(folder, progress=False, **held)
+    else:
+        train(config, progress=False, **held)
+    head, _, facts = load_head(folder)
+    rows = inputs.data.indices(options.split)  # type: ignore[arg-type]
+    found = study(head.layer, lambda: layer_batches(head, inputs, rows, 500), resamples=0)
+    units = found.units[0]
+    record = {
+        "cell": cell,
+        "accuracy": {name: part["accuracy"] for name, part in facts["result"]["evaluations"].items()},
+        "parameters": facts["parameters"],
+        "seconds": facts["result"]["seconds"],
+        "study": dataclasses.replace(units.modes["zero"], effects=()),
+        "load_control": dataclasses.replace(units.load_control, effects=()),
+        "effects": units.modes["zero"].effects,
+        "experts_per_image": sum(units.load) / len(rows),
+    }
+    write_json(folder / "cell.json", record)
+
+
+def _point(out: Path, cell: Cell) -> Point:
+    record = read_json(_result(out, cell), "mumoe sweep")
+    part = record["study"]
+    return Point(
+        series=cell.series,
+        experts=cell.experts,
+        seed=cell.seed,
+        accuracy=part["accuracy"],
+        mean_polysemanticity=part["mean_polysemanticity"],
+        strong=part["strong"],
+        mean_polysemanticity_strong=part["mean_polysemanticity_strong"],
+        with_effect=part["with_effect"],
+        control=cell.gate.endswith("-frozen"),
+    )
+
+
+def _draw(points: Sequence[Point], out: Path, base: TrainConfig, options: Options) -> None:
+    """Figure 3 over the heads, Figure 9 over the gates of the first head."""
+    any_cell = read_json(next((out / "cells").glob("*/cell.json")), "mumoe sweep")
+    classes = any_cell["study"]["classes"]
+    note = f"{base.data}, {options.split} split; means over seeds, bars one standard deviation"
+    first_gate = options.gates[0]
+    series = {Cell(head, 1, first_gate, 0).series for head in options.heads}
+    heads = [point for point in points if point.series in series or point.control]
+    figure = trend_figure(heads, title="Figure 3: specialization by number of experts", note=note, classes=classes)
+    save_figure(figure, out / "figure-3", heads)
+    series = {Cell(options.heads[0], 1, gate, 0).series for gate in options.gates}
+    gates = [point for point in points if point.series in series]
+    figure = trend_figure(gates, title="Figure 9: gates compared", note=note, classes=classes)
+    save_figure(figure, out / "figure-9", gates)
+    write_json(out / "points.json", points)
+
+
+def _table(points: Sequence[Point]) -> list[str]:
+    """One line for each series and number of experts, means over seeds."""
+    from mumoe.reports.figures import summary
+
+    lines = [f"{'':<44} {'experts':>7} {'accuracy':>9} {'mean p':>15} {'effect':>7} {'strong':>7} {'their p':>8}"]
+    for series in dict.fromkeys(point.series for point in points):
+        for experts in sorted({point.experts for point in points if point.series == series}):
+            chosen = [point for point in points if point.series == series and point.experts == experts]
+            accuracy = summary(chosen, lambda point: point.accuracy)[0][1]
+            mean = summary(chosen, lambda point: point.mean_polysemanticity)
+            effect = summary(chosen, lambda point: float(point.with_effect))[0][1]
+            strong = summary(chosen, lambda point: float(point.strong))[0][1]
+            pure = summary(chosen, lambda point: point.mean_polysemanticity_strong)
+            said = f"{mean[0][1]:.3f} (sd {mean[0][2]:.3f})" if mean else "none"
+            theirs = f"{pure[0][1]:.3f}" if pure else "none"
+            lines.append(
+                f"{series:<44} {experts:>7,} {accuracy:>9.4f} {said:>15} {effect:>7.1f} {strong:>7.1f} {theirs:>8}"
+            )
+    return lines

@@ -1,0 +1,116 @@
+"""`mumoe analyze` on small trained runs: its files, its numbers, its errors."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mumoe.commands.analyze import Options, _lines, analyze_run
+from mumoe.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from made_up_analysis import make_data, make_features, make_run
+
+
+def analyze(run, **options):
+    data = options.pop("data", None) or make_data()
+    settings = {"resamples": 20, "images": 2, "quiet": True, **options}
+    return analyze_run(Options(str(run), **settings), data=data, features=make_features(make_data()))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "cp"
+    make_run(folder)
+    return folder
+
+
+def test_files_and_numbers(run):
+    found = analyze(run, modes=("zero", "mean", "resampled"))
+    folder = run / "analysis"
+    described = json.loads((folder / "analysis.json").read_text())
+    (units,) = described["study"]["units"]
+    assert set(units["modes"]) == {"zero", "mean", "resampled"}
+    assert units["modes"]["zero"]["units"] == 12
+    assert units["modes"]["zero"]["classes_without_images"] == 1
+    assert units["modes"]["zero"]["mean_interval"] is not None
+    assert described["classes"][0] == "red"
+    for name in ("effects", "load"):
+        assert {path.suffix for path in folder.glob(f"{name}.*")} == {".png", ".svg", ".json"}
+    images = json.loads((folder / "images" / "grid.json").read_text())
+    assert images["credits"] == ["Made up by nobody, CC0."]
+    assert images["experts_skipped"] == found.experts_skipped
+    assert "experts, zero:" in "\n".join(_lines(found))
+
+
+def test_counts_are_those_of_the_plain_method(run):
+    """Accuracies per class with each expert ablated, by the trained head itself."""
+    from mumoe.training import load_head
+
+    data = make_data()
+    rows = data.indices("test")
+    head, _, _ = load_head(run)
+    x, labels = torch.from_numpy(make_features(data)[rows]), data.labels[rows]
+    found = analyze(run, images=0, resamples=0).study.units[0].modes["zero"]
+    effects = {effect.unit: dict(effect.losses) for effect in found.effects}
+    with torch.no_grad():
+        before = np.bincount(labels[head(x).argmax(1).numpy() == labels], minlength=6)
+        for expert in range(12):
+            with head.layer.ablate([expert]):
+                after = np.bincount(labels[head(x).argmax(1).numpy() == labels], minlength=6)
+            lost = {c: (before[c] - after[c]) / before[c] for c in range(6) if before[c] and before[c] != after[c]}
+            assert effects.get(expert, {}) == pytest.approx(lost)
+    assert found.accuracy == pytest.approx(before.sum() / len(rows))
+
+
+def test_a_hierarchy_gets_its_levels_combinations_and_their_and(tmp_path):
+    make_run(tmp_path / "run", "CPMuMoE-r6-e6x2")
+    found = analyze(tmp_path / "run").study
+    assert [units.units for units in found.units] == ["level 0", "level 1", "combinations"]
+    assert [units.modes["zero"].units for units in found.units] == [6, 2, 12]
+    assert [usage.experts for usage in found.usage] == [6, 2]
+    for combination in found.combinations:
+        assert len(combination.experts) == 2
+        assert set(combination.classes_of_all) == set.intersection(*map(set, combination.classes_by_level))
+
+
+@pytest.mark.parametrize(("head", "kind"), [("sparse-moe-e8-k2", "experts"), ("highrank-linear-r6", "neurons")])
+def test_baselines_are_measured_alike(tmp_path, head, kind):
+    make_run(tmp_path / "run", head)
+    found = analyze(tmp_path / "run")
+    assert found.study.units[0].units == kind
+    assert found.study.units[0].modes["zero"].units == int(head.split("-")[2][1:])
+
+
+def test_a_penultimate_layer_is_analyzed_through_the_rest(tmp_path):
+    make_run(tmp_path / "run", position="penultimate")
+    assert analyze(tmp_path / "run").study.units[0].modes["zero"].units == 12
+
+
+def test_a_head_without_experts_is_one_clear_error(tmp_path):
+    make_run(tmp_path / "run", "linear")
+    with pytest.raises(UserError, match=r"expected a run with experts, got the head 'linear', which has none\."):
+        analyze(tmp_path / "run")
+
+
+def test_other_images_are_refused(run):
+    with pytest.raises(UserError, match=r"expected the images that .* was trained on, got others\."):
+        analyze(run, data=make_data(seed=5))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"split": "tset"}, r"got 'tset'\. Did you mean 'test'\?"),
+        ({"modes": ("zreo",)}, r"got 'zreo'\. Did you mean 'zero'\?"),
+        ({"experts": (12,)}, r"choose_images: expected an expert from 0 to 11, got 12\."),
+        ({"batch_size": 0}, r"expected batch_size >= 1, got 0\."),
+    ],
+)
+def test_mistakes_are_one_clear_error(run, options, text):
+    with pytest.raises(UserError, match=text):
+        analyze(run, **options)

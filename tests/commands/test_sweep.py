@@ -1,0 +1,135 @@
+"""`mumoe sweep`: the grid, going on where it stopped, and figures of what is there."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mumoe.commands import sweep as module
+from mumoe.commands.sweep import Cell, Options, cells, sweep
+from mumoe.errors import UserError
+from mumoe.gating import GATES
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from made_up_analysis import make_data, make_features
+
+SET = ("data=made-up", "epochs=2", "batch_size=30", "lr=0.02")
+
+
+def options(folder, **changes):
+    small = {"heads": ("CPMuMoE-r4",), "experts": (4, 8), "gates": ("entmax15", "entmax15-frozen"), "seeds": 2}
+    return Options(out=str(folder), set=SET, quiet=True, **{**small, **changes})
+
+
+def do(folder, **changes):
+    data = make_data()
+    return sweep(options(folder, **changes), data=data, features=make_features(data))
+
+
+def test_the_grid_goes_seed_after_seed():
+    grid = cells(options("x"))
+    assert len(grid) == 8
+    assert [cell.seed for cell in grid] == [0] * 4 + [1] * 4
+    assert grid[0] == Cell("CPMuMoE-r4", 4, "entmax15", 0)
+    assert grid[0].spec == "CPMuMoE-r4-e4"
+    assert "control" in Cell("CPMuMoE-r4", 4, "entmax15-frozen", 0).series
+
+
+def test_it_goes_on_where_it_stopped_and_trains_no_finished_cell_again(tmp_path, monkeypatch):
+    import mumoe.training
+
+    trained = []
+    train = mumoe.training.train
+    monkeypatch.setattr(
+        mumoe.training, "train", lambda config, **given: trained.append(config.out) or train(config, **given)
+    )
+    assert len(do(tmp_path / "s", limit=3)) == 3
+    assert len(trained) == 3
+    points = do(tmp_path / "s")
+    assert len(points) == 8
+    assert len(trained) == len(set(trained)) == 8
+    assert do(tmp_path / "s") == points
+    assert len(trained) == 8
+    for name in ("figure-3", "figure-9"):
+        assert {path.suffix for path in (tmp_path / "s").glob(f"{name}.*")} == {".png", ".svg", ".json"}
+    assert {point.control for point in points} == {True, False}
+    assert module._table(points)[1].startswith("CP, entmax15")
+
+
+def test_a_cell_stopped_in_training_goes_on(tmp_path, monkeypatch):
+    from mumoe.analysis import study
+
+    def fails(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(study, "study", fails)
+        with pytest.raises(KeyboardInterrupt):
+            do(tmp_path / "s", limit=1)
+    cell = next((tmp_path / "s" / "cells").iterdir())
+    before = (cell / "run.json").read_text()
+    assert len(do(tmp_path / "s", limit=1)) == 1
+    assert (cell / "run.json").read_text() == before
+
+
+def test_seeds_differ_and_a_frozen_gate_stays_as_drawn(tmp_path):
+    from mumoe.training import load_head
+
+    do(tmp_path / "s", experts=(4,))
+
+    def weights(gate, seed):
+        layer = load_head(tmp_path / "s" / "cells" / f"CPMuMoE-r4-e4-{gate}-seed{seed}")[0].layer
+        return layer.gate.weights[0]
+
+    from mumoe.training.inputs import Inputs, make_network
+
+    data = make_data()
+    assert not torch.equal(weights("entmax15", 0), weights("entmax15", 1))
+    config = module._base(options("x")).replace(head="CPMuMoE-r4-e4", gate="entmax15-frozen")
+    drawn = make_network(config, Inputs(data, None, make_features(data), 10)).head.layer.gate.weights[0]
+    assert torch.equal(weights("entmax15-frozen", 0), drawn)
+    assert not torch.equal(weights("entmax15", 0), drawn)
+
+
+def test_frozen_gates_answer_like_their_originals():
+    logits = torch.randn(5, 9, requires_grad=True)
+    for name in ("entmax15", "softmax"):
+        frozen = GATES[f"{name}-frozen"]()(logits)
+        assert torch.allclose(frozen, GATES[name]()(logits))
+        assert not frozen.requires_grad
+
+
+def test_the_record_of_a_cell_holds_what_the_figures_need(tmp_path):
+    do(tmp_path / "s", limit=1)
+    (path,) = (tmp_path / "s" / "cells").glob("*/cell.json")
+    record = json.loads(path.read_text())
+    assert record["study"]["units"] == 4
+    assert set(record["accuracy"]) == {"val", "test"}
+    assert record["load_control"]["units"] == 4
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path):
+    do(tmp_path / "s", limit=1)
+    data = make_data()
+    with pytest.raises(UserError, match=r"expected the settings that .* was started with \(lr=0\.02\), got lr=0\.5"):
+        sweep(
+            Options(out=str(tmp_path / "s"), set=(*SET[:3], "lr=0.5"), quiet=True),
+            data=data,
+            features=make_features(data),
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"heads": ()}, r"mumoe sweep: expected at least one of heads, got none\."),
+        ({"experts": (0,)}, r"expected experts and seeds >= 1"),
+        ({"gates": ("entmx15",)}, r"got 'entmx15'\. Did you mean 'entmax15'\?"),
+    ],
+)
+def test_mistakes_are_one_clear_error(tmp_path, changes, text):
+    with pytest.raises(UserError, match=text):
+        do(tmp_path / "s", **changes)
