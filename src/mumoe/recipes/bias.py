@@ -51,10 +51,10 @@ class Retraining:
 
 
 RETRAINING = (
-    Retraining("oversample", (1.0, 0.25, 0.5, 0.75)),
-    Retraining("adversarial", (1.0, 0.1, 0.3)),
+    Retraining("oversample", (1.0, 0.5)),
+    Retraining("adversarial", (1.0, 0.1)),
     Retraining("group-dro", (0.01, 0.1)),
-    Retraining("dfr", (1.0, 0.01, 0.1)),
+    Retraining("dfr", (1.0, 0.01, 0.0001)),
 )
 
 
@@ -240,7 +240,7 @@ class _Bench:
         mean, deviation = self._standard
         return torch.from_numpy((self.bias.features[rows] - mean) / deviation)
 
-    def train(self, strategy: str, spec: str, **options: float) -> nn.Module:
+    def train(self, strategy: str, spec: str, **options: Any) -> nn.Module:
         def factory() -> nn.Module:
             return build_head(spec, *self.sizes).layer
 
@@ -256,14 +256,15 @@ class _Bench:
         self.predicted[name] = {part: (value > 0).long().numpy() for part, value in logits.items()}
         self.parameters[name] = sum(parameter.numel() for parameter in model.parameters())
         if base:
-            self.base, self.base_logits = name, logits
+            self.base, self.base_model, self.base_logits = name, model, logits
 
     def retrain(self, method: Retraining, spec: str) -> None:
         """Train at every strength, and pick by each criterion on validation rows."""
         tried: dict[float, str] = {}
+        shared = {"base": self.base_model} if method.strategy == "dfr" else {}
         for strength in method.strengths:
             tried[strength] = f"{method.strategy} {strength:g}"
-            self.add(tried[strength], self.train(method.strategy, spec, strength=strength))
+            self.add(tried[strength], self.train(method.strategy, spec, strength=strength, **shared))
         heads = {strength: self.predicted.pop(name) for strength, name in tried.items()}
         counts = [self.parameters.pop(name) for name in tried.values()]
         before = self.predicted[self.base]
