@@ -97,7 +97,7 @@ def test_edit_corrects_writes_and_exports(run, capsys, tmp_path):
     assert again["target_accuracy"]["value"] == pytest.approx(after)
     assert again["rewriting_score"] == about["metrics_after"]["metrics"]["rewriting_score"]
     opened = open_run(run, progress=False)
-    x = torch.from_numpy(opened.features[:50])
+    x = torch.from_numpy(opened.features[:50].copy())
     state = load_file(exported)
     plain = build_head("CPMuMoE-r9-e8", 8, 3)
     plain.load_state_dict(state)

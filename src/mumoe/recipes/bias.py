@@ -116,7 +116,7 @@ class BiasResults:
                 "seed": seed.seed,
                 "support": seed.support,
                 "strengths": dict(seed.strengths),
-                "choices": {name: choice.to_dict() for name, choice in seed.choices.items()},
+                "choices": {name: _short(choice) for name, choice in seed.choices.items()},
                 "reports": {method: report.to_dict() for method, report in seed.reports.items()},
             }
             for seed in self.seeds
@@ -195,6 +195,14 @@ def run_seed(
     bench.shift("blind", sign * BLIND_STRENGTH, lambda part: torch.ones(len(part)))
     bench.shift("experts", sign * float(mean.numel()), lambda part: _direction(layer, part, mean))
     return bench.report(bootstrap or Bootstrap(seed=seed))
+
+
+def _short(choice: Choice, most: int = 40) -> dict[str, Any]:
+    """A choice with its curve thinned to what a figure needs, the chosen point among it."""
+    plain = choice.to_dict()
+    step = max(1, len(choice.curve) // most)
+    kept = [p for i, p in enumerate(plain["curve"]) if i % step == 0 or p["strength"] == choice.strength]
+    return {**plain, "curve": kept}
 
 
 @torch.no_grad()
