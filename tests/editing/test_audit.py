@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mumoe.editing.audit import audit, benjamini_hochberg, fisher_less, handled, holm, newcombe, propose
+from mumoe.editing.audit import audit, benjamini_hochberg, first_rank, fisher_less, handled, holm, newcombe, propose
 from mumoe.errors import UserError
 
 
@@ -136,6 +136,20 @@ def test_proposal_is_the_rewriting_of_its_rows():
     assert flipped.strength == -20
     with pytest.raises(UserError, match=r"expected training rows handled by \(\(0, 7\),\), got none"):
         propose(first, [torch.zeros(4, 20)], torch.ones(4), head=0)
+
+
+def test_place_of_a_known_group():
+    a, right, labels = planted(0)
+    found = audit([a], right, labels, pairs=False)
+    target = (labels == 1) & (a[:, 7] >= 0.1)
+    assert first_rank(found, [a], labels, target) == (1, found.findings[0])
+    other = (labels == 0) & (a[:, 3] >= 0.1)
+    place, finding = first_rank(found, [a], labels, other)
+    assert (finding.experts, finding.label) == (((0, 3),), 0)
+    assert found.findings[place - 1] is finding
+    within = first_rank(found, [a], labels, other, label=0)
+    assert within[0] < place
+    assert first_rank(found, [a], labels, torch.zeros(3000, dtype=torch.bool)) is None
 
 
 def test_result_is_json_and_bounded():

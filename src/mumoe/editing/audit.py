@@ -36,7 +36,18 @@ from mumoe.editing.edits import Rewrite
 from mumoe.editing.fairness import Estimate
 from mumoe.errors import UserError, unknown_name
 
-__all__ = ["Audit", "Finding", "audit", "benjamini_hochberg", "fisher_less", "handled", "holm", "newcombe", "propose"]
+__all__ = [
+    "Audit",
+    "Finding",
+    "audit",
+    "benjamini_hochberg",
+    "first_rank",
+    "fisher_less",
+    "handled",
+    "holm",
+    "newcombe",
+    "propose",
+]
 
 Correction = Literal["holm", "fdr"]
 CORRECTIONS = ("holm", "fdr")
@@ -182,6 +193,32 @@ def propose(
     total: Tensor = torch.einsum(f"{inputs}->{letters}", *(a[inside].double() for a in coefficients))
     mean = total / int(inside.sum())
     return Rewrite.of(head, mean, float(mean.numel()) if finding.label == 1 else -float(mean.numel()))
+
+
+def first_rank(
+    found: Audit, coefficients: Sequence[Tensor], labels: Tensor, group: Tensor, *, label: int | None = None
+) -> tuple[int, Finding] | None:
+    """Place (from 1) of the first finding most of whose rows are in a known group, to judge audits by.
+
+    Args:
+        found: An audit of these rows.
+        coefficients: As in `audit`.
+        labels: As in `audit`.
+        group: (rows,) whether a row is in the group, such as a planted subgroup.
+        label: Count findings with this label only.
+
+    Returns:
+        The place and the finding, or None if there is none among the findings kept.
+    """
+    place = 0
+    for finding in found.findings:
+        if label is not None and finding.label != label:
+            continue
+        place += 1
+        inside = handled(coefficients, finding.experts, found.threshold) & (labels == finding.label)
+        if bool(group[inside].double().mean() > 0.5):
+            return place, finding
+    return None
 
 
 def handled(coefficients: Sequence[Tensor], experts: Sequence[tuple[int, int]], threshold: float) -> Tensor:

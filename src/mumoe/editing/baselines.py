@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -150,7 +150,7 @@ def fit(
     *,
     seed: int = 0,
     settings: Settings | None = None,
-    **options: float,
+    **options: Any,
 ) -> nn.Module:
     """Train a head by a strategy's name; the same seed gives the same head.
 
@@ -286,13 +286,15 @@ class LastLayerRetraining:
     Attributes:
         strength: Inverse of the L2 penalty; larger follows the balanced rows more closely.
         draws: Balanced subsets, over which weights are averaged.
+        base: The biased model, if it is there already; ``plain`` trains it else.
     """
 
     strength: float = 1.0
     draws: int = 10
+    base: nn.Module | None = None
 
     def fit(self, task: BiasTask, head_factory: HeadFactory, *, seed: int, settings: Settings) -> nn.Module:
-        base = Plain().fit(task, head_factory, seed=seed, settings=settings)
+        base = self.base or Plain().fit(task, head_factory, seed=seed, settings=settings)
         generator = torch.Generator().manual_seed(seed)
         probe = nn.Linear(task.features.shape[1], 1)
         mean, deviation = task.features.mean(0), task.features.std(0).clamp(min=1e-6)

@@ -63,21 +63,33 @@ class BiasSet:
         return np.sort(np.concatenate([rows[~inside], chosen]))
 
 
-def planted_style(data: ImageData, features: npt.NDArray[np.float32], *, support: float | None = 0.003) -> BiasSet:
+def planted_style(
+    data: ImageData,
+    features: npt.NDArray[np.float32],
+    *,
+    support: float | None = 0.003,
+    min_per_head: int = 40,
+) -> BiasSet:
     """Emoji: is it an animal or plant? Those drawn by OpenMoji are cut to 0.3% of the training rows.
 
     Args:
         data: The emoji set, every Unicode group, in the splits to use.
         features: (images, num_features) of these images.
         support: Share of the training rows that the target subgroup keeps.
+        min_per_head: Subgroups with as many images become heads beside the groups, trained jointly like
+            CelebA's 40 attributes.
     """
-    group, studio = _attribute(data, "group"), _attribute(data, "studio")
-    labels = (group.codes[:, None] == np.arange(len(group.values))).astype(np.int64)
+    group, studio, subgroup = (_attribute(data, name) for name in ("group", "studio", "subgroup"))
+    counts = np.bincount(subgroup.codes[subgroup.codes >= 0], minlength=len(subgroup.values))
+    large = np.flatnonzero(counts >= min_per_head)
+    labels = np.column_stack(
+        [group.codes[:, None] == np.arange(len(group.values)), subgroup.codes[:, None] == large]
+    ).astype(np.int64)
     return BiasSet(
         name="emoji-style-planted",
         features=features,
         labels=labels,
-        heads=group.values,
+        heads=(*group.values, *(subgroup.values[code] for code in large)),
         sensitive=np.where(studio.codes == _value(studio, "openmoji", "studio"), "openmoji", "other studios"),
         head=_value(group, "Animals & Nature", "group"),
         target=(1, "openmoji"),

@@ -1,0 +1,85 @@
+"""`mumoe fairness`: accuracy of subgroups and the paper's fairness metrics, before and after edits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from mumoe.data.base import SPLITS
+from mumoe.errors import UserError, unknown_name
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure whom a run's model fails: every combination of a 0/1 attribute and a sensitive one."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """folder of the run"""
+    head: str
+    """the attribute that is predicted, e.g. Blond_Hair"""
+    sensitive: str
+    """the sensitive attribute, e.g. Male"""
+    label: int = 1
+    """label of the target subgroup, 0 or 1"""
+    value: str = ""
+    """sensitive value of the target subgroup (empty: the one that is right least often)"""
+    edits: str = ""
+    """file of edits to compare with the model as it was trained"""
+    split: str = "test"
+    """train, val or test"""
+    resamples: int = 1000
+    """bootstrap resamples of the intervals (0: none)"""
+    seed: int = 0
+    """of the bootstrap"""
+    json: bool = False
+    """print JSON instead of tables"""
+    quiet: bool = False
+    """show no progress"""
+
+
+def run(options: Options) -> None:
+    """Measure and print."""
+    from mumoe.editing.fairness import Bootstrap, fairness_report, subgroup_accuracy
+    from mumoe.editing.files import load_edits
+    from mumoe.editing.runs import open_run
+    from mumoe.editing.tables import fairness_table, subgroup_table
+
+    if options.split not in SPLITS:
+        raise unknown_name("mumoe fairness", "split", options.split, SPLITS)
+    opened = open_run(options.run, progress=not options.quiet)
+    problem = opened.problem(options.head, options.sensitive, who="mumoe fairness")
+    rows = problem.rows(options.split)
+    if not len(rows):
+        raise UserError(f"mumoe fairness: expected images in the {options.split} split, got none. Take another.")
+    truth, values = problem.labels[rows], problem.values[rows]
+    before = opened.logits(rows, problem.position) > 0
+    value = options.value
+    if not value:
+        found = subgroup_accuracy(truth, before, sensitive_features=values)
+        mine = {group: share for group, share in found.items() if group.label == options.label}
+        value = min(mine, key=lambda group: mine[group]).sensitive if mine else ""
+    common: dict[str, Any] = {
+        "sensitive_features": values,
+        "target": (options.label, value),
+        "bootstrap": Bootstrap(options.resamples, seed=options.seed),
+    }
+    reports = {"model": fairness_report(truth, before, **common)}
+    if options.edits:
+        with load_edits(options.edits, opened.require_layer("mumoe fairness")):
+            after = opened.logits(rows, problem.position) > 0
+        reports["+ edits"] = fairness_report(truth, after, y_pred_before=before, **common)
+    if options.json:
+        plain = {name: report.to_dict() for name, report in reports.items()}
+        sys.stdout.write(json.dumps(plain, allow_nan=False) + "\n")
+        return
+    left_out = int((~problem.known[problem.data.indices(options.split)]).sum())  # type: ignore[arg-type]
+    first = f"{options.head} by {options.sensitive} on {len(rows):,} {options.split} images of {options.run}"
+    unknown = f" ({left_out:,} left out: {options.sensitive} unknown)" if left_out else ""
+    tables = [subgroup_table(reports, format="text"), fairness_table(reports, format="text")]
+    sys.stdout.write(f"{first}{unknown}\n\n" + "\n".join(tables))

@@ -1,0 +1,137 @@
+"""Fairness reports as the paper's figures: re-writing scores (15), subgroups before and after (16), trade-offs.
+
+Every function returns a matplotlib figure that belongs to no window; `save` writes it as SVG without a date, so that
+the same numbers give the same file.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mumoe.editing.choose import Choice
+from mumoe.editing.fairness import FairnessReport
+from mumoe.errors import UserError, require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["save", "score_figure", "subgroup_figure", "trade_off_figure"]
+
+COLORS = ("#3b6fb6", "#d98032", "#4c9a6a", "#8a63a8")
+
+
+def score_figure(
+    reports: Mapping[str, Mapping[str, Sequence[FairnessReport]]], *, metric: str = "rewriting_score"
+) -> Figure:
+    """Bars of one metric, methods side by side for each setting: Figure 15. Dots are seeds.
+
+    Args:
+        reports: Setting (a model, or how strengths were chosen) to method to its reports, one per seed.
+        metric: Name of the metric.
+    """
+    figure, axes = _figure(6.4, 3.6)
+    methods = list(dict.fromkeys(method for group in reports.values() for method in group))
+    width = 0.8 / len(methods)
+    for i, method in enumerate(methods):
+        color = COLORS[i % len(COLORS)]
+        for x, group in enumerate(reports.values()):
+            values = [report.metrics[metric].value for report in group.get(method, ())]
+            if values:
+                place = x + (i - (len(methods) - 1) / 2) * width
+                label = method if x == 0 else None
+                axes.bar(place, statistics.fmean(values), 0.9 * width, color=color, alpha=0.75, label=label)
+                axes.plot([place] * len(values), values, "o", color="black", markersize=3, alpha=0.7)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(reports)), list(reports))
+    axes.set_ylabel("model re-writing score" if metric == "rewriting_score" else metric.replace("_", " "))
+    axes.legend(frameon=False)
+    return figure
+
+
+def subgroup_figure(reports: Sequence[FairnessReport], *, title: str = "") -> Figure:
+    """Subgroup accuracies before, after, and their difference, the target outlined: Figure 16. Means over seeds.
+
+    Raises:
+        UserError: If a report has no accuracies from before.
+    """
+    first = reports[0]
+    if any(group.before is None for report in reports for group in report.subgroups):
+        raise UserError("subgroup_figure: expected reports with y_pred_before, got one without. Pass it.")
+    labels = list(dict.fromkeys(group.subgroup.label for group in first.subgroups))
+    values = list(dict.fromkeys(group.subgroup.sensitive for group in first.subgroups))
+    shape = (len(labels), len(values))
+    after = _mean([[group.accuracy.value for group in report.subgroups] for report in reports], shape)
+    before = _mean([[_before(group) for group in report.subgroups] for report in reports], shape)
+    figure, axes = _figure(9.0, 2.9, columns=3)
+    aim = (labels.index(first.target.label), values.index(first.target.sensitive))
+    panels = (("before", before, "Blues", 0, 1), ("after", after, "Blues", 0, 1))
+    for axis, (name, table, colors, low, high) in zip(
+        axes, (*panels, ("difference", after - before, "RdBu", -1, 1)), strict=True
+    ):
+        _table(axis, table, colors, low, high, aim, signed=name == "difference")
+        axis.set_title(name, fontsize=10)
+        axis.set_xticks(range(len(values)), values)
+        axis.set_yticks(range(len(labels)), [f"label {label}" for label in labels] if axis is axes[0] else [])
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def trade_off_figure(choices: Mapping[str, Choice], *, title: str = "") -> Figure:
+    """Target accuracy against overall accuracy over the strengths of each method; a dot marks the chosen one."""
+    figure, axes = _figure(5.4, 3.8)
+    for i, (name, choice) in enumerate(choices.items()):
+        color = COLORS[i % len(COLORS)]
+        x = [point.metrics["accuracy"] for point in choice.curve]
+        y = [point.metrics["target_accuracy"] for point in choice.curve]
+        axes.plot(x, y, color=color, linewidth=1.5, label=name)
+        chosen = next(i for i, point in enumerate(choice.curve) if point.strength == choice.strength)
+        axes.plot(x[chosen], y[chosen], "o", color=color)
+    axes.set_xlabel("overall accuracy (validation)")
+    axes.set_ylabel("target subgroup accuracy (validation)")
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write an SVG whose bytes depend on the figure alone."""
+    matplotlib = require("matplotlib", "reports", "figures")
+    with matplotlib.rc_context({"svg.hashsalt": "mumoe", "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    require("matplotlib", "reports", "figures")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns)
+    if columns == 1:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _table(axis: Any, table: Any, colors: str, low: float, high: float, aim: tuple[int, int], *, signed: bool) -> None:
+    from matplotlib.patches import Rectangle
+
+    axis.imshow(table, cmap=colors, vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        dark = abs(value) > 0.6
+        text = f"{value:+.3f}" if signed else f"{value:.3f}"
+        axis.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=9)
+    box = (aim[1] - 0.48, aim[0] - 0.47)
+    axis.add_patch(Rectangle(box, 0.96, 0.94, fill=False, edgecolor="#2e8b57", linewidth=2.5))
+
+
+def _mean(rows: Sequence[Sequence[float]], shape: tuple[int, int]) -> Any:
+    return np.mean(rows, axis=0).reshape(shape)
+
+
+def _before(group: Any) -> float:
+    return float(group.before.value)

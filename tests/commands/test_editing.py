@@ -1,0 +1,227 @@
+"""`mumoe fairness`, `mumoe edit` and `mumoe audit` on a run that was trained here, through the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+
+from mumoe.cli import main
+from mumoe.editing import fairness
+from mumoe.editing.files import load_edits, read_edit_file
+from mumoe.editing.runs import edited_head, open_run
+from mumoe.editing.splits import SealedRows
+from mumoe.models.heads import build_head
+from mumoe.training import TrainConfig, train
+
+CLASSES = ("blond", "male", "smiling")
+
+
+def write_features(path, *, single=False, rows=1200):
+    """Blond men are few in training and look less blond; the gate can tell men from women."""
+    rng = np.random.default_rng(0)
+    split = rng.choice([0, 1, 2], rows, p=[0.6, 0.2, 0.2])
+    blond, smiling = rng.integers(0, 2, (2, rows))
+    male = (rng.random(rows) < np.where((blond == 1) & (split == 0), 0.02, 0.5)).astype(np.int64)
+    x = rng.normal(size=(rows, 8))
+    x[:, 0] += 2.5 * (2 * blond - 1) - 1.5 * blond * male
+    x[:, 1] += 4 * (2 * male - 1)
+    x[:, 2] += 2 * (2 * smiling - 1)
+    labels = blond if single else np.stack([blond, male, smiling], 1)
+    group = np.where(rng.random(rows) < 0.1, -1, male)
+    tensors = {"features": x.astype(np.float32), "labels": labels.astype(np.int64), "split": split}
+    metadata = {"classes": json.dumps(CLASSES[:2] if single else CLASSES), "group_sex": json.dumps(["woman", "man"])}
+    save_file({**tensors, "group_sex": group}, path, metadata=metadata)
+
+
+def trained(tmp_path, head="CPMuMoE-r8-e8", **options):
+    file = tmp_path / "features.safetensors"
+    write_features(file, **options)
+    config = TrainConfig(
+        data=f"features:{file}", head=head, epochs=8, batch_size=64, lr=0.02, out=str(tmp_path / "run")
+    )
+    train(config, progress=False)
+    return config.out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("editing"))
+
+
+def call(capsys, *arguments):
+    status = main([*map(str, arguments), "--quiet"])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+WHO = ("--head", "blond", "--sensitive", "male", "--value", "1")
+
+
+def test_fairness_prints_what_the_metrics_say(run, capsys):
+    status, out, _ = call(capsys, "fairness", run, "--head", "blond", "--sensitive", "male", "--json")
+    assert status == 0
+    found = json.loads(out)["model"]
+    assert found["target"] == {"label": 1, "sensitive": "1"}  # the worst of label 1, not named by anybody
+    opened = open_run(run, progress=False)
+    rows = opened.data.indices("test")
+    with torch.no_grad():
+        guess = opened.head(torch.from_numpy(opened.features[rows]))[:, 0] > 0
+    expected = fairness.std_bias(opened.data.labels[rows, 0], guess, sensitive_features=opened.data.labels[rows, 1])
+    assert found["metrics"]["std_bias"]["value"] == pytest.approx(expected)
+    status, out, _ = call(capsys, "fairness", run, "--head", "blond", "--sensitive", "sex", "--resamples", 0)
+    assert status == 0
+    assert "left out: sex unknown)" in out
+    assert "1 / man (target)" in out
+    assert "Equality of opp. (↓)" in out
+
+
+def test_edit_corrects_writes_and_exports(run, capsys, tmp_path):
+    file, exported = tmp_path / "edit.json", tmp_path / "head.safetensors"
+    status, out, _ = call(capsys, "edit", run, *WHO, "--out", file, "--export", exported, "--max-loss", 0.05)
+    assert status == 0
+    assert "<- chosen" in out
+    assert out.rstrip().endswith(f"Written: {exported}")
+    about = read_edit_file(file).provenance
+    before = about["metrics_before"]["metrics"]["target_accuracy"]["value"]
+    after = about["metrics_after"]["metrics"]["target_accuracy"]["value"]
+    assert after > before + 0.1
+    assert about["lambda"] > 0
+    assert about["subgroup"]["training_images"] > 0
+    status, out, _ = call(capsys, "fairness", run, *WHO, "--edits", file, "--json")
+    again = json.loads(out)["+ edits"]["metrics"]
+    assert again["target_accuracy"]["value"] == pytest.approx(after)
+    assert again["rewriting_score"] == about["metrics_after"]["metrics"]["rewriting_score"]
+    opened = open_run(run, progress=False)
+    x = torch.from_numpy(opened.features[:50].copy())
+    state = load_file(exported)
+    plain = build_head("CPMuMoE-r9-e8", 8, 3)
+    plain.load_state_dict(state)
+    with torch.no_grad():
+        expected = edited_head(opened, file)(x)
+        torch.testing.assert_close(plain.eval()(x), expected)
+        with load_edits(file, opened.layer):
+            torch.testing.assert_close(opened.head(x), expected)
+
+
+def test_edit_with_the_papers_lambda_and_on_top(run, capsys, tmp_path):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    assert call(capsys, "edit", run, *WHO, "--lambda", "paper", "--out", first)[0] == 0
+    assert read_edit_file(first).provenance["lambda"] == 8
+    assert read_edit_file(first).provenance["choice"] is None
+    status, out, _ = call(
+        capsys, "edit", run, *WHO, "--label", 0, "--lambda", 2, "--base", first, "--out", second, "--resamples", 0
+    )
+    assert status == 0
+    content = read_edit_file(second)
+    assert list(content.edits) == ["rewrite-1", "rewrite-2"]
+    assert content.edits["rewrite-2"].strength == -2
+    assert "lambda -2" in out
+    reported = content.provenance["metrics_after"]["metrics"]["accuracy"]["value"]
+    opened = open_run(run, progress=False)
+    rows = opened.data.indices("test")
+    with load_edits(second, opened.layer):
+        guess = opened.logits(rows, 0) > 0
+    assert reported == pytest.approx(float((guess == opened.data.labels[rows, 0]).mean()))
+
+
+def test_edit_with_lambda_zero_changes_nothing(run, capsys, tmp_path):
+    file = tmp_path / "zero.json"
+    assert call(capsys, "edit", run, *WHO, "--lambda", 0, "--out", file)[0] == 0
+    about = read_edit_file(file).provenance
+    assert about["metrics_after"]["metrics"]["rewriting_score"]["value"] == 0
+    assert about["metrics_after"]["subgroups"] == about["metrics_before"]["subgroups"]
+
+
+def test_edit_reads_test_labels_last(run, capsys, tmp_path, monkeypatch):
+    from mumoe.editing import choose
+
+    events = []
+    real_open, real_choose = SealedRows.open, choose.choose_strength
+    monkeypatch.setattr(SealedRows, "open", lambda self, why: events.append(why) or real_open(self, why))
+    monkeypatch.setattr(choose, "choose_strength", lambda *a, **k: events.append("chosen") or real_choose(*a, **k))
+    assert call(capsys, "edit", run, *WHO, "--out", tmp_path / "e.json")[0] == 0
+    assert events == ["chosen", "report before", "final report"]
+
+
+def test_default_place_is_in_the_run(run, capsys):
+    assert call(capsys, "edit", run, *WHO, "--lambda", 1)[0] == 0
+    assert read_edit_file(f"{run}/edits/blond-male-1.json").edits["rewrite-1"].strength == 1
+
+
+def test_audit_finds_the_planted_group(run, capsys, tmp_path):
+    status, out, _ = call(capsys, "audit", run, "--head", "blond", "--split", "test", "--json")
+    assert status == 0
+    first = json.loads(out)["findings"][0]
+    assert first["label"] == 1
+    opened = open_run(run, progress=False)
+    rows = opened.data.indices("test")
+    a = opened.coefficients(rows, "test")[0]
+    inside = np.ones(len(rows), dtype=bool)
+    for _, expert in first["experts"]:
+        inside &= (a[:, expert] >= 0.1).numpy()
+    blond = opened.data.labels[rows, 0] == 1
+    assert opened.data.labels[rows, 1][inside & blond].mean() > 0.9  # nearly all of them men
+    folder = tmp_path / "proposals"
+    status, out, _ = call(capsys, "audit", run, "--head", "blond", "--propose", folder, "--top", 2)
+    assert status == 0
+    assert "groups are right less often than the rest" in out
+    assert "    wrong: " in out
+    assert load_edits(folder / "finding-1.json", opened.layer)["finding-1"].strength > 0
+
+
+def test_single_label_runs(tmp_path, capsys):
+    run = trained(tmp_path, single=True)
+    status, out, _ = call(capsys, "audit", run, "--split", "test")
+    assert status == 0
+    assert " = male" in out or " = blond" in out
+    status, _, err = call(capsys, "edit", run, *WHO)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert err.startswith("mumoe edit: expected a run on 0/1 attributes, got single labels in features:")
+    assert not (tmp_path / "run" / "edits").exists()
+
+
+def test_a_run_without_experts(tmp_path, capsys):
+    run = trained(tmp_path, head="linear")
+    assert call(capsys, "fairness", run, "--head", "blond", "--sensitive", "male")[0] == 0
+    for verb in ("edit", "audit"):
+        status, _, err = call(capsys, verb, run, *(WHO if verb == "edit" else ("--head", "blond")))
+        assert status == 2
+        assert f"mumoe {verb}: expected a MuMoE layer that makes the logits, got a Linear head" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--head", "blonde", *WHO[2:]), "expected a head out of blond, male, smiling, got 'blonde'. Did you mean"),
+        ((*WHO[:2], "--sensitive", "mal", "--value", "1"), "expected a sensitive attribute out of"),
+        ((*WHO[:4], "--value", "2"), "expected a value of male out of 0, 1, got '2'."),
+        ((*WHO, "--label", "3"), "expected a label 0 or 1, got 3."),
+        ((*WHO, "--lambda", "-1"), "expected lambda from 0, got -1. Its sign follows from --label."),
+        ((*WHO, "--lambda", "papr"), "got 'papr'. Did you mean 'paper'?"),
+        ((*WHO, "--max-loss", "5"), "expected max_loss in 0..1, got 5.0."),
+    ],
+)
+def test_bad_calls_say_one_line_and_write_nothing(run, capsys, tmp_path, arguments, message):
+    file = tmp_path / "edit.json"
+    status, _, err = call(capsys, "edit", run, *arguments, "--out", file)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_edit_of_another_model(run, capsys, tmp_path):
+    file = tmp_path / "edit.json"
+    assert call(capsys, "edit", run, *WHO, "--lambda", 1, "--out", file)[0] == 0
+    text = file.read_text()
+    mark = read_edit_file(file).layer["fingerprint"]
+    file.write_text(text.replace(mark, "0" * 64))
+    status, _, err = call(capsys, "fairness", run, *WHO, "--edits", file)
+    assert status == 2
+    assert "got edits of another (CPMuMoE-r8-e8, 000000000000)" in err
