@@ -25,6 +25,8 @@ VERBS = {
     "cost": "parameters and FLOPs of a layer, for every factorization (Table 1)",
     "train": "train a head on a backbone, over seeds and against partners; --resume goes on",
     "evaluate": "loss and accuracy of a run, by class or by attribute",
+    "predict": "labels of images, and the experts behind them",
+    "export": "a run as ONNX, torch.export or safetensors, checked",
 }
 """Verb -> what it does, in one line. The verb's code is the module of the same name in `mumoe.commands`."""
 
