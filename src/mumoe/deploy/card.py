@@ -139,6 +139,6 @@ def _how(about: Mapping[str, Any]) -> str:
     if "mode" not in about:
         return ""
     trained = "the head alone, on features" if about["mode"] == "features" else "backbone and head"
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(about["versions"].items()))
     lines = ["## Training", "", f"- Trained: {trained}; seed {about['seed']}, {about['step']:,} optimizer steps."]
     return "\n".join([*lines, f"- Versions: {versions}."] if versions else lines)

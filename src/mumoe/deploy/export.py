@@ -278,8 +278,7 @@ def _torch_forward(path: Path) -> Forward:
 
 
 def _onnx_forward(path: Path) -> Forward:
-    import onnxruntime
-
+    onnxruntime: Any = require("onnxruntime", "export", "export")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -383,9 +382,7 @@ def _replacing(target: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         why = "the disk is full" if full or "No space left" in str(error) else str(error)
-        raise JobError(
-            f"export: expected to write {str(target)!r}, got: {why}. What was there is untouched."
-        ) from error
+        raise JobError(f"export: expected to write {str(target)!r}, got: {why}. What was there is kept.") from error
     finally:
         _remove(part)
 
