@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mumoe import costs, functional
     from mumoe.baselines import HighRankLinear, SparseMoE
+    from mumoe.deploy.load import load
+    from mumoe.deploy.model import ImageClassifier
     from mumoe.errors import JobError, UserError
     from mumoe.factorizations import register_factorization
     from mumoe.gating import register_gate
@@ -20,6 +22,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "HighRankLinear",
+    "ImageClassifier",
     "JobError",
     "MuMoE",
     "MuMoEBlock",
@@ -27,17 +30,20 @@ __all__ = [
     "UserError",
     "costs",
     "functional",
+    "load",
     "register_factorization",
     "register_gate",
 ]
 
 _HOMES = {
     "HighRankLinear": "baselines",
+    "ImageClassifier": "deploy.model",
     "JobError": "errors",
     "MuMoE": "layers",
     "MuMoEBlock": "layers",
     "SparseMoE": "baselines",
     "UserError": "errors",
+    "load": "deploy.load",
     "register_factorization": "factorizations",
     "register_gate": "gating",
 }

@@ -23,14 +23,16 @@ __all__ = ["VERBS", "main"]
 
 VERBS = {
     "demo": "the main job on embedded data, in minutes: train, look inside, edit, report",
-    "cost": "parameters and FLOPs of a layer, for every factorization (Table 1)",
     "train": "train a head on a backbone, over seeds and against partners; --resume goes on",
     "evaluate": "loss and accuracy of a run, by class or by attribute",
+    "predict": "labels of images, and the experts behind them",
     "analyze": "what each expert of a run does: interventions, load, images",
     "sweep": "train and analyze heads of many experts, gates and seeds (Figures 3 and 9)",
     "fairness": "accuracy of subgroups and fairness metrics of a run, before and after edits",
-    "edit": "correct a biased run by rewriting the experts of a subgroup; lambda chosen on validation",
     "audit": "experts whose images the model gets wrong more often than the rest",
+    "edit": "correct a biased run by rewriting the experts of a subgroup; lambda chosen on validation",
+    "export": "a run as ONNX, torch.export or safetensors, checked",
+    "cost": "parameters and FLOPs of a layer, for every factorization (Table 1)",
 }
 """Verb -> what it does, in one line. The verb's code is the module of the same name in `mumoe.commands`."""
 

@@ -1,0 +1,119 @@
+"""`mumoe predict`: labels of images, and the experts behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from mumoe.errors import JobError, UserError
+from mumoe.results import to_json
+
+if TYPE_CHECKING:
+    from mumoe.deploy.model import ImageClassifier
+    from mumoe.deploy.predict import ExpertShare, LabelScore, Prediction
+
+__all__ = ["Options", "run"]
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """Name what is in images, with the experts behind it and their terms of the logit."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """folder of the run, or of a saved model"""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """image files, or folders of images"""
+    top: int = 3
+    """how many labels to show (of attributes: all that reach the threshold)"""
+    experts: int = 3
+    """how many experts to show, those with the largest coefficients"""
+    threshold: float = 0.5
+    """least probability of an attribute"""
+    batch_size: int = 16
+    """images that go through the model at a time"""
+    json: bool = False
+    """print one JSON object per image instead"""
+
+
+def run(options: Options) -> None:
+    """Predict and print; images that cannot be read are named at the end."""
+    from mumoe.deploy.load import load_classifier
+    from mumoe.deploy.predict import find_images, note, predict_files
+
+    if options.batch_size < 1:
+        raise UserError(f"mumoe predict: expected --batch-size >= 1, got {options.batch_size}.")
+    paths = find_images(options.images)
+    model = load_classifier(options.run)
+    settings = {"top": options.top, "experts": options.experts, "batch_size": options.batch_size}
+    failed: list[Prediction] = []
+    for prediction in predict_files(model, paths, threshold=options.threshold, **settings):
+        if prediction.error:
+            failed.append(prediction)
+        if options.json:
+            _write(json.dumps(to_json(prediction)))
+        elif not prediction.error:
+            _write("\n".join(_lines(prediction, options.threshold, model)))
+    if not options.json and len(failed) < len(paths):
+        _write(note(model))
+    if failed:
+        raise _unread(failed, len(paths))
+
+
+def _write(text: str) -> None:
+    """To stdout; a file name that is no UTF-8 is shown with its bytes escaped."""
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+
+
+def _lines(found: Prediction, threshold: float, model: ImageClassifier) -> list[str]:
+    """One line per label, the experts behind the first (or behind each attribute) indented below it."""
+    assert found.likeliest is not None
+    name = _one_line(found.image)
+    if not found.labels:
+        nearest = f"{found.likeliest.label} has {found.likeliest.probability:.4f}"
+        return [f"{name}: none of {len(model.classes)} attributes reaches {threshold:g}; {nearest}"]
+    lines = []
+    for label in found.labels:
+        lines.append(f"{name}: {label.probability:.4f}  {label.label}  (logit {label.logit:+.3f})")
+        if model.multi_label or label is found.labels[0]:
+            lines += _expert_lines(label)
+    return lines
+
+
+def _expert_lines(label: LabelScore) -> list[str]:
+    lines = [
+        f"    expert {_index(share)}: coefficient {share.coefficient:.4f}{_share(share)}" for share in label.experts
+    ]
+    shown = [share.contribution for share in label.experts if share.contribution is not None]
+    if shown and len(shown) == len(label.experts):
+        lines.append(f"    all other experts: {label.logit - sum(shown):+.3f}")
+    return lines
+
+
+def _index(share: ExpertShare) -> str:
+    return str(share.index) if isinstance(share.index, int) else f"({', '.join(map(str, share.index))})"
+
+
+def _share(share: ExpertShare) -> str:
+    return "" if share.contribution is None else f", contributes {share.contribution:+.3f}"
+
+
+def _one_line(name: str) -> str:
+    return "".join(
+        character if character.isprintable() or "\udc80" <= character <= "\udcff" else "?" for character in name
+    )
+
+
+def _unread(failed: list[Prediction], total: int) -> JobError:
+    named = [f"{os.fsencode(_one_line(item.image)).decode('utf-8', 'replace')} ({item.error})" for item in failed]
+    shown = ", ".join(named[:_MOST_NAMED]) + (
+        f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    )
+    others = "The others were predicted." if len(failed) < total else "Give files that are images."
+    return JobError(f"mumoe predict: expected {total} images, got {len(failed)} that cannot be read: {shown}. {others}")

@@ -1,0 +1,411 @@
+"""Files for other runtimes: ONNX, torch.export, and a folder of safetensors, each checked before it is kept.
+
+A file is written beside its target under a temporary name, read back, compared with the model on several batch
+sizes, and only then renamed: what has the target's name is whole and gives the model's numbers.
+
+- ONNX: one file. The batch is dynamic; `preprocessing` is in its metadata under ``mumoe.preprocessing`` and in
+  a JSON file beside it.
+- torch.export: a ``.pt2`` archive of the graph (ATen operators alone, so that loading needs torch and not
+  mumoe), the weights as raw bytes, and the preprocessing in ``extra/preprocessing.json``. Nothing in it is
+  pickled. All the same, `torch.export.load` would unpickle what another ``.pt2`` holds: load only those of
+  people you trust.
+- safetensors: the folder that `ImageClassifier.from_pretrained` reads.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from mumoe.baselines import SparseMoE
+from mumoe.deploy.preprocessing import preprocessing
+from mumoe.errors import JobError, UserError, require
+from mumoe.models.heads import Head
+from mumoe.training.files import flush_file, flush_folder
+
+if TYPE_CHECKING:
+    from mumoe.deploy.model import ImageClassifier
+
+__all__ = ["TOLERANCE", "ExportReport", "check_ready", "export_onnx", "export_safetensors", "export_torch"]
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit that is accepted, relative to the largest logit where that is above 1."""
+
+_ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ""}
+_SAVED = {"model.safetensors", "config.json", "README.md"}
+
+BATCHES = (1, 2, 5)
+"""Batch sizes of random images that a file is checked on; it was traced with 2."""
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far its logits are from the model's.
+
+    Attributes:
+        path: The file or folder.
+        files: All files written, with their bytes.
+        max_difference: Largest absolute difference of a logit over all checks.
+        max_logit: Largest absolute logit among them.
+        checked: Number of images checked, random ones and given ones.
+    """
+
+    path: Path
+    files: Mapping[str, int]
+    max_difference: float
+    max_logit: float
+    checked: int
+
+
+def export_onnx(
+    model: ImageClassifier, path: str | Path, *, images: Tensor | None = None, overwrite: bool = False
+) -> ExportReport:
+    """Write one ONNX file and its preprocessing beside it (``model.onnx``, ``model.json``).
+
+    Args:
+        model: The model, on the CPU.
+        path: The file.
+        images: (B, 3, H, W) from the model's transform, to check besides random ones.
+        overwrite: Replace files that exist.
+
+    Raises:
+        UserError: If a package of the export extra is missing, or the target exists.
+        JobError: If the model cannot be traced, onnxruntime gives other logits, or the disk is full.
+    """
+    target = Path(path)
+    check_ready("onnx", target, overwrite)
+    described = _described(model)
+    proto = _onnx_proto(model)
+    _describe_onnx(proto, described)
+    with _replacing(target) as part:
+        part.write_bytes(_serialized(proto))
+        report = _check(model, _onnx_forward(part), images, target)
+        beside = target.with_suffix(".json")
+        with _replacing(beside) as text:
+            text.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return _sized(report, [target, beside])
+
+
+def export_torch(
+    model: ImageClassifier, path: str | Path, *, images: Tensor | None = None, overwrite: bool = False
+) -> ExportReport:
+    """Write a ``.pt2`` archive of `torch.export`, loadable without mumoe; arguments as for `export_onnx`.
+
+    Raises:
+        UserError: If the target exists.
+        JobError: If the model cannot be traced, the file gives other logits, or the disk is full.
+    """
+    target = Path(path)
+    check_ready("torch-export", target, overwrite)
+    program = _traced(model)
+    program.example_inputs = None
+    extra = {"preprocessing.json": json.dumps(_described(model), indent=1)}
+    with _replacing(target) as part:
+        torch.export.save(program, part, extra_files=extra)
+        _refuse_pickles(part)
+        report = _check(model, _torch_forward(part), images, target)
+    return _sized(report, [target])
+
+
+def export_safetensors(
+    model: ImageClassifier, path: str | Path, *, images: Tensor | None = None, overwrite: bool = False
+) -> ExportReport:
+    """Write the folder of `save_pretrained`: model.safetensors, config.json, README.md. As `export_onnx`.
+
+    Raises:
+        UserError: If the folder exists.
+        JobError: If it gives other logits, or the disk is full.
+    """
+    target = Path(path)
+    check_ready("safetensors", target, overwrite)
+    with _replacing(target) as part:
+        model.save_pretrained(part)
+        report = _check(model, _forward(type(model).from_pretrained(part)), images, target)
+    return _sized(report, sorted(target.iterdir()))
+
+
+# Tracing --------------------------------------------------------------------------------------------------
+
+
+class _Traceable(nn.Module):
+    """A model whose sparse-moe layer, if it has one, is computed over all experts, without loops over data."""
+
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.backbone, self.head = model.backbone, model.head
+        layer = model.head.layer
+        if isinstance(layer, SparseMoE):
+            head: Head = model.head
+            self.head = Head(_AllExperts(layer), len(head.mean), head.classifier, head.activation)
+            self.head.mean, self.head.scale = head.mean, head.scale
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+
+class _AllExperts(nn.Module):
+    """A sparse-moe layer as a sum over all experts, most of them times zero."""
+
+    def __init__(self, layer: SparseMoE) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        y = (x @ weight.flatten(0, 1).mT).unflatten(-1, weight.shape[:2])
+        each = y if bias is None else y + bias
+        return (each * self.layer.coefficients(x)[0].to(x.dtype).unsqueeze(-1)).sum(-2)
+
+
+def _traced(model: ImageClassifier) -> torch.export.ExportedProgram:
+    """The graph of a model, with a dynamic batch."""
+    example = (torch.zeros(2, *model.input_size),)
+    shapes = ({0: torch.export.Dim("batch")},)
+    try:
+        with torch.no_grad():
+            return torch.export.export(_Traceable(model), example, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise _untraceable(model, error) from error
+
+
+def _onnx_proto(model: ImageClassifier) -> Any:
+    """The model as an ONNX ModelProto, weights inside."""
+    program = _traced(model)
+    try:
+        with _quiet():
+            found = torch.onnx.export(
+                program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+            )
+    except Exception as error:
+        raise _untraceable(model, error) from error
+    assert found is not None
+    return found.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the converters' log lines from the terminal; what fails is raised anyway."""
+    names = ("onnxscript", "onnx_ir", "torch.onnx")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _untraceable(model: ImageClassifier, error: Exception) -> JobError:
+    reason = " ".join(str(error).split())[:240] or type(error).__name__
+    return JobError(
+        f"export: expected a model that torch.export can trace, got {model.spec} on {model.backbone.name}: {reason}. "
+        "Take --to safetensors, which needs no trace."
+    )
+
+
+def _described(model: ImageClassifier) -> dict[str, Any]:
+    found = preprocessing(model.backbone.data_config, model.classes, multi_label=model.multi_label)
+    return {"input": "images", "output": "logits", "backbone": model.backbone.name, "head": model.spec, **found}
+
+
+def _serialized(proto: Any) -> bytes:
+    """The bytes of an ONNX file; the format ends at 2 GiB."""
+    if proto.ByteSize() >= 1 << 31:
+        raise JobError("export: expected a model below 2 GiB for one ONNX file. Take --to torch-export.")
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _describe_onnx(proto: Any, described: Mapping[str, Any]) -> None:
+    """Put the preprocessing into a ModelProto's metadata, and say who made it."""
+    import onnx
+
+    from mumoe import __version__
+
+    proto.producer_name, proto.producer_version = "mumoe", __version__
+    proto.doc_string = f"{described['head']} on {described['backbone']}"
+    found = {"mumoe.preprocessing": json.dumps(described), "mumoe.classes": json.dumps(described["classes"])}
+    onnx.helper.set_model_props(proto, found)
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Our own promise: an archive that we write holds no pickle."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.file_size and entry.filename.endswith((".pt", ".pkl")):
+                raise JobError(f"export: expected an archive without pickles, got {entry.filename}. Take --to onnx.")
+
+
+# Checking -------------------------------------------------------------------------------------------------
+
+
+def _forward(model: nn.Module) -> Forward:
+    def forward(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = model(images)
+        return logits
+
+    return forward
+
+
+def _torch_forward(path: Path) -> Forward:
+    module = torch.export.load(path).module()
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = module(images)
+        return logits
+
+    return forward
+
+
+def _onnx_forward(path: Path) -> Forward:
+    onnxruntime: Any = require("onnxruntime", "export", "export")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def forward(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return forward
+
+
+def _check(model: ImageClassifier, other: Forward, images: Tensor | None, target: Path) -> ExportReport:
+    """Compare logits on random batches, and on given images.
+
+    Raises:
+        JobError: If they differ by more than `TOLERANCE`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(size, *model.input_size, generator=generator) for size in BATCHES]
+    if images is not None and len(images):
+        batches.append(images)
+    ours = _forward(model)
+    difference = largest = 0.0
+    for batch in batches:
+        expected, got = ours(batch), other(batch)
+        if expected.shape != got.shape or not bool(got.isfinite().all()):
+            raise JobError(
+                f"export: expected finite logits {tuple(expected.shape)} from {target.name}, got {tuple(got.shape)}."
+            )
+        difference = max(difference, float((expected - got).abs().max()))
+        largest = max(largest, float(expected.abs().max()))
+    if not difference <= TOLERANCE * max(1.0, largest):
+        raise JobError(
+            f"export: expected the model's logits from {target.name} within {TOLERANCE:g}, got a difference of "
+            f"{difference:.3g} (largest logit {largest:.3g}). Nothing was written."
+        )
+    return ExportReport(target, {}, difference, largest, sum(map(len, batches)))
+
+
+def _sized(report: ExportReport, files: Sequence[Path]) -> ExportReport:
+    sizes = {str(file): file.stat().st_size for file in files}
+    return ExportReport(report.path, sizes, report.max_difference, report.max_logit, report.checked)
+
+
+# Files ----------------------------------------------------------------------------------------------------
+
+
+def check_ready(kind: str, path: Path, overwrite: bool) -> None:
+    """Refuse, before any work, what cannot end well: a missing package, a wrong ending, a target that exists.
+
+    Args:
+        kind: ``onnx``, ``torch-export`` or ``safetensors``.
+        path: The file or folder to write.
+        overwrite: Whether an earlier export may be replaced; nothing else ever is.
+
+    Raises:
+        UserError: If so.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
+        require(package, "export", "export")
+    ending = _ENDINGS[kind]
+    if ending and path.suffix != ending:
+        raise UserError(f"export: expected a file that ends in {ending}, got {str(path)!r}. Add {ending}.")
+    for target in _targets(kind, path):
+        if target.exists() and not overwrite:
+            raise UserError(
+                f"export: expected a new file or folder, got {str(target)!r}, which exists. "
+                "Add --overwrite, or give another --out."
+            )
+        _check_replaceable(target, folder=not ending)
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"export: expected a folder to write in, got {str(parent)!r}. Give another --out.")
+
+
+def _targets(kind: str, path: Path) -> list[Path]:
+    return [path, path.with_suffix(".json")] if kind == "onnx" else [path]
+
+
+def _check_replaceable(target: Path, *, folder: bool) -> None:
+    """Refuse to replace a folder by a file, and any folder that is not a saved model and nothing else."""
+    if folder and target.is_dir() and {entry.name for entry in target.iterdir()} <= _SAVED:
+        return
+    if target.is_dir() or (folder and target.exists()):
+        what = "a saved model to replace" if folder else "a file"
+        raise UserError(f"export: expected {what}, got {str(target)!r}, which is another. Give another --out.")
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary path beside the target, which takes its place when all went well and vanishes when not."""
+    part = target.with_name(f".{os.getpid()}.part-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        _flush(part)
+        if target.is_dir() and part.is_dir():
+            _swap_folder(part, target)
+        else:
+            os.replace(part, target)
+        flush_folder(target.parent)
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        why = "the disk is full" if full or "No space left" in str(error) else str(error)
+        raise JobError(f"export: expected to write {str(target)!r}, got: {why}. What was there is kept.") from error
+    finally:
+        _remove(part)
+
+
+def _flush(part: Path) -> None:
+    for file in [part] if part.is_file() else part.iterdir():
+        flush_file(file)
+
+
+def _swap_folder(part: Path, target: Path) -> None:
+    """Put a folder in the place of another; a folder cannot be renamed onto one that holds files."""
+    old = target.with_name(f".{os.getpid()}.old-{target.name}")
+    os.rename(target, old)
+    try:
+        os.rename(part, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

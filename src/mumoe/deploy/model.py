@@ -1,0 +1,290 @@
+"""A trained image classifier as one module that rebuilds itself from JSON: local folders, and the hub.
+
+A saved model is three files: ``model.safetensors`` (weights), ``config.json`` (how to build it), ``README.md``
+(its model card). Loading reads names and numbers only: no pickle, and no code from the folder or the hub.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mumoe.deploy.card import model_card, public_name
+from mumoe.errors import JobError, UserError, nearest
+from mumoe.models.backbones import create_backbone
+from mumoe.models.heads import build_head
+from mumoe.training.config import TrainConfig
+from mumoe.training.files import read_json
+from mumoe.training.jobs import load_run
+from mumoe.training.network import is_mumoe
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["ImageClassifier"]
+
+_REQUIRED = ("backbone", "head", "num_features", "classes", "data_config")
+"""Keys of config.json without which no model can be built."""
+
+Model = TypeVar("Model", bound="ImageClassifier")
+
+
+class ImageClassifier(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="mumoe",
+    pipeline_tag="image-classification",
+    tags=["mumoe", "mixture-of-experts", "interpretability"],
+    paper_url="https://arxiv.org/abs/2402.12550",
+):
+    """Backbone and head, built from plain values, with random weights until some are loaded.
+
+    `from_run` takes a trained run, `from_pretrained` a folder that `save_pretrained` wrote (offline) or a
+    name on the hub; `push_to_hub` uploads the same files.
+
+    Args:
+        backbone: Preset or timm name.
+        head: Specification as in `build_head`.
+        num_features: Width of the backbone's features.
+        classes: Names of the logits, in order.
+        data_config: timm's preprocessing, as recorded with the weights; it wins over the installed timm's.
+        image_size: Side of the input in pixels where it is not the backbone's own.
+        multi_label: Whether each class is an attribute of its own.
+        position: ``final`` or ``penultimate``.
+        gate: Activation of a MuMoE head's gate.
+        norm: Normalization of that gate.
+        about: What the model card tells: data, seed, accuracy, versions. Not used in computing.
+
+    Shape:
+        images (B, 3, H, W), preprocessed by `transform` -> logits (B, len(classes)).
+
+    Raises:
+        UserError: If a name is not known, or `num_features` is not the backbone's.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        head: str,
+        num_features: int,
+        classes: Sequence[str],
+        data_config: Mapping[str, Any],
+        *,
+        image_size: int | None = None,
+        multi_label: bool = False,
+        position: str = "final",
+        gate: str = "entmax15",
+        norm: str = "batch",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = create_backbone(backbone, pretrained=False, image_size=image_size)
+        if self.backbone.num_features != num_features:
+            raise UserError(
+                f"ImageClassifier: expected num_features == {self.backbone.num_features} of {backbone!r}, "
+                f"got {num_features}. Install the timm version that the model was made with."
+            )
+        self.backbone.data_config = _with_tuples(data_config)
+        options: dict[str, Any] = {"gate": gate, "norm": norm} if is_mumoe(head) else {}
+        self.head = build_head(head, num_features, len(classes), position=position, **options)
+        self.classes, self.multi_label, self.position = tuple(classes), multi_label, position
+        self.spec, self.about = head, copy.deepcopy(dict(about or {}))
+        values = (backbone, head, num_features, list(classes), dict(data_config))
+        self._hub_mixin_config = dict(zip(_REQUIRED, values, strict=True)) | {
+            "image_size": image_size,
+            "multi_label": multi_label,
+            "position": position,
+            "gate": gate,
+            "norm": norm,
+            "about": self.about,
+        }
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """Preprocessing of one RGB PIL image to (3, H, W), as recorded with the weights."""
+        return self.backbone.transform(train=False)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one preprocessed image."""
+        channels, height, width = self.backbone.data_config["input_size"]
+        return int(channels), int(height), int(width)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Softmax over the classes, or a sigmoid for each attribute when multi-label."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
+
+    @classmethod
+    def from_run(cls, run: str | Path) -> Self:
+        """The trained model of a run's folder.
+
+        Raises:
+            UserError: If the path is no run, or its head was trained on ready features, without a backbone.
+            JobError: If it has no whole checkpoint.
+        """
+        trained, config, facts = load_run(run)
+        backbone: Any = trained.backbone
+        model = cls(
+            config.backbone,
+            config.head,
+            int(facts["num_features"]),
+            facts["classes"],
+            backbone.data_config,
+            image_size=config.image_size or None,
+            multi_label=bool(facts["multi_label"]),
+            position=config.position,
+            gate=config.gate,
+            norm=config.norm,
+            about=_about(config, facts),
+        )
+        model.backbone, model.head = backbone, trained.head  # type: ignore[assignment]
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """A saved model: from a folder, without a network, or by its name on the hub.
+
+        Options are those of huggingface-hub's mixin, such as ``revision`` and ``local_files_only``.
+
+        Raises:
+            UserError: If there is no such model.
+            JobError: If its files are damaged or do not fit together.
+        """
+        name = str(pretrained_model_name_or_path)
+        if os.path.isdir(name):
+            _check_folder(Path(name))
+        try:
+            return super().from_pretrained(name, **options)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"ImageClassifier: expected a saved model, got {name!r}, which is no folder and cannot be had "
+                f"from the hub ({reason}). Give the folder that save_pretrained wrote."
+            ) from error
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        **values: Any,
+    ) -> Self:
+        """Build the model and load its weights; every tensor must fit, and only safetensors is read."""
+        missing = [key for key in _REQUIRED if key not in values]
+        if missing:
+            raise JobError(f"{model_id}: expected a mumoe model, got a config.json without {', '.join(missing)}.")
+        model = _built(cls, model_id, values)
+        path = os.path.join(model_id, constants.SAFETENSORS_SINGLE_FILE)
+        if not os.path.isdir(model_id):
+            path = hf_hub_download(
+                model_id,
+                constants.SAFETENSORS_SINGLE_FILE,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        _load_weights(model, path)
+        return model.to(torch.device(map_location)).eval()
+
+    def generate_model_card(self, *args: Any, **fields: Any) -> ModelCard:
+        """The model card; `fields` set its metadata, such as ``license="apache-2.0"``."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        head = sum(parameter.numel() for parameter in self.head.parameters())
+        config: Any = self._hub_mixin_config
+        data = copy.deepcopy(self._hub_mixin_info.model_card_data)
+        return model_card(data, config, {"model": total, "head": head}, fields)
+
+
+def _with_tuples(data_config: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's preprocessing as it was before JSON made lists of its tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data_config.items()}
+
+
+def _built(cls: type[Model], name: str, values: Mapping[str, Any]) -> Model:
+    """A model from the values of its config.json, which may be anything."""
+    try:
+        return cls(**values)
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise JobError(f"{name}: expected a mumoe model, got a config.json that builds none ({reason}).") from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds no saved model, in one line."""
+    for name in (constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE):
+        if not (folder / name).is_file():
+            close = nearest(name, [entry.name for entry in folder.iterdir()])
+            found = f"only {close}" if close else "none"
+            raise UserError(
+                f"ImageClassifier: expected {name} in {str(folder)!r}, got {found}. "
+                "Give the folder that save_pretrained wrote."
+            )
+    try:
+        config = read_json(folder / constants.CONFIG_NAME)
+    except ValueError as error:
+        raise JobError(f"{folder}: expected a saved model, got: {error}. Save it again.") from None
+    if not isinstance(config, dict):
+        raise JobError(f"{folder}: expected a saved model, got a config.json that is no table. Save it again.")
+
+
+def _load_weights(model: nn.Module, path: str) -> None:
+    try:
+        model.load_state_dict(load_file(path), strict=True)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise JobError(f"{path}: expected the weights of its config.json, got: {reason}. Get it again.") from error
+
+
+def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card tells of a run; names and numbers, without paths of the machine it was trained on."""
+    result = facts.get("result") or {}
+    evaluations = result.get("evaluations") or {}
+    kept = ("split", "accuracy", "loss", "count")
+    return {
+        "data": public_name(str(facts["data"]["name"])),
+        "images": facts["data"]["images"],
+        "credits": _credits(facts),
+        "mode": config.mode,
+        "weights": "file" if config.weights else ("pretrained" if config.pretrained else "random"),
+        "seed": config.seed,
+        "step": facts["step"],
+        "trained_parameters": facts.get("parameters"),
+        "evaluations": [{key: found[key] for key in kept} for found in evaluations.values()],
+        "versions": facts.get("versions") or {},
+    }
+
+
+def _credits(facts: Mapping[str, Any]) -> list[str]:
+    """Licence lines of the images: as the run recorded them, or those of the embedded set."""
+    if "credits" in facts:
+        return [str(line) for line in facts["credits"]]
+    if facts["data"]["name"] == "emoji":
+        from mumoe.data.emoji import CREDITS
+
+        return list(CREDITS)
+    return []

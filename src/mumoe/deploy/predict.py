@@ -1,0 +1,283 @@
+"""Labels of images with the experts behind them.
+
+A MuMoE head in final position computes each logit as a sum over experts, a_n (W_n z)_label, where a_n is the
+expert's coefficient on this image and W_n its weight matrix (its bias included). What is shown of an expert is
+its term of that sum: no approximation, and the terms of all experts add up to the logit. Where the head stands
+before a linear layer (penultimate), a logit is no sum over experts, so that only coefficients are given; a
+head without experts has neither.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mumoe.baselines import SparseMoE
+from mumoe.data.decode import EXTENSIONS, damage, read_image
+from mumoe.errors import UserError
+from mumoe.layers import MuMoE
+from mumoe.models.heads import Head
+
+if TYPE_CHECKING:
+    from mumoe.deploy.model import ImageClassifier
+
+__all__ = ["ExpertShare", "LabelScore", "Prediction", "explain", "find_images", "note", "predict_files"]
+
+
+@dataclass(frozen=True)
+class ExpertShare:
+    """What one expert did for a label.
+
+    Attributes:
+        index: The expert; one number per level in a hierarchy.
+        coefficient: a_n in [0, 1], the product over levels in a hierarchy.
+        contribution: a_n (W_n z)_label, its term of the label's logit; None where logits are no such sum.
+    """
+
+    index: int | tuple[int, ...]
+    coefficient: float
+    contribution: float | None
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """A label of an image.
+
+    Attributes:
+        label: Name of the class or attribute.
+        probability: In [0, 1].
+        logit: What the probability comes from.
+        experts: Those with the largest coefficients, in falling order.
+    """
+
+    label: str
+    probability: float
+    logit: float
+    experts: tuple[ExpertShare, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        image: Path, or a name.
+        labels: Likeliest first; of attributes those of at least the threshold, perhaps none.
+        likeliest: The first of all labels; None when the image could not be read.
+        error: Why the image could not be read, in a few words; empty when it was.
+    """
+
+    image: str
+    labels: tuple[LabelScore, ...]
+    likeliest: LabelScore | None = None
+    error: str = ""
+
+
+def note(model: ImageClassifier) -> str:
+    """What the experts of a model's predictions mean, in one sentence."""
+    layer = model.head.layer
+    if not isinstance(layer, MuMoE | SparseMoE):
+        return f"The head {model.spec} has no experts."
+    if model.head.classifier is not None:
+        return (
+            "The head is followed by a linear layer: experts have coefficients, but no share of a logit of their own."
+        )
+    return "An expert's contribution is its term of the logit; the terms of all experts add up to it."
+
+
+@torch.inference_mode()
+def explain(
+    model: ImageClassifier,
+    images: Tensor,
+    names: Sequence[str] | None = None,
+    *,
+    top: int = 3,
+    experts: int = 3,
+    threshold: float = 0.5,
+) -> list[Prediction]:
+    """Labels, probabilities and experts of preprocessed images.
+
+    Args:
+        model: The model.
+        images: From its transform.
+        names: What to call the images; their positions by default.
+        top: How many labels, when labels compete.
+        experts: How many experts of each label.
+        threshold: Least probability of an attribute, when there are several labels per image.
+
+    Shape:
+        images (B, 3, H, W); returns B predictions.
+
+    Raises:
+        UserError: If a number is out of range.
+    """
+    _check_numbers(top, experts, threshold)
+    called = [str(row) for row in range(len(images))] if names is None else list(names)
+    z = model.head.prepare(model.backbone(images))
+    logits = model.head.finish(model.head.layer(z))
+    probabilities = model.probabilities(logits)
+    coefficients = _coefficients(model.head, z)
+    found = []
+    for row, name in enumerate(called):
+        order = probabilities[row].argsort(descending=True, stable=True).tolist()
+        sure = [label for label in order if float(probabilities[row, label]) >= threshold]
+        chosen = sure if model.multi_label else order[:top]
+        shares = _shares(model.head, z[row], [a[row] for a in coefficients], [order[0], *chosen], experts)
+        scores = [
+            LabelScore(model.classes[label], float(probabilities[row, label]), float(logits[row, label]), share)
+            for label, share in zip([order[0], *chosen], shares, strict=True)
+        ]
+        found.append(Prediction(name, tuple(scores[1:]), scores[0]))
+    return found
+
+
+def _check_numbers(top: int, experts: int, threshold: float) -> None:
+    if top < 1:
+        raise UserError(f"predict: expected top >= 1, got {top}. Leave it out for 3.")
+    if experts < 0:
+        raise UserError(f"predict: expected experts >= 0, got {experts}. Leave it out for 3.")
+    if not 0 <= threshold <= 1:
+        raise UserError(f"predict: expected a threshold in 0..1, got {threshold}. Leave it out for 0.5.")
+
+
+def _coefficients(head: Head, z: Tensor) -> tuple[Tensor, ...]:
+    """(B, num_experts[e]) of every level, or nothing for a head without experts."""
+    return head.layer.coefficients(z) if isinstance(head.layer, MuMoE | SparseMoE) else ()
+
+
+def _shares(
+    head: Head, z: Tensor, levels: Sequence[Tensor], labels: Sequence[int], most: int
+) -> list[tuple[ExpertShare, ...]]:
+    """The experts of one image for each label; the same experts each time, with their shares of that label."""
+    chosen = _largest(levels, most)
+    if not chosen:
+        return [()] * len(labels)
+    terms = None if head.classifier is not None else _terms(head.layer, z, levels, [index for index, _ in chosen])
+    return [
+        tuple(
+            ExpertShare(index[0] if len(index) == 1 else index, a, None if terms is None else float(terms[row, label]))
+            for row, (index, a) in enumerate(chosen)
+        )
+        for label in labels
+    ]
+
+
+def _largest(levels: Sequence[Tensor], most: int) -> list[tuple[tuple[int, ...], float]]:
+    """The combinations of one expert per level with the largest products of coefficients, zeros left out.
+
+    A product of the largest needs only the `most` largest of each level, as no coefficient is negative.
+    """
+    if not levels or not most:
+        return []
+    firsts = [a.double().sort(descending=True, stable=True) for a in levels]
+    kept = [list(zip(a[:most].tolist(), n[:most].tolist(), strict=True)) for a, n in firsts]
+    found = [
+        (tuple(n for _, n in combination), math.prod(a for a, _ in combination))
+        for combination in itertools.product(*kept)
+    ]
+    found.sort(key=lambda item: (-item[1], item[0]))
+    return [(index, a) for index, a in found[:most] if a > 0]
+
+
+def _terms(layer: torch.nn.Module, z: Tensor, levels: Sequence[Tensor], indices: Sequence[tuple[int, ...]]) -> Tensor:
+    """(len(indices), out_features): each expert's a_n (W_n z + b_n), by the layer's own contraction."""
+    if isinstance(layer, SparseMoE):
+        rows = [_sparse_term(layer, z, levels[0], index[0]) for index in indices]
+        return torch.stack(rows)
+    assert isinstance(layer, MuMoE)
+    alone = []
+    for level, a in enumerate(levels):
+        chosen = torch.tensor([index[level] for index in indices], device=a.device)
+        alone.append(torch.zeros(len(indices), len(a), dtype=a.dtype, device=a.device))
+        alone[-1].scatter_(1, chosen[:, None], a[chosen][:, None])
+    return layer.contract(z.expand(len(indices), -1), alone)
+
+
+def _sparse_term(layer: SparseMoE, z: Tensor, a: Tensor, index: int) -> Tensor:
+    bias = layer.expert_bias(index)
+    term = layer.expert_weight(index) @ z
+    return a[index] * (term if bias is None else term + bias)
+
+
+# Files ----------------------------------------------------------------------------------------------------
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The files named, and all images inside the folders named, each folder in order of path.
+
+    Raises:
+        UserError: If nothing is named, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and file.is_file()
+        )
+        if not inside:
+            raise UserError(f"predict: expected images in the folder {str(path)!r}, got none. Check the path.")
+        found += inside
+    if not found:
+        raise UserError("predict: expected images or folders of images, got none. Name at least one.")
+    return found
+
+
+def predict_files(
+    model: ImageClassifier,
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    top: int = 3,
+    experts: int = 3,
+    threshold: float = 0.5,
+    batch_size: int = 16,
+) -> Iterator[Prediction]:
+    """Predictions of image files, in their order; one that cannot be read has `error` and no label.
+
+    Args:
+        model: The model.
+        paths: Image files, in any format of `mumoe.data.decode`.
+        top: As in `explain`.
+        experts: As in `explain`.
+        threshold: As in `explain`.
+        batch_size: Images that go through the model at a time.
+
+    Raises:
+        UserError: If a number is out of range.
+    """
+    _check_numbers(top, experts, threshold)
+    transform = model.transform
+    for start in range(0, len(paths), batch_size):
+        names = [os.fspath(path) for path in paths[start : start + batch_size]]
+        read = [_read(name, transform) for name in names]
+        whole = [(name, image) for name, image in zip(names, read, strict=True) if isinstance(image, Tensor)]
+        told: list[Prediction] = []
+        if whole:
+            batch = torch.stack([image for _, image in whole])
+            told = explain(model, batch, [n for n, _ in whole], top=top, experts=experts, threshold=threshold)
+        good = iter(told)
+        for name, image in zip(names, read, strict=True):
+            yield next(good) if isinstance(image, Tensor) else Prediction(name, (), error=image)
+
+
+def _read(name: str, transform: object) -> Tensor | str:
+    """A preprocessed image, or in a few words why there is none."""
+    from mumoe.data.decode import ImageError
+
+    assert callable(transform)
+    try:
+        tensor: Tensor = transform(read_image(name))
+    except ImageError as error:
+        return damage(error.__cause__) if isinstance(error.__cause__, Exception) else str(error)
+    return tensor

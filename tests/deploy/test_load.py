@@ -1,0 +1,58 @@
+"""`mumoe.load`: a model and its transform from a run, a saved folder, or a run on ready features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import mumoe
+from mumoe.deploy.load import load_classifier
+from mumoe.errors import UserError
+from mumoe.models.heads import Head
+from mumoe.training import TrainConfig, evaluate, load_head, train
+from training.made_up_training import CLASSES, made_up_image, make_data, make_features
+
+
+def test_a_run_gives_its_model_and_transform(run: Path) -> None:
+    model, transform = mumoe.load(run)
+    assert isinstance(model, mumoe.ImageClassifier)
+    assert model.classes == CLASSES
+    data = make_data(60)
+    rows = data.indices("test")
+    with torch.inference_mode():
+        logits = model(torch.stack([transform(made_up_image(row)) for row in rows]))
+    accuracy = float((logits.argmax(-1).numpy() == data.labels[rows]).mean())
+    assert accuracy == pytest.approx(evaluate(run, data=data, progress=False).accuracy)
+
+
+def test_a_saved_folder_loads_as_the_run_does(run: Path, tmp_path: Path) -> None:
+    mumoe.load(run)[0].save_pretrained(tmp_path / "saved")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(mumoe.load(tmp_path / "saved")[0](images), mumoe.load(run)[0](images))
+
+
+def test_ready_features_give_the_head_and_no_transform(features_run: Path) -> None:
+    head, transform = mumoe.load(features_run)
+    assert isinstance(head, Head)
+    assert transform is None
+    features = torch.from_numpy(make_features(make_data(60)))
+    with torch.inference_mode():
+        assert torch.equal(head(features), load_head(features_run)[0](features))
+    with pytest.raises(UserError, match="got one trained on ready features"):
+        load_classifier(features_run)
+
+
+def test_a_job_of_several_runs_asks_for_one(tmp_path: Path) -> None:
+    data = make_data(60)
+    config = TrainConfig(data="made-up", head="linear", epochs=1, batch_size=16, seeds=2, out=str(tmp_path / "job"))
+    train(config, data=data, features=make_features(data), progress=False)
+    with pytest.raises(UserError, match=r"holds 2 \(seed-0, seed-1\)\. Give e\.g\. .*job/seed-0"):
+        mumoe.load(tmp_path / "job")
+
+
+def test_no_such_run(run: Path) -> None:
+    with pytest.raises(UserError, match=r"Did you mean '.*/finetuned'\?"):
+        mumoe.load(run.parent / "finetund")
