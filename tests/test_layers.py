@@ -68,13 +68,16 @@ def test_permuting_the_coefficients_changes_the_output(kind):
 
 @every_kind
 @every_depth
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("leading", [(), (64,), (8, 8), (4, 4, 4)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_lower_precision(kind, depth, dtype, tolerance):
-    layer = make(kind, depth, dtype=torch.float32)
-    x = torch.randn(64, 7)
+def test_lower_precision(kind, depth, bias, leading, dtype, tolerance):
+    layer = make(kind, depth, bias=bias, dtype=torch.float32)
+    x = torch.randn(*leading, 7)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         y, a = layer(x, return_coefficients=True)
-    expected = mix(weight_by_formula(layer), x, list(a))
+    rows = [level.reshape(-1, level.shape[-1]) for level in a]
+    expected = mix(weight_by_formula(layer), x.reshape(-1, 7), rows).reshape(*leading, 6)
     assert (y.double() - expected).norm() / expected.norm() < tolerance
     assert y.dtype == dtype
     for level in a:
