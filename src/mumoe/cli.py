@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mumoe.errors import JobError, UserError, unknown_name
+from mumoe.errors import JobError, UserError, nearest, unknown_name
 
 __all__ = ["VERBS", "main"]
 
@@ -143,6 +143,9 @@ def _flatten(box: str) -> str:
         if not line.startswith("(default"):
             said.append(line)
     text = re.sub(r"\s+", " ", " ".join(said)).strip()
+    if choice := re.search(r"invalid choice '(.*?)'.*one of \((.*?)\)", text):
+        close = nearest(choice[1], re.findall(r"'([^']*)'", choice[2]))
+        text += f" Did you mean {close!r}?" if close else ""
     return text if text.endswith((".", "?")) else text + "."
 
 

@@ -25,6 +25,7 @@ LOADERS = (folder, hub, official, packed, table)
 def load_emoji(request: Request, **options: Any) -> ImageData:
     """The embedded set; see `mumoe.data.emoji.load_emoji` for its options."""
     loader: Loader = importlib.import_module("mumoe.data.emoji").load_emoji
+    _check_options("emoji", loader, options)
     return loader(
         cache_dir=request.cache_dir,
         split_seed=request.split_seed,
