@@ -60,13 +60,13 @@ def test_it_goes_on_where_it_stopped_and_trains_no_finished_cell_again(tmp_path,
 
 
 def test_a_cell_stopped_in_training_goes_on(tmp_path, monkeypatch):
-    from mumoe.analysis import study
+    from mumoe.analysis import studies
 
     def fails(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(study, "study", fails)
+        patched.setattr(studies, "study", fails)
         with pytest.raises(KeyboardInterrupt):
             do(tmp_path / "s", limit=1)
     cell = next((tmp_path / "s" / "cells").iterdir())
