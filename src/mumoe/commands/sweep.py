@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,10 +132,10 @@ def sweep(options: Options, **given: Any) -> list[Point]:
             _do(cell, base, out, options, shared, given)
             trained += 1
             progress.advance(note=cell.name)
-    points = [_point(out, cell) for cell in _finished(out)]
-    if points:
-        _draw(points, out, base, options)
-    return points
+    done = {cell: _point(out, cell) for cell in _finished(out)}
+    if done:
+        _draw(done, out, base, options)
+    return list(done.values())
 
 
 def _base(options: Options) -> TrainConfig:
@@ -227,21 +228,21 @@ def _point(out: Path, cell: Cell) -> Point:
     )
 
 
-def _draw(points: Sequence[Point], out: Path, base: TrainConfig, options: Options) -> None:
-    """Figure 3 over the heads, Figure 9 over the gates of the first head."""
-    any_cell = read_json(next((out / "cells").glob("*/cell.json")), "mumoe sweep")
-    classes = any_cell["study"]["classes"]
+def _draw(done: Mapping[Cell, Point], out: Path, base: TrainConfig, options: Options) -> None:
+    """Figure 3 over the heads with one gate, Figure 9 over the gates of one head; controls in both."""
+    record = read_json(_result(out, next(iter(done))), "mumoe sweep")
     note = f"{base.data}, {options.split} split; means over seeds, bars one standard deviation"
-    first_gate = options.gates[0]
-    series = {Cell(head, 1, first_gate, 0).series for head in options.heads}
-    heads = [point for point in points if point.series in series or point.control]
-    figure = trend_figure(heads, title="Figure 3: specialization by number of experts", note=note, classes=classes)
-    save_figure(figure, out / "figure-3", heads)
-    series = {Cell(options.heads[0], 1, gate, 0).series for gate in options.gates}
-    gates = [point for point in points if point.series in series]
-    figure = trend_figure(gates, title="Figure 9: gates compared", note=note, classes=classes)
-    save_figure(figure, out / "figure-9", gates)
-    write_json(out / "points.json", points)
+    gates = Counter(cell.gate for cell in done if not done[cell].control)
+    gate = "entmax15" if "entmax15" in gates else next(iter(gates), None)
+    heads = {head: len({cell.gate for cell in done if cell.head == head}) for head in sorted({c.head for c in done})}
+    head = max(heads, key=lambda name: heads[name])
+    third = [point for cell, point in done.items() if point.control or cell.gate == gate]
+    ninth = [point for cell, point in done.items() if cell.head == head]
+    for number, title, points in ((3, "specialization by number of experts", third), (9, "gates compared", ninth)):
+        ordered = sorted(points, key=lambda point: point.control)
+        figure = trend_figure(ordered, title=f"Figure {number}: {title}", note=note, classes=record["study"]["classes"])
+        save_figure(figure, out / f"figure-{number}", ordered)
+    write_json(out / "points.json", list(done.values()))
 
 
 def _table(points: Sequence[Point]) -> list[str]:
