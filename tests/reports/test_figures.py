@@ -79,7 +79,7 @@ def test_bars_are_the_losses_of_the_first_strong_experts(tmp_path):
     bars = [patch.get_width() for patch in figure.axes[0].patches]
     assert bars == pytest.approx([0.9, -0.3])
     text, _ = saved(figure, tmp_path, [row])
-    for said in ("expert 2", "expert 5", "cat", "dog", "(2 such experts)", "e4: no expert costs a class 50%"):
+    for said in ("expert 2", "expert 5", "cat", "dog", "(2 strong experts)", "e4: no expert costs a class 50%"):
         assert said in text
     assert "expert 0" not in text
 

@@ -234,7 +234,7 @@ def effects_figure(
             said.set_in_layout(False)
             continue
         heading = panels[0].annotate(
-            f"{row.name}   ({len(strong_effects(row, least))} such experts)",
+            f"{row.name}   ({len(strong_effects(row, least))} strong experts)",
             (0, 1), (0, 19), xycoords="axes fraction", textcoords="offset points",
             fontsize=10, color=COLOURS[position % len(COLOURS)], fontweight="bold", annotation_clip=False,
         )  # fmt: skip
