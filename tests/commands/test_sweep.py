@@ -59,7 +59,7 @@ def test_it_goes_on_where_it_stopped_and_trains_no_finished_cell_again(done):
     assert len(points) == 4
     assert len(trained) == len(set(trained)) == 4
     assert do(folder) == points
-    for name in ("figure-3", "figure-9"):
+    for name in ("figure-3", "figure-6", "figure-9"):
         assert {path.suffix for path in folder.glob(f"{name}.*")} == {".png", ".svg", ".json"}
     assert {point.control for point in points} == {True, False}
     assert module._table(points)[1].startswith("CP, entmax15")

@@ -78,6 +78,9 @@ def test_bars_are_the_losses_of_the_first_strong_experts(tmp_path):
     figure = effects_figure([row, EffectRow("e4", ())], ["cat", "dog"], title="Figure 6")
     bars = [patch.get_width() for patch in figure.axes[0].patches]
     assert bars == pytest.approx([0.9, -0.3])
+    low, high = figure.axes[0].get_xlim()
+    assert low < -0.3
+    assert high == 1
     text, _ = saved(figure, tmp_path, [row])
     for said in ("expert 2", "expert 5", "cat", "dog", "(2 strong experts)", "e4: no expert costs a class 50%"):
         assert said in text

@@ -1,4 +1,4 @@
-"""`mumoe sweep`: train and analyze a grid of heads, and draw Figures 3 and 9.
+"""`mumoe sweep`: train and analyze a grid of heads, and draw Figures 3, 6 and 9.
 
 A cell is one head, gate and seed. Its run goes to OUT/cells/..; a cell that is finished is never trained again,
 and one that was stopped goes on from its checkpoint. The cells differ in nothing but head, gate and seed. The
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mumoe.analysis.files import read_json, write_json
+from mumoe.analysis.results import Effect
 from mumoe.errors import UserError
 from mumoe.progress import Progress
-from mumoe.reports.figures import Point, save_figure, trend_figure
+from mumoe.reports.figures import EffectRow, Point, effects_figure, save_figure, trend_figure
 from mumoe.training.config import TrainConfig, read_config
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def _point(out: Path, cell: Cell) -> Point:
 
 
 def _draw(done: Mapping[Cell, Point], out: Path, base: TrainConfig, options: Options) -> None:
-    """Figure 3 over the heads with one gate, Figure 9 over the gates of one head; controls in both."""
+    """Figure 3 over the heads with one gate, Figure 9 over the gates of one head, controls in both; Figure 6."""
     record = read_json(_result(out, next(iter(done))), "mumoe sweep")
     note = f"{base.data}, {options.split} split; means over seeds, bars one standard deviation"
     gates = Counter(cell.gate for cell in done if not done[cell].control)
@@ -242,7 +243,24 @@ def _draw(done: Mapping[Cell, Point], out: Path, base: TrainConfig, options: Opt
         ordered = sorted(points, key=lambda point: point.control)
         figure = trend_figure(ordered, title=f"Figure {number}: {title}", note=note, classes=record["study"]["classes"])
         save_figure(figure, out / f"figure-{number}", ordered)
+    shown = [
+        cell for cell in done if cell.head == head and cell.gate == gate and cell.seed == min(c.seed for c in done)
+    ]
+    if shown:
+        _draw_effects(shown, out, f"Figure 6 on {base.data} ({options.split} split): final layer")
     write_json(out / "points.json", list(done.values()))
+
+
+def _draw_effects(shown: Sequence[Cell], out: Path, title: str) -> None:
+    """The classes that single experts answer for, one row for each number of experts."""
+    rows = []
+    for cell in shown:
+        found = read_json(_result(out, cell), "mumoe sweep")["effects"]
+        effects = [{**effect, "losses": tuple(map(tuple, effect["losses"]))} for effect in found]
+        rows.append(EffectRow(cell.spec, tuple(Effect(**effect) for effect in effects)))
+    classes = read_json(out / "cells" / shown[0].name / "run.json", "mumoe sweep")["classes"]
+    figure = effects_figure(rows, classes, title=title)
+    save_figure(figure, out / "figure-6", {"classes": classes, "rows": rows})
 
 
 def _table(points: Sequence[Point]) -> list[str]:

@@ -221,6 +221,9 @@ def effects_figure(
     figure = _figure(3.1 * columns, sum(heights) + 0.9)
     figure.set_layout_engine("constrained", h_pad=0.13)
     grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, height_ratios=heights)
+    drawn = [effect for row in rows for effect in strong_effects(row, least)[:columns]]
+    gain = min((d for effect in drawn for _, d in _largest(effect, bars)), default=0.0)
+    grid[0, 0].set_xlim(max(-1.0, min(0.0, 1.05 * gain)), 1.0)
     for position, (row, panels) in enumerate(zip(rows, grid, strict=True)):
         chosen = strong_effects(row, least)[:columns]
         for column, panel in enumerate(panels):
@@ -249,13 +252,17 @@ def strong_effects(row: EffectRow, least: float) -> tuple[Effect, ...]:
     return tuple(effect for effect in row.effects if effect.top_loss >= least)
 
 
+def _largest(effect: Effect, bars: int) -> list[tuple[int, float]]:
+    """The classes that change most, the largest loss first."""
+    chosen = sorted(effect.losses, key=lambda loss: -abs(loss[1]))[:bars]
+    return sorted(chosen, key=lambda loss: -loss[1])
+
+
 def _bars(panel: Axes, effect: Effect, classes: Sequence[str], bars: int, colour: str) -> None:
-    shown = sorted(effect.losses, key=lambda loss: -abs(loss[1]))[:bars]
-    shown = sorted(shown, key=lambda loss: -loss[1])
+    shown = _largest(effect, bars)
     panel.barh(range(len(shown)), [d for _, d in shown], color=colour, height=0.72)
     panel.set_yticks(range(len(shown)), [_short(classes[c]) for c, _ in shown], fontsize=8)
     panel.set_ylim(bars - 0.4, -0.6)
-    panel.set_xlim(min(0.0, *(d for _, d in shown)) * 1.05, 1.0)
     panel.spines[["top", "right"]].set_visible(False)
     panel.axvline(0, color=PALE, linewidth=0.8)
     panel.tick_params(axis="x", labelsize=8, colors=PALE, labelbottom=True)
