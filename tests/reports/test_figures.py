@@ -66,6 +66,12 @@ def test_trend_shows_series_controls_classes_and_counts(tmp_path):
     assert numbers[-1]["control"] is True
 
 
+def test_a_model_without_any_strong_expert_is_drawn(tmp_path):
+    points = [point("CP", n, 0, None, strong=0) for n in (8, 32)]
+    text, _ = saved(trend_figure(points, title="nothing found"), tmp_path, points)
+    assert "nothing found" in text
+
+
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     points = [point("CP", 8, 0, 1.0)]
     texts = [saved(trend_figure(points, title="t"), tmp_path / str(i), points)[0] for i in range(2)]

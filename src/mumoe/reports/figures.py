@@ -185,7 +185,8 @@ def _expert_axis(panel: Axes, points: Sequence[Point], classes: int | None) -> N
     panel.set_xscale("log", base=2)
     panel.set_xticks(experts, [f"{n:,}" for n in experts])
     panel.minorticks_off()
-    panel.set_ylim(0, panel.dataLim.y1 * 1.08 or 1.0)
+    highest = float(panel.dataLim.y1)
+    panel.set_ylim(0, 1.08 * highest if np.isfinite(highest) and highest > 0 else 1.0)
     panel.set_xlabel("experts", fontsize=9, color=PALE)
     if classes is not None and experts[0] <= classes <= experts[-1]:
         panel.axvline(classes, color=PALE, linewidth=0.9, linestyle=":")
