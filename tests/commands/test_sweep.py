@@ -20,7 +20,7 @@ SET = ("data=made-up", "epochs=2", "batch_size=30", "lr=0.02")
 
 
 def options(folder, **changes):
-    small = {"heads": ("CPMuMoE-r4",), "experts": (4, 8), "gates": ("entmax15", "entmax15-frozen"), "seeds": 2}
+    small = {"heads": ("CPMuMoE-r4",), "experts": (4,), "gates": ("entmax15", "entmax15-frozen"), "seeds": 2}
     return Options(out=str(folder), set=SET, quiet=True, **{**small, **changes})
 
 
@@ -29,8 +29,23 @@ def do(folder, **changes):
     return sweep(options(folder, **changes), data=data, features=make_features(data))
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A sweep of four cells, stopped after one, then called again: its folder, points, and what was trained."""
+    import mumoe.training
+
+    folder, trained = tmp_path_factory.mktemp("sweeps") / "s", []
+    train = mumoe.training.train
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            mumoe.training, "train", lambda config, **given: trained.append(config.out) or train(config, **given)
+        )
+        first = do(folder, limit=1)
+        return folder, first, do(folder), trained
+
+
 def test_the_grid_goes_seed_after_seed():
-    grid = cells(options("x"))
+    grid = cells(options("x", experts=(4, 8)))
     assert len(grid) == 8
     assert [cell.seed for cell in grid] == [0] * 4 + [1] * 4
     assert grid[0] == Cell("CPMuMoE-r4", 4, "entmax15", 0)
@@ -38,35 +53,26 @@ def test_the_grid_goes_seed_after_seed():
     assert "control" in Cell("CPMuMoE-r4", 4, "entmax15-frozen", 0).series
 
 
-def test_it_goes_on_where_it_stopped_and_trains_no_finished_cell_again(tmp_path, monkeypatch):
-    import mumoe.training
-
-    trained = []
-    train = mumoe.training.train
-    monkeypatch.setattr(
-        mumoe.training, "train", lambda config, **given: trained.append(config.out) or train(config, **given)
-    )
-    assert len(do(tmp_path / "s", limit=3)) == 3
-    assert len(trained) == 3
-    points = do(tmp_path / "s")
-    assert len(points) == 8
-    assert len(trained) == len(set(trained)) == 8
-    assert do(tmp_path / "s") == points
-    assert len(trained) == 8
-    for name in ("figure-3", "figure-9"):
-        assert {path.suffix for path in (tmp_path / "s").glob(f"{name}.*")} == {".png", ".svg", ".json"}
+def test_it_goes_on_where_it_stopped_and_trains_no_finished_cell_again(done):
+    folder, first, points, trained = done
+    assert len(first) == 1
+    assert len(points) == 4
+    assert len(trained) == len(set(trained)) == 4
+    assert do(folder) == points
+    for name in ("figure-3", "figure-6", "figure-9"):
+        assert {path.suffix for path in folder.glob(f"{name}.*")} == {".png", ".svg", ".json"}
     assert {point.control for point in points} == {True, False}
     assert module._table(points)[1].startswith("CP, entmax15")
 
 
-def test_a_cell_stopped_in_training_goes_on(tmp_path, monkeypatch):
-    from mumoe.analysis import study
+def test_a_cell_stopped_before_its_analysis_is_not_trained_again(tmp_path, monkeypatch):
+    from mumoe.analysis import studies
 
     def fails(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(study, "study", fails)
+        patched.setattr(studies, "study", fails)
         with pytest.raises(KeyboardInterrupt):
             do(tmp_path / "s", limit=1)
     cell = next((tmp_path / "s" / "cells").iterdir())
@@ -75,23 +81,20 @@ def test_a_cell_stopped_in_training_goes_on(tmp_path, monkeypatch):
     assert (cell / "run.json").read_text() == before
 
 
-def test_seeds_differ_and_a_frozen_gate_stays_as_drawn(tmp_path):
+def test_seeds_differ_and_a_frozen_gate_stays_as_drawn(done):
     from mumoe.training import load_head
-
-    do(tmp_path / "s", experts=(4,))
-
-    def weights(gate, seed):
-        layer = load_head(tmp_path / "s" / "cells" / f"CPMuMoE-r4-e4-{gate}-seed{seed}")[0].layer
-        return layer.gate.weights[0]
-
     from mumoe.training.inputs import Inputs, make_network
 
+    def weights(gate, seed):
+        head, _, _ = load_head(done[0] / "cells" / f"CPMuMoE-r4-e4-{gate}-seed{seed}")
+        return head.layer.gate.weights[0]
+
     data = make_data()
-    assert not torch.equal(weights("entmax15", 0), weights("entmax15", 1))
     config = module._base(options("x")).replace(head="CPMuMoE-r4-e4", gate="entmax15-frozen")
     drawn = make_network(config, Inputs(data, None, make_features(data), 10)).head.layer.gate.weights[0]
     assert torch.equal(weights("entmax15-frozen", 0), drawn)
     assert not torch.equal(weights("entmax15", 0), drawn)
+    assert not torch.equal(weights("entmax15", 0), weights("entmax15", 1))
 
 
 def test_frozen_gates_answer_like_their_originals():
@@ -102,24 +105,18 @@ def test_frozen_gates_answer_like_their_originals():
         assert not frozen.requires_grad
 
 
-def test_the_record_of_a_cell_holds_what_the_figures_need(tmp_path):
-    do(tmp_path / "s", limit=1)
-    (path,) = (tmp_path / "s" / "cells").glob("*/cell.json")
+def test_the_record_of_a_cell_holds_what_the_figures_need(done):
+    path = next((done[0] / "cells").glob("*/cell.json"))
     record = json.loads(path.read_text())
     assert record["study"]["units"] == 4
     assert set(record["accuracy"]) == {"val", "test"}
     assert record["load_control"]["units"] == 4
 
 
-def test_other_settings_in_the_same_folder_are_refused(tmp_path):
-    do(tmp_path / "s", limit=1)
+def test_other_settings_in_the_same_folder_are_refused(done):
     data = make_data()
     with pytest.raises(UserError, match=r"expected the settings that .* was started with \(lr=0\.02\), got lr=0\.5"):
-        sweep(
-            Options(out=str(tmp_path / "s"), set=(*SET[:3], "lr=0.5"), quiet=True),
-            data=data,
-            features=make_features(data),
-        )
+        sweep(Options(out=str(done[0]), set=(*SET[:3], "lr=0.5"), quiet=True), data=data, features=make_features(data))
 
 
 @pytest.mark.parametrize(

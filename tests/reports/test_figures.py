@@ -66,6 +66,12 @@ def test_trend_shows_series_controls_classes_and_counts(tmp_path):
     assert numbers[-1]["control"] is True
 
 
+def test_a_model_without_any_strong_expert_is_drawn(tmp_path):
+    points = [point("CP", n, 0, None, strong=0) for n in (8, 32)]
+    text, _ = saved(trend_figure(points, title="nothing found"), tmp_path, points)
+    assert "nothing found" in text
+
+
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     points = [point("CP", 8, 0, 1.0)]
     texts = [saved(trend_figure(points, title="t"), tmp_path / str(i), points)[0] for i in range(2)]
@@ -78,8 +84,11 @@ def test_bars_are_the_losses_of_the_first_strong_experts(tmp_path):
     figure = effects_figure([row, EffectRow("e4", ())], ["cat", "dog"], title="Figure 6")
     bars = [patch.get_width() for patch in figure.axes[0].patches]
     assert bars == pytest.approx([0.9, -0.3])
+    low, high = figure.axes[0].get_xlim()
+    assert low < -0.3
+    assert high == 1
     text, _ = saved(figure, tmp_path, [row])
-    for said in ("expert 2", "expert 5", "cat", "dog", "(2 such experts)", "e4: no expert costs a class 50%"):
+    for said in ("expert 2", "expert 5", "cat", "dog", "(2 strong experts)", "e4: no expert costs a class 50%"):
         assert said in text
     assert "expert 0" not in text
 

@@ -284,7 +284,12 @@ def _sheet(
     for row, expert in enumerate(shown):
         y = top + row * (size + BAND + 2 * GAP)
         pen.text((MARGIN, y + size // 2 - 14), f"expert {expert.expert}", fill=INK, font=_font(14))
-        pen.text((MARGIN, y + size // 2 + 6), f"{expert.processed} images", fill=PALE, font=_font(11))
+        pen.text(
+            (MARGIN, y + size // 2 + 6),
+            f"{expert.processed} image{'' if expert.processed == 1 else 's'}",
+            fill=PALE,
+            font=_font(11),
+        )
         for (left, _), items in zip(_columns(half, columns), (expert.random, expert.top), strict=True):
             for column, item in enumerate(items):
                 _tile(sheet, pen, (left + column * (size + GAP), y), item, opened[item.image], size)

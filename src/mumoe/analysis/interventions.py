@@ -7,39 +7,51 @@ zero. `intervene` gives the same counts of right answers for every class and exp
 2. Most of these cannot change enough. With v the part of the latent that leaves (see `contributions`), logit c
    moves against logit j by at most ||v|| ||O_c - O_j||, so an answer stands while that is below the gap of the
    two logits. Each row has one number, the largest ||v|| that provably changes nothing; pairs below it are done.
-3. The rest is computed. Where the decision then hangs on less than rounding error could move, the plain method
-   is asked about that batch and expert, so that even ties fall as they would there.
+3. The rest is computed: with many classes first against the closest rivals of the label alone. A rival that
+   wins decides, and so does the label if it beats them all and the bound of 2 covers the other classes.
+4. Where a decision hangs on less than rounding error could move, the plain method is asked about that batch and
+   expert, so that even ties fall as they would there.
 
-For a layer that is not the last one, the affected rows alone are run again from that layer on.
+For a layer that is not the last one, the affected rows alone are run again from that layer on (`inside`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mumoe.analysis.capture import Gated, evaluating, find_layer, watching_coefficients
+from mumoe.analysis.capturing import evaluating
 from mumoe.analysis.contributions import Mode, Opened, Parts, parts_of
 from mumoe.analysis.measures import Answers, Changes, counts_after, shuffle_units, specialization
 from mumoe.analysis.results import Specialization
 from mumoe.errors import UserError
-from mumoe.layers import MuMoE
 
-__all__ = ["Interventions", "intervene", "intervene_inside", "intervene_plainly"]
+__all__ = [
+    "ROUNDING",
+    "Batches",
+    "Interventions",
+    "Record",
+    "Rest",
+    "check_labels",
+    "intervene",
+    "intervene_plainly",
+    "is_right",
+    "margin",
+]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Rest = Callable[[Tensor], Tensor]
 
-ROUNDING = 32.0
+ROUNDING = 16.0
 """Decisions closer than this many float epsilons of the terms' size are taken by the plain method."""
+
+RIVALS, MANY_CLASSES = 4, 256
+"""From how many classes on the closest rivals are tried first, and how many of them."""
 
 BLOCK = 4_000_000
 """Numbers held at once while pairs are computed."""
@@ -78,7 +90,7 @@ class Interventions:
 
 
 @dataclass
-class _Record:
+class Record:
     """Answers and changes as they are found, batch by batch."""
 
     num_units: int
@@ -122,12 +134,12 @@ class _Record:
         return Interventions(answers, changes, self.load.astype(np.int64), self.silent, self.rechecked)
 
 
-def _is_right(logits: Tensor, labels: Tensor) -> Tensor:
+def is_right(logits: Tensor, labels: Tensor) -> Tensor:
     """(rows,) for classes, the first of equal logits winning; (rows, targets) for 0/1 targets, above 0 is 1."""
     return logits.argmax(1) == labels if labels.ndim == 1 else (logits > 0) == (labels > 0)
 
 
-def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """(rows,) how far the closest decision about right or wrong is from falling the other way."""
     if labels.ndim == 2:
         return logits.abs().amin(1)
@@ -136,7 +148,7 @@ def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     return (own[:, 0] - others).abs()
 
 
-def _check_labels(labels: Tensor, logits: Tensor, who: str) -> None:
+def check_labels(labels: Tensor, logits: Tensor, who: str) -> None:
     classes = logits.shape[-1]
     if labels.ndim == 2 and labels.shape[1] != classes:
         raise UserError(
@@ -164,7 +176,7 @@ def intervene(
     """Ablate every unit of a layer in isolation, in one pass over the data.
 
     The layer is not in a network here: the batches hold its own inputs (cached features, or what
-    `intervene_inside` captures). The result equals `intervene_plainly` on the same batches.
+    `inside.intervene_inside` captures). The result equals `intervene_plainly` on the same batches.
 
     Args:
         layer: A MuMoE, SparseMoE or HighRankLinear layer.
@@ -182,12 +194,12 @@ def intervene(
     """
     with evaluating(layer):
         parts = parts_of(layer, level=level, mode=mode, seed=seed)
-        record = _Record(parts.num_units)
+        record = Record(parts.num_units)
         distances, norms = parts.distances(), parts.norms()
         for x, labels in batches:
             opened = parts.open(x, record.images)
             logits = opened.logits if rest is None else rest(opened.logits)
-            _check_labels(labels, logits, "intervene")
+            check_labels(labels, logits, "intervene")
             step = _Step(parts, opened, logits, labels, x, rest, record)
             step.run(distances.to(logits), norms.to(logits))
         return record.result("intervene")
@@ -203,13 +215,13 @@ class _Step:
     labels: Tensor
     x: Tensor
     rest: Rest | None
-    record: _Record
+    record: Record
 
     def run(self, distances: Tensor, norms: Tensor) -> None:
         self.tolerance = self._tolerance()
-        right = _is_right(self.logits, self.labels)
-        if bool((_margin(self.logits, self.labels) <= self.tolerance).any()):
-            right = _is_right(self._plain(None), self.labels)
+        right = is_right(self.logits, self.labels)
+        if bool((margin(self.logits, self.labels) <= self.tolerance).any()):
+            right = is_right(self._plain(None), self.labels)
         self.right = right
         self.first = self.record.batch(self.labels, right, self.logits.shape[1])
         self.record.loaded(self.opened.unit)
@@ -225,7 +237,7 @@ class _Step:
     def _tolerance(self) -> Tensor:
         """(rows,) what rounding could do to a difference of two logits."""
         scale = self.opened.scale if self.rest is None else self.logits.abs().amax(1)
-        bits = ROUNDING if self.rest is None else 16 * ROUNDING
+        bits = ROUNDING if self.rest is None else 32 * ROUNDING
         return scale * (bits * torch.finfo(self.logits.dtype).eps)
 
     def _plain(self, unit: int | None) -> Tensor:
@@ -239,11 +251,45 @@ class _Step:
         if self.rest is not None:
             return pairs
         limit = self._limits(distances, norms)
-        kept = [
-            block[~(self.opened.reach(block) < limit[self.opened.row[block]])]
-            for block in pairs.split(max(1, BLOCK // self.parts.width))
-        ]
+        self._find_rivals(distances)
+        kept = []
+        for block in pairs.split(max(1, BLOCK // self.parts.width)):
+            reach, row = self.opened.reach(block), self.opened.row[block]
+            chosen = ~(reach < limit[row])
+            kept.append(self._try_rivals(block[chosen], reach[chosen]))
         return torch.cat(kept) if kept else pairs
+
+    def _find_rivals(self, distances: Tensor) -> None:
+        """The label's closest rivals of each row, and the reach below which no other class can win."""
+        self.rivals: Tensor | None = None
+        matrix = self.parts.output()
+        if matrix is None or self.labels.ndim == 2 or self.logits.shape[1] < MANY_CLASSES:
+            return
+        label = self.labels[:, None]
+        own = self.logits.gather(1, label)
+        self.rivals = self.logits.scatter(1, label, -torch.inf).topk(RIVALS, dim=1).indices
+        far = distances[self.labels].clamp(min=torch.finfo(self.logits.dtype).tiny)
+        ahead = (own - self.logits - self.tolerance[:, None]) / far
+        ahead.scatter_(1, label, torch.inf).scatter_(1, self.rivals, torch.inf)
+        self.beyond = ahead.amin(1).nan_to_num(0.0, posinf=torch.inf) * (1 - 1e-3)
+        self.lead = own - self.logits.gather(1, self.rivals)
+        self.towards = matrix[self.labels][:, None] - matrix[self.rivals]
+
+    def _try_rivals(self, pairs: Tensor, reach: Tensor) -> Tensor:
+        """Settle what the rivals alone decide; returns the pairs that are left."""
+        if self.rivals is None:
+            return pairs
+        left = []
+        size = max(1, BLOCK // (RIVALS * self.parts.width))
+        for part, far in zip(pairs.split(size), reach.split(size), strict=True):
+            row = self.opened.row[part]
+            moved = torch.bmm(self.towards[row], self.opened.vectors(part).unsqueeze(2)).squeeze(2)
+            closest = (self.lead[row] - moved).amin(1)
+            loses = closest < -self.tolerance[row]
+            wins = (closest > self.tolerance[row]) & (far < self.beyond[row])
+            self.outcome += [(part[loses], torch.zeros_like(loses[loses])), (part[wins], wins[wins])]
+            left.append(part[~(loses | wins)])
+        return torch.cat(left) if left else pairs
 
     def _limits(self, distances: Tensor, norms: Tensor) -> Tensor:
         """(rows,) reach below which no answer of the row can change."""
@@ -264,8 +310,8 @@ class _Step:
         y = self.opened.logits[row] - self.parts.project(self.opened.vectors(pairs))
         after = y if self.rest is None else self.rest(y)
         labels = self.labels[row]
-        self.outcome.append((pairs, _is_right(after, labels)))
-        self.doubtful.append(pairs[_margin(after, labels) <= self.tolerance[row]])
+        self.outcome.append((pairs, is_right(after, labels)))
+        self.doubtful.append(pairs[margin(after, labels) <= self.tolerance[row]])
 
     def _silent(self) -> None:
         """Where nothing contributes any more the layer's output is exactly zero."""
@@ -276,9 +322,9 @@ class _Step:
         nothing = torch.zeros_like(self.opened.logits[:1])
         logits = (nothing if self.rest is None else self.rest(nothing)).expand(len(pairs), -1)
         labels = self.labels[self.opened.row[pairs]]
-        self.outcome.append((pairs, _is_right(logits, labels)))
+        self.outcome.append((pairs, is_right(logits, labels)))
         if self.rest is not None:
-            near = _margin(logits, labels) <= self.tolerance[self.opened.row[pairs]]
+            near = margin(logits, labels) <= self.tolerance[self.opened.row[pairs]]
             self.doubtful.append(pairs[near])
 
     def _settle(self) -> None:
@@ -292,7 +338,7 @@ class _Step:
             self.record.changed(self.first, row[sure], unit[sure], self.labels, before, after[sure])
         rows = torch.arange(len(self.labels), device=self.labels.device)
         for unit in units.tolist():
-            after = _is_right(self._plain(unit), self.labels)
+            after = is_right(self._plain(unit), self.labels)
             whose = torch.full_like(rows, unit)
             self.record.changed(self.first, rows, whose, self.labels, self.right, after)
 
@@ -315,223 +361,19 @@ def intervene_plainly(
     """
     with evaluating(layer):
         parts = parts_of(layer, level=level, mode=mode, seed=seed)
-        record = _Record(parts.num_units)
+        record = Record(parts.num_units)
         for x, labels in batches:
             opened = parts.open(x, record.images)
             logits = parts.plain(x, None, record.images)
             logits = logits if rest is None else rest(logits)
-            _check_labels(labels, logits, "intervene_plainly")
-            right = _is_right(logits, labels)
+            check_labels(labels, logits, "intervene_plainly")
+            right = is_right(logits, labels)
             first = record.batch(labels, right, logits.shape[1])
             record.loaded(opened.unit)
             record.silent += int(opened.silent.sum())
             rows = torch.arange(len(labels), device=labels.device)
             for unit in range(parts.num_units):
                 y = parts.plain(x, unit, first)
-                after = _is_right(y if rest is None else rest(y), labels)
+                after = is_right(y if rest is None else rest(y), labels)
                 record.changed(first, rows, torch.full_like(rows, unit), labels, right, after)
         return record.result("intervene_plainly")
-
-
-# A layer inside any network
-
-
-def intervene_inside(
-    model: nn.Module,
-    batches: Batches,
-    *,
-    layer: str | None = None,
-    level: int | None = None,
-    mode: Mode = "zero",
-    rest: Rest | None = None,
-    block: int = 256,
-    plainly: bool = False,
-) -> Interventions:
-    """Ablate every expert of one layer of a network: final, penultimate, or inside a block with tokens.
-
-    A final layer is recognized (its output is the model's) and handed to `intervene`. Of any other layer only
-    the affected images are run again for each expert, many experts at a time: from that layer on if `rest` is given,
-    else from the start.
-
-    Args:
-        model: Any model with MuMoE layers or blocks in it.
-        batches: (inputs of the model, labels).
-        layer: Name of the layer; None takes the only one.
-        level: As in `intervene`; of a block or a layer over tokens only single levels can be ablated.
-        mode: ``zero`` or ``mean``; a final layer also ``resampled``.
-        rest: The network after the layer: from its output to the logits, for any number of rows.
-        block: Images run again at a time.
-        plainly: Evaluate once per expert instead, the oracle.
-
-    Raises:
-        UserError: If there is no such layer, level or mode, or no image.
-    """
-    name, part = find_layer(model, layer, "intervene_inside")
-    with evaluating(model):
-        stream = _look(model, part, batches)
-        seen = next(stream, None)
-        if seen is None:
-            raise UserError("intervene_inside: expected at least one image, got none. Choose a split with images.")
-        whole = itertools.chain([seen], stream)
-        if isinstance(part, MuMoE) and seen.x.ndim == 2 and (seen.final or rest is not None):
-            method = intervene_plainly if plainly else intervene
-            inner = ((each.x, each.labels) for each in whole)
-            return method(part, inner, level=level, mode=mode, rest=None if seen.final else rest)
-        again = _Again(model, part, _one_level(part, name, level, mode), mode, rest)
-        record = _Record(again.num_units)
-        for each in whole:
-            _run_again(again, each, record, block, plainly)
-        return record.result("intervene_inside")
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One batch: what went in, what reached the layer, its coefficients, the logits."""
-
-    inputs: Tensor
-    labels: Tensor
-    x: Tensor
-    coefficients: list[Tensor]
-    logits: Tensor
-    final: bool
-
-
-def _look(model: nn.Module, part: Gated, batches: Batches) -> Iterator[_Seen]:
-    """Run the model batch by batch; nothing stays on its modules."""
-    for inputs, labels in batches:
-        if not len(inputs):
-            continue
-        x: list[Tensor] = []
-        y: list[Tensor] = []
-        a: list[list[Tensor]] = []
-        before = part.register_forward_pre_hook(lambda module, args, x=x: x.append(args[0].detach()))
-        after = part.register_forward_hook(lambda module, args, out, y=y: y.append(_output(out)))
-        try:
-            with watching_coefficients({"": part}, _Kept(a)):
-                logits = model(inputs)
-        finally:
-            before.remove()
-            after.remove()
-        if len(x) != 1:
-            raise UserError(
-                f"intervene_inside: expected a layer that runs once per forward, got {len(x)} runs. "
-                "Choose another layer."
-            )
-        _check_labels(labels, logits, "intervene_inside")
-        final = y[0].shape == logits.shape and torch.equal(y[0], logits)
-        yield _Seen(inputs, labels, x[0], a[0], logits, final)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Keeps the coefficients that it is shown."""
-
-    found: list[list[Tensor]]
-
-    def __call__(self, name: str, coefficients: Sequence[Tensor]) -> None:
-        self.found.append(list(coefficients))
-
-
-def _output(out: Any) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _one_level(part: Gated, name: str, level: int | None, mode: Mode) -> int:
-    levels = len(part.num_experts)
-    if level is None and levels == 1:
-        level = 0
-    if level is None or not 0 <= level < levels:
-        raise UserError(
-            f"intervene_inside: expected a level in 0..{levels - 1} for {name!r}, got {level}. "
-            "Combinations of levels can be ablated in a final layer."
-        )
-    if mode not in ("zero", "mean"):
-        raise UserError(
-            f"intervene_inside: expected mode 'zero' or 'mean' for {name!r}, got {mode!r}. "
-            "Give rest=, or ablate a final layer."
-        )
-    return level
-
-
-@dataclass(frozen=True)
-class _Again:
-    """Run images again with an expert ablated, another one for each image."""
-
-    model: nn.Module
-    part: Gated
-    level: int
-    mode: Mode
-    rest: Rest | None
-
-    @property
-    def num_units(self) -> int:
-        return self.part.num_experts[self.level]
-
-    def logits(self, seen: _Seen, image: Tensor, unit: Tensor) -> Tensor:
-        """(pairs, classes) for these images, each with its own expert ablated."""
-        with self._changed(unit):
-            if self.rest is not None:
-                return self.rest(_output(self.part(seen.x[image])))
-            out: Tensor = self.model(seen.inputs[image])
-            return out
-
-    def plain(self, seen: _Seen, unit: int) -> Tensor:
-        """(images, classes) for the whole batch with one expert ablated."""
-        if self.mode == "zero":
-            with self.part.ablate([unit], level=self.level):
-                out: Tensor = self.model(seen.inputs)
-                return out
-        images = len(seen.inputs)
-        with self._changed(torch.full((images,), unit, device=seen.labels.device)):
-            changed: Tensor = self.model(seen.inputs)
-            return changed
-
-    @contextlib.contextmanager
-    def _changed(self, unit: Tensor) -> Iterator[None]:
-        """The gate's coefficients with unit[i] taken out of all rows of image i."""
-
-        def hook(module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            a = output[self.level].unflatten(0, (len(unit), -1)).clone()
-            chosen = unit[:, None, None].expand(-1, a.shape[1], 1)
-            share = a.gather(2, chosen)
-            a.scatter_(2, chosen, 0.0)
-            if self.mode == "mean":
-                a += share / a.shape[2]
-            return (*output[: self.level], a.flatten(0, 1), *output[self.level + 1 :])
-
-        handle = self.part.gate.register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-
-def _run_again(again: _Again, seen: _Seen, record: _Record, block: int, plainly: bool) -> None:
-    """All interventions on one batch."""
-    right = _is_right(seen.logits, seen.labels)
-    first = record.batch(seen.labels, right, seen.logits.shape[1])
-    used = (seen.coefficients[again.level] > 0).unflatten(0, (len(right), -1)).any(1)
-    image, unit = used.nonzero(as_tuple=True)
-    record.loaded(unit)
-    units = torch.arange(again.num_units, device=unit.device)
-    if not plainly:
-        outcome = [
-            _is_sure(again.logits(seen, i, n), seen.labels[i])
-            for i, n in zip(image.split(block), unit.split(block), strict=True)
-        ]
-        after = torch.cat([part for part, _ in outcome]) if outcome else right[:0]
-        sure = torch.cat([part for _, part in outcome]) if outcome else used[0, :0]
-        units = unit[~sure].unique()
-        kept = ~torch.isin(unit, units)
-        record.changed(first, image[kept], unit[kept], seen.labels, right[image[kept]], after[kept])
-        record.rechecked += len(units)
-    rows = torch.arange(len(right), device=unit.device)
-    for n in units.tolist():
-        after = _is_right(again.plain(seen, n), seen.labels)
-        record.changed(first, rows, torch.full_like(rows, n), seen.labels, right, after)
-
-
-def _is_sure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each answer is right, and whether that is beyond what rounding could do."""
-    tolerance = logits.abs().amax(1) * (16 * ROUNDING * torch.finfo(logits.dtype).eps)
-    return _is_right(logits, labels), _margin(logits, labels) > tolerance

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mumoe.analysis.coefficients import CoefficientStore
-    from mumoe.analysis.study import LayerStudy, UnitStudy
+    from mumoe.analysis.studies import LayerStudy, UnitStudy
     from mumoe.models.heads import Head
     from mumoe.training.config import TrainConfig
     from mumoe.training.inputs import Inputs
@@ -136,7 +136,7 @@ def _check_head(head: Head, config: TrainConfig) -> None:
 
 def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Options, folder: Path) -> Analysis:
     """The analysis of a head in memory: numbers, figures and images in `folder`."""
-    from mumoe.analysis.study import study, write_coefficients
+    from mumoe.analysis.studies import study, write_coefficients
     from mumoe.baselines import HighRankLinear
 
     rows = inputs.data.indices(options.split)  # type: ignore[arg-type]

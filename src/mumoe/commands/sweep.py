@@ -1,4 +1,4 @@
-"""`mumoe sweep`: train and analyze a grid of heads, and draw Figures 3 and 9.
+"""`mumoe sweep`: train and analyze a grid of heads, and draw Figures 3, 6 and 9.
 
 A cell is one head, gate and seed. Its run goes to OUT/cells/..; a cell that is finished is never trained again,
 and one that was stopped goes on from its checkpoint. The cells differ in nothing but head, gate and seed. The
@@ -10,15 +10,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mumoe.analysis.files import read_json, write_json
+from mumoe.analysis.results import Effect
 from mumoe.errors import UserError
 from mumoe.progress import Progress
-from mumoe.reports.figures import Point, save_figure, trend_figure
+from mumoe.reports.figures import EffectRow, Point, effects_figure, save_figure, trend_figure
 from mumoe.training.config import TrainConfig, read_config
 
 if TYPE_CHECKING:
@@ -131,10 +133,10 @@ def sweep(options: Options, **given: Any) -> list[Point]:
             _do(cell, base, out, options, shared, given)
             trained += 1
             progress.advance(note=cell.name)
-    points = [_point(out, cell) for cell in _finished(out)]
-    if points:
-        _draw(points, out, base, options)
-    return points
+    done = {cell: _point(out, cell) for cell in _finished(out)}
+    if done:
+        _draw(done, out, base, options)
+    return list(done.values())
 
 
 def _base(options: Options) -> TrainConfig:
@@ -177,7 +179,7 @@ def _result(out: Path, cell: Cell) -> Path:
 
 def _do(cell: Cell, base: TrainConfig, out: Path, options: Options, shared: _Shared, given: dict[str, Any]) -> None:
     """Train a cell or go on with it, analyze it, and write cell.json last."""
-    from mumoe.analysis.study import study
+    from mumoe.analysis.studies import study
     from mumoe.commands.analyze import layer_batches
     from mumoe.training import resume, train
     from mumoe.training.inputs import load_inputs, with_seed
@@ -227,21 +229,38 @@ def _point(out: Path, cell: Cell) -> Point:
     )
 
 
-def _draw(points: Sequence[Point], out: Path, base: TrainConfig, options: Options) -> None:
-    """Figure 3 over the heads, Figure 9 over the gates of the first head."""
-    any_cell = read_json(next((out / "cells").glob("*/cell.json")), "mumoe sweep")
-    classes = any_cell["study"]["classes"]
+def _draw(done: Mapping[Cell, Point], out: Path, base: TrainConfig, options: Options) -> None:
+    """Figure 3 over the heads with one gate, Figure 9 over the gates of one head, controls in both; Figure 6."""
+    record = read_json(_result(out, next(iter(done))), "mumoe sweep")
     note = f"{base.data}, {options.split} split; means over seeds, bars one standard deviation"
-    first_gate = options.gates[0]
-    series = {Cell(head, 1, first_gate, 0).series for head in options.heads}
-    heads = [point for point in points if point.series in series or point.control]
-    figure = trend_figure(heads, title="Figure 3: specialization by number of experts", note=note, classes=classes)
-    save_figure(figure, out / "figure-3", heads)
-    series = {Cell(options.heads[0], 1, gate, 0).series for gate in options.gates}
-    gates = [point for point in points if point.series in series]
-    figure = trend_figure(gates, title="Figure 9: gates compared", note=note, classes=classes)
-    save_figure(figure, out / "figure-9", gates)
-    write_json(out / "points.json", points)
+    gates = Counter(cell.gate for cell in done if not done[cell].control)
+    gate = "entmax15" if "entmax15" in gates else next(iter(gates), None)
+    heads = {head: len({cell.gate for cell in done if cell.head == head}) for head in sorted({c.head for c in done})}
+    head = max(heads, key=lambda name: heads[name])
+    third = [point for cell, point in done.items() if point.control or cell.gate == gate]
+    ninth = [point for cell, point in done.items() if cell.head == head]
+    for number, title, points in ((3, "specialization by number of experts", third), (9, "gates compared", ninth)):
+        ordered = sorted(points, key=lambda point: point.control)
+        figure = trend_figure(ordered, title=f"Figure {number}: {title}", note=note, classes=record["study"]["classes"])
+        save_figure(figure, out / f"figure-{number}", ordered)
+    shown = [
+        cell for cell in done if cell.head == head and cell.gate == gate and cell.seed == min(c.seed for c in done)
+    ]
+    if shown:
+        _draw_effects(shown, out, f"Figure 6 on {base.data} ({options.split} split): final layer")
+    write_json(out / "points.json", list(done.values()))
+
+
+def _draw_effects(shown: Sequence[Cell], out: Path, title: str) -> None:
+    """The classes that single experts answer for, one row for each number of experts."""
+    rows = []
+    for cell in shown:
+        found = read_json(_result(out, cell), "mumoe sweep")["effects"]
+        effects = [{**effect, "losses": tuple(map(tuple, effect["losses"]))} for effect in found]
+        rows.append(EffectRow(cell.spec, tuple(Effect(**effect) for effect in effects)))
+    classes = read_json(out / "cells" / shown[0].name / "run.json", "mumoe sweep")["classes"]
+    figure = effects_figure(rows, classes, title=title)
+    save_figure(figure, out / "figure-6", {"classes": classes, "rows": rows})
 
 
 def _table(points: Sequence[Point]) -> list[str]:

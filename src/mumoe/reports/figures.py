@@ -185,7 +185,8 @@ def _expert_axis(panel: Axes, points: Sequence[Point], classes: int | None) -> N
     panel.set_xscale("log", base=2)
     panel.set_xticks(experts, [f"{n:,}" for n in experts])
     panel.minorticks_off()
-    panel.set_ylim(bottom=0)
+    highest = float(panel.dataLim.y1)
+    panel.set_ylim(0, 1.08 * highest if np.isfinite(highest) and highest > 0 else 1.0)
     panel.set_xlabel("experts", fontsize=9, color=PALE)
     if classes is not None and experts[0] <= classes <= experts[-1]:
         panel.axvline(classes, color=PALE, linewidth=0.9, linestyle=":")
@@ -221,6 +222,9 @@ def effects_figure(
     figure = _figure(3.1 * columns, sum(heights) + 0.9)
     figure.set_layout_engine("constrained", h_pad=0.13)
     grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, height_ratios=heights)
+    drawn = [effect for row in rows for effect in strong_effects(row, least)[:columns]]
+    gain = min((d for effect in drawn for _, d in _largest(effect, bars)), default=0.0)
+    grid[0, 0].set_xlim(max(-1.0, min(0.0, 1.05 * gain)), 1.0)
     for position, (row, panels) in enumerate(zip(rows, grid, strict=True)):
         chosen = strong_effects(row, least)[:columns]
         for column, panel in enumerate(panels):
@@ -234,7 +238,7 @@ def effects_figure(
             said.set_in_layout(False)
             continue
         heading = panels[0].annotate(
-            f"{row.name}   ({len(strong_effects(row, least))} such experts)",
+            f"{row.name}   ({len(strong_effects(row, least))} strong experts)",
             (0, 1), (0, 19), xycoords="axes fraction", textcoords="offset points",
             fontsize=10, color=COLOURS[position % len(COLOURS)], fontweight="bold", annotation_clip=False,
         )  # fmt: skip
@@ -249,13 +253,17 @@ def strong_effects(row: EffectRow, least: float) -> tuple[Effect, ...]:
     return tuple(effect for effect in row.effects if effect.top_loss >= least)
 
 
+def _largest(effect: Effect, bars: int) -> list[tuple[int, float]]:
+    """The classes that change most, the largest loss first."""
+    chosen = sorted(effect.losses, key=lambda loss: -abs(loss[1]))[:bars]
+    return sorted(chosen, key=lambda loss: -loss[1])
+
+
 def _bars(panel: Axes, effect: Effect, classes: Sequence[str], bars: int, colour: str) -> None:
-    shown = sorted(effect.losses, key=lambda loss: -abs(loss[1]))[:bars]
-    shown = sorted(shown, key=lambda loss: -loss[1])
+    shown = _largest(effect, bars)
     panel.barh(range(len(shown)), [d for _, d in shown], color=colour, height=0.72)
     panel.set_yticks(range(len(shown)), [_short(classes[c]) for c, _ in shown], fontsize=8)
     panel.set_ylim(bars - 0.4, -0.6)
-    panel.set_xlim(min(0.0, *(d for _, d in shown)) * 1.05, 1.0)
     panel.spines[["top", "right"]].set_visible(False)
     panel.axvline(0, color=PALE, linewidth=0.8)
     panel.tick_params(axis="x", labelsize=8, colors=PALE, labelbottom=True)

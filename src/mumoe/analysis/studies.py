@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from mumoe.analysis.capture import evaluating
+from mumoe.analysis.capturing import evaluating
 from mumoe.analysis.coefficients import CoefficientStore, CoefficientWriter
 from mumoe.analysis.contributions import MODES, Mode
 from mumoe.analysis.hierarchy import and_reading
