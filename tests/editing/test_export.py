@@ -51,9 +51,7 @@ def test_folded_layers_agree_in_onnxruntime():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(side, (torch.randn(3, 8),), dynamic_shapes=dynamic, verbose=False)
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     x = torch.randn(9, 8)
     results = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     for case, stack, y in zip(CASES, stacks, results, strict=True):
