@@ -22,7 +22,7 @@ from torch import Tensor
 from mumoe.analysis.files import write_json
 from mumoe.analysis.grids import write_grid
 from mumoe.analysis.results import Specialization
-from mumoe.analysis.study import study, write_coefficients
+from mumoe.analysis.studies import study, write_coefficients
 from mumoe.data import load_data
 from mumoe.data.base import ImageData
 from mumoe.editing.baselines import Settings
