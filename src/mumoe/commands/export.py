@@ -51,6 +51,8 @@ def run(options: Options) -> None:
     target = Path(options.out) if options.out else Path(options.run) / "export" / _NAMES[options.to]
     export.check_ready(options.to, target, options.overwrite)
     model = load_classifier(options.run)
+    if options.to != "safetensors":
+        sys.stderr.write(f"Tracing {model.spec} on {model.backbone.name}; this may take a minute or two.\n")
     report = write(model, target, images=_images(model, options.images), overwrite=options.overwrite)
     sys.stdout.write("\n".join(_lines(report)) + "\n")
 
@@ -71,4 +73,4 @@ def _images(model: ImageClassifier, paths: tuple[str, ...]) -> Tensor | None:
 def _lines(report: ExportReport) -> list[str]:
     lines = [f"{path}  {size:,} bytes" for path, size in report.files.items()]
     checked = f"Checked on {report.checked} images: logits differ by at most {report.max_difference:.2g}"
-    return [*lines, f"{checked} (largest logit {report.max_logit:.3g})."]
+    return [*lines, f"{checked}; the largest is {report.max_logit:.3g}."]

@@ -59,7 +59,7 @@ def run(options: Options) -> None:
         if options.json:
             _write(json.dumps(to_json(prediction)))
         elif not prediction.error:
-            _write("\n".join(_lines(prediction, options.threshold, model)))
+            _write("\n".join(_lines(prediction, options, model)))
     if not options.json and len(failed) < len(paths):
         _write(note(model))
     if failed:
@@ -71,27 +71,29 @@ def _write(text: str) -> None:
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
 
-def _lines(found: Prediction, threshold: float, model: ImageClassifier) -> list[str]:
-    """One line per label, the experts behind the first (or behind each attribute) indented below it."""
+def _lines(found: Prediction, options: Options, model: ImageClassifier) -> list[str]:
+    """The label, or each attribute, with the experts behind it and the labels that follow indented below."""
     assert found.likeliest is not None
     name = _one_line(found.image)
     if not found.labels:
         nearest = f"{found.likeliest.label} has {found.likeliest.probability:.4f}"
-        return [f"{name}: none of {len(model.classes)} attributes reaches {threshold:g}; {nearest}"]
+        return [f"{name}: none of {len(model.classes)} attributes reaches {options.threshold:g}; {nearest}"]
     lines = []
-    for label in found.labels:
+    for label in found.labels if model.multi_label else found.labels[:1]:
         lines.append(f"{name}: {label.probability:.4f}  {label.label}  (logit {label.logit:+.3f})")
-        if model.multi_label or label is found.labels[0]:
-            lines += _expert_lines(label)
-    return lines
+        lines += _expert_lines(label, options.experts)
+    others = [] if model.multi_label else found.labels[1:]
+    then = ", ".join(f"{label.probability:.4f} {label.label}" for label in others)
+    return [*lines, f"    then {then}"] if then else lines
 
 
-def _expert_lines(label: LabelScore) -> list[str]:
+def _expert_lines(label: LabelScore, experts: int) -> list[str]:
+    """Experts and their shares; what is left over is shown unless no expert is left."""
     lines = [
         f"    expert {_index(share)}: coefficient {share.coefficient:.4f}{_share(share)}" for share in label.experts
     ]
     shown = [share.contribution for share in label.experts if share.contribution is not None]
-    if shown and len(shown) == len(label.experts):
+    if shown and len(label.experts) == experts:
         lines.append(f"    all other experts: {label.logit - sum(shown):+.3f}")
     return lines
 

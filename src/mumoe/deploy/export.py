@@ -50,6 +50,8 @@ _SAVED = {"model.safetensors", "config.json", "README.md"}
 BATCHES = (1, 2, 5)
 """Batch sizes of random images that a file is checked on; it was traced with 2."""
 
+_SHAPES = ({0: torch.export.Dim("batch")},)
+
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -177,10 +179,9 @@ class _AllExperts(nn.Module):
 def _traced(model: ImageClassifier) -> torch.export.ExportedProgram:
     """The graph of a model, with a dynamic batch."""
     example = (torch.zeros(2, *model.input_size),)
-    shapes = ({0: torch.export.Dim("batch")},)
     try:
         with torch.no_grad():
-            return torch.export.export(_Traceable(model), example, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(_Traceable(model), example, dynamic_shapes=_SHAPES, strict=False)
     except Exception as error:
         raise _untraceable(model, error) from error
 
@@ -191,7 +192,12 @@ def _onnx_proto(model: ImageClassifier) -> Any:
     try:
         with _quiet():
             found = torch.onnx.export(
-                program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+                program,
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=_SHAPES,
+                verbose=False,
             )
     except Exception as error:
         raise _untraceable(model, error) from error

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mumoe.deploy.card import model_card, public_name
 from mumoe.errors import JobError, UserError, nearest
 from mumoe.models.backbones import create_backbone
-from mumoe.models.heads import build_head
+from mumoe.models.heads import Head, build_head
 from mumoe.training.config import TrainConfig
 from mumoe.training.files import read_json
 from mumoe.training.jobs import load_run
@@ -95,8 +95,7 @@ class ImageClassifier(
                 f"got {num_features}. Install the timm version that the model was made with."
             )
         self.backbone.data_config = _with_tuples(data_config)
-        options: dict[str, Any] = {"gate": gate, "norm": norm} if is_mumoe(head) else {}
-        self.head = build_head(head, num_features, len(classes), position=position, **options)
+        self.head = _make_head(head, num_features, classes, position, gate, norm)
         self.classes, self.multi_label, self.position = tuple(classes), multi_label, position
         self.spec, self.about = head, copy.deepcopy(dict(about or {}))
         values = (backbone, head, num_features, list(classes), dict(data_config))
@@ -194,7 +193,6 @@ class ImageClassifier(
         missing = [key for key in _REQUIRED if key not in values]
         if missing:
             raise JobError(f"{model_id}: expected a mumoe model, got a config.json without {', '.join(missing)}.")
-        model = _built(cls, model_id, values)
         path = os.path.join(model_id, constants.SAFETENSORS_SINGLE_FILE)
         if not os.path.isdir(model_id):
             path = hf_hub_download(
@@ -206,6 +204,8 @@ class ImageClassifier(
                 local_files_only=local_files_only,
                 token=token,
             )
+        _check_head(values, path)
+        model = _built(cls, model_id, values)
         _load_weights(model, path)
         return model.to(torch.device(map_location)).eval()
 
@@ -221,6 +221,39 @@ class ImageClassifier(
 def _with_tuples(data_config: Mapping[str, Any]) -> dict[str, Any]:
     """timm's preprocessing as it was before JSON made lists of its tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data_config.items()}
+
+
+def _make_head(
+    head: str,
+    num_features: int,
+    classes: Sequence[str],
+    position: str = "final",
+    gate: str = "entmax15",
+    norm: str = "batch",
+) -> Head:
+    options: dict[str, Any] = {"gate": gate, "norm": norm} if is_mumoe(head) else {}
+    return build_head(head, num_features, len(classes), position=position, **options)
+
+
+def _check_head(values: Mapping[str, Any], path: str) -> None:
+    """Compare the head on paper with the file's header, so that no config makes us allocate more than the file has."""
+    known = ("head", "num_features", "classes", "position", "gate", "norm")
+    try:
+        with torch.device("meta"):
+            head = _make_head(**{key: values[key] for key in known if key in values})
+        expected = {f"head.{name}": list(tensor.shape) for name, tensor in head.state_dict().items()}
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            found = {name: file.get_slice(name).get_shape() for name in expected if name in names}
+    except UserError:
+        raise
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise JobError(f"{path}: expected the weights of its config.json, got: {reason}. Get it again.") from error
+    wrong = [name for name in expected if found.get(name) != expected[name]]
+    if wrong:
+        got = f"{found[wrong[0]]} instead of {expected[wrong[0]]}" if wrong[0] in found else "none"
+        raise JobError(f"{path}: expected the weights of its config.json, got {wrong[0]}: {got}. Get it again.")
 
 
 def _built(cls: type[Model], name: str, values: Mapping[str, Any]) -> Model:
