@@ -208,6 +208,7 @@ class _RingForm(_Form):
         super().__init__(part)
         out_core, self._in, *self._cores = (core.movedim(0, 1) for core in part.cores)
         self.matrix, self.tables = out_core.flatten(1), [core.flatten(1) for core in self._cores]
+        self._spectral: tuple[Tensor, Tensor] | None = None
 
     def hidden(self, x: Tensor) -> Tensor:
         return _project(x, self._in.flatten(1))
@@ -216,8 +217,10 @@ class _RingForm(_Form):
         """||H G|| <= ||H|| ||G|| in a layer of one level."""
         if len(mixed) > 1:
             return None
-        spectral = torch.linalg.matrix_norm(table.unflatten(-1, self._cores[0].shape[1:]), ord=2)
-        return hidden.norm(dim=1)[:, None] * spectral
+        if self._spectral is None or self._spectral[0] is not table:
+            norms = torch.linalg.matrix_norm(table.unflatten(-1, self._cores[0].shape[1:]), ord=2)
+            self._spectral = (table, norms)
+        return hidden.norm(dim=1)[:, None] * self._spectral[1]
 
     def close(self, hidden: Tensor, vectors: Sequence[Tensor]) -> Tensor:
         shapes = [core.shape[1:] for core in self._cores]
