@@ -397,6 +397,17 @@ def test_leading_dimensions_gradients_and_autocast():
     torch.testing.assert_close(rough.float(), y, rtol=0.05, atol=0.2)
 
 
+@pytest.mark.parametrize("factorization", FACTORIZATIONS)
+def test_layer_describes_itself_while_edited(factorization):
+    layer = make(factorization, (4, 3))
+    stack = EditStack(layer)
+    stack.add(Ablate(0))
+    with stack:
+        assert layer.spec in repr(layer)
+        ranks = mumoe.MuMoE.from_spec(layer.spec, 6, 4).factorization.ranks
+        assert ranks == layer.factorization.ranks
+
+
 def test_layer_is_found():
     layer = make()
     model = nn.Sequential(nn.Linear(6, 6), layer)
