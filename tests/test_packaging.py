@@ -45,7 +45,7 @@ ORDER = [
     {"baselines", "layers", "costs"},
     {"models"},
     {"training", "analysis", "editing"},
-    {"recipes"},
+    {"recipes", "deploy"},
     {"commands", "cli"},
 ]
 NO_LAYERS = ["data", "results", "reports", "editing/fairness"]

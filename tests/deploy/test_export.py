@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,18 @@ def real(model: ImageClassifier) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def onnx_report(model: ImageClassifier, real: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def traced_once(model: ImageClassifier) -> Iterator[None]:
+    """One trace of the model for both formats, as tracing takes seconds."""
+    trace = functools.cache(export._traced)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_traced", trace)
+        yield
+
+
+@pytest.fixture(scope="module")
+def onnx_report(
+    model: ImageClassifier, real: torch.Tensor, traced_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     return export.export_onnx(model, tmp_path_factory.mktemp("onnx") / "deep" / "model.onnx", images=real)
 
 
@@ -90,7 +103,7 @@ def test_onnx_replaces_when_told_and_only_by_a_file_that_passes(
 
 @pytest.mark.slow
 def test_torch_export_holds_no_pickle_and_needs_no_mumoe(
-    model: ImageClassifier, real: torch.Tensor, tmp_path: Path
+    model: ImageClassifier, real: torch.Tensor, traced_once: None, tmp_path: Path
 ) -> None:
     report = export.export_torch(model, tmp_path / "model.pt2", images=real)
     assert report.max_difference < 1e-4
@@ -165,7 +178,9 @@ def test_a_full_disk_leaves_what_was_there(
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
 
 
-def test_a_model_that_cannot_be_traced_says_so(model: ImageClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_traced_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ImageClassifier.from_run(run)
+
     def branch(self: Any, images: torch.Tensor) -> torch.Tensor:
         return images if float(images.sum()) > 0 else -images
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
 import zipfile
@@ -190,33 +189,18 @@ def _onnx_proto(model: ImageClassifier) -> Any:
     """The model as an ONNX ModelProto, weights inside."""
     program = _traced(model)
     try:
-        with _quiet():
-            found = torch.onnx.export(
-                program,
-                dynamo=True,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=_SHAPES,
-                verbose=False,
-            )
+        found = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=_SHAPES,
+            verbose=False,
+        )
     except Exception as error:
         raise _untraceable(model, error) from error
     assert found is not None
     return found.model_proto
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the converters' log lines from the terminal; what fails is raised anyway."""
-    names = ("onnxscript", "onnx_ir", "torch.onnx")
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def _untraceable(model: ImageClassifier, error: Exception) -> JobError:

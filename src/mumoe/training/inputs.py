@@ -51,6 +51,7 @@ class Inputs:
         data, backbone = self.data, self.backbone
         return {
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
+            "credits": list(data.credits),
             "classes": list(data.classes),
             "multi_label": data.multi_label,
             "num_features": self.num_features,
