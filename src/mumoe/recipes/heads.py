@@ -146,7 +146,7 @@ def main() -> None:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{options.split}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / f"{options.split}.md").write_text(table(results))
+    (out / f"{options.split}.md").write_text(table(results), encoding="utf-8")
     sys.stdout.write(table(results))
 
 
