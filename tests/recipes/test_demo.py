@@ -41,7 +41,7 @@ def made_up(size: int = 1500) -> demo._Set:
         attributes={"group": Attribute(labels // 3, GROUPS), "studio": Attribute(studio, STUDIOS), **subgroup},
         credits=("Images & more <made up>, CC0",),
     )
-    return demo._Set(data, features)
+    return demo._Set(data, data, features)
 
 
 SMALL = DemoSettings(few=2, many=12, rank=8, seeds=2, epochs=4)
