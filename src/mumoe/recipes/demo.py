@@ -291,14 +291,18 @@ def _about_bias(numbers: Mapping[str, Any]) -> list[str]:
         return [entry[method][name] for entry in entries]
 
     scores, blind = over("experts", "score"), over("blind", "score")
-    better = mean(scores) - mean(blind)
+    gains = [one - other for one, other in zip(scores, blind, strict=True)]
+    verdict = f"rewriting experts is more precise in every seed ({mean(gains):+.3f})"
+    if min(gains) <= 0:
+        better = sum(gain > 0 for gain in gains)
+        verdict = f"no clear gain from experts here (better in {better} of {len(gains)} seeds)"
     return [
         f"A minority: {GROUP} by {STUDIO}, cut to {entries[0]['support']} training images (split by character), is "
         f"recognized with accuracy {_spread(over('before', 'target'))}.",
         f"Rewriting its experts, without training (strength chosen on validation): "
         f"{_spread(over('experts', 'target'))}; overall accuracy {_spread(over('before', 'accuracy'))} -> "
         f"{_spread(over('experts', 'accuracy'))}.",
-        f"Rewriting score (0: nothing gained) {_spread(scores)}, against {_spread(blind)} for shifting every image "
-        f"alike: {'rewriting experts is more precise' if better > 0.02 else 'no clear gain from experts'} here.",
+        f"Rewriting score (what the minority gains minus what others move) {_spread(scores)}, against "
+        f"{_spread(blind)} for shifting every image alike: {verdict}.",
         f"All this took {numbers['seconds']:.0f} seconds.",
     ]
