@@ -91,22 +91,12 @@ def analyze_run(options: Options, **given: Any) -> Analysis:
         JobError: If the run has no whole checkpoint.
     """
     import mumoe.analysis.controls  # noqa: F401 (the gates that runs of a sweep may have)
-    from mumoe.training.inputs import load_inputs
-    from mumoe.training.jobs import load_head
+    from mumoe.training.jobs import load_head, load_run_inputs
 
     _check(options)
-    head, config, facts = load_head(options.run)
-    if config.mode != "features":
-        raise UserError(
-            f"mumoe analyze: expected a run on cached features, got mode={config.mode!r}. "
-            "Use mumoe.analysis.intervene_inside with mumoe.training.load_run instead."
-        )
+    head, config, _ = load_head(options.run)
     _check_head(head, config)
-    inputs = load_inputs(config, progress=not options.quiet, **given)
-    if facts["data"]["fingerprint"] != inputs.data.fingerprint:
-        raise UserError(
-            f"mumoe analyze: expected the images that {options.run} was trained on, got others. Restore them."
-        )
+    inputs = load_run_inputs(options.run, progress=not options.quiet, **given)
     return analyze_head(head, config, inputs, options, Path(options.run) / "analysis")
 
 

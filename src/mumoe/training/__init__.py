@@ -6,7 +6,7 @@ result.accuracy["CPMuMoE-r256-e128"]["test"].mean
 
 from mumoe.training.checkpoint import CheckpointError
 from mumoe.training.config import PRESETS, TrainConfig, read_config, to_toml
-from mumoe.training.jobs import evaluate, load_head, load_run, resume, train
+from mumoe.training.jobs import evaluate, load_head, load_run, load_run_inputs, resume, train
 from mumoe.training.signals import Interrupted
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "evaluate",
     "load_head",
     "load_run",
+    "load_run_inputs",
     "read_config",
     "resume",
     "to_toml",

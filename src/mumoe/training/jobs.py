@@ -29,12 +29,22 @@ from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
 from mumoe.training.evaluation import evaluate_network
 from mumoe.training.files import write_atomic
-from mumoe.training.inputs import FEATURES, Inputs, load_backbone, load_inputs, make_network, make_source, with_seed
+from mumoe.training.inputs import (
+    FEATURES,
+    Inputs,
+    cached_features,
+    load_backbone,
+    load_images,
+    load_inputs,
+    make_network,
+    make_source,
+    with_seed,
+)
 from mumoe.training.network import Network, make_head, parameter_count
 from mumoe.training.run import RunFolder, check_free, write_group_config
 from mumoe.training.sampler import batches_per_epoch, least_rows
 
-__all__ = ["evaluate", "load_head", "load_run", "resume", "train"]
+__all__ = ["evaluate", "load_head", "load_run", "load_run_inputs", "resume", "train"]
 
 _tell = logging.getLogger("mumoe.training").warning
 
@@ -274,6 +284,10 @@ def load_head(run: str | Path) -> tuple[Head, TrainConfig, dict[str, Any]]:
         UserError: If the path is no run.
         JobError: If it has no whole checkpoint; damaged ones are named in a warning and the next is taken.
     """
+    if RunFolder.open(run).config().mode == "finetune":
+        model, config, facts = load_run(run)
+        assert isinstance(model.head, Head)
+        return model.head, config, facts
     network, config, facts = _load_network(run, None)
     return network.head, config, facts
 
@@ -302,6 +316,36 @@ def load_run(run: str | Path, *, backbone: nn.Module | None = None) -> tuple[nn.
             "Restore them, or pass the right backbone."
         )
     return Classifier(backbone, network.head).eval(), config, facts
+
+
+def load_run_inputs(
+    run: str | Path,
+    *,
+    data: ImageData | None = None,
+    backbone: nn.Module | None = None,
+    features: npt.NDArray[np.float32] | None = None,
+    progress: bool = True,
+) -> Inputs:
+    """The images of a run and what its head sees of them: features of the backbone, frozen or trained in the run.
+
+    Objects are taken as in `train`; a backbone, where it was trained, gets the run's weights.
+
+    Raises:
+        UserError: If the path is no run, or its images are not those it was started with.
+        JobError: If it has no whole checkpoint.
+    """
+    opened = RunFolder.open(run)
+    config = opened.config()
+    if config.mode == "features":
+        inputs = load_inputs(config, data=data, backbone=backbone, features=features, progress=progress)
+    else:
+        found = load_images(config, progress) if data is None else data
+        trained: Any = load_run(run, backbone=backbone)[0].backbone
+        seen = cached_features(config, found, trained, "cpu", progress) if features is None else features
+        inputs = Inputs(found, trained, seen, int(seen.shape[1]))
+    if opened.facts()["data"]["fingerprint"] != inputs.data.fingerprint:
+        raise UserError(f"{run}: expected the images that it was trained on, got others. Restore them.")
+    return inputs
 
 
 def _load_network(run: str | Path, backbone: nn.Module | None) -> tuple[Network, TrainConfig, dict[str, Any]]:
