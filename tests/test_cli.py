@@ -22,6 +22,12 @@ def test_help_names_every_verb_and_imports_no_torch():
         assert f"  {verb} " in run.stdout
 
 
+def test_help_of_a_verb_does_not_wait_for_torch():
+    code = "import sys; from mumoe import cli; [cli.main([verb, '--help']) for verb in cli.VERBS]; "
+    code += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
 def test_every_verb_has_help(capsys):
     for verb in cli.VERBS:
         status, out, _ = call(capsys, verb, "--help")

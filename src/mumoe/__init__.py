@@ -1,12 +1,13 @@
 """Multilinear mixture-of-experts layers (arXiv 2402.12550): thousands of experts, inspectable, editable.
 
-Names are imported when they are first used, so that ``mumoe --help`` need not wait for torch.
+Names are imported when they are first used.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mumoe.lazy import attach
 
 if TYPE_CHECKING:
     from mumoe import costs, functional
@@ -35,30 +36,20 @@ __all__ = [
     "register_gate",
 ]
 
-_HOMES = {
-    "HighRankLinear": "baselines",
-    "ImageClassifier": "deploy.model",
-    "JobError": "errors",
-    "MuMoE": "layers",
-    "MuMoEBlock": "layers",
-    "SparseMoE": "baselines",
-    "UserError": "errors",
-    "load": "deploy.load",
-    "register_factorization": "factorizations",
-    "register_gate": "gating",
-}
-_MODULES = ("costs", "functional")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"mumoe.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mumoe' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"mumoe.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, *_MODULES])
+__getattr__, __dir__ = attach(
+    "mumoe",
+    {
+        "HighRankLinear": "baselines",
+        "ImageClassifier": "deploy.model",
+        "JobError": "errors",
+        "MuMoE": "layers",
+        "MuMoEBlock": "layers",
+        "SparseMoE": "baselines",
+        "UserError": "errors",
+        "load": "deploy.load",
+        "register_factorization": "factorizations",
+        "register_gate": "gating",
+        "costs": "",
+        "functional": "",
+    },
+)

@@ -10,8 +10,9 @@ capture(model, images, "coefficients")       # sparse on disk, memory bounded
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mumoe.lazy import attach
 
 if TYPE_CHECKING:
     from mumoe.analysis.capturing import capture, expert_layers
@@ -51,35 +52,31 @@ __all__ = [
     "write_grid",
 ]
 
-_ROOMS = {
-    "CoefficientStore": "coefficients",
-    "CoefficientWriter": "coefficients",
-    "Combination": "results",
-    "Effect": "results",
-    "Interventions": "interventions",
-    "LayerStudy": "studies",
-    "MODES": "contributions",
-    "Specialization": "results",
-    "UnitStudy": "studies",
-    "Usage": "results",
-    "and_reading": "hierarchy",
-    "capture": "capturing",
-    "choose_images": "grids",
-    "differences": "measures",
-    "expert_layers": "capturing",
-    "intervene": "interventions",
-    "intervene_inside": "inside",
-    "intervene_plainly": "interventions",
-    "polysemanticity": "measures",
-    "specialization": "measures",
-    "study": "studies",
-    "write_coefficients": "studies",
-    "write_grid": "grids",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `mumoe.analysis.results` needs no layer."""
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mumoe.analysis.{_ROOMS[name]}"), name)
+__getattr__, __dir__ = attach(
+    "mumoe.analysis",
+    {
+        "CoefficientStore": "coefficients",
+        "CoefficientWriter": "coefficients",
+        "Combination": "results",
+        "Effect": "results",
+        "Interventions": "interventions",
+        "LayerStudy": "studies",
+        "MODES": "contributions",
+        "Specialization": "results",
+        "UnitStudy": "studies",
+        "Usage": "results",
+        "and_reading": "hierarchy",
+        "capture": "capturing",
+        "choose_images": "grids",
+        "differences": "measures",
+        "expert_layers": "capturing",
+        "intervene": "interventions",
+        "intervene_inside": "inside",
+        "intervene_plainly": "interventions",
+        "polysemanticity": "measures",
+        "specialization": "measures",
+        "study": "studies",
+        "write_coefficients": "studies",
+        "write_grid": "grids",
+    },
+)

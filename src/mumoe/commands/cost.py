@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mumoe import costs
-from mumoe.factorizations import Rank
+if TYPE_CHECKING:
+    from mumoe.factorizations import Rank
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def run(options: Options) -> None:
 
 
 def _rows(options: Options) -> list[tuple[str, ...]]:
+    from mumoe import costs
+
     sizes = (options.in_features, options.out_features, options.experts)
     moved: Rank = {"out-in": 4, "in-expert": options.ring_rank, "expert-out": 4}
     ranks: list[tuple[str, str, Rank | None]] = [
