@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from mumoe.editing.runs import edited_head, open_run
 from mumoe.editing.splits import SealedRows
 from mumoe.models.heads import build_head
 from mumoe.training import TrainConfig, train
+from training.made_up_training import made_up_image
 
 CLASSES = ("blond", "male", "smiling")
 
@@ -225,3 +228,43 @@ def test_an_edit_of_another_model(run, capsys, tmp_path):
     status, _, err = call(capsys, "fairness", run, *WHO, "--edits", file)
     assert status == 2
     assert "got edits of another (CPMuMoE-r8-e8, 000000000000)" in err
+
+
+def test_audit_without_images_says_so(run, capsys, tmp_path):
+    arguments = ("audit", run, "--head", "blond", "--split", "test", "--pictures", tmp_path / "pictures")
+    status, out, _ = call(capsys, *arguments)
+    assert status == 0
+    assert out.count("No pictures: features:") == 1
+    assert not list(tmp_path.iterdir())
+    assert json.loads(call(capsys, *arguments, "--json")[1])["pictures"] is None
+
+
+def test_audit_shows_the_images_of_its_findings(run, capsys, tmp_path, monkeypatch):
+    def opened_with_images(path, **options):
+        found = open_run(path, **options)
+        return dataclasses.replace(found, data=dataclasses.replace(found.data, open_image=made_up_image))
+
+    monkeypatch.setattr("mumoe.editing.runs.open_run", opened_with_images)
+    status, out, _ = call(capsys, "audit", run, "--head", "blond", "--split", "test", "--top", 2, "--images", 3)
+    assert status == 0
+    folder = Path(run) / "audit" / "blond-test"
+    assert out.endswith(f"Written: {folder / 'sheet.png'}\n")
+    opened = open_run(run, progress=False)
+    content = json.loads((folder / "findings.json").read_text())
+    assert len(content["findings"]) == 2
+    for found in content["findings"]:
+        label = found["finding"]["label"]
+        assert found["label"] == ("not blond", "blond")[label]
+        assert found["wrong_total"] + found["right_total"] == found["finding"]["rows"]
+        assert found["right_total"] == round(found["finding"]["accuracy"] * found["finding"]["rows"])
+        for kind in ("wrong", "right"):
+            assert len(found[kind]) == min(3, found[f"{kind}_total"])
+            images = np.array([item["image"] for item in found[kind]], dtype=np.int64)
+            assert (opened.data.labels[images, 0] == label).all()
+            assert (opened.data.split[images] == 2).all()
+            guess = opened.logits(images, 0) > 0 if len(images) else np.zeros(0, dtype=bool)
+            assert ((guess == label) == (kind == "right")).all()
+            assert [item["said"] for item in found[kind]] == [("not blond", "blond")[int(said)] for said in guess]
+        for item in found["wrong"]:
+            assert item["id"] in out
+    assert call(capsys, "audit", run, "--head", "blond", "--images", 0)[1].count("Written") == 0
