@@ -117,8 +117,7 @@ def _outcomes(opened: EditingRun, options: Options, rows: npt.NDArray[np.int64])
     if not data.multi_label:
         if options.head:
             raise UserError("mumoe audit: expected no --head for a single-label run, got one. Leave it out.")
-        with torch.no_grad():
-            guess = opened.head.finish(opened.head.layer(opened.inputs(rows))).argmax(1)
+        guess = torch.from_numpy(opened.outputs(rows).argmax(1))
         labels = torch.from_numpy(data.labels[rows].astype("int64"))
         return labels, guess
     if options.head not in data.classes:
