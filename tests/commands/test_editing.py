@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +14,13 @@ from safetensors.torch import load_file
 
 from mumoe.cli import main
 from mumoe.editing import fairness
+from mumoe.editing.edits import Ablate, SetOutput, Swap
 from mumoe.editing.files import load_edits, read_edit_file
 from mumoe.editing.runs import edited_head, open_run
 from mumoe.editing.splits import SealedRows
 from mumoe.models.heads import build_head
 from mumoe.training import TrainConfig, train
+from training.made_up_training import made_up_image
 
 CLASSES = ("blond", "male", "smiling")
 
@@ -225,3 +229,127 @@ def test_an_edit_of_another_model(run, capsys, tmp_path):
     status, _, err = call(capsys, "fairness", run, *WHO, "--edits", file)
     assert status == 2
     assert "got edits of another (CPMuMoE-r8-e8, 000000000000)" in err
+
+
+def test_audit_without_images_says_so(run, capsys, tmp_path):
+    arguments = ("audit", run, "--head", "blond", "--split", "test", "--pictures", tmp_path / "pictures")
+    status, out, _ = call(capsys, *arguments)
+    assert status == 0
+    assert out.count("No pictures: features:") == 1
+    assert not list(tmp_path.iterdir())
+    assert json.loads(call(capsys, *arguments, "--json")[1])["pictures"] is None
+
+
+def test_audit_shows_the_images_of_its_findings(run, capsys, tmp_path, monkeypatch):
+    def opened_with_images(path, **options):
+        found = open_run(path, **options)
+        return dataclasses.replace(found, data=dataclasses.replace(found.data, open_image=made_up_image))
+
+    monkeypatch.setattr("mumoe.editing.runs.open_run", opened_with_images)
+    status, out, _ = call(capsys, "audit", run, "--head", "blond", "--split", "test", "--top", 2, "--images", 3)
+    assert status == 0
+    folder = Path(run) / "audit" / "blond-test"
+    assert out.endswith(f"Written: {folder / 'sheet.png'}\n")
+    opened = open_run(run, progress=False)
+    content = json.loads((folder / "findings.json").read_text())
+    assert len(content["findings"]) == 2
+    for found in content["findings"]:
+        label = found["finding"]["label"]
+        assert found["label"] == ("not blond", "blond")[label]
+        assert found["wrong_total"] + found["right_total"] == found["finding"]["rows"]
+        assert found["right_total"] == round(found["finding"]["accuracy"] * found["finding"]["rows"])
+        for kind in ("wrong", "right"):
+            assert len(found[kind]) == min(3, found[f"{kind}_total"])
+            images = np.array([item["image"] for item in found[kind]], dtype=np.int64)
+            assert (opened.data.labels[images, 0] == label).all()
+            assert (opened.data.split[images] == 2).all()
+            guess = opened.logits(images, 0) > 0 if len(images) else np.zeros(0, dtype=bool)
+            assert ((guess == label) == (kind == "right")).all()
+            assert [item["said"] for item in found[kind]] == [("not blond", "blond")[int(said)] for said in guess]
+        for item in found["wrong"]:
+            assert item["id"] in out
+    assert call(capsys, "audit", run, "--head", "blond", "--images", 0)[1].count("Written") == 0
+
+
+# Edits by hand --------------------------------------------------------------------------------------------
+
+
+def test_edits_by_hand_in_the_order_given_and_measured_on_validation(run, capsys, tmp_path):
+    file, on_top, exported = tmp_path / "hand.json", tmp_path / "top.json", tmp_path / "head.safetensors"
+    texts = ("swap:4=5", "ablate:4", "set-output:2:smiling=3")
+    status, out, _ = call(capsys, "edit", run, "--do", *texts, "--out", file, "--export", exported)
+    assert status == 0
+    opened = open_run(run, progress=False)
+    stack = load_edits(file, opened.layer)
+    assert list(stack.edits.values()) == [Swap(4, 5), Ablate(4), SetOutput((2,), 2, 3.0)]
+    assert "swap-1: swap experts 4 and 5 of level 0\nablate-1: ablate expert 4 of level 0\n" in out
+    about = read_edit_file(file).provenance
+    rows = opened.data.indices("val")
+    truth = opened.data.labels[rows]
+    before = (opened.outputs(rows) > 0) == truth
+    with stack:
+        after = (opened.outputs(rows) > 0) == truth
+    assert about["split"] == "val"
+    assert about["metrics_before"]["accuracy"] == pytest.approx(before.mean())
+    assert about["metrics_after"]["accuracy"] == pytest.approx(after.mean())
+    assert about["metrics_after"]["classes"]["smiling"] == pytest.approx(after[:, 2].mean())
+    assert after.mean() < before.mean() - 0.01
+    assert f"{(after & ~before).sum()} answers mended, {(before & ~after).sum()} broken" in out
+    assert f"  smiling: {before[:, 2].mean():.3f} -> {after[:, 2].mean():.3f}\n" in out
+    plain = build_head("CPMuMoE-r9-e8", 8, 3)
+    plain.load_state_dict(load_file(exported))
+    with torch.no_grad(), stack:
+        x = torch.from_numpy(opened.features[:50].copy())
+        torch.testing.assert_close(plain.eval()(x), opened.head(x), atol=1e-5, rtol=1e-5)
+    assert call(capsys, "edit", run, "--do", "scale:3=0.5", "--base", file, "--out", on_top)[0] == 0
+    assert list(read_edit_file(on_top).edits) == ["swap-1", "ablate-1", "set-output-1", "scale-1"]
+
+
+def test_edits_by_hand_with_a_subgroup_and_the_default_place(run, capsys, monkeypatch):
+    asked = []
+    real = type(open_run(run, progress=False).data).indices
+    monkeypatch.setattr(
+        "mumoe.data.base.ImageData.indices", lambda self, split: asked.append(split) or real(self, split)
+    )
+    status, out, _ = call(capsys, "edit", run, *WHO, "--do", "correct:1:blond=2.5", "--resamples", 0)
+    assert status == 0
+    assert "val" in asked
+    assert "test" not in asked
+    about = read_edit_file(f"{run}/edits/correct_1_blond=2_5.json").provenance
+    assert about["metrics_before"]["target"] == {"label": 1, "sensitive": "1"}
+    assert about["metrics_after"]["metrics"]["rewriting_score"]["value"] is not None
+    assert "Equality of opp. (↓)" in out
+    assert call(capsys, "edit", run, "--do", "ablate:1", "--report", "test")[0] == 0
+    assert asked[-1] == "test"
+
+
+def test_an_edit_by_hand_of_a_single_label_run(tmp_path, capsys):
+    run = trained(tmp_path, single=True)
+    file = tmp_path / "hand.json"
+    status, out, _ = call(capsys, "edit", run, "--do", *(f"ablate:{n}" for n in range(8)), "--out", file)
+    assert status == 0
+    about = read_edit_file(file).provenance
+    assert about["metrics_before"]["accuracy"] > 0.8
+    assert about["metrics_after"]["classes"] == {"blond": 1.0, "male": 0.0}  # nothing is left but ties
+    assert " images mended, " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "expected a subgroup (--head, --sensitive, --value) or edits by hand (--do ablate:17), got no --head,"),
+        (WHO[:4], "got no --value. Name one of the two."),
+        (("--do", "ablat:1"), "got 'ablat'. Did you mean 'ablate'?"),
+        (("--do", "ablate:8"), "expected an expert in 0..7, got 8."),
+        (("--do", "ablate:1/0"), "expected level in 0..0, got 1."),
+        (("--do", "ablate:0", "set-output:1:blnd=2"), "got 'blnd'. Did you mean 'blond'?"),
+        (("--do", "ablate:0", "--lambda", "2"), "expected no --lambda with --do, got 2."),
+        (("--do", "ablate:0", "--report", "vall"), "got 'vall'. Did you mean 'val'?"),
+        (("--do", "ablate:0", "--head", "blond"), "to measure a subgroup, got --head alone. Give all three or none."),
+    ],
+)
+def test_bad_edits_by_hand_say_one_line_and_write_nothing(run, capsys, tmp_path, arguments, message):
+    status, out, err = call(capsys, "edit", run, *arguments, "--out", tmp_path / "edit.json")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not list(tmp_path.iterdir())

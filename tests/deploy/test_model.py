@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 import mumoe
 from mumoe.deploy.card import public_name
 from mumoe.deploy.model import ImageClassifier
+from mumoe.editing.edits import Rewrite, SetOutput
+from mumoe.editing.stack import EditStack
 from mumoe.errors import JobError, UserError
 from mumoe.training import load_run
 from training.made_up_training import CLASSES, made_up_image
@@ -254,3 +256,31 @@ def test_another_width_than_the_backbones() -> None:
 def test_no_such_model() -> None:
     with pytest.raises(UserError, match="which is no folder and cannot be had from the hub"):
         ImageClassifier.from_pretrained("no/such/folder")
+
+
+@pytest.mark.parametrize(
+    "head", ["CPMuMoE-r4-e3x2", "TuckerMuMoE-r2-e3", "TTMuMoE-r3-e3x2", "TRMuMoE-r2-e3x2", "DenseMuMoE-e3"]
+)
+def test_an_edited_head_of_any_kind_is_rebuilt_from_its_config(head: str, tmp_path: Path) -> None:
+    about = {"data": "made-up", "images": 9, "evaluations": [{"split": "test", "accuracy": 0.5, "loss": 1, "count": 2}]}
+    model = ImageClassifier(**CONFIG | {"head": head, "about": about})
+    layer: Any = model.head.layer
+    torch.nn.init.normal_(next(iter(layer.factorization.parameters())))
+    stack = EditStack(layer)
+    stack.add(Rewrite.of(1, torch.rand(layer.num_experts), 3.0))
+    stack.add(SetOutput((0,) * len(layer.num_experts), 0, 2.0))
+    with stack:
+        expected = logits(model)
+    edited = model.with_edits(stack)
+    edited.save_pretrained(tmp_path)
+    again = ImageClassifier.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(again), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(expected, logits(model), atol=1e-2)
+    assert again.spec == again.head.layer.spec
+    assert (again.about["data"], "evaluations" in again.about, len(again.about["edits"])) == ("made-up", False, 2)
+    assert model.about == about
+
+
+def test_a_head_without_experts_takes_no_edits(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a head with experts to edit, got linear"):
+        ImageClassifier(**CONFIG | {"head": "linear"}).with_edits(tmp_path / "edits.json")

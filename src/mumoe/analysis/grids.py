@@ -8,8 +8,7 @@ per image, and the sheet that shows them all carries the credits of the data.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.analysis.coefficients import CoefficientLevel, Pairs
+from mumoe.analysis.drawing import GREEN, INK, PALE, STRIP, WHITE, encoded, font, shortened, thumbnail, wrapped
 from mumoe.analysis.files import new_folder, write_bytes, write_json
 from mumoe.errors import UserError
 
@@ -200,7 +200,7 @@ def write_grid(
         write_json(scratch / "grid.json", _grid_json(shown, data, threshold, seed, asked, skipped))
         note = f"{skipped} of {asked} experts skipped: no image with a coefficient of at least {threshold:g}"
         sheet = _sheet(shown, opened, size, title or f"Images that each expert processes, {data.name}", note, data)
-        write_bytes(scratch / "grid.png", _encoded(sheet, "PNG"))
+        write_bytes(scratch / "grid.png", encoded(sheet, "PNG"))
     return shown
 
 
@@ -233,30 +233,13 @@ def _write_thumbnails(
     folder: Path, shown: tuple[ExpertImages, ...], data: ImageData, size: int
 ) -> dict[int, Image.Image]:
     wanted = sorted({item.image for expert in shown for item in (*expert.random, *expert.top)})
-    opened = {image: _thumbnail(data.open_image(image), size) for image in wanted}
+    opened = {image: thumbnail(data.open_image(image), size) for image in wanted}
     for image, picture in opened.items():
-        (folder / "thumbnails" / f"{image}.png").write_bytes(_encoded(picture, "PNG"))
+        (folder / "thumbnails" / f"{image}.png").write_bytes(encoded(picture, "PNG"))
     return opened
 
 
-def _thumbnail(picture: Image.Image, size: int) -> Image.Image:
-    """The whole image on a white square."""
-    from PIL import Image, ImageOps
-
-    small = ImageOps.contain(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (size, size), "white")
-    square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
-    return square
-
-
-def _encoded(picture: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, optimize=True)
-    return buffer.getvalue()
-
-
 MARGIN, BAND, GAP, SIDE, HEAD = 12, 28, 4, 92, 58
-INK, PALE, STRIP, WHITE, GREEN = "#1a1a1a", "#5f6368", "#20242a", "#ffffff", "#7dff6b"
 
 
 def _sheet(
@@ -273,28 +256,28 @@ def _sheet(
     columns = max((max(len(e.random), len(e.top)) for e in shown), default=1)
     half = columns * (size + GAP)
     width = max(MARGIN * 2 + SIDE + 2 * half + 4 * GAP, 560)
-    footer = _wrap([note, *data.credits], width - 2 * MARGIN, 11)
+    footer = wrapped([note, *data.credits], width - 2 * MARGIN, 11)
     top = MARGIN + HEAD
     height = top + max(len(shown), 1) * (size + BAND + 2 * GAP) + 14 * len(footer) + 2 * MARGIN
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN), title, fill=INK, font=_font(17))
+    pen.text((MARGIN, MARGIN), title, fill=INK, font=font(17))
     for left, heading in _columns(half, columns):
-        pen.text((left, MARGIN + 32), heading, fill=PALE, font=_font(13))
+        pen.text((left, MARGIN + 32), heading, fill=PALE, font=font(13))
     for row, expert in enumerate(shown):
         y = top + row * (size + BAND + 2 * GAP)
-        pen.text((MARGIN, y + size // 2 - 14), f"expert {expert.expert}", fill=INK, font=_font(14))
+        pen.text((MARGIN, y + size // 2 - 14), f"expert {expert.expert}", fill=INK, font=font(14))
         pen.text(
             (MARGIN, y + size // 2 + 6),
             f"{expert.processed} image{'' if expert.processed == 1 else 's'}",
             fill=PALE,
-            font=_font(11),
+            font=font(11),
         )
         for (left, _), items in zip(_columns(half, columns), (expert.random, expert.top), strict=True):
             for column, item in enumerate(items):
                 _tile(sheet, pen, (left + column * (size + GAP), y), item, opened[item.image], size)
     for line, text in enumerate(footer):
-        pen.text((MARGIN, height - MARGIN - 14 * (len(footer) - line)), text, fill=PALE, font=_font(11))
+        pen.text((MARGIN, height - MARGIN - 14 * (len(footer) - line)), text, fill=PALE, font=font(11))
     return sheet
 
 
@@ -308,36 +291,5 @@ def _tile(sheet: Image.Image, pen: Any, corner: tuple[int, int], item: Shown, pi
     sheet.paste(picture, (x, y))
     pen.rectangle((x, y + size, x + size - 1, y + size + BAND - 1), fill=STRIP)
     pen.rectangle((x, y, x + size - 1, y + size + BAND - 1), outline="#c8ccd1")
-    pen.text((x + 4, y + size + 1), _shortened(item.label, size - 8, 11), fill=WHITE, font=_font(11))
-    pen.text((x + 4, y + size + 14), f"{item.coefficient:.2f}", fill=GREEN, font=_font(11))
-
-
-def _font(points: int) -> Any:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(points)
-
-
-def _shortened(text: str, width: int, points: int) -> str:
-    """The text cut to a width in pixels, with an ellipsis where something is missing."""
-    measure: Callable[[str], float] = _font(points).getlength
-    if measure(text) <= width:
-        return text
-    while text and measure(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
-
-
-def _wrap(paragraphs: Sequence[str], width: int, points: int) -> list[str]:
-    measure: Callable[[str], float] = _font(points).getlength
-    lines: list[str] = []
-    for paragraph in paragraphs:
-        line = ""
-        for word in paragraph.split():
-            if line and measure(f"{line} {word}") > width:
-                lines.append(line)
-                line = word
-            else:
-                line = f"{line} {word}".strip()
-        lines.append(line)
-    return [line for line in lines if line]
+    pen.text((x + 4, y + size + 1), shortened(item.label, size - 8, 11), fill=WHITE, font=font(11))
+    pen.text((x + 4, y + size + 14), f"{item.coefficient:.2f}", fill=GREEN, font=font(11))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mumoe.editing.audit import Finding
+    from mumoe.editing.pictures import Pictured
     from mumoe.editing.runs import EditingRun
 
 __all__ = ["Options", "run"]
@@ -48,7 +49,9 @@ class Options:
     top: int = 10
     """findings to show"""
     images: int = 5
-    """ids of wrong images to name for each finding (0: none)"""
+    """wrong images to name and to show for each finding, beside as many right ones (0: none)"""
+    pictures: str = ""
+    """folder for the sheet of these images (empty: RUN/audit/SPLIT, or RUN/audit/HEAD-SPLIT)"""
     propose: str = ""
     """folder for one edit file for each significant finding shown (multi-label)"""
     json: bool = False
@@ -59,9 +62,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Audit and print."""
-    import torch
-
-    from mumoe.editing.audit import audit, handled
+    from mumoe.editing.audit import audit
     from mumoe.editing.runs import open_run
 
     if options.split not in SPLITS:
@@ -71,7 +72,8 @@ def run(options: Options) -> None:
     rows = opened.data.indices(options.split)  # type: ignore[arg-type]
     if not len(rows):
         raise UserError(f"mumoe audit: expected images in the {options.split} split, got none. Take another.")
-    labels, right = _outcomes(opened, options, rows)
+    labels, said = _outcomes(opened, options, rows)
+    right = said == labels
     a = opened.coefficients(rows, "mumoe audit")
     found = audit(
         a,
@@ -84,40 +86,83 @@ def run(options: Options) -> None:
         correction=options.correction,
     )
     written = _propose(opened, options, found.significant[: options.top]) if options.propose else []
+    shown = [_pictured(finding, a, labels, right, rows, options) for finding in found.findings[: options.top]]
+    sheet = _sheet(opened, options, shown, rows, said)
     if options.json:
-        sys.stdout.write(json.dumps(found.to_dict(), allow_nan=False) + "\n")
+        content = {**found.to_dict(), "pictures": None if sheet is None else str(sheet)}
+        sys.stdout.write(json.dumps(content, allow_nan=False) + "\n")
         return
     lines = [
         f"{len(found.significant)} of {found.comparisons:,} groups are right less often than the rest "
         f"({options.correction}, alpha {options.alpha:g}), on {len(rows):,} {options.split} images of {options.run}"
     ]
-    for finding in found.findings[: options.top]:
+    for item in shown:
+        finding = item.finding
         mark = "" if finding.p_corrected <= options.alpha else " (not significant)"
         name = "" if opened.data.multi_label else f" = {opened.data.classes[finding.label]}"
         lines.append(f"  {finding}{name}{mark}")
-        wrong = handled(a, finding.experts, options.threshold) & (labels == finding.label) & ~right
-        ids = [opened.data.ids[int(rows[i])] for i in torch.nonzero(wrong)[: options.images, 0].tolist()]
+        ids = [opened.data.ids[image] for image in item.wrong]
         lines += [f"    wrong: {', '.join(ids)}"] if ids else []
-    sys.stdout.write("\n".join([*lines, *(f"Written: {path}" for path in written)]) + "\n")
+    if sheet is None and options.images:
+        lines.append(f"No pictures: {opened.data.name} is a set of features without images.")
+    paths = [*written, *([sheet] if sheet else [])]
+    sys.stdout.write("\n".join([*lines, *(f"Written: {path}" for path in paths)]) + "\n")
 
 
 def _outcomes(opened: EditingRun, options: Options, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """(rows,) true labels, and whether the prediction is right."""
+    """(rows,) true labels, and the model's."""
     import torch
 
     data = opened.data
     if not data.multi_label:
         if options.head:
             raise UserError("mumoe audit: expected no --head for a single-label run, got one. Leave it out.")
-        with torch.no_grad():
-            guess = opened.head.finish(opened.head.layer(opened.inputs(rows))).argmax(1)
+        guess = torch.from_numpy(opened.outputs(rows).argmax(1))
         labels = torch.from_numpy(data.labels[rows].astype("int64"))
-        return labels, guess == labels
+        return labels, guess
     if options.head not in data.classes:
         raise unknown_name("mumoe audit", "head", options.head, data.classes)
     position = data.classes.index(options.head)
     labels = torch.from_numpy(data.labels[rows, position].astype("int64"))
-    return labels, torch.from_numpy(opened.logits(rows, position) > 0) == labels.bool()
+    return labels, torch.from_numpy(opened.logits(rows, position) > 0).long()
+
+
+def _pictured(
+    finding: Finding,
+    a: Sequence[Tensor],
+    labels: Tensor,
+    right: Tensor,
+    rows: npt.NDArray[np.int64],
+    options: Options,
+) -> Pictured:
+    """A finding with some of its images, wrong and right."""
+    from mumoe.editing.audit import handled
+    from mumoe.editing.pictures import Pictured, spread
+
+    inside = handled(a, finding.experts, options.threshold) & (labels == finding.label)
+    wrong, good = rows[(inside & ~right).numpy()], rows[(inside & right).numpy()]
+    return Pictured(finding, spread(wrong, options.images), spread(good, options.images), len(wrong), len(good))
+
+
+def _sheet(
+    opened: EditingRun, options: Options, shown: Sequence[Pictured], rows: npt.NDArray[np.int64], said: Tensor
+) -> Path | None:
+    """Draw the images of the findings; None where there are none to draw."""
+    import numpy as np
+
+    from mumoe.editing.pictures import write_findings
+    from mumoe.models.feature_files import NoImages
+
+    data = opened.data
+    if not options.images or isinstance(data.open_image, NoImages):
+        return None
+    names = [f"not {options.head}", options.head] if data.multi_label else data.classes
+    guesses = np.full(len(data), -1, dtype=np.int64)
+    guesses[rows] = said.numpy()
+    name = "".join(c if c.isalnum() or c in "-_=" else "_" for c in options.head)
+    folder = opened.path / "audit" / "-".join(part for part in (name, options.split) if part)
+    title = f"Experts whose images go wrong, {data.name}, {options.split} images"
+    return write_findings(options.pictures or folder, shown, data, guesses, names, alpha=options.alpha, title=title)
 
 
 def _propose(opened: EditingRun, options: Options, findings: Sequence[Finding]) -> list[Path]:

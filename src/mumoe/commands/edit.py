@@ -1,4 +1,4 @@
-"""`mumoe edit`: correct a subgroup by rewriting the experts that treat it (eq. 6), and say what it did."""
+"""`mumoe edit`: correct a subgroup by rewriting the experts that treat it (eq. 6), or edit experts by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tyro
 
 from mumoe.errors import UserError, unknown_name
 
-__all__ = ["Options", "run"]
+__all__ = ["Options", "export_head", "output_file", "run"]
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,22 @@ class Options:
     """Correct a biased run without training: rewrite the experts that a subgroup is sent to.
 
     The mean coefficients come from training images, lambda is chosen on validation images, and test images are
-    used once, for the report.
+    used once, for the report. With --do the edits are yours, and are measured on validation images.
     """
 
     run: Annotated[str, tyro.conf.Positional]
     """folder of the run"""
-    head: str
+    head: str = ""
     """the attribute whose logit is corrected, e.g. Blond_Hair"""
-    sensitive: str
+    sensitive: str = ""
     """the sensitive attribute, e.g. Male"""
-    value: str
+    value: str = ""
     """sensitive value of the subgroup to help, e.g. 1"""
+    do: tuple[str, ...] = ()
+    """edits by hand instead, in this order: ablate:17 scale:3=0.5 swap:4=9 set-output:5:CLASS=2.0
+    correct:5:CLASS=0.3 (1/3 is expert 3 of level 1; 5,2 one of a hierarchy's combinations)"""
+    report: str = "val"
+    """split that --do is measured on: train, val or test"""
     label: int = 1
     """true label of that subgroup: 1 raises the logit, 0 lowers it"""
     lambda_: Annotated[str, tyro.conf.arg(name="lambda")] = "auto"
@@ -45,7 +50,7 @@ class Options:
     base: str = ""
     """file of edits to put this one on top of"""
     out: str = ""
-    """file to write (empty: RUN/edits/HEAD-SENSITIVE-VALUE.json)"""
+    """file to write (empty: RUN/edits/HEAD-SENSITIVE-VALUE.json, or one named after --do)"""
     export: str = ""
     """safetensors file for the head with the edit folded into its factors"""
     resamples: int = 1000
@@ -58,6 +63,20 @@ class Options:
 
 def run(options: Options) -> None:
     """Choose, edit, report, and write the file."""
+    if options.do:
+        from mumoe.commands.edit_by_hand import run_by_hand
+
+        return run_by_hand(options)
+    missing = [f"--{name}" for name in ("head", "sensitive", "value") if not getattr(options, name)]
+    if missing:
+        raise UserError(
+            f"mumoe edit: expected a subgroup (--head, --sensitive, --value) or edits by hand (--do ablate:17), "
+            f"got no {', '.join(missing)}. Name one of the two."
+        )
+    return _rewrite(options)
+
+
+def _rewrite(options: Options) -> None:
     from mumoe.editing.choose import final_report
     from mumoe.editing.fairness import Bootstrap
     from mumoe.editing.files import load_edits, save_edits
@@ -102,10 +121,10 @@ def run(options: Options) -> None:
         "metrics_before": first.to_dict(),
         "metrics_after": report.to_dict(),
     }
-    out = _out(options, opened.path)
+    out = output_file(options, opened.path, f"{options.head}-{options.sensitive}-{options.value}")
     save_edits(out, stack, provenance)
     if options.export:
-        _export(Path(options.export), edited_head(opened, stack))
+        export_head(Path(options.export), edited_head(opened, stack))
     _say(options, name, strength, support, choice, first, report, out)
 
 
@@ -172,16 +191,17 @@ def _choose(
     return choice.strength, choice.to_dict()
 
 
-def _out(options: Options, run: Path) -> Path:
+def output_file(options: Options, run: Path, name: str) -> Path:
+    """The file of --out, or RUN/edits/NAME.json, whose folder is made."""
     if options.out:
         return Path(options.out)
     folder = run / "edits"
     folder.mkdir(exist_ok=True)
-    name = f"{options.head}-{options.sensitive}-{options.value}"
     return folder / ("".join(c if c.isalnum() or c in "-_=" else "_" for c in name) + ".json")
 
 
-def _export(path: Path, head: Any) -> None:
+def export_head(path: Path, head: Any) -> None:
+    """Write a head's weights with its layer's spec, in one piece."""
     from safetensors.torch import save_file
 
     state = {key: value.contiguous() for key, value in head.state_dict().items()}

@@ -34,6 +34,8 @@ class Options:
     """file or folder to write (empty: RUN/export/model.onnx and so on)"""
     images: tuple[str, ...] = ()
     """images, or folders of them, to check the file on besides random ones (the first 32)"""
+    edits: str = ""
+    """file of edits to fold in first; then the empty --out is RUN/export/edited/model.onnx and so on"""
     overwrite: bool = False
     """replace what exists"""
 
@@ -48,9 +50,12 @@ def run(options: Options) -> None:
         "safetensors": export.export_safetensors,
         "torch-export": export.export_torch,
     }[options.to]
-    target = Path(options.out) if options.out else Path(options.run) / "export" / _NAMES[options.to]
+    folder = Path(options.run) / "export" / ("edited" if options.edits else "")
+    target = Path(options.out) if options.out else folder / _NAMES[options.to]
     export.check_ready(options.to, target, options.overwrite)
     model = load_classifier(options.run)
+    if options.edits:
+        model = model.with_edits(options.edits)
     if options.to != "safetensors":
         sys.stderr.write(f"Tracing {model.spec} on {model.backbone.name}; this may take a minute or two.\n")
     report = write(model, target, images=_images(model, options.images), overwrite=options.overwrite)

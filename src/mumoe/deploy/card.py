@@ -49,8 +49,9 @@ def model_card(
         data.model_name, data.eval_results = title, _results(about)
     for key, value in fields.items():
         setattr(data, key, value)
-    parts = [f"# {title}", _what(config, parameters), _data(config), _accuracy(about), _licences(config), _how(about)]
-    body = "\n\n".join(part for part in [*parts, "## Use\n\n" + _USE] if part)
+    parts = [f"# {title}", _what(config, parameters), _data(config), _accuracy(about), _edits(about)]
+    parts += [_licences(config), _how(about), "## Use\n\n" + _USE]
+    body = "\n\n".join(part for part in parts if part)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
 
@@ -112,9 +113,16 @@ def _plain(text: str) -> str:
 def _accuracy(about: Mapping[str, Any]) -> str:
     found: Sequence[Mapping[str, Any]] = about.get("evaluations", ())
     if not found:
-        return "## Accuracy\n\nNot evaluated."
+        return "## Accuracy\n\nNot evaluated" + (" since it was edited." if about.get("edits") else ".")
     rows = [f"| {item['split']} | {item['accuracy']:.4f} | {item['loss']:.4f} | {item['count']:,} |" for item in found]
     return "\n".join(["## Accuracy", "", "| split | accuracy | loss | images |", "|---|---|---|---|", *rows])
+
+
+def _edits(about: Mapping[str, Any]) -> str:
+    if not about.get("edits"):
+        return ""
+    lines = ["## Edits", "", "The head was changed after training, and the changes folded into its weights:", ""]
+    return "\n".join([*lines, *(f"- {_plain(line)}" for line in about["edits"])])
 
 
 def _licences(config: Mapping[str, Any]) -> str:

@@ -213,7 +213,9 @@ def _untraceable(model: ImageClassifier, error: Exception) -> JobError:
 
 def _described(model: ImageClassifier) -> dict[str, Any]:
     found = preprocessing(model.backbone.data_config, model.classes, multi_label=model.multi_label)
-    return {"input": "images", "output": "logits", "backbone": model.backbone.name, "head": model.spec, **found}
+    edits = {"edits": model.about["edits"]} if "edits" in model.about else {}
+    names = {"input": "images", "output": "logits", "backbone": model.backbone.name, "head": model.spec}
+    return {**names, **edits, **found}
 
 
 def _serialized(proto: Any) -> bytes:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mumoe.deploy.card import model_card, public_name
 from mumoe.errors import JobError, UserError, nearest
+from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
 from mumoe.training.config import TrainConfig
@@ -30,6 +31,8 @@ from mumoe.training.network import is_mumoe
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from mumoe.editing.stack import EditStack
 
 __all__ = ["ImageClassifier"]
 
@@ -152,6 +155,37 @@ class ImageClassifier(
             about=_about(config, facts),
         )
         model.backbone, model.head = backbone, trained.head  # type: ignore[assignment]
+        return model.eval()
+
+    def with_edits(self, edits: str | Path | EditStack) -> Self:
+        """This model with edits folded into its head: an ordinary model, whose config names the grown ranks.
+
+        What was measured of this model is not said of the new one; its card lists the edits instead. The backbone
+        is shared.
+
+        Args:
+            edits: A file that `mumoe edit` wrote for this model, or a stack on its layer.
+
+        Raises:
+            UserError: If the head has no experts, or the edits cannot be read or are those of another model.
+        """
+        from mumoe.editing.files import load_edits
+
+        layer = self.head.layer
+        if not isinstance(layer, MuMoE):
+            raise UserError(
+                f"export: expected a head with experts to edit, got {self.spec}. "
+                "Leave the edits out, or take the run that they were made on."
+            )
+        stack = load_edits(edits, layer) if isinstance(edits, str | Path) else edits
+        folded = stack.fold()
+        about = {key: value for key, value in self.about.items() if key not in ("evaluations", "trained_parameters")}
+        about["edits"] = [*self.about.get("edits", []), *stack.describe()]
+        config: Any = self._hub_mixin_config
+        model = type(self)(**{**config, "head": folded.spec, "about": about})
+        head = {**self.head.state_dict(), **{f"layer.{name}": value for name, value in folded.state_dict().items()}}
+        model.head.load_state_dict({name: head[name] for name in model.head.state_dict()})
+        model.backbone = self.backbone
         return model.eval()
 
     @classmethod

@@ -66,6 +66,12 @@ class EditingRun:
         return torch.cat(parts).double().numpy()
 
     @torch.no_grad()
+    def outputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """(rows, classes) logits, with whatever edits are applied."""
+        parts = [self.head.finish(self.head.layer(self.inputs(part))) for part in _blocks(rows)]
+        return torch.cat(parts).float().numpy()
+
+    @torch.no_grad()
     def coefficients(self, rows: npt.NDArray[np.int64], who: str) -> tuple[Tensor, ...]:
         """One (rows, N_e) tensor per level."""
         layer = self.require_layer(who)
