@@ -25,8 +25,11 @@ def made_up(monkeypatch):
     monkeypatch.setattr(inputs, "with_seed", lambda found, config: found)
 
 
-def test_analyze_prints_the_numbers_and_where_they_are(tmp_path, capsys, made_up):
+def test_analyze_prints_the_numbers_and_where_they_are(tmp_path, capsys, made_up, monkeypatch):
+    from mumoe.training import inputs, jobs
+
     make_run(tmp_path / "run")
+    monkeypatch.setattr(jobs, "load_inputs", inputs.load_inputs)
     status = main(["analyze", str(tmp_path / "run"), "--modes", "zero", "mean", "--resamples", "5", "--quiet"])
     said = capsys.readouterr().out
     assert status == 0
