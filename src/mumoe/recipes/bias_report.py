@@ -21,7 +21,7 @@ from mumoe.editing.baselines import Settings
 from mumoe.editing.files import write_json
 from mumoe.editing.tables import fairness_table, subgroup_table
 from mumoe.recipes.bias import CRITERIA, BiasResults, SeedResult, run_bias
-from mumoe.recipes.bias_sets import BiasSet, natural_skin_tone, planted_style
+from mumoe.recipes.bias_sets import CELEBA_EXPERIMENTS, BiasSet, celeba_bias, natural_skin_tone, planted_style
 
 __all__ = ["Options", "emoji_sets", "write_report"]
 
@@ -30,8 +30,15 @@ __all__ = ["Options", "emoji_sets", "write_report"]
 class Options:
     """Correct a planted or a natural bias on emoji by every method, over several seeds."""
 
-    experiment: Literal["planted", "natural"] = "planted"
-    """planted: animals drawn by OpenMoji nearly absent from training; natural: women with dark skin"""
+    experiment: Literal["planted", "natural", "old-females-age", "blond-males-hair"] = "planted"
+    """on emoji, planted: animals drawn by OpenMoji nearly absent from training; natural: women with dark skin;
+    on CelebA, the paper's two"""
+    root: str = ""
+    """folder of CelebA in its official layout (empty: the user's data folder)"""
+    backbone: str = "clip-b32"
+    """backbone of the CelebA experiments, frozen; emoji take the embedded one"""
+    weights: str = ""
+    """safetensors file with that backbone's weights (empty: its pretrained ones)"""
     out: str = "runs/bias"
     """folder to write to"""
     seeds: int = 3
@@ -48,6 +55,19 @@ class Options:
     """pixels of the drawings"""
     cache_dir: str = ""
     """where drawings and features are kept (empty: the user cache)"""
+
+
+def celeba_sets(options: Options) -> Callable[[int], BiasSet]:
+    """Seed to one of the paper's experiments: CelebA in its official split, whatever the seed."""
+    from mumoe.data import load_data
+    from mumoe.models.backbones import create_backbone
+    from mumoe.models.features import extract_features
+
+    cache = options.cache_dir or None
+    data = load_data("celeba", root=options.root or None, cache_dir=cache)
+    backbone = create_backbone(options.backbone, weights=options.weights or None)
+    bias = celeba_bias(data, extract_features(data, backbone, cache_dir=cache).x, options.experiment)
+    return lambda seed: bias
 
 
 def emoji_sets(options: Options) -> Callable[[int], BiasSet]:
@@ -134,7 +154,7 @@ def _chosen(results: BiasResults, suffixes: Sequence[str]) -> dict[str, list]:  
 
 def main(options: Options) -> None:
     """Run seed by seed; what is finished is on disk."""
-    make = emoji_sets(options)
+    make = celeba_sets(options) if options.experiment in CELEBA_EXPERIMENTS else emoji_sets(options)
     settings = Settings(epochs=options.epochs, weight_decay=options.weight_decay, progress=True)
     done: list[SeedResult] = []
     for seed in range(options.seeds):
