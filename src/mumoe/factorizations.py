@@ -139,6 +139,10 @@ class Factorization(nn.Module, ABC):
     def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
         """The smallest rank with which `copy_linear` is exact for every matrix of that size."""
 
+    def _per_level(self, name: str) -> list[Tensor]:
+        """The parameters NAME_0 .. NAME_{E-1}."""
+        return [getattr(self, f"{name}_{level}") for level in range(len(self.num_experts))]
+
     def extra_repr(self) -> str:
         ranks = ", ".join(f"{name}={value}" for name, value in self.ranks.items())
         return f"in={self.in_features}, out={self.out_features}, experts={self.num_experts}, rank({ranks})"
@@ -214,8 +218,7 @@ class CP(Factorization):
     @property
     def factors(self) -> list[Tensor]:
         """O, I, N_1 .. N_E, each (size of its mode, rank), as in tensorly."""
-        levels = range(len(self.num_experts))
-        return [self.out_factor, self.in_factor, *(getattr(self, f"expert_factor_{e}") for e in levels)]
+        return [self.out_factor, self.in_factor, *self._per_level("expert_factor")]
 
     def forward(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
         return functional.cp_contract(x, coefficients, self.factors)
@@ -312,8 +315,7 @@ class Tucker(Factorization):
     @property
     def factors(self) -> list[Tensor]:
         """O, I, N_1 .. N_E, each (size of its mode, its rank), as in tensorly."""
-        levels = range(len(self.num_experts))
-        return [self.out_factor, self.in_factor, *(getattr(self, f"expert_factor_{e}") for e in levels)]
+        return [self.out_factor, self.in_factor, *self._per_level("expert_factor")]
 
     def forward(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
         return functional.tucker_contract(x, coefficients, self.core, self.factors)
@@ -423,8 +425,7 @@ class TensorRing(Factorization):
 
     @property
     def _stored(self) -> list[Tensor]:
-        levels = range(len(self.num_experts))
-        return [self.out_core, self.in_core, *(getattr(self, f"expert_core_{e}") for e in levels)]
+        return [self.out_core, self.in_core, *self._per_level("expert_core")]
 
     @property
     def cores(self) -> list[Tensor]:

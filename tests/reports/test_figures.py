@@ -19,8 +19,6 @@ from mumoe.reports.figures import (
     trend_figure,
 )
 
-pytest.importorskip("matplotlib")
-
 
 def point(series, experts, seed, p, strong=3, control=False):
     return Point(series, experts, seed, 0.7, p, strong, 0.5 if strong else None, 9, control)
