@@ -38,10 +38,14 @@ def build(target: Target, init: str = "random", sigma: float = 0.0) -> nn.Module
 
 
 def _random(parts: Parts, options: LayerOptions) -> nn.Module:
-    sizes: tuple[int, ...] = parts.widths
+    sizes: Any = parts.widths
     if options.out_features is not None:
         sizes = (*sizes[:-1], options.out_features)
+    ranks = list(options.ranks)
     shared: dict[str, Any] = {
+        "num_experts": options.num_experts,
+        "factorization": options.factorization,
+        "rank": ranks[0] if parts.kind == "linear" else ranks,
         "bias": options.bias,
         "gate": copy.deepcopy(options.gate),
         "norm": options.norm,
@@ -50,15 +54,13 @@ def _random(parts: Parts, options: LayerOptions) -> nn.Module:
         "device": parts.weight.device,
         "dtype": parts.weight.dtype,
     }
-    shape = (*sizes, options.num_experts, options.factorization)
     if parts.kind == "linear":
-        return MuMoE(*shape, options.ranks[0], **shared)  # type: ignore[arg-type]
+        return MuMoE(*sizes, **shared)
     shared |= {"drop": copy.deepcopy(parts.drop), "channels_first": parts.channels_first}
-    ranks = list(options.ranks)
     if parts.kind == "mlp":
-        return MLPBlock(*shape, ranks, act_layer=lambda: _joined([parts.act, *parts.inner]), **shared)
+        return MLPBlock(*sizes, act_layer=lambda: _joined([parts.act, *parts.inner]), **shared)
     inner = _joined(parts.inner) if parts.inner else None
-    return MuMoEGatedBlock(*shape, ranks, act_layer=lambda: copy.deepcopy(parts.act), inner=inner, **shared)  # type: ignore[arg-type]
+    return MuMoEGatedBlock(*sizes, act_layer=lambda: copy.deepcopy(parts.act), inner=inner, **shared)
 
 
 def _joined(modules: Sequence[nn.Module]) -> nn.Module:
