@@ -80,6 +80,15 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 """Name -> a maker of the network and one input."""
 
 
+def network(name: str) -> tuple[nn.Module, Any]:
+    """With weights that let every part matter: some models start with zero heads and vanishing branches."""
+    model, x = NETWORKS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval(), x
+
+
 def output(model: nn.Module, x: Tensor) -> Tensor:
     """Logits, or the last features, in evaluation mode."""
     flag = model.training

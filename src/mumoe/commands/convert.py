@@ -26,8 +26,8 @@ class Options:
 
     model: Annotated[str, tyro.conf.Positional]
     """timm model, folder of a Hugging Face model, or folder that this verb wrote"""
-    experts: tuple[int, ...]
-    """number of experts, one for each level"""
+    experts: tuple[int, ...] = ()
+    """number of experts, one for each level; must be given"""
     pattern: tuple[str, ...] = ()
     """modules to replace, such as 'blocks.*.mlp' (empty: those of the preset)"""
     preset: str = ""
@@ -38,8 +38,8 @@ class Options:
     rank: str = ""
     """matched (same parameters), exact (holds the old layers), or a number (empty: matched for random, exact for
     upcycle)"""
-    init: Literal["random", "upcycle"] = "upcycle"
-    """upcycle: every expert starts as a copy of the old layers; random: afresh"""
+    init: Literal["random", "upcycle"] = "random"
+    """random: afresh; upcycle: every expert starts as a copy of the old layers"""
     gate: str = "entmax15"
     """activation of the gate"""
     norm: str = ""
@@ -54,6 +54,8 @@ class Options:
     """largest file of weights"""
     overwrite: bool = False
     """replace what the folder has"""
+    targets: bool = False
+    """list what can be replaced, and stop"""
     dry_run: bool = False
     """show the table and stop"""
     seed: int = 0
@@ -62,14 +64,19 @@ class Options:
 
 def run(options: Options) -> None:
     """Plan, show, convert, save, load again and compare."""
-    _check_output(options)
+    if not options.targets:
+        _check_output(options)
     import torch
 
     from mumoe.deploy.opening import open_network
-    from mumoe.models.surgery import plan
+    from mumoe.models.surgery import named_targets, plan
 
     torch.manual_seed(options.seed)
     opened = open_network(options.model, pretrained=options.pretrained, num_classes=options.num_classes)
+    if options.targets:
+        lines = [f"{name}  {kind}" for name, kind in named_targets(opened.model).items()]
+        sys.stdout.write("\n".join(lines) + "\n")
+        return
     planned = plan(
         opened.model,
         *options.pattern,
@@ -88,6 +95,8 @@ def run(options: Options) -> None:
 
 
 def _check_output(options: Options) -> None:
+    if not options.experts:
+        raise UserError("mumoe convert: expected --experts with a number, got none. Give --experts 64, say.")
     if options.dry_run:
         return
     if not options.output:

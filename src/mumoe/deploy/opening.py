@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.deploy.converted import ConvertedModel
-from mumoe.deploy.source import CLASSES
+from mumoe.deploy.source import CLASSES, quiet
 from mumoe.errors import JobError, UserError, nearest, require, unknown_name
 from mumoe.training.files import read_json
 
@@ -92,7 +92,8 @@ def _open_transformers(folder: Path, config: Any) -> Opened:
         raise unknown_name("convert", "class of transformers", str(known[0]), CLASSES)
     try:
         kind = getattr(transformers, known[0])
-        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        with quiet(transformers):
+            model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise JobError(f"{folder}: expected a whole model with safetensors, got: {reason}. Save it again.") from error

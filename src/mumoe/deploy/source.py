@@ -16,7 +16,7 @@ from torch import nn
 from mumoe.errors import UserError, require, unknown_name
 from mumoe.models.surgery.presets import GATED
 
-__all__ = ["CLASSES", "build_source", "describe_source"]
+__all__ = ["CLASSES", "build_source", "describe_source", "quiet"]
 
 CLASSES = (
     "GPT2Model",
@@ -127,7 +127,7 @@ def _build_transformers(source: Mapping[str, Any]) -> nn.Module:
         raise unknown_name("load", "class of transformers", str(source["class"]), CLASSES)
     kind = getattr(transformers, source["class"])
     config = {key: value for key, value in source["config"].items() if key not in ("auto_map", "quantization_config")}
-    with _quiet(transformers):
+    with quiet(transformers):
         built = kind.config_class.from_dict(config)
         built._attn_implementation = source["attention"] if source["attention"] in ATTENTION else "sdpa"
         model: nn.Module = kind(built)
@@ -135,11 +135,15 @@ def _build_transformers(source: Mapping[str, Any]) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's remarks on a configuration that it has taken before."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+def quiet(transformers: Any) -> Iterator[None]:
+    """Without the library's bars, and its remarks on a configuration that it has taken before."""
+    logging = transformers.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(before)
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

@@ -122,6 +122,7 @@ class Plan:
         targets: The modules, in the model's order.
         init: ``random`` or ``upcycle``.
         sigma: Noise between upcycled experts.
+        total: Parameters of the whole model, before.
         flops: Multiply-adds of the whole model on the example, before; None without one.
     """
 
@@ -129,6 +130,7 @@ class Plan:
     targets: tuple[Target, ...]
     init: str = "random"
     sigma: float = 0.0
+    total: int = 0
     flops: int | None = None
 
     def apply(self) -> Surgery:
@@ -140,8 +142,9 @@ class Plan:
     @property
     def parameters(self) -> tuple[int, int]:
         """Of the whole model, before and after."""
-        before = sum(parameter.numel() for parameter in self.model.parameters())
-        return before, before + sum(target.parameters_after - target.parameters_before for target in self.targets)
+        return self.total, self.total + sum(
+            target.parameters_after - target.parameters_before for target in self.targets
+        )
 
     def rows(self) -> list[dict[str, str]]:
         """The table as text: one row for each target, one for their sum, one for the whole model."""

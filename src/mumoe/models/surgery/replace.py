@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,7 +12,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 from torch import nn
 
-from mumoe.errors import UserError, nearest, unknown_name
+from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import Rank
 from mumoe.models.surgery.build import INITS, build
 from mumoe.models.surgery.measure import measure
@@ -113,7 +114,8 @@ def plan(
             parts.bias,
         )
         targets.append(_noted(model, Target(group, module, parts, options)))
-    return measure(Plan(model, tuple(targets), init, sigma), example)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return measure(Plan(model, tuple(targets), init, sigma, total), example)
 
 
 def replace_modules(
@@ -330,11 +332,17 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, ...]]
 def _matching(model: nn.Module, pattern: str, names: Iterable[str]) -> list[str]:
     found = fnmatch.filter(names, pattern)
     if not found:
-        targets = named_targets(model)
-        close = nearest(pattern, targets) or nearest(pattern, names)
+        close = _closest(pattern, named_targets(model)) or _closest(pattern, names)
         offer = f"Closest: {close!r}. " if close else ""
         raise UserError(f"{WHO}: nothing matches {pattern!r}. {offer}All targets: named_targets(model).")
     return found
+
+
+def _closest(pattern: str, names: Iterable[str]) -> str | None:
+    """The first of the names that are most like a pattern, None when none is like it."""
+    ratios = {name: difflib.SequenceMatcher(None, pattern, name).ratio() for name in names}
+    best = max(ratios, key=lambda name: ratios[name], default=None)
+    return best if best is not None and ratios[best] >= 0.5 else None
 
 
 def _check_overlap(names: set[str]) -> None:
