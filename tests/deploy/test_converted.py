@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import mumoe
 from models.tiny_networks import CONVNEXT_ARGUMENTS, VIT_ARGUMENTS, network, output
 from mumoe.deploy.converted import ConvertedModel, load_converted, save_converted
 from mumoe.errors import JobError, UserError
@@ -38,6 +39,10 @@ def test_the_same_output_whole_and_in_shards(name: str, size: int | str, tmp_pat
     assert type(loaded) is type(model)
     assert not loaded.training
     assert torch.equal(output(loaded, x), expected)
+    if name == "vit":
+        found, transform = mumoe.load(tmp_path)
+        assert transform is None
+        assert torch.equal(output(found, x), expected)
 
 
 def test_tied_weights_other_dtypes_and_a_replaced_head(tmp_path: Path) -> None:

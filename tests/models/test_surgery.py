@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -302,6 +303,15 @@ def test_presets_find_their_architecture_within_another_model():
     names = [target.name for target in plan(model, num_experts=2).targets]
     assert names == ["0.blocks.0.mlp", "0.blocks.1.mlp"]
     assert set(NETWORKS) - {"convnext-conv"} == set(PRESETS)
+
+
+def test_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    blocks = (Path(__file__).parents[2] / "docs" / "surgery.md").read_text().split("```python\n")[1:]
+    assert len(blocks) == 1
+    monkeypatch.chdir(tmp_path)
+    with torch.no_grad():
+        exec(compile(blocks[0].partition("```")[0], "surgery.md", "exec"), {})
+    assert "whole network, divergence" in capsys.readouterr().out
 
 
 def test_gated_block_by_hand():
