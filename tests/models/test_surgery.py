@@ -22,7 +22,7 @@ class Toy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Dropout(0.3), nn.Linear(10, 6), nn.Dropout(0.1))
+        self.first = nn.Sequential(nn.Linear(6, 10), nn.PReLU(), nn.Dropout(0.3), nn.Linear(10, 6), nn.Dropout(0.1))
         self.again = self.first
         self.norm = nn.BatchNorm1d(6)
         self.fc = nn.Linear(6, 3, bias=False)
@@ -121,7 +121,15 @@ def test_shared_modules_are_replaced_once_and_dropout_is_kept():
     assert [m.p for m in model.first.modules() if isinstance(m, nn.Dropout)] == [0.3, 0.1]
     assert relative(output(model, x), before) < 1e-5
     assert "used 2 times" in surgery.table()
+    with torch.no_grad():
+        model.first.drop.p = 1.0
+        assert not model.first.train()(x).any()
+    model.first.eval()
+    with torch.no_grad():  # a nonlinearity that learns is a copy, too
+        for parameter in surgery.parameters():
+            parameter.add_(1)
     surgery.undo()
+    assert torch.equal(output(model, x), before)
     assert model.first is model.again
     assert type(model.first) is nn.Sequential
 
@@ -312,6 +320,23 @@ def test_the_documentation_runs(tmp_path, monkeypatch, capsys):
     with torch.no_grad():
         exec(compile(blocks[0].partition("```")[0], "surgery.md", "exec"), {})
     assert "whole network, divergence" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "convnext-conv"])
+def test_blocks_compile_whole_copy_and_run_in_bfloat16(name):
+    model, _ = network(name)
+    (module, *_) = replace_modules(model, num_experts=3).replaced.values()
+    width = module.in_features
+    x = torch.randn(2, width, 3, 3) if name == "convnext-conv" else torch.randn(2, 9, width)
+    with torch.no_grad():
+        y = module(x)
+        assert torch.equal(torch.compile(module, backend="eager", fullgraph=True)(x), y)
+        assert torch.equal(copy.deepcopy(module)(x), y)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert relative(module(x).float(), y) < 0.05
+        y, (coefficients,) = module(x, return_coefficients=True)
+    assert y.shape == x.shape
+    assert coefficients.shape == ((2, 3, 3, 3) if name == "convnext-conv" else (2, 9, 3))
 
 
 def test_gated_block_by_hand():
