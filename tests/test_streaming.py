@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 import mumoe
 from mumoe import backends, functional, streaming
+from mumoe.blocked import BlockedSoftmax
 from mumoe.gating import Gate
 from mumoe.sparse import SparseCoefficients
 
 RANKS = {"cp": 12, "tucker": 6, "tt": 8, "tr": 8}
 GATES = ("entmax15", "sparsemax", "topk")
+ALL_GATES = (*GATES, "softmax")
 
 
 def results(layer: nn.Module, x: Tensor, path: str | None) -> list[Tensor]:
@@ -45,7 +47,7 @@ def taken(layer: nn.Module, x: Tensor, path: str | None = None) -> list[type]:
 
 
 @pytest.mark.parametrize("factorization", RANKS)
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", ALL_GATES)
 @pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("training", [True, False])
 def test_both_paths_give_the_same_numbers(factorization: str, gate: str, norm: str, training: bool) -> None:
@@ -56,7 +58,7 @@ def test_both_paths_give_the_same_numbers(factorization: str, gate: str, norm: s
     ).double()
     layer.train(training)
     x = torch.randn(40, 24, dtype=torch.float64)
-    assert SparseCoefficients in taken(layer, x, "sparse")
+    assert (BlockedSoftmax if gate == "softmax" else SparseCoefficients) in taken(layer, x, "sparse")
     assert difference(results(layer, x, "sparse"), results(layer, x, "dense"), 1e-6) < 1e-9
 
 
@@ -107,6 +109,10 @@ def odd_sizes() -> tuple[mumoe.MuMoE, Tensor]:
     return mumoe.MuMoE(32, 9, 1031, rank=8), torch.randn(3, 32)
 
 
+def soft() -> tuple[mumoe.MuMoE, Tensor]:
+    return mumoe.MuMoE(32, 9, (700, 3), rank=8, gate="softmax"), torch.randn(64, 32) + 5
+
+
 def many_rows() -> tuple[mumoe.MuMoE, Tensor]:
     return mumoe.MuMoE(8, 9, 600, rank=8), torch.randn(900, 8)  # the Gram matrix pays
 
@@ -137,12 +143,12 @@ def test_repeats_are_equal_to_the_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, results(layer, x, "sparse"), strict=True))
 
 
+@pytest.mark.parametrize("gate", ["entmax15", "softmax"])
 @pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("training", [True, False])
-def test_second_derivatives(norm: str, training: bool) -> None:
+def test_second_derivatives(gate: str, norm: str, training: bool) -> None:
     torch.manual_seed(1)
-    layer = mumoe.MuMoE(3, 2, (9, 2), "cp", 2, norm=norm).double().train(training)
-    layer.gate = layer.gate.double()
+    layer = mumoe.MuMoE(3, 2, (9, 2), "cp", 2, norm=norm, gate=gate).double().train(training)
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     parameters = tuple(layer.parameters())
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mumoe.functional import tau2, tau15
 
-__all__ = ["Backend", "Plain", "Support", "block_size", "gram_pays", "of"]
+__all__ = ["Backend", "Plain", "Support", "block_size", "gram_pays", "moments", "of"]
 
 DENSE_SHARE = 0.25
 """Share of candidates in the first block of experts above which coefficients count as dense."""
@@ -144,7 +144,7 @@ class Plain:
             logits = search.buffer[:, : len(part)]
             torch.mm(x, part.mT, out=logits)
             if batch_statistics:
-                centre, spread = _moments(logits)
+                centre, spread = moments(logits)
                 means.append(centre)
                 variances.append(spread)
                 _normalize_(logits, centre, torch.rsqrt(spread + eps))
@@ -223,7 +223,7 @@ def _batch_backward(
     return grad_x, grad_weight
 
 
-def _moments(logits: Tensor) -> tuple[Tensor, Tensor]:
+def moments(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (n,) of nearly centred logits (rows, n)."""
     mean = logits.mean(0)
     square = torch.mul(logits, logits).mean(0)

@@ -25,16 +25,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mumoe import backends, functional
-from mumoe.gating import BatchNorm, Entmax15, Gate, Sparsemax, TopK, full_precision
+from mumoe.blocked import BlockedSoftmax, statistics
+from mumoe.gating import BatchNorm, Entmax15, Gate, Softmax, Sparsemax, TopK, full_precision
 from mumoe.sparse import SparseCoefficients, segment_rows, segment_sum
 
 __all__ = ["Coefficients", "coefficients", "forced"]
 
-Coefficients = Tensor | SparseCoefficients
+Coefficients = Tensor | SparseCoefficients | BlockedSoftmax
 
 _KINDS: dict[type[nn.Module], str] = {Entmax15: "entmax15", Sparsemax: "sparsemax", TopK: "topk"}
 _FEWEST = 512  # experts of a level below which the dense gate is as fast
 _SMALLEST = 2**16  # logits in all below which it is, too
+_LARGEST = 2**24  # logits in all above which softmax goes block by block: 64 MB a matrix of float32
 _ALONE = 2  # rows up to which calls cost more than numbers, and the support is solved in Python's floats
 _forced: str | None = None
 
@@ -87,19 +89,37 @@ def _counting() -> bool:
 
 
 def _level(gate: Gate, level: int, x: Tensor) -> Coefficients:
-    norm, activation = gate.norms[level], gate.activations[level]
-    fits = type(activation) in _KINDS and type(norm) in (BatchNorm, nn.Identity)
-    size = gate.num_experts[level]
-    enough = _forced == "sparse" or (size >= _FEWEST and len(x) * size >= _SMALLEST) or (_alone(x) and size > 32)
-    if not fits or not enough or type(gate.weights[level]) is not nn.Parameter:
+    norm, activation, weight = gate.norms[level], gate.activations[level], gate.weights[level]
+    if type(norm) not in (BatchNorm, nn.Identity) or type(weight) is not nn.Parameter:
         return gate.level(level, x)
-    if isinstance(norm, BatchNorm) and (norm.running_mean is None or (norm.training and len(x) < 2)):
+    batch = isinstance(norm, BatchNorm) and norm.training
+    if isinstance(norm, BatchNorm) and (norm.running_mean is None or (batch and len(x) < 2)):
         return gate.level(level, x)
-    if _forced is None and _alone(x) and not (isinstance(norm, BatchNorm) and norm.training):
-        found = _row_by_row(x, gate.weights[level], norm, activation)
-    else:
-        found = _sparse_level(x, gate.weights[level], norm, activation)
+    size = len(x) * len(weight)
+    found: Coefficients | None = None
+    if type(activation) is Softmax:
+        found = _blocked_level(x, weight, norm, batch) if _forced == "sparse" or size >= _LARGEST else None
+    elif type(activation) in _KINDS and _forced is None and not batch and _alone(x):
+        found = _row_by_row(x, weight, norm, activation) if len(weight) > 32 else None
+    elif type(activation) in _KINDS and (_forced == "sparse" or (len(weight) >= _FEWEST and size >= _SMALLEST)):
+        found = _sparse_level(x, weight, norm, activation)
     return gate.level(level, x) if found is None else found
+
+
+def _blocked_level(x: Tensor, weight: Tensor, norm: nn.Module, batch: bool) -> BlockedSoftmax:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = x.dtype
+    with full_precision(x):
+        x, weight = x.to(wide), weight.to(wide)
+        if not isinstance(norm, BatchNorm):
+            return BlockedSoftmax(x, weight, None, None, None, False, 0.0, dtype)
+        if not batch:
+            return BlockedSoftmax(x, weight, None, *_running(norm, wide), False, norm.eps, dtype)
+        with torch.no_grad():
+            centre = x.mean(0)
+            mean, var = statistics(x - centre, weight)
+            norm.remember(mean + weight @ centre, var, len(x))
+        return BlockedSoftmax(x, weight, centre, mean, torch.rsqrt(var + norm.eps), True, norm.eps, dtype)
 
 
 def _sparse_level(x: Tensor, weight: Tensor, norm: nn.Module, activation: nn.Module) -> SparseCoefficients | None:
