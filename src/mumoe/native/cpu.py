@@ -1,0 +1,463 @@
+"""The kernels for float32 tensors on the processor: blocks, buffers, threads; the loops are in `compiled.py`.
+
+The matrix products stay PyTorch's. A block of experts (about a megabyte of logits for the full batch) is multiplied,
+scanned for entries that may be in the support, and dropped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mumoe.native import KINDS, Support, compiled
+
+BLOCK = 1 << 18
+"""Logits held at a time."""
+NARROWEST = 128
+"""Experts of a block at least, for the matrix product's sake."""
+CAPACITY = 256
+"""Entries a row's list starts with."""
+DENSE = 0.25
+"""Share of the first block's entries in the support from which the caller had better go dense."""
+SAMPLE = 32
+"""Rows that are looked at to find this share."""
+WORTH_THREADS = 1 << 17
+"""Touched numbers from which a second thread is worth waking."""
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    pid = os.getpid()
+    if pid not in _pools:  # threads do not survive a fork
+        _pools.clear()
+        _pools[pid] = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="mumoe")
+    return _pools[pid]
+
+
+def share(run: Callable[[int, int], Any], size: int, work: int) -> list[Any]:
+    """Run over the range 0..size, in as many parts as there are threads if the work is worth it."""
+    threads = min(torch.get_num_threads(), size)
+    if threads == 1 or work < WORTH_THREADS:
+        return [run(0, size)]
+    edges = [size * part // threads for part in range(threads + 1)]
+    pool = _pool(threads - 1)
+    waiting = [pool.submit(run, edges[part], edges[part + 1]) for part in range(1, threads)]
+    first = run(edges[0], edges[1])
+    return [first, *(task.result() for task in waiting)]
+
+
+_functions: compiled.Functions | None = None
+
+
+def functions() -> Any:
+    """The compiled functions, compiled at first use."""
+    global _functions
+    if _functions is None:
+        _functions = compiled.load()
+    return _functions
+
+
+def zeros(*shape: int) -> Tensor:
+    """float32 zeros whose pages the system hands out when they are first written."""
+    return torch.from_numpy(np.zeros(shape, dtype=np.float32))
+
+
+class Lists:
+    """Per row, the entries that may be in the support so far, in ascending order of their expert."""
+
+    def __init__(self, rows: int, kind: int, k: int, capacity: int) -> None:
+        self.rows, self.kind, self.k, self.capacity = rows, kind, k, capacity
+        self.values = torch.empty(rows, capacity)
+        self.index = torch.empty(rows, capacity, dtype=torch.int64)
+        self.count = torch.zeros(rows, dtype=torch.int64)
+        self.top = torch.full((rows,), -torch.inf)
+        self.floor = torch.full((rows,), -torch.inf)
+
+    def scan(self, block: Tensor, first: int, mean: Tensor | None, rstd: Tensor | None) -> bool:
+        """Take in the logits of experts from `first` on; False if there is a NaN among them."""
+        normed = rstd is not None
+        m, r = (mean, rstd) if normed else (self.top, self.top)
+        assert m is not None and r is not None
+        columns = block.shape[1]
+
+        def run(begin: int, end: int) -> int:
+            scratch = torch.empty(self.capacity)
+            status = functions().scan(
+                block.data_ptr(), columns, first, begin, end, m.data_ptr(), r.data_ptr(), normed, self.kind, self.k,
+                self.values.data_ptr(), self.index.data_ptr(), self.count.data_ptr(), self.capacity,
+                self.top.data_ptr(), self.floor.data_ptr(), scratch.data_ptr(),
+            )  # fmt: skip
+            return int(status)
+
+        pending = share(lambda begin, end: (begin, end, run(begin, end)), self.rows, block.numel())
+        while pending:
+            if any(status < 0 for _, _, status in pending):
+                return False
+            late = [(status - 1, end) for _, end, status in pending if status > 0]
+            if late:
+                self._grow()
+            pending = [(begin, end, run(begin, end)) for begin, end in late]
+        return True
+
+    def _grow(self) -> None:
+        old, self.capacity = self.capacity, 2 * self.capacity
+        for name in ("values", "index"):
+            before = getattr(self, name)
+            after = before.new_empty(self.rows, self.capacity)
+            after[:, :old] = before
+            setattr(self, name, after)
+
+    def solve(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """slack, indices, offsets, normalized."""
+        f = functions()
+        tau = torch.empty(self.rows, dtype=torch.float64)
+        lists = (self.values.data_ptr(), self.index.data_ptr(), self.count.data_ptr(), self.capacity)
+        work = 16 * self.rows * 64
+
+        def solve(begin: int, end: int) -> None:
+            scratch = torch.empty(self.capacity)
+            f.solve(begin, end, self.kind, self.k, *lists, self.top.data_ptr(), tau.data_ptr(), scratch.data_ptr())
+
+        share(solve, self.rows, work)
+        offsets = torch.zeros(self.rows + 1, dtype=torch.int64)
+        torch.cumsum(self.count, 0, out=offsets[1:])
+        total = int(offsets[-1])
+        slack, indices, normalized = torch.empty(total), torch.empty(total, dtype=torch.int64), torch.empty(total)
+
+        def emit(begin: int, end: int) -> None:
+            f.emit(
+                begin, end, self.kind, *lists, self.top.data_ptr(), tau.data_ptr(), offsets.data_ptr(),
+                slack.data_ptr(), indices.data_ptr(), normalized.data_ptr(),
+            )  # fmt: skip
+
+        share(emit, self.rows, total)
+        return slack, indices, offsets, normalized
+
+
+def _matrix(x: Tensor, name: str, columns: int | None = None) -> None:
+    if x.ndim != 2 or x.dtype != torch.float32 or x.device.type != "cpu" or (columns and x.shape[1] != columns):
+        width = "in" if columns is None else columns
+        raise ValueError(
+            f"native: expected {name} as a float32 (rows, {width}) matrix on the cpu, "
+            f"got {x.dtype} {tuple(x.shape)} on {x.device}. Use plain PyTorch."
+        )
+
+
+def _capacity(kind: int, k: int, experts: int) -> int:
+    if kind == compiled.TOPK:
+        return max(CAPACITY, 4 * k + 64)
+    return CAPACITY
+
+
+def _is_dense(block: Tensor, mean: Tensor | None, rstd: Tensor | None, kind: int, k: int) -> bool:
+    """Whether the support of a sample of rows is a large share of a block."""
+    if kind == compiled.TOPK:
+        return False
+    sample = block[:: max(1, -(-block.shape[0] // SAMPLE))].contiguous()
+    lists = Lists(sample.shape[0], kind, k, block.shape[1] * 2 + 64)
+    if not lists.scan(sample, 0, mean, rstd):
+        return True
+    return lists.solve()[1].numel() > DENSE * sample.numel()
+
+
+def _block_columns(rows: int, experts: int) -> int:
+    return min(experts, max(NARROWEST, BLOCK // max(rows, 1) // 16 * 16))
+
+
+def _empty_support(rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    none = torch.empty(0)
+    return none, none.long(), torch.zeros(rows + 1, dtype=torch.int64), none.clone()
+
+
+def support(
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    kind: str,
+    k: int,
+    batch_statistics: bool,
+    eps: float,
+) -> Support | None:
+    """See `Kernels.support`."""
+    _matrix(x, "x")
+    _matrix(weight, "weight", x.shape[1])
+    x, weight = x.detach().contiguous(), weight.detach().contiguous()
+    rows, experts = x.shape[0], weight.shape[0]
+    code, k = KINDS.index(kind), min(k, experts)
+    if kind == "topk" and k > DENSE * experts and experts > SAMPLE:
+        return None
+    if rows == 0 or experts == 0:
+        none = torch.empty(0)
+        return Support(*_empty_support(rows), none, none)
+    columns = _block_columns(rows, experts)
+    buffer = torch.empty(rows * columns)
+    lists = Lists(rows, code, k, _capacity(code, k, experts))
+    means, variances = torch.empty(2, experts if batch_statistics else 0, dtype=torch.float64)
+    for first in range(0, experts, columns):
+        last = min(first + columns, experts)
+        block = buffer[: rows * (last - first)].view(rows, last - first)
+        torch.mm(x, weight[first:last].t(), out=block)
+        if batch_statistics:
+            m, r = _statistics(block, means[first:last], variances[first:last], eps)
+        else:
+            m = None if mean is None else mean[first:last]
+            r = None if rstd is None else rstd[first:last]
+        if first == 0 and _is_dense(block, m, r, code, k):
+            return None
+        if not lists.scan(block, first, m, r):
+            return None
+    if not bool(lists.top.isfinite().all()):
+        return None
+    return Support(*lists.solve(), means.float(), variances.float())
+
+
+def _statistics(block: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    rows, columns = block.shape
+
+    def run(begin: int, end: int) -> None:
+        functions().moments(block.data_ptr(), rows, columns, begin, end, mean.data_ptr(), var.data_ptr())
+
+    share(run, columns, block.numel())
+    return mean.float(), (var + eps).rsqrt_().float()
+
+
+def _check(values: Tensor, indices: Tensor, offsets: Tensor, experts: int) -> int:
+    """Rows; refuses what would read or write outside the arrays."""
+    total, rows = indices.numel(), offsets.numel() - 1
+    if values.numel() != total or indices.dtype != torch.int64 or offsets.dtype != torch.int64 or rows < 0:
+        raise IndexError(f"native: expected int64 indices and offsets and {total} values, got {values.numel()}.")
+    status = functions().check(offsets.data_ptr(), indices.data_ptr(), rows, total, experts)
+    if status == 1:
+        raise IndexError(f"native: expected offsets that rise from 0 to {total}, got others. Rebuild the coefficients.")
+    if status == 2:
+        raise IndexError(f"native: expected indices of {experts} experts, got one out of range. Check the indices.")
+    return rows
+
+
+def bag(values: Tensor, indices: Tensor, offsets: Tensor, factor: Tensor) -> Tensor:
+    """See `Kernels.bag`."""
+    _matrix(factor, "factor")
+    values, indices, offsets = values.detach().contiguous(), indices.contiguous(), offsets.contiguous()
+    factor = factor.detach().contiguous()
+    rows = _check(values, indices, offsets, factor.shape[0])
+    out = torch.empty(rows, factor.shape[1])
+    _bag(values, indices, offsets, factor, out)
+    return out
+
+
+def _bag(values: Tensor, indices: Tensor, offsets: Tensor, factor: Tensor, out: Tensor) -> None:
+    experts, width = factor.shape
+
+    def run(begin: int, end: int) -> None:
+        functions().bag(
+            begin, end, values.data_ptr(), indices.data_ptr(), offsets.data_ptr(),
+            factor.data_ptr(), experts, width, out.data_ptr(),
+        )  # fmt: skip
+
+    share(run, out.shape[0], values.numel() * width)
+
+
+class ByExpert:
+    """The same entries in order of their expert, so that each expert's gradient is written once and by one thread."""
+
+    def __init__(self, indices: Tensor, offsets: Tensor, experts: int) -> None:
+        self.total, self.experts = indices.numel(), experts
+        self.starts = torch.empty(experts + 1, dtype=torch.int64)
+        self.row_of, self.place = torch.empty(2, self.total, dtype=torch.int64)
+        functions().transpose(
+            offsets.data_ptr(), indices.data_ptr(), offsets.numel() - 1, experts,
+            self.starts.data_ptr(), self.row_of.data_ptr(), self.place.data_ptr(),
+        )  # fmt: skip
+
+    @property
+    def addresses(self) -> tuple[int, int, int, int]:
+        return self.starts.data_ptr(), self.row_of.data_ptr(), self.place.data_ptr(), self.total
+
+    def active(self) -> Tensor:
+        """Experts with an entry, ascending."""
+        return (self.starts[1:] > self.starts[:-1]).nonzero()[:, 0]
+
+
+def bag_backward(
+    grad: Tensor, values: Tensor, indices: Tensor, offsets: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See `Kernels.bag_backward`."""
+    _matrix(factor, "factor")
+    _matrix(grad, "grad", factor.shape[1])
+    grad, values, factor = grad.detach().contiguous(), values.detach().contiguous(), factor.detach().contiguous()
+    indices, offsets = indices.contiguous(), offsets.contiguous()
+    experts, width = factor.shape
+    rows = _check(values, indices, offsets, experts)
+    if grad.shape[0] != rows:
+        raise ValueError(f"native: expected grad of {rows} rows, got {grad.shape[0]}. Give the gradient of the bag.")
+    order = ByExpert(indices, offsets, experts)
+    grad_values, grad_factor = torch.empty_like(values), zeros(experts, width)
+
+    def run(begin: int, end: int) -> None:
+        functions().bag_backward(
+            begin, end, *order.addresses, values.data_ptr(), grad.data_ptr(), rows, factor.data_ptr(), width,
+            grad_values.data_ptr(), grad_factor.data_ptr(),
+        )  # fmt: skip
+
+    share(run, experts, 2 * values.numel() * width)
+    return grad_values, grad_factor
+
+
+def gate_backward(
+    x: Tensor,
+    weight: Tensor,
+    rstd: Tensor | None,
+    indices: Tensor,
+    offsets: Tensor,
+    dy: Tensor,
+    normalized: Tensor,
+    batch_statistics: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `Kernels.gate_backward`."""
+    _matrix(x, "x")
+    _matrix(weight, "weight", x.shape[1])
+    x, weight, dy = x.detach().contiguous(), weight.detach().contiguous(), dy.detach().contiguous()
+    indices, offsets, normalized = indices.contiguous(), offsets.contiguous(), normalized.contiguous()
+    rows = _check(dy, indices, offsets, weight.shape[0])
+    if rows != x.shape[0] or normalized.numel() != dy.numel():
+        raise ValueError(f"native: expected offsets of {x.shape[0]} rows, got {rows}. Give those of the same batch.")
+    order = ByExpert(indices, offsets, weight.shape[0])
+    if not batch_statistics:
+        return _sparse_products(x, weight, rstd, indices, offsets, dy, order)
+    assert rstd is not None
+    return _batch_norm_backward(x - x.mean(0), weight, rstd, indices, offsets, dy, normalized, order)
+
+
+def _sparse_products(
+    x: Tensor,
+    weight: Tensor,
+    rstd: Tensor | None,
+    indices: Tensor,
+    offsets: Tensor,
+    dy: Tensor,
+    order: ByExpert,
+    grad_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """d @ weight and d.T @ x (added to grad_weight) for the sparse matrix d of rstd * dy."""
+    raw = dy if rstd is None else dy * rstd[indices]
+    grad_x = torch.empty_like(x)
+    _bag(raw, indices, offsets, weight, grad_x)
+    out = zeros(*weight.shape) if grad_weight is None else grad_weight
+
+    def run(begin: int, end: int) -> None:
+        functions().gather_rows(
+            begin, end, *order.addresses, raw.data_ptr(), x.data_ptr(), x.shape[0], x.shape[1], out.data_ptr()
+        )
+
+    share(run, weight.shape[0], raw.numel() * x.shape[1])
+    return grad_x, out
+
+
+def _batch_norm_backward(
+    z: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    dy: Tensor,
+    normalized: Tensor,
+    order: ByExpert,
+) -> tuple[Tensor, Tensor]:
+    """For logits l = z g and y = (l - mean) rstd: dl = rstd (dy - m1 - y m2), with m1, m2 the means of dy and dy y.
+
+    Where an expert has no entry, dy = m1 = m2 = 0, and so is its gradient: only the active ones are touched.
+    """
+    (rows, width), experts = z.shape, weight.shape[0]
+    one, two = torch.empty(2, experts, dtype=torch.float64)
+
+    def sums(begin: int, end: int) -> None:
+        functions().column_sums(
+            begin, end, order.addresses[0], order.place.data_ptr(), order.total,
+            dy.data_ptr(), normalized.data_ptr(), one.data_ptr(), two.data_ptr(),
+        )  # fmt: skip
+
+    share(sums, experts, 4 * order.total)
+    wide = rstd.double()
+    shift = (one * wide / -rows).float()
+    scale = (two * wide * wide / -rows).float()
+    active = order.active()
+    count = active.numel()
+    if 2 * rows * width**2 + 2 * width**2 * count < 3 * rows * width * count:
+        return _by_gram(z, weight, rstd, indices, offsets, dy, order, active, shift, scale)
+    return _by_blocks(z, weight, rstd, dy, order, active, shift, scale)
+
+
+def _by_blocks(
+    z: Tensor, weight: Tensor, rstd: Tensor, dy: Tensor, order: ByExpert, active: Tensor, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Three matrix products with each block of active experts: logits, gradient of the weight, gradient of z."""
+    rows, width = z.shape
+    size = _block_columns(rows, max(active.numel(), 1))
+    grad_x, grad_weight = torch.zeros_like(z), zeros(*weight.shape)
+    every = active.numel() == weight.shape[0]
+    buffer, held, product = torch.empty(size, rows), torch.empty(size, width), torch.empty(size, width)
+    for first in range(0, active.numel(), size):
+        part = active[first : first + size]
+        count = part.numel()
+        block = buffer[:count]
+        g = weight[first : first + count] if every else torch.index_select(weight, 0, part, out=held[:count])
+        torch.mm(g, z.t(), out=block)
+        _combine(block, part, order, dy, rstd, scale, shift)
+        if every:
+            torch.mm(block, z, out=grad_weight[first : first + count])
+        else:
+            grad_weight.index_copy_(0, part, torch.mm(block, z, out=product[:count]))
+        grad_x.addmm_(block.t(), g)
+    return grad_x, grad_weight
+
+
+def _combine(
+    block: Tensor, part: Tensor, order: ByExpert, dy: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor
+) -> None:
+    def run(begin: int, end: int) -> None:
+        functions().combine(
+            begin, end, part.data_ptr(), *order.addresses, dy.data_ptr(), rstd.data_ptr(), True,
+            scale.data_ptr(), shift.data_ptr(), block.shape[1], block.data_ptr(),
+        )  # fmt: skip
+
+    share(run, block.shape[0], block.numel())
+
+
+def _by_gram(
+    z: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    dy: Tensor,
+    order: ByExpert,
+    active: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The dense terms by the (in, in) matrices S = z' z and M = G' diag(scale) G: scale G S and z M."""
+    width = z.shape[1]
+    gram, inner, line = z.t() @ z, z.new_zeros(width, width), z.new_zeros(width)
+    grad_weight = zeros(*weight.shape)
+    every = active.numel() == weight.shape[0]
+    for first in range(0, active.numel(), 1024):
+        part = active[first : first + 1024]
+        g = weight[first : first + part.numel()] if every else weight[part]
+        scaled = g * scale[part, None]
+        inner.addmm_(g.t(), scaled)
+        line.addmv_(g.t(), shift[part])
+        if every:
+            torch.mm(scaled, gram, out=grad_weight[first : first + part.numel()])
+        else:
+            grad_weight.index_copy_(0, part, scaled @ gram)
+    grad_x, _ = _sparse_products(z, weight, rstd, indices, offsets, dy, order, grad_weight)
+    return grad_x.addmm_(z, inner).add_(line), grad_weight
