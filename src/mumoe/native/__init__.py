@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from functools import cache
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -151,39 +150,39 @@ class Kernels(Protocol):
         ...
 
 
+_usable: dict[str, bool] = {}
+_loaded: dict[str, Kernels] = {}
+
+
 def available(device: str = "cpu") -> bool:
     """Whether `kernels` can be had for this device type; the environment variable MUMOE_NATIVE=0 turns all off."""
-    return os.environ.get("MUMOE_NATIVE", "1") != "0" and _usable(device)
-
-
-@cache
-def _usable(device: str) -> bool:
-    if device == "cpu":
-        return all(importlib.util.find_spec(name) is not None for name in ("numba", "llvmlite"))
-    return device == "cuda" and importlib.util.find_spec("triton") is not None
+    if os.environ.get("MUMOE_NATIVE", "1") == "0":
+        return False
+    if device not in _usable:
+        needed = {"cpu": ("numba", "llvmlite"), "cuda": ("triton",)}.get(device, ("",))
+        _usable[device] = all(name and importlib.util.find_spec(name) is not None for name in needed)
+    return _usable[device]
 
 
 def kernels(device: str = "cpu") -> Kernels:
     """The backend of a device type; the first call compiles, or loads what an earlier process compiled.
 
     Raises:
-        UserError: If the package that the backend needs is not installed.
+        UserError: If the package that the backend needs is not installed, or there is none for the device.
     """
-    return _load(device)
+    if device not in _loaded:
+        _loaded[device] = _load(device)
+    return _loaded[device]
 
 
-@cache
 def _load(device: str) -> Kernels:
     from mumoe.errors import UserError, require
 
-    if device == "cpu":
-        require("numba", "native", "native.kernels")
-        from mumoe.native import cpu
+    if device not in ("cpu", "cuda"):
+        raise UserError(
+            f"native.kernels: expected a device type of 'cpu' or 'cuda', got {device!r}. Use plain PyTorch."
+        )
+    require("numba" if device == "cpu" else "triton", "native", "native.kernels")
+    from mumoe.native import ops
 
-        return cpu.CpuKernels()
-    if device == "cuda":
-        require("triton", "native", "native.kernels")
-        from mumoe.native import cuda
-
-        return cuda.CudaKernels()
-    raise UserError(f"native.kernels: expected a device type of 'cpu' or 'cuda', got {device!r}. Use plain PyTorch.")
+    return ops.registered(device)

@@ -17,20 +17,28 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, float32, int32, njit, types, uint64
 
 __all__ = ["ENTMAX15", "SPARSEMAX", "TOPK", "Functions", "load"]
 
 ENTMAX15, SPARSEMAX, TOPK = 0, 1, 2
-STEP = 16
-"""Entries that the scan looks at together."""
+STEP = 32
+"""Entries that the scan looks at together; with 16, LLVM unrolls the comparison instead of vectorizing it."""
 
-F = types.CPointer(types.float32)
-D = types.CPointer(types.float64)
-L = types.CPointer(types.int64)
-N = types.int64
+FIRST_THINNING = 64
+"""Entries at which a list is thinned for the first time; then whenever it has doubled."""
+
+LETTERS = {
+    "F": types.CPointer(types.float32),
+    "D": types.CPointer(types.float64),
+    "L": types.CPointer(types.int64),
+    "I": types.CPointer(types.int32),
+    "B": types.CPointer(types.int8),
+    "N": types.int64,
+}
 
 LOOSE = {"contract"}
 """Fused multiply-adds only: what needs sums in another order asks for it where it is written."""
@@ -47,9 +55,8 @@ def _sums(values, count, top, scale, tau):
     first = 0.0
     second = 0.0
     inside = 0
-    for j in range(count):
-        d = (values[j] - top) * scale - tau
-        d = d if d > 0.0 else 0.0
+    for j in range(uint64(count)):
+        d = max((values[j] - top) * scale - tau, 0.0)
         first += d
         second += d * d
         inside += 1 if d > 0.0 else 0
@@ -57,12 +64,12 @@ def _sums(values, count, top, scale, tau):
 
 
 @njit
-def _threshold(values, count, top, kind):
-    """Tau of entmax15 or sparsemax over values[:count], relative to top; from below, in float64."""
+def _threshold(values, count, top, kind, steps):
+    """Tau of entmax15 or sparsemax over values[:count], relative to top, in float64; after any step a lower bound."""
     scale = _scale(kind)
     tau = -1.0
     before = -1
-    for _ in range(200):
+    for _ in range(steps):
         first, second, inside = _sums(values, count, top, scale, tau)
         if inside == 0:
             break
@@ -119,7 +126,7 @@ def _bound(values, count, top, kind, k, scratch):
             return -math.inf
         kth = _kth_largest(values, count, k, scratch)
         return kth - 1e-5 - 4e-7 * abs(kth)
-    return _lowered(top + _threshold(values, count, top, kind) / _scale(kind), top)
+    return _lowered(top + _threshold(values, count, top, kind, 6) / _scale(kind), top)
 
 
 @njit
@@ -132,71 +139,82 @@ def _thin(values, index, count, floor):
     return kept
 
 
+@njit(fastmath=LOOSE)
+def _add_to(total, row):
+    for j in range(len(row)):
+        total[j] += row[j]
+
+
+@njit(fastmath=LOOSE)
+def _add_squares(total, row, mean):
+    for j in range(len(row)):
+        d = row[j] - mean[j]
+        total[j] += d * d
+
+
 def moments(block, rows, columns, first, last, mean, var):
     """Column means and biased variances of block[:, first:last]."""
     a = carray(block, (rows, columns))
-    m = carray(mean, (columns,))
-    v = carray(var, (columns,))
-    for j in range(first, last):
-        m[j] = 0.0
-        v[j] = 0.0
+    m = carray(mean, (columns,))[first:last]
+    v = carray(var, (columns,))[first:last]
+    m[:] = 0.0
+    v[:] = 0.0
     for b in range(rows):
-        row = a[b]
-        for j in range(first, last):
-            m[j] += row[j]
-    for j in range(first, last):
+        _add_to(m, a[b, first:last])
+    for j in range(len(m)):
         m[j] /= rows
     for b in range(rows):
-        row = a[b]
-        for j in range(first, last):
-            d = row[j] - m[j]
-            v[j] += d * d
-    for j in range(first, last):
+        _add_squares(v, a[b, first:last], m)
+    for j in range(len(v)):
         v[j] /= rows
 
 
-@njit(inline="always")
-def _normal(value, mean, rstd, has_mean):
-    return (value - mean) * rstd if has_mean else value
+@njit(fastmath=LOOSE)
+def _hits(row, start, mean, rstd, normed, floor):
+    """How many of the STEP entries from start are above the floor, or NaN."""
+    at = uint64(start)
+    hits = int32(0)
+    if normed:
+        for t in range(STEP):
+            j = at + uint64(t)
+            hits = int32(hits + (int32(0) if (row[j] - mean[j]) * rstd[j] <= floor else int32(1)))
+    else:
+        for t in range(STEP):
+            hits = int32(hits + (int32(0) if row[at + uint64(t)] <= floor else int32(1)))
+    return hits
 
 
 @njit(fastmath=LOOSE)
 def _scan_row(row, columns, first, mean, rstd, normed, kind, k, values, index, count, capacity, top, floor, scratch):
     """Push what may be in the support; (count, top, floor, status): status 1 asks for a longer list, 2 is a NaN."""
     reach = 2.0 if kind == ENTMAX15 else 1.0
+    low = max(FIRST_THINNING, 3 * k)
+    limit = min(capacity, max(low, 2 * count))
     for start in range(0, columns, STEP):
         stop = min(start + STEP, columns)
-        hits = 0
-        if stop - start == STEP:
-            if normed:
-                for t in range(STEP):
-                    y = (row[start + t] - mean[start + t]) * rstd[start + t]
-                    hits += 0 if y <= floor else 1
-            else:
-                for t in range(STEP):
-                    hits += 0 if row[start + t] <= floor else 1
-        else:
-            hits = 1
-        if hits == 0:
+        if stop - start == STEP and _hits(row, start, mean, rstd, normed, floor) == 0:
             continue
-        if count + STEP > capacity:
+        if count + STEP > limit:
             if top > -math.inf:
-                floor = max(floor, _bound(values, count, top, kind, k, scratch))
+                floor = max(floor, float32(_bound(values, count, top, kind, k, scratch)))
                 count = _thin(values, index, count, floor)
+            limit = min(capacity, max(low, 2 * count))
             if count + STEP > capacity - capacity // 4:
                 return count, top, floor, 1
         for j in range(start, stop):
-            y = _normal(row[j], mean[j], rstd[j], True) if normed else row[j]
+            at = uint64(j)
+            y = (row[at] - mean[at]) * rstd[at] if normed else row[at]
+            if y <= floor:
+                continue
             if math.isnan(y):
                 return count, top, floor, 2
-            if y > floor:
-                values[count] = y
-                index[count] = first + j
-                count += 1
-                if y > top:
-                    top = y
-                    if kind != TOPK:
-                        floor = max(floor, _lowered(top - reach, top))
+            values[uint64(count)] = y
+            index[uint64(count)] = first + j
+            count += 1
+            if y > top:
+                top = y
+                if kind != TOPK:
+                    floor = max(floor, float32(_lowered(top - reach, top)))
     return count, top, floor, 0
 
 
@@ -272,7 +290,7 @@ def solve(begin, end, kind, k, values, index, count, capacity, top, tau, scratch
             continue
         floor = _lowered(t[b] - 1.0 / scale, t[b])
         held = _thin(v[b], x[b], c[b], floor)
-        out[b] = _threshold(v[b], held, t[b], kind)
+        out[b] = _threshold(v[b], held, t[b], kind, 200)
         kept = 0
         for j in range(held):
             v[b, kept] = v[b, j]
@@ -319,7 +337,7 @@ def check(offsets, indices, rows, total, experts):
     for j in range(total):
         low = min(low, i[j])
         high = max(high, i[j])
-    return 2 if low < 0 or high >= experts and total > 0 else 0
+    return 2 if low < 0 or (high >= experts and total > 0) else 0
 
 
 @njit(fastmath=LOOSE)
@@ -341,9 +359,7 @@ def bag(begin, end, values, indices, offsets, factor, experts, width, out):
             row[r] = 0.0
         j, last = o[b], o[b + 1]
         while j + 4 <= last:
-            _add_scaled(
-                row, width, v[j], f[i[j]], v[j + 1], f[i[j + 1]], v[j + 2], f[i[j + 2]], v[j + 3], f[i[j + 3]]
-            )
+            _add_scaled(row, width, v[j], f[i[j]], v[j + 1], f[i[j + 1]], v[j + 2], f[i[j + 2]], v[j + 3], f[i[j + 3]])
             j += 4
         while j < last:
             value, source = v[j], f[i[j]]
@@ -470,52 +486,94 @@ def combine(begin, end, experts, starts, row_of, place, total, dy, rstd, normed,
             row[w[j]] += d[p[j]] * r[n] if normed else d[p[j]]
 
 
-def small(x, weight, rows, experts, width, mean, rstd, normed, out):
-    """Normalized logits of a few rows, each a dot product; the weight is read once for all rows."""
-    a = carray(x, (rows, width))
-    g = carray(weight, (experts, width))
-    m = carray(mean, (experts,))
-    r = carray(rstd, (experts,))
-    y = carray(out, (rows, experts))
-    for n in range(experts):
-        for b in range(rows):
-            value = _dot(a[b], g[n], width)
-            y[b, n] = (value - m[n]) * r[n] if normed else value
+def gate_small(
+    logits, rows, columns, mean, rstd, normed, kind, k, width, factor, values, index, slack, indices, normalized,
+    offsets, out, scratch,
+):  # fmt: skip
+    """Scan, solve, emit and, where width > 0, bag for a few rows of complete logits; 0, or 1 if a row is not finite."""
+    a = carray(logits, (rows, columns))
+    m = carray(mean, (columns,))
+    r = carray(rstd, (columns,))
+    room = 2 * columns + 4 * STEP  # a list of the whole row never asks for more
+    v = carray(values, (room,))
+    x = carray(index, (room,))
+    q = carray(slack, (rows * columns,))
+    i = carray(indices, (rows * columns,))
+    y = carray(normalized, (rows * columns,))
+    o = carray(offsets, (rows + 1,))
+    f = carray(factor, (columns, width))
+    mixed = carray(out, (rows, width))
+    s = carray(scratch, (room,))
+    scale = _scale(kind)
+    o[0] = 0
+    for b in range(rows):
+        least = float32(-math.inf)
+        count, top, _, status = _scan_row(a[b], columns, 0, m, r, normed, kind, k, v, x, 0, room, least, least, s)
+        if status != 0 or not math.isfinite(top):
+            return 1
+        at = o[b]
+        if kind == TOPK:
+            count, tau = _solve_topk(v, x, count, k, s)
+        else:
+            tau = _threshold(v, count, top, kind, 200)
+        for j in range(count):
+            gap = math.exp(v[j] - tau) if kind == TOPK else (v[j] - top) * scale - tau
+            if gap > 0.0:
+                q[at] = gap
+                i[at] = x[j]
+                y[at] = v[j]
+                at += 1
+        o[b + 1] = at
+        row = mixed[b]
+        for c in range(width):
+            row[c] = 0.0
+        if width > 0:
+            for j in range(o[b], at):
+                value, source = (q[j] * q[j] if kind == ENTMAX15 else q[j]), f[i[j]]
+                for c in range(width):
+                    row[c] += value * source[c]
+    return 0
 
 
 SIGNATURES = {
-    moments: types.void(F, N, N, N, N, D, D),
-    scan: N(F, N, N, N, N, F, F, N, N, N, F, L, L, N, F, F, F),
-    solve: types.void(N, N, N, N, F, L, L, N, F, D, F),
-    emit: types.void(N, N, N, F, L, L, N, F, D, L, F, L, F),
-    check: N(L, L, N, N, N),
-    bag: types.void(N, N, F, L, L, F, N, N, F),
-    transpose: types.void(L, L, N, N, L, L, L),
-    bag_backward: types.void(N, N, L, L, L, N, F, F, N, F, N, F, F),
-    gather_rows: types.void(N, N, L, L, L, N, F, F, N, N, F),
-    column_sums: types.void(N, N, L, L, N, F, F, D, D),
-    combine: types.void(N, N, L, L, L, L, N, F, F, N, F, F, N, F),
-    small: types.void(F, F, N, N, N, F, F, N, F),
+    moments: "FNNNNDD",
+    scan: "FNNNNFFNNNFLLNFFF N",
+    solve: "NNNNFLLNFDF",
+    emit: "NNNFLLNFDLFLF",
+    check: "LLNNN N",
+    bag: "NNFLLFNNF",
+    transpose: "LLNNLLL",
+    bag_backward: "NNLLLNFFNFNFF",
+    gather_rows: "NNLLLNFFNNF",
+    column_sums: "NNLLNFFDD",
+    combine: "NNLLLLNFFNFFNF",
+    gate_small: "FNNFFNNNNFFLFLFLFF N",
 }
+"""Arguments, and the result if there is one: N an int64, else the address of an array (see `LETTERS`)."""
+
+
+def _signature(letters: str) -> Any:
+    arguments, _, result = letters.partition(" ")
+    return (types.int64 if result else types.void)(*(LETTERS[letter] for letter in arguments))
+
+
+def _callable(address: int, letters: str) -> Callable[..., int | None]:
+    arguments, _, result = letters.partition(" ")
+    kinds = [ctypes.c_int64 if letter == "N" else ctypes.c_void_p for letter in arguments]
+    return ctypes.CFUNCTYPE(ctypes.c_int64 if result else None, *kinds)(address)
 
 
 class Functions:
     """The compiled functions as attributes, each called with integers and addresses."""
 
-    def __init__(self) -> None:
+    def __init__(self, signatures: Mapping[Callable[..., Any], str]) -> None:
         self.keep = []
-        for function, signature in SIGNATURES.items():
-            compiled = cfunc(signature, cache=True, fastmath=LOOSE)(function)
+        for function, letters in signatures.items():
+            compiled = cfunc(_signature(letters), cache=True, fastmath=LOOSE)(function)
             self.keep.append(compiled)
-            setattr(self, function.__name__, _callable(compiled.address, signature))
-
-
-def _callable(address: int, signature: object) -> Callable[..., int]:
-    kinds = [ctypes.c_int64 if kind is N else ctypes.c_void_p for kind in signature.args]
-    result = ctypes.c_int64 if signature.return_type is N else None
-    return ctypes.CFUNCTYPE(result, *kinds)(address)
+            setattr(self, function.__name__, _callable(compiled.address, letters))
 
 
 def load() -> Functions:
     """Compile, or load what was compiled before for this processor."""
-    return Functions()
+    return Functions(SIGNATURES)

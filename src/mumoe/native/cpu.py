@@ -6,16 +6,11 @@ scanned for entries that may be in the support, and dropped.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from mumoe.native import KINDS, Support, compiled
+from mumoe.native import KINDS, Support, compiled, screening
+from mumoe.native.lists import Lists, functions, share, zeros
 
 BLOCK = 1 << 18
 """Logits held at a time."""
@@ -25,121 +20,12 @@ CAPACITY = 256
 """Entries a row's list starts with."""
 DENSE = 0.25
 """Share of the first block's entries in the support from which the caller had better go dense."""
+SMALLEST = 16
+"""Experts up to which nobody asks whether a sparse form pays."""
+FEW_ROWS = 16
+"""Rows up to which the whole gate is one compiled call."""
 SAMPLE = 32
 """Rows that are looked at to find this share."""
-WORTH_THREADS = 1 << 17
-"""Touched numbers from which a second thread is worth waking."""
-
-
-_pools: dict[int, ThreadPoolExecutor] = {}
-
-
-def _pool(workers: int) -> ThreadPoolExecutor:
-    pid = os.getpid()
-    if pid not in _pools:  # threads do not survive a fork
-        _pools.clear()
-        _pools[pid] = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="mumoe")
-    return _pools[pid]
-
-
-def share(run: Callable[[int, int], Any], size: int, work: int) -> list[Any]:
-    """Run over the range 0..size, in as many parts as there are threads if the work is worth it."""
-    threads = min(torch.get_num_threads(), size)
-    if threads == 1 or work < WORTH_THREADS:
-        return [run(0, size)]
-    edges = [size * part // threads for part in range(threads + 1)]
-    pool = _pool(threads - 1)
-    waiting = [pool.submit(run, edges[part], edges[part + 1]) for part in range(1, threads)]
-    first = run(edges[0], edges[1])
-    return [first, *(task.result() for task in waiting)]
-
-
-_functions: compiled.Functions | None = None
-
-
-def functions() -> Any:
-    """The compiled functions, compiled at first use."""
-    global _functions
-    if _functions is None:
-        _functions = compiled.load()
-    return _functions
-
-
-def zeros(*shape: int) -> Tensor:
-    """float32 zeros whose pages the system hands out when they are first written."""
-    return torch.from_numpy(np.zeros(shape, dtype=np.float32))
-
-
-class Lists:
-    """Per row, the entries that may be in the support so far, in ascending order of their expert."""
-
-    def __init__(self, rows: int, kind: int, k: int, capacity: int) -> None:
-        self.rows, self.kind, self.k, self.capacity = rows, kind, k, capacity
-        self.values = torch.empty(rows, capacity)
-        self.index = torch.empty(rows, capacity, dtype=torch.int64)
-        self.count = torch.zeros(rows, dtype=torch.int64)
-        self.top = torch.full((rows,), -torch.inf)
-        self.floor = torch.full((rows,), -torch.inf)
-
-    def scan(self, block: Tensor, first: int, mean: Tensor | None, rstd: Tensor | None) -> bool:
-        """Take in the logits of experts from `first` on; False if there is a NaN among them."""
-        normed = rstd is not None
-        m, r = (mean, rstd) if normed else (self.top, self.top)
-        assert m is not None and r is not None
-        columns = block.shape[1]
-
-        def run(begin: int, end: int) -> int:
-            scratch = torch.empty(self.capacity)
-            status = functions().scan(
-                block.data_ptr(), columns, first, begin, end, m.data_ptr(), r.data_ptr(), normed, self.kind, self.k,
-                self.values.data_ptr(), self.index.data_ptr(), self.count.data_ptr(), self.capacity,
-                self.top.data_ptr(), self.floor.data_ptr(), scratch.data_ptr(),
-            )  # fmt: skip
-            return int(status)
-
-        pending = share(lambda begin, end: (begin, end, run(begin, end)), self.rows, block.numel())
-        while pending:
-            if any(status < 0 for _, _, status in pending):
-                return False
-            late = [(status - 1, end) for _, end, status in pending if status > 0]
-            if late:
-                self._grow()
-            pending = [(begin, end, run(begin, end)) for begin, end in late]
-        return True
-
-    def _grow(self) -> None:
-        old, self.capacity = self.capacity, 2 * self.capacity
-        for name in ("values", "index"):
-            before = getattr(self, name)
-            after = before.new_empty(self.rows, self.capacity)
-            after[:, :old] = before
-            setattr(self, name, after)
-
-    def solve(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """slack, indices, offsets, normalized."""
-        f = functions()
-        tau = torch.empty(self.rows, dtype=torch.float64)
-        lists = (self.values.data_ptr(), self.index.data_ptr(), self.count.data_ptr(), self.capacity)
-        work = 16 * self.rows * 64
-
-        def solve(begin: int, end: int) -> None:
-            scratch = torch.empty(self.capacity)
-            f.solve(begin, end, self.kind, self.k, *lists, self.top.data_ptr(), tau.data_ptr(), scratch.data_ptr())
-
-        share(solve, self.rows, work)
-        offsets = torch.zeros(self.rows + 1, dtype=torch.int64)
-        torch.cumsum(self.count, 0, out=offsets[1:])
-        total = int(offsets[-1])
-        slack, indices, normalized = torch.empty(total), torch.empty(total, dtype=torch.int64), torch.empty(total)
-
-        def emit(begin: int, end: int) -> None:
-            f.emit(
-                begin, end, self.kind, *lists, self.top.data_ptr(), tau.data_ptr(), offsets.data_ptr(),
-                slack.data_ptr(), indices.data_ptr(), normalized.data_ptr(),
-            )  # fmt: skip
-
-        share(emit, self.rows, total)
-        return slack, indices, offsets, normalized
 
 
 def _matrix(x: Tensor, name: str, columns: int | None = None) -> None:
@@ -159,7 +45,7 @@ def _capacity(kind: int, k: int, experts: int) -> int:
 
 def _is_dense(block: Tensor, mean: Tensor | None, rstd: Tensor | None, kind: int, k: int) -> bool:
     """Whether the support of a sample of rows is a large share of a block."""
-    if kind == compiled.TOPK:
+    if kind == compiled.TOPK or block.shape[1] <= SMALLEST:
         return False
     sample = block[:: max(1, -(-block.shape[0] // SAMPLE))].contiguous()
     lists = Lists(sample.shape[0], kind, k, block.shape[1] * 2 + 64)
@@ -190,14 +76,23 @@ def support(
     """See `Kernels.support`."""
     _matrix(x, "x")
     _matrix(weight, "weight", x.shape[1])
-    x, weight = x.detach().contiguous(), weight.detach().contiguous()
     rows, experts = x.shape[0], weight.shape[0]
+    _vectors(mean, rstd, experts)
     code, k = KINDS.index(kind), min(k, experts)
-    if kind == "topk" and k > DENSE * experts and experts > SAMPLE:
+    if kind == "topk" and k > DENSE * experts and experts > SMALLEST:
         return None
     if rows == 0 or experts == 0:
         none = torch.empty(0)
         return Support(*_empty_support(rows), none, none)
+    original, x, weight = weight, x.detach().contiguous(), weight.detach().contiguous()
+    if not batch_statistics and rows * experts <= SMALL and rows <= FEW_ROWS:
+        small = _small(x, weight, mean, rstd, code, k, None)
+        return None if small is None else small[0]
+    if not batch_statistics and screening.pays(rows, *weight.shape):
+        lists = screening.screened(x, original, mean, rstd, code, k)
+        if lists is not None and bool(lists.top.isfinite().all()):
+            none = torch.empty(0)
+            return Support(*lists.solve(), none, none)
     columns = _block_columns(rows, experts)
     buffer = torch.empty(rows * columns)
     lists = Lists(rows, code, k, _capacity(code, k, experts))
@@ -218,6 +113,75 @@ def support(
     if not bool(lists.top.isfinite().all()):
         return None
     return Support(*lists.solve(), means.float(), variances.float())
+
+
+SMALL = 1 << 18
+"""Logits up to which a few rows are done in one call."""
+
+
+def _small(
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    kind: int,
+    k: int,
+    factor: Tensor | None,
+) -> tuple[Support, Tensor] | None:
+    """Support and mixture of a few rows: one matrix product and one compiled call."""
+    rows, experts = x.shape[0], weight.shape[0]
+    logits = torch.mm(x, weight.t())
+    room, width = 2 * experts + 4 * compiled.STEP, 0 if factor is None else factor.shape[1]
+    lists, index = torch.empty(2, room), torch.empty(room, dtype=torch.int64)
+    flat, indices = torch.empty(2, rows * experts), torch.empty(rows * experts, dtype=torch.int64)
+    offsets, mixed = torch.empty(rows + 1, dtype=torch.int64), torch.empty(rows, width)
+    m, r = (logits, logits) if mean is None or rstd is None else (mean, rstd)
+    at = logits.data_ptr()
+    values, scratch = lists.data_ptr(), lists.data_ptr() + 4 * room
+    slack, normalized = flat.data_ptr(), flat.data_ptr() + 4 * rows * experts
+    status = functions().gate_small(
+        at, rows, experts, m.data_ptr(), r.data_ptr(), rstd is not None, kind, k,
+        width, at if factor is None else factor.data_ptr(), values, index.data_ptr(),
+        slack, indices.data_ptr(), normalized, offsets.data_ptr(), mixed.data_ptr(), scratch,
+    )  # fmt: skip
+    total = int(offsets[-1]) if status == 0 else rows * experts
+    if status or (total > DENSE * rows * experts and experts > SMALLEST and kind != compiled.TOPK):
+        return None
+    none = torch.empty(0)
+    return Support(flat[0, :total], indices[:total], offsets, flat[1, :total], none, none), mixed
+
+
+def forward_small(
+    x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor | None, factor: Tensor, kind: str, k: int
+) -> tuple[Support, Tensor] | None:
+    """See `Kernels.forward_small`."""
+    _matrix(x, "x")
+    _matrix(weight, "weight", x.shape[1])
+    _matrix(factor, "factor")
+    experts = weight.shape[0]
+    if factor.shape[0] != experts:
+        raise ValueError(f"native: expected a factor of {experts} rows, got {factor.shape[0]}. Give a row per expert.")
+    _vectors(mean, rstd, experts)
+    x, weight, factor = x.detach().contiguous(), weight.detach().contiguous(), factor.detach().contiguous()
+    code, k = KINDS.index(kind), min(k, experts)
+    if 0 < x.shape[0] * experts <= SMALL:
+        return _small(x, weight, mean, rstd, code, k, factor)
+    found = support(x, weight, mean, rstd, kind, k, False, 0.0)
+    if found is None:
+        return None
+    values = found.slack.square() if kind == "entmax15" else found.slack
+    return found, bag(values, found.indices, found.offsets, factor)
+
+
+def _vectors(mean: Tensor | None, rstd: Tensor | None, experts: int) -> None:
+    for name, vector in (("mean", mean), ("rstd", rstd)):
+        if vector is not None and (vector.shape != (experts,) or vector.dtype != torch.float32):
+            raise ValueError(
+                f"native: expected {name} as ({experts},) float32, got {tuple(vector.shape)} {vector.dtype}. "
+                "Give one number per expert."
+            )
+    if (mean is None) != (rstd is None):
+        raise ValueError("native: expected mean and rstd, or neither, got one of them. Give both.")
 
 
 def _statistics(block: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
