@@ -32,19 +32,19 @@ class Support(NamedTuple):
         indices: Experts, int64, ascending within a row.
         offsets: Start of each row in the arrays above and their end, int64.
         normalized: Logits at the support after normalization.
-        mean: Column means of the logits of x as given, with batch statistics, else empty.
-        var: Their biased variances, with batch statistics, else empty.
+        mean: Column means of the logits of x as given, with batch statistics, else None.
+        var: Their biased variances, with batch statistics, else None.
 
     Shape:
-        slack, indices, normalized (nnz,); offsets (rows + 1,); mean, var (experts,) or (0,).
+        slack, indices, normalized (nnz,); offsets (rows + 1,); mean, var (experts,).
     """
 
     slack: Tensor
     indices: Tensor
     offsets: Tensor
     normalized: Tensor
-    mean: Tensor
-    var: Tensor
+    mean: Tensor | None
+    var: Tensor | None
 
 
 class Kernels(Protocol):
@@ -179,9 +179,7 @@ def _load(device: str) -> Kernels:
     from mumoe.errors import UserError, require
 
     if device not in ("cpu", "cuda"):
-        raise UserError(
-            f"native.kernels: expected a device type of 'cpu' or 'cuda', got {device!r}. Use plain PyTorch."
-        )
+        raise UserError(f"native.kernels: expected the device 'cpu' or 'cuda', got {device!r}. Use plain PyTorch.")
     require("numba" if device == "cpu" else "triton", "native", "native.kernels")
     from mumoe.native import ops
 

@@ -58,9 +58,11 @@ def _block_columns(rows: int, experts: int) -> int:
     return min(experts, max(NARROWEST, BLOCK // max(rows, 1) // 16 * 16))
 
 
-def _empty_support(rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    none = torch.empty(0)
-    return none, none.long(), torch.zeros(rows + 1, dtype=torch.int64), none.clone()
+def _empty_support(rows: int, statistics: int | None) -> Support:
+    """Of no rows, or no experts."""
+    none, offsets = torch.empty(0), torch.zeros(rows + 1, dtype=torch.int64)
+    numbers = (None, None) if statistics is None else (torch.full((statistics,), torch.nan),) * 2
+    return Support(none, none.long(), offsets, none.clone(), *numbers)
 
 
 def support(
@@ -82,17 +84,15 @@ def support(
     if kind == "topk" and k > DENSE * experts and experts > SMALLEST:
         return None
     if rows == 0 or experts == 0:
-        none = torch.empty(0)
-        return Support(*_empty_support(rows), none, none)
-    original, x, weight = weight, x.detach().contiguous(), weight.detach().contiguous()
+        return _empty_support(rows, experts if batch_statistics else None)
+    x, weight = x.detach().contiguous(), weight.detach().contiguous()
     if not batch_statistics and rows * experts <= SMALL and rows <= FEW_ROWS:
         small = _small(x, weight, mean, rstd, code, k, None)
         return None if small is None else small[0]
     if not batch_statistics and screening.pays(rows, *weight.shape):
-        lists = screening.screened(x, original, mean, rstd, code, k)
+        lists = screening.screened(x, weight, mean, rstd, code, k)
         if lists is not None and bool(lists.top.isfinite().all()):
-            none = torch.empty(0)
-            return Support(*lists.solve(), none, none)
+            return Support(*lists.solve(), None, None)
     columns = _block_columns(rows, experts)
     buffer = torch.empty(rows * columns)
     lists = Lists(rows, code, k, _capacity(code, k, experts))
@@ -101,6 +101,8 @@ def support(
         last = min(first + columns, experts)
         block = buffer[: rows * (last - first)].view(rows, last - first)
         torch.mm(x, weight[first:last].t(), out=block)
+        m: Tensor | None
+        r: Tensor | None
         if batch_statistics:
             m, r = _statistics(block, means[first:last], variances[first:last], eps)
         else:
@@ -112,6 +114,8 @@ def support(
             return None
     if not bool(lists.top.isfinite().all()):
         return None
+    if not batch_statistics:
+        return Support(*lists.solve(), None, None)
     return Support(*lists.solve(), means.float(), variances.float())
 
 
@@ -147,8 +151,7 @@ def _small(
     total = int(offsets[-1]) if status == 0 else rows * experts
     if status or (total > DENSE * rows * experts and experts > SMALLEST and kind != compiled.TOPK):
         return None
-    none = torch.empty(0)
-    return Support(flat[0, :total], indices[:total], offsets, flat[1, :total], none, none), mixed
+    return Support(flat[0, :total], indices[:total], offsets, flat[1, :total], None, None), mixed
 
 
 def forward_small(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -47,8 +48,7 @@ def _dense_support(
 ) -> Support:
     """The same by the dense activation, also for rows that are not finite."""
     logits = x @ weight.t()
-    none = logits.new_empty(0)
-    mean_out = var_out = none
+    mean_out = var_out = None
     if batch:
         var_out, mean_out = torch.var_mean(logits, 0, correction=0)
         logits = (logits - mean_out) * (var_out + eps).rsqrt()
@@ -86,7 +86,8 @@ def native_support(
     arguments = (x, weight, mean, rstd, kind, k, batch_statistics, eps)
     found = _implementation(x.device.type).support(*arguments)
     result = _dense_support(*arguments) if found is None else found
-    slack, indices, offsets, normalized, mean_out, var_out = (tensor.clone() for tensor in result)
+    slack, indices, offsets, normalized = (tensor.clone() for tensor in result[:4])
+    mean_out, var_out = (x.new_empty(0) if tensor is None else tensor for tensor in result[4:])
     return slack, indices, offsets, normalized, mean_out, var_out
 
 
@@ -209,23 +210,9 @@ def _watched(x: Tensor) -> bool:
     return _get_current_dispatch_mode() is not None or type(x) not in (Tensor, torch.nn.Parameter)
 
 
-class _Exact(torch.no_grad):
-    """No gradients, and no autocast around the matrix products."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        on = torch.is_autocast_enabled(device)
-        self.autocast = torch.autocast(device, enabled=False) if on else None
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        if self.autocast is not None:
-            self.autocast.__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        if self.autocast is not None:
-            self.autocast.__exit__(*exception)
-        super().__exit__(*exception)
+def _exact(device: str) -> AbstractContextManager[Any]:
+    """No autocast around the matrix products; entering a context that changes nothing costs as much as a kernel."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class Backend(Kernels):
@@ -248,14 +235,15 @@ class Backend(Kernels):
         eps: float = 1e-5,
     ) -> Support | None:
         if _watched(x):
-            return Support(*native_support(x, weight, mean, rstd, kind, k, batch_statistics, eps))
-        with _Exact(self.device):
+            *found, m, v = native_support(x, weight, mean, rstd, kind, k, batch_statistics, eps)
+            return Support(*found, *((m, v) if batch_statistics else (None, None)))
+        with torch.no_grad(), _exact(self.device):
             return self.direct.support(x, weight, mean, rstd, kind, k, batch_statistics, eps)
 
     def bag(self, values: Tensor, indices: Tensor, offsets: Tensor, factor: Tensor) -> Tensor:
         if _watched(values):
             return native_bag(values, indices, offsets, factor)
-        with _Exact(self.device):
+        with torch.no_grad(), _exact(self.device):
             return self.direct.bag(values, indices, offsets, factor)
 
     def bag_backward(
@@ -263,7 +251,7 @@ class Backend(Kernels):
     ) -> tuple[Tensor, Tensor]:
         if _watched(grad):
             return native_bag_backward(grad, values, indices, offsets, factor)
-        with _Exact(self.device):
+        with torch.no_grad(), _exact(self.device):
             return self.direct.bag_backward(grad, values, indices, offsets, factor)
 
     def gate_backward(
@@ -280,7 +268,7 @@ class Backend(Kernels):
         arguments = (x, weight, rstd, indices, offsets, dy, normalized, batch_statistics)
         if _watched(x):
             return native_gate_backward(*arguments)
-        with _Exact(self.device):
+        with torch.no_grad(), _exact(self.device):
             return self.direct.gate_backward(*arguments)
 
     def forward_small(
@@ -295,7 +283,7 @@ class Backend(Kernels):
         k: int = 0,
     ) -> tuple[Support, Tensor] | None:
         if not _watched(x):
-            with _Exact(self.device):
+            with torch.no_grad(), _exact(self.device):
                 return self.direct.forward_small(x, weight, mean, rstd, factor, kind, k)
         found = self.support(x, weight, mean, rstd, kind=kind, k=k)
         assert found is not None

@@ -114,19 +114,18 @@ def _fingerprint(matrix: Tensor) -> Tensor:
     return marks
 
 
-_kept: dict[int, tuple[weakref.ref[Tensor], Tensor, Codes]] = {}
+_kept: dict[tuple[int, torch.Size], tuple[weakref.ref[torch.UntypedStorage], Tensor, Codes]] = {}
 
 
 def _codes_of(weight: Tensor) -> Codes:
-    """Codes of the weight as it is now, kept while the tensor object lives."""
-    matrix = weight.detach()
-    marks = _fingerprint(matrix)
-    key = id(weight)
+    """Codes of the weight as it is now, kept while its memory lives."""
+    marks, storage = _fingerprint(weight), weight.untyped_storage()
+    key = (weight.data_ptr(), weight.shape)
     held = _kept.get(key)
-    if held is not None and held[0]() is weight and torch.equal(held[1], marks):
+    if held is not None and held[0]() is storage and torch.equal(held[1], marks):
         return held[2]
-    codes = quantize(matrix)
-    _kept[key] = (weakref.ref(weight, lambda _: _kept.pop(key, None)), marks, codes)
+    codes = quantize(weight)
+    _kept[key] = (weakref.ref(storage, lambda _: _kept.pop(key, None)), marks, codes)
     return codes
 
 
@@ -192,8 +191,6 @@ def screened(x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor | None
     Shape:
         x (rows, in), weight (experts, in); mean, rstd (experts,) or None.
     """
-    if not weight.is_contiguous():
-        return None
     rows, experts = x.shape[0], weight.shape[0]
     inputs, codes = quantize(x), _codes_of(weight)
     if not (inputs.finite() and codes.finite()):
