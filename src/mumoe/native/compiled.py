@@ -490,7 +490,10 @@ def gate_small(
     logits, rows, columns, mean, rstd, normed, kind, k, width, factor, values, index, slack, indices, normalized,
     offsets, out, scratch,
 ):  # fmt: skip
-    """Scan, solve, emit and, where width > 0, bag for a few rows of complete logits; 0, or 1 if a row is not finite."""
+    """Scan, solve, emit and, where width > 0, bag for a few rows of complete logits.
+
+    Returns the number of entries, or -1 if a row is not finite.
+    """
     a = carray(logits, (rows, columns))
     m = carray(mean, (columns,))
     r = carray(rstd, (columns,))
@@ -510,7 +513,7 @@ def gate_small(
         least = float32(-math.inf)
         count, top, _, status = _scan_row(a[b], columns, 0, m, r, normed, kind, k, v, x, 0, room, least, least, s)
         if status != 0 or not math.isfinite(top):
-            return 1
+            return -1
         at = o[b]
         if kind == TOPK:
             count, tau = _solve_topk(v, x, count, k, s)
@@ -532,7 +535,7 @@ def gate_small(
                 value, source = (q[j] * q[j] if kind == ENTMAX15 else q[j]), f[i[j]]
                 for c in range(width):
                     row[c] += value * source[c]
-    return 0
+    return o[rows]
 
 
 SIGNATURES = {

@@ -135,23 +135,23 @@ def _small(
     """Support and mixture of a few rows: one matrix product and one compiled call."""
     rows, experts = x.shape[0], weight.shape[0]
     logits = torch.mm(x, weight.t())
-    room, width = 2 * experts + 4 * compiled.STEP, 0 if factor is None else factor.shape[1]
-    lists, index = torch.empty(2, room), torch.empty(room, dtype=torch.int64)
-    flat, indices = torch.empty(2, rows * experts), torch.empty(rows * experts, dtype=torch.int64)
-    offsets, mixed = torch.empty(rows + 1, dtype=torch.int64), torch.empty(rows, width)
-    m, r = (logits, logits) if mean is None or rstd is None else (mean, rstd)
-    at = logits.data_ptr()
-    values, scratch = lists.data_ptr(), lists.data_ptr() + 4 * room
-    slack, normalized = flat.data_ptr(), flat.data_ptr() + 4 * rows * experts
-    status = functions().gate_small(
-        at, rows, experts, m.data_ptr(), r.data_ptr(), rstd is not None, kind, k,
-        width, at if factor is None else factor.data_ptr(), values, index.data_ptr(),
-        slack, indices.data_ptr(), normalized, offsets.data_ptr(), mixed.data_ptr(), scratch,
+    most, room, width = rows * experts, 2 * experts + 4 * compiled.STEP, 0 if factor is None else factor.shape[1]
+    scratch = torch.empty(2 * room, dtype=torch.int64)  # index, then values and spare room in halves
+    floats, numbers = torch.empty(2 * most + rows * width), torch.empty(most + rows + 1, dtype=torch.int64)
+    logits_at, index_at, slack_at, indices_at = (t.data_ptr() for t in (logits, scratch, floats, numbers))
+    values_at, normalized_at, offsets_at = index_at + 8 * room, slack_at + 4 * most, indices_at + 8 * most
+    normed = mean is not None and rstd is not None
+    total = functions().gate_small(
+        logits_at, rows, experts, mean.data_ptr() if mean is not None else 0,
+        rstd.data_ptr() if rstd is not None else 0, normed, kind, k,
+        width, 0 if factor is None else factor.data_ptr(), values_at, index_at,
+        slack_at, indices_at, normalized_at, offsets_at, normalized_at + 4 * most, values_at + 4 * room,
     )  # fmt: skip
-    total = int(offsets[-1]) if status == 0 else rows * experts
-    if status or (total > DENSE * rows * experts and experts > SMALLEST and kind != compiled.TOPK):
+    if total < 0 or (total > DENSE * most and experts > SMALLEST and kind != compiled.TOPK):
         return None
-    return Support(flat[0, :total], indices[:total], offsets, flat[1, :total], None, None), mixed
+    indices, offsets = numbers[:total], numbers[most:]
+    slack, normalized, mixed = floats[:total], floats[most : most + total], floats[2 * most :].view(rows, width)
+    return Support(slack, indices, offsets, normalized, None, None), mixed
 
 
 def forward_small(
@@ -165,7 +165,7 @@ def forward_small(
     if factor.shape[0] != experts:
         raise ValueError(f"native: expected a factor of {experts} rows, got {factor.shape[0]}. Give a row per expert.")
     _vectors(mean, rstd, experts)
-    x, weight, factor = x.detach().contiguous(), weight.detach().contiguous(), factor.detach().contiguous()
+    x, weight, factor = x.contiguous(), weight.contiguous(), factor.contiguous()
     code, k = KINDS.index(kind), min(k, experts)
     if 0 < x.shape[0] * experts <= SMALL:
         return _small(x, weight, mean, rstd, code, k, factor)
