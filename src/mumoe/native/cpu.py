@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mumoe.native import KINDS, Support, compiled, screening
+from mumoe.backends import Support
+from mumoe.native import KINDS, compiled, screening
 from mumoe.native.lists import Lists, functions, share, zeros
 
 BLOCK = 1 << 18

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mumoe.native import Support, triton_kernels
+from mumoe.backends import Support
+from mumoe.native import triton_kernels
 
 __all__ = ["bag", "bag_backward", "forward_small", "gate_backward", "support"]
 

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
 from mumoe import functional
-from mumoe.native import Kernels, Support
+from mumoe.backends import Support
+from mumoe.native import Kernels
 
 __all__ = ["Backend", "registered"]
 
@@ -86,9 +87,11 @@ def native_support(
     arguments = (x, weight, mean, rstd, kind, k, batch_statistics, eps)
     found = _implementation(x.device.type).support(*arguments)
     result = _dense_support(*arguments) if found is None else found
-    slack, indices, offsets, normalized = (tensor.clone() for tensor in result[:4])
-    mean_out, var_out = (x.new_empty(0) if tensor is None else tensor for tensor in result[4:])
-    return slack, indices, offsets, normalized, mean_out, var_out
+    none = x.new_empty(0)  # results may share memory: an operator's must not
+    slack, indices, normalized = result.slack.clone(), result.indices.clone(), result.normalized.clone()
+    mean_out = none if result.mean is None else result.mean
+    var_out = none.clone() if result.var is None else result.var
+    return slack, indices, result.offsets.clone(), normalized, mean_out, var_out
 
 
 @native_support.register_fake
