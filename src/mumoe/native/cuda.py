@@ -15,6 +15,8 @@ __all__ = ["bag", "bag_backward", "forward_small", "gate_backward", "support"]
 
 BLOCK = 1 << 22
 """Logits held at a time."""
+NARROWEST = 256
+"""Experts of a block at least."""
 CAPACITY, LARGEST = 512, 8192
 """Entries a row's list starts with, and has at most: rows with more candidates make the gate dense."""
 DENSE, SAMPLE, SMALLEST = 0.25, 32, 16
@@ -93,7 +95,7 @@ def support(
 
 
 def _block_columns(rows: int, experts: int) -> int:
-    return min(experts, max(256, BLOCK // rows))
+    return min(experts, max(NARROWEST, BLOCK // rows))
 
 
 def _blocks(
@@ -274,7 +276,7 @@ def _add_statistics(
     scale = (two * rstd.double().square() / rows).float()
     gram = 2 * rows * width**2 + 2 * width**2 * len(active) < 3 * rows * width * len(active)
     square = z.t() @ z if gram else z
-    for part in active.split(max(256, BLOCK // max(rows, width))):
+    for part in active.split(max(NARROWEST, BLOCK // max(rows, width))):
         g = weight[part]
         scaled = g * scale[part, None]
         grad_x -= shift[part] @ g

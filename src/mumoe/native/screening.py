@@ -12,14 +12,15 @@ scales s, t make a = s p and b = t q with x = a + (x - a), w = b + (w - b). The 
     |x.w - s t p.q| = |x.(w - b) + (x - a).b| <= |x| |w - b| + |x - a| |b|.
 
 A float32 dot product in any order, fused or not, is within g |x| |w| of x.w, g = I u / (1 - I u) (Higham, Accuracy and
-Stability of Numerical Algorithms, section 3.1; no underflow). So with r = 1 / std and m the mean, the normalized logit
+Stability of Numerical Algorithms, section 3.1). So with r = 1 / std and m the mean, the normalized logit
 y = fl((fl(x.w) - m) r) that float32 computes and the estimate e = fl(s t r p.q) + fl(-m r) differ by at most
 
     E = |x| r (|w - b| + g |w|) + (|x - a| + 10^-6 |a|) r |b| + 10^-6 |m r|.
 
 The terms with 10^-6 cover the roundings outside of the sums: seven of relative size u on s t r p.q, which is at most
 |a| r |b|, and four on m r; 10^-6 > 16 u. Norms are computed in float64 and, with their products, rounded up by 10^-5,
-which also covers the roundings of E itself. The interval of y is [e - E, e + E].
+which also covers the roundings of E itself. The interval of y is [e - E, e + E]. Underflow adds less than 10^-20 where
+s, t and r are at most 10^8, which is required; thresholds are lowered by more than 10^-5 anyway (see `compiled`).
 
 The threshold never rises when entries of a row are lowered or left out (see `compiled`). So the threshold of the
 lower ends of any entries is at most the row's, and an expert whose upper end is not above it is not in the support.
@@ -58,6 +59,8 @@ UNIT = 2.0**-24
 ROUND_UP = 1 + 1e-5
 LONGEST = 2**31 // 127**2
 """Input width from which the sum of 8-bit products could leave 32 bits."""
+LARGEST = 1e8
+"""Largest scale, and 1 / std, for which the bound holds."""
 FEWEST_ROWS, FEWEST_EXPERTS = 64, 16384
 """Sizes from which screening was faster than the float32 product."""
 CAPACITY = 1024
@@ -80,8 +83,9 @@ class Codes:
     code_norm: Tensor
     rest_norm: Tensor
 
-    def finite(self) -> bool:
-        return bool(self.rest_norm.isfinite().all())
+    def usable(self) -> bool:
+        """Whether all is finite and in the range that the bound asks for."""
+        return bool(self.rest_norm.isfinite().all() and (self.scale <= LARGEST).all())
 
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in vars(self).values())
@@ -164,12 +168,13 @@ def pays(rows: int, experts: int, width: int) -> bool:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Per expert: factor of the products, shift, and the two parts of the bound; float32."""
+    """Per expert: factor of the products, shift, the two parts of the bound (float32), and 1 / std."""
 
     scale: Tensor
     shift: Tensor
     spread: Tensor
     code_norm: Tensor
+    rstd: Tensor
 
     @staticmethod
     def of(codes: Codes, mean: Tensor | None, rstd: Tensor | None) -> _Columns:
@@ -177,12 +182,20 @@ class _Columns:
         order = width * UNIT / (1 - width * UNIT)
         r = torch.ones_like(codes.norm) if rstd is None else rstd.double()
         shift = torch.zeros_like(r) if mean is None else -mean.double() * r
-        spread = (codes.rest_norm + order * codes.norm) * r.abs() * ROUND_UP + 1e-30
+        spread = (codes.rest_norm + order * codes.norm) * r.abs() * ROUND_UP
         code_norm = codes.code_norm * r.abs() * ROUND_UP
-        return _Columns((codes.scale * r).float(), shift.float(), spread.float(), code_norm.float())
+        return _Columns((codes.scale * r).float(), shift.float(), spread.float(), code_norm.float(), r.abs())
 
-    def finite(self) -> bool:
-        return all(bool(tensor.isfinite().all()) for tensor in vars(self).values())
+    def usable(self) -> bool:
+        """Whether all is finite and in the range that the bound asks for."""
+        return all(bool(t.isfinite().all()) for t in vars(self).values()) and bool((self.rstd <= LARGEST).all())
+
+
+def _bounds_of(inputs: Codes) -> tuple[Tensor, Tensor]:
+    """|x| and |x - a| + 10^-6 |a| of each row, rounded up."""
+    norm = inputs.norm * ROUND_UP
+    rest = (inputs.rest_norm + 1e-6 * inputs.code_norm) * ROUND_UP
+    return norm.float(), rest.float()
 
 
 def screened(x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor | None, kind: int, k: int) -> Lists | None:
@@ -193,13 +206,12 @@ def screened(x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor | None
     """
     rows, experts = x.shape[0], weight.shape[0]
     inputs, codes = quantize(x), _codes_of(weight)
-    if not (inputs.finite() and codes.finite()):
+    if not (inputs.usable() and codes.usable()):
         return None
     columns = _Columns.of(codes, mean, rstd)
-    if not columns.finite():
+    if not columns.usable():
         return None
-    norm = (inputs.norm * ROUND_UP).float()
-    rest = ((inputs.rest_norm + 1e-6 * inputs.code_norm) * ROUND_UP).float()
+    norm, rest = _bounds_of(inputs)
     lists = Lists(rows, kind, k, max(CAPACITY, 8 * k))
     size = max(512, (1 << 18) // rows // 32 * 32)
     buffer = torch.empty(rows * size, dtype=torch.int32)
