@@ -41,6 +41,7 @@ def test_few_core_dependencies():
 ORDER = [
     {"errors", "lazy", "progress", "results"},
     {"functional", "ablation"},
+    {"backends", "native"},
     {"factorizations", "gating"},
     {"baselines", "layers", "costs"},
     {"models"},

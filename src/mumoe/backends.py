@@ -454,4 +454,20 @@ _plain = Plain()
 
 def of(tensor: Tensor) -> Backend:
     """The fastest backend there is for a tensor."""
+    if tensor.dtype == torch.float32 and native_available(tensor.device.type):
+        return native_kernels(tensor.device.type)
     return _plain
+
+
+def native_available(device: str) -> bool:
+    """Whether `mumoe.native` has kernels for this device type."""
+    from mumoe import native
+
+    return native.available(device)
+
+
+def native_kernels(device: str) -> Backend:
+    """Those kernels, compiled or loaded at the first call."""
+    from mumoe import native
+
+    return native.kernels(device)
