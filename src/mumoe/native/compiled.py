@@ -1,5 +1,8 @@
 """The loops, compiled by numba to C functions on raw addresses. Imported lazily: this module imports numba.
 
+The same loops in C, called the same way, were as fast within what runs differ by, and need a compiler where mumoe is
+used; docs/native.md has the numbers.
+
 Every function works on a range of rows, columns or experts, so that the caller can share the ranges out to threads;
 no sum crosses a range, which makes results independent of the number of threads. ctypes releases the interpreter
 lock around each call. Nothing here checks an argument: `cpu.py` does.
@@ -340,34 +343,6 @@ def check(offsets, indices, rows, total, experts):
     return 2 if low < 0 or (high >= experts and total > 0) else 0
 
 
-@njit(fastmath=LOOSE)
-def _add_scaled(out, width, a, row_a, b, row_b, c, row_c, d, row_d):
-    for r in range(width):
-        out[r] += a * row_a[r] + b * row_b[r] + c * row_c[r] + d * row_d[r]
-
-
-def bag(begin, end, values, indices, offsets, factor, experts, width, out):
-    """out[b] = sum of values_j * factor[indices_j], for rows begin..end."""
-    o = carray(offsets, (end + 1,))
-    v = carray(values, (o[end],))
-    i = carray(indices, (o[end],))
-    f = carray(factor, (experts, width))
-    y = carray(out, (end, width))
-    for b in range(begin, end):
-        row = y[b]
-        for r in range(width):
-            row[r] = 0.0
-        j, last = o[b], o[b + 1]
-        while j + 4 <= last:
-            _add_scaled(row, width, v[j], f[i[j]], v[j + 1], f[i[j + 1]], v[j + 2], f[i[j + 2]], v[j + 3], f[i[j + 3]])
-            j += 4
-        while j < last:
-            value, source = v[j], f[i[j]]
-            for r in range(width):
-                row[r] += value * source[r]
-            j += 1
-
-
 def transpose(offsets, indices, rows, experts, starts, row_of, place):
     """Entries by expert: expert n's are starts[n] .. starts[n + 1], their rows ascending; place is their number."""
     o = carray(offsets, (rows + 1,))
@@ -544,7 +519,6 @@ SIGNATURES = {
     solve: "NNNNFLLNFDF",
     emit: "NNNFLLNFDLFLF",
     check: "LLNNN N",
-    bag: "NNFLLFNNF",
     transpose: "LLNNLLL",
     bag_backward: "NNLLLNFFNFNFF",
     gather_rows: "NNLLLNFFNNF",

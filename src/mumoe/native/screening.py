@@ -61,7 +61,7 @@ LONGEST = 2**31 // 127**2
 """Input width from which the sum of 8-bit products could leave 32 bits."""
 LARGEST = 1e8
 """Largest scale, and 1 / std, for which the bound holds."""
-FEWEST_ROWS, FEWEST_EXPERTS = 64, 16384
+FEWEST_ROWS, FEWEST_EXPERTS = 128, 32768
 """Sizes from which screening was faster than the float32 product."""
 CAPACITY = 1024
 """Entries of a row that may stay uncertain; beyond, the bound is too loose to pay."""
