@@ -152,12 +152,16 @@ def _sparse_level(x: Tensor, weight: Tensor, norm: nn.Module, activation: nn.Mod
 def _row_by_row(x: Tensor, weight: Tensor, norm: nn.Module, activation: nn.Module) -> SparseCoefficients | None:
     """A few rows without gradients: all logits, but the activation on a list of the largest."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    with full_precision(x):
-        logits = F.linear(x.to(wide), weight.to(wide))
-        if isinstance(norm, BatchNorm):
-            mean, rstd = _running(norm, wide)
-            logits.sub_(mean).mul_(rstd)
     kind, k = _KINDS[type(activation)], getattr(activation, "k", 0)
+    mean, rstd = _running(norm, wide) if isinstance(norm, BatchNorm) else (None, None)
+    x, weight, dtype = x.to(wide), weight.to(wide), x.dtype
+    backend = backends.of(x)
+    if not isinstance(backend, backends.Plain):
+        return _compiled_rows(backend, x, weight, mean, rstd, kind, k, dtype)
+    with full_precision(x):
+        logits = F.linear(x, weight)
+    if mean is not None and rstd is not None:
+        logits.sub_(mean).mul_(rstd)
     values: list[float] = []
     indices: list[int] = []
     ends = [0]
@@ -170,8 +174,27 @@ def _row_by_row(x: Tensor, weight: Tensor, norm: nn.Module, activation: nn.Modul
             values.append(value)
         ends.append(len(indices))
     return SparseCoefficients(
-        torch.tensor(values, dtype=wide), torch.tensor(indices), torch.tensor(ends), len(weight), x.dtype
+        torch.tensor(values, dtype=wide), torch.tensor(indices), torch.tensor(ends), len(weight), dtype
     )
+
+
+def _compiled_rows(
+    backend: backends.Backend,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    kind: str,
+    k: int,
+    dtype: torch.dtype,
+) -> SparseCoefficients | None:
+    found = backend.support(
+        x.contiguous(), weight.contiguous(), mean, rstd, kind=kind, k=k, batch_statistics=False, eps=0.0
+    )
+    if found is None:
+        return None
+    values = found.slack * found.slack if kind == "entmax15" else found.slack
+    return SparseCoefficients(values, found.indices, found.offsets, len(weight), dtype)
 
 
 def _solve_row(logits: Tensor, kind: str, k: int) -> list[tuple[int, float]] | None:
