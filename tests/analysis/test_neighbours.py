@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tests_support import KINDS, LEVELS, randomize, rank_of, weight_by_formula
 
 from mumoe import HighRankLinear, MuMoE, SparseMoE
 from mumoe.analysis.coefficients import CoefficientStore, CoefficientWriter
 from mumoe.analysis.neighbours import coefficient_gram, nearest_experts, neighbours, weight_gram
 from mumoe.errors import UserError
+from tests_support import KINDS, LEVELS, randomize, rank_of, weight_by_formula
 
 
 def store(folder, experts, rows=40, density=0.3, seed=0):
