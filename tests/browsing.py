@@ -95,7 +95,8 @@ class Watched:
         """What axe-core finds serious or critical, one line per rule with the first elements."""
         from axe_playwright_python.sync_playwright import Axe
 
-        found = Axe().run(self.page).response["violations"]
+        options = {"preload": False}  # it would fetch style sheets, which pages opened from disk may not
+        found = Axe().run(self.page, options=options).response["violations"]
         return [
             f"{rule['id']}: {rule['help']} ({'; '.join(node['html'][:120] for node in rule['nodes'][:3])})"
             for rule in found

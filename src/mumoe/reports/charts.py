@@ -196,8 +196,8 @@ def polysemanticity_chart(folder: Path, level: LevelView) -> Chart | None:
             "polysemanticity": expert.polysemanticity,
             "low": expert.interval[0] if expert.interval else None,
             "high": expert.interval[1] if expert.interval else None,
-            "largest_loss": expert.losses[0].loss,
-            "class": expert.losses[0].name,
+            "largest_loss": expert.worst.loss if expert.worst else 0.0,
+            "class": expert.worst.name if expert.worst else None,
             "strong": expert.strong,
             "load": expert.load,
         }
@@ -231,7 +231,7 @@ def polysemanticity_chart(folder: Path, level: LevelView) -> Chart | None:
 
 def _dots(panel: Any, experts: Sequence[ExpertView], colour: str, marker: str, name: str) -> None:
     if experts:
-        x = [expert.losses[0].loss for expert in experts]
+        x = [expert.worst.loss if expert.worst else 0.0 for expert in experts]
         y = [expert.polysemanticity for expert in experts]
         panel.plot(x, y, marker, color=colour, markersize=4, alpha=0.75, label=name, linestyle="none")
 

@@ -17,7 +17,9 @@ Report = Mapping[str, Any]
 """A `FairnessReport` as `to_dict` writes it."""
 
 
-def fairness_view(before: Report | None, after: Report, *, title: str, file: str = "") -> FairnessView:
+def fairness_view(
+    before: Report | None, after: Report, *, title: str, file: str = "", head: str = "", sensitive: str = ""
+) -> FairnessView:
     """Subgroups and metrics of one model, or before and after edits.
 
     Args:
@@ -25,6 +27,8 @@ def fairness_view(before: Report | None, after: Report, *, title: str, file: str
         after: Report of the model that is shown.
         title: Whose they are.
         file: Where they come from.
+        head: The attribute that is predicted.
+        sensitive: The sensitive attribute.
     """
     old = {_group(entry): entry["accuracy"] for entry in before["subgroups"]} if before else {}
     return FairnessView(
@@ -40,6 +44,8 @@ def fairness_view(before: Report | None, after: Report, *, title: str, file: str
         resamples=after["bootstrap"]["resamples"],
         confidence=after["bootstrap"]["confidence"],
         edited=before is not None,
+        head=head,
+        sensitive=sensitive,
     )
 
 
@@ -92,16 +98,18 @@ def _edit(path: Path, run: Path) -> EditView:
     before, after = facts.get("metrics_before"), facts.get("metrics_after")
     measured = isinstance(after, Mapping)
     grouped = measured and "subgroups" in after  # type: ignore[operator]
+    subgroup = dict(facts.get("subgroup", {}))
+    named = {name: str(subgroup.get(name, "")) for name in ("head", "sensitive")}
     return EditView(
         name=path.stem,
         file=file,
         created=content.created,
         edits=tuple((name, edit.describe()) for name, edit in content.edits.items()),
         strength=facts.get("lambda"),
-        subgroup=dict(facts.get("subgroup", {})),
+        subgroup=subgroup,
         split=str(facts.get("split", "test")),
         choice=facts.get("choice"),
-        fairness=fairness_view(before, after, title=path.stem, file=file) if grouped else None,  # type: ignore[arg-type]
+        fairness=fairness_view(before, after, title=path.stem, file=file, **named) if grouped else None,  # type: ignore[arg-type]
         change=_change(before, after) if measured and not grouped else None,  # type: ignore[arg-type]
     )
 
@@ -132,4 +140,4 @@ def read_fairness(run: Path, multi_label: bool) -> tuple[tuple[FairnessView, ...
 def _fairness(path: Path, run: Path) -> FairnessView:
     reports: Sequence[Report] = list(read_json(path, "gather").values())
     before = reports[0] if len(reports) > 1 else None
-    return fairness_view(before, reports[-1], title=path.stem, file=str(path.relative_to(run)))
+    return fairness_view(before, reports[-1], title=path.name, file=str(path.relative_to(run)))

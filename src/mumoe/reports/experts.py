@@ -103,6 +103,7 @@ def read_experts(
     most_images: int = 20,
     evaluations: Mapping[str, EvalResult] | None = None,
     has_experts: bool = True,
+    has_images: bool = True,
 ) -> Analyzed:
     """The experts of a run, as far as `mumoe analyze` has measured them.
 
@@ -112,11 +113,12 @@ def read_experts(
         most_images: Images of each expert and kind.
         evaluations: The run's evaluations by split, which know how many answers of each class were right.
         has_experts: Whether its head has units to analyze.
+        has_images: Whether it was trained on images, not on features computed elsewhere.
 
     Raises:
         UserError: If a file of the analysis is damaged.
     """
-    command = f"mumoe analyze {run}"
+    command = f"mumoe analyze {run}" + ("" if has_images else " --images 0")
     if not has_experts:
         reason = "The head has neither experts nor neurons that could be ablated."
         return Analyzed(missing=(Missing("analysis", reason, ""),))
@@ -128,7 +130,11 @@ def read_experts(
         command += f" --split {content['split']}"
     right = _right_answers((evaluations or {}).get(content["split"]))
     source = _Source(run / "analysis", content, right, command)
-    images, neighbours = _images(source, data, most_images), _neighbours(source)
+    images, neighbours = _images(source, data, most_images) if has_images else [], _neighbours(source)
+    if not has_images:
+        source.missing.append(
+            Missing("images", "The run was trained on features computed elsewhere: it has no images.")
+        )
     units = content["study"]["units"]
     singles = [unit for unit in units if unit["units"] != "combinations"]
     levels = tuple(_level(source, n, unit, images, neighbours) for n, unit in enumerate(singles))

@@ -10,7 +10,7 @@ from typing import Any
 from mumoe.errors import require
 from mumoe.reports.views import FairnessView, SubgroupRow
 
-__all__ = ["asset", "exact", "fixed", "render", "write_demo_page"]
+__all__ = ["asset", "exact", "fixed", "render", "short", "write_demo_page"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -38,6 +38,7 @@ def _environment() -> Any:
         "names": lambda some: ", ".join(some) or "none",
         "labels": lambda found: list(dict.fromkeys(row.label for row in found.subgroups)),
         "sensitive": lambda found: list(dict.fromkeys(row.sensitive for row in found.subgroups)),
+        "short": short,
         "subgroup": _subgroup,
     }
     return environment
@@ -54,6 +55,12 @@ def fixed(value: float | None, digits: int = 3, sign: bool = False) -> str:
         return "–"
     text = f"{value:{'+' if sign else ''},.{digits}f}"
     return text.lstrip("+-") if not text.strip("+-0.,") else text
+
+
+def short(data: str) -> str:
+    """A data set's name without the folders of a path: ``folder:a/b`` is ``folder:b``."""
+    kind, colon, path = data.partition(":")
+    return f"{kind}:{Path(path).name or path}" if colon else data
 
 
 def _subgroup(found: FairnessView, label: str, sensitive: str) -> tuple[int, SubgroupRow | None]:

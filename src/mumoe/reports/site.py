@@ -27,7 +27,7 @@ from mumoe.reports.charts import (
     trade_off_chart,
     trend_chart,
 )
-from mumoe.reports.pages import asset, render
+from mumoe.reports.pages import asset, render, short
 from mumoe.reports.thumbnails import Thumbnails
 from mumoe.reports.views import ExpertView, LevelView, RunView
 from mumoe.results import Comparison, Spread, to_json
@@ -251,7 +251,7 @@ def _write_level(site: _Site, run: _Run, level: LevelView) -> None:
 
 
 def _csv_row(expert: ExpertView) -> dict[str, Any]:
-    top = expert.losses[0] if expert.losses else None
+    top = expert.worst
     return {
         "expert": expert.expert,
         "load": expert.load,
@@ -319,7 +319,7 @@ def _write_gallery(site: _Site, run: _Run, level: LevelView, data: str) -> None:
 
 
 def _gallery_row(site: _Site, run: _Run, expert: ExpertView) -> dict[str, Any]:
-    top = expert.losses[0] if expert.losses else None
+    top = expert.worst
     return {
         "expert": expert.expert,
         "load": expert.load or len(expert.random),
@@ -377,7 +377,7 @@ def _write_comparison(site: _Site, runs: Sequence[_Run]) -> None:
 
 def _set_name(view: RunView) -> str:
     """Name of its images; two sets of one name are told apart by their content."""
-    return f"{view.facts.data} ({view.facts.fingerprint[:6]})"
+    return f"{short(view.facts.data)} ({view.facts.fingerprint[:6]})"
 
 
 def _comparison_row(run: _Run) -> dict[str, Any]:

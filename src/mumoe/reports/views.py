@@ -270,6 +270,11 @@ class ExpertView:
     random: tuple[ImageView, ...] = ()
     top: tuple[ImageView, ...] = ()
 
+    @property
+    def worst(self) -> ClassLoss | None:
+        """The class that loses most without it; None if no class loses."""
+        return self.losses[0] if self.losses and self.losses[0].loss > 0 else None
+
 
 @dataclass(frozen=True)
 class UsageView:
@@ -384,6 +389,8 @@ class FairnessView:
         rows: Number of images.
         resamples, confidence: Of the bootstrap.
         edited: Whether `before` and `after` are two models.
+        head: The attribute that is predicted; empty where the file does not name it.
+        sensitive: The sensitive attribute, likewise.
     """
 
     title: str
@@ -394,6 +401,8 @@ class FairnessView:
     resamples: int
     confidence: float
     edited: bool
+    head: str = ""
+    sensitive: str = ""
 
 
 @dataclass(frozen=True)
