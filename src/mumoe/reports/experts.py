@@ -104,6 +104,7 @@ def read_experts(
     evaluations: Mapping[str, EvalResult] | None = None,
     has_experts: bool = True,
     has_images: bool = True,
+    multi_label: bool = False,
 ) -> Analyzed:
     """The experts of a run, as far as `mumoe analyze` has measured them.
 
@@ -114,6 +115,7 @@ def read_experts(
         evaluations: The run's evaluations by split, which know how many answers of each class were right.
         has_experts: Whether its head has units to analyze.
         has_images: Whether it was trained on images, not on features computed elsewhere.
+        multi_label: Whether its classes are 0/1 targets.
 
     Raises:
         UserError: If a file of the analysis is damaged.
@@ -128,7 +130,7 @@ def read_experts(
         return Analyzed(missing=(Missing("analysis", reason, command),))
     if content["split"] != "test":
         command += f" --split {content['split']}"
-    right = _right_answers((evaluations or {}).get(content["split"]))
+    right = _right_answers((evaluations or {}).get(content["split"]), multi_label)
     source = _Source(run / "analysis", content, right, command)
     images, neighbours = _images(source, data, most_images) if has_images else [], _neighbours(source)
     if not has_images:
@@ -142,12 +144,12 @@ def read_experts(
     return Analyzed(content["split"], levels, _combinations(source, units), tuple(source.missing))
 
 
-def _right_answers(evaluation: EvalResult | None) -> dict[str, int]:
-    """Right answers by class, from shares and counts; nothing for 0/1 targets, whose shares are over all images."""
-    if evaluation is None or sum(evaluation.class_counts.values()) != evaluation.count:
+def _right_answers(evaluation: EvalResult | None, multi_label: bool) -> dict[str, int]:
+    """Right answers by class, from shares: of the class's images, or for a 0/1 target of all images."""
+    if evaluation is None:
         return {}
-    shares = evaluation.per_class
-    return {name: round((shares.get(name) or 0.0) * count) for name, count in evaluation.class_counts.items()}
+    counts = {name: evaluation.count if multi_label else count for name, count in evaluation.class_counts.items()}
+    return {name: round((evaluation.per_class.get(name) or 0.0) * count) for name, count in counts.items()}
 
 
 def _level(

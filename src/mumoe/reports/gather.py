@@ -107,7 +107,7 @@ def _view(name: str, path: Path, runs: Sequence[RunFolder], data: ImageData | No
     run_facts = _facts(facts[0], config)
     head, costs, missing = _head(facts[0], config)
     seed = seeds[shown]
-    experts = _experts(seed, head, data, most_images, bool(run_facts.backbone))
+    experts = _experts(seed, head, data, most_images, run_facts)
     edits, no_edits = read_edits(Path(seed.path))
     fairness, no_fairness = read_fairness(Path(seed.path), run_facts.multi_label)
     return RunView(
@@ -133,14 +133,15 @@ def _view(name: str, path: Path, runs: Sequence[RunFolder], data: ImageData | No
     )
 
 
-def _experts(seed: SeedView, head: HeadFacts, data: ImageData | None, most: int, has_images: bool) -> Analyzed:
+def _experts(seed: SeedView, head: HeadFacts, data: ImageData | None, most: int, facts: RunFacts) -> Analyzed:
     return read_experts(
         Path(seed.path),
         data=data,
         most_images=most,
         evaluations=seed.evaluations,
         has_experts=head.kind != "linear",
-        has_images=has_images,
+        has_images=bool(facts.backbone),
+        multi_label=facts.multi_label,
     )
 
 
