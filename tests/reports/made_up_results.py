@@ -39,8 +39,8 @@ def made_up_data(images, classes, name="made-up"):
     )
 
 
-def write_run(folder, data, *, experts=16, seed=0, head="", width=64):
-    """A finished, analyzed run whose experts each process images of a class or two."""
+def write_run(folder, data, *, experts=16, seed=0, head="", width=64, focused=0.0):
+    """A finished, analyzed run; a share `focused` of the images goes to one expert for each class."""
     rng = np.random.default_rng(seed)
     head = head or f"CPMuMoE-r8-e{experts}"
     folder.mkdir(parents=True)
@@ -51,7 +51,7 @@ def write_run(folder, data, *, experts=16, seed=0, head="", width=64):
     rows += [{"step": s, "epoch": s / 2, "val_loss": 2.5 / s, "val_accuracy": 0.1 * s} for s in (4, 8)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_json(folder / "run.json", _facts(data, config, right, width, str(folder)))
-    _write_analysis(folder / "analysis", data, right, experts, head, seed, rng)
+    _write_analysis(folder / "analysis", data, right, experts, head, seed, rng, focused)
     return folder
 
 
@@ -78,11 +78,11 @@ def _facts(data, config, right, width, path):
     }
 
 
-def _write_analysis(folder, data, right, experts, head, seed, rng):
-    store = _coefficients(folder / "coefficients", data, experts, rng)
+def _write_analysis(folder, data, right, experts, head, seed, rng, focused):
+    store = _coefficients(folder / "coefficients", data, experts, rng, focused)
     table = store.level()
     block = next(table.blocks(len(table.experts)))
-    lost = rng.random(len(block.row)) < block.value * 0.5
+    lost = rng.random(len(block.row)) < block.value * (0.5 + focused / 2)
     image, unit = block.row[lost], block.expert[lost]
     changes = Changes(image, unit, data.labels[image], np.where(right[image], -1, 1), experts)
     answers = Answers(data.labels, right, len(data.classes))
@@ -102,12 +102,14 @@ def _write_analysis(folder, data, right, experts, head, seed, rng):
     write_json(folder / "neighbours.json", {"levels": [{"by_weight": near, "by_coefficient": near}]})
 
 
-def _coefficients(folder, data, experts, rng):
+def _coefficients(folder, data, experts, rng, focused):
     """Two experts for each image, of which the first processes it."""
     a = np.zeros((len(data), experts), dtype=np.float32)
     rows = np.arange(len(data))
     strength = rng.uniform(0.5, 1.0, len(data)).astype(np.float32)
     first = rows % max(experts - 1, 1)
+    if focused:
+        first = np.where(rng.random(len(data)) < focused, data.labels, first)
     a[rows, first] = strength
     a[rows, (first + 1) % max(experts - 1, 1)] += 1 - strength
     with CoefficientWriter(folder, {"layer": (experts,)}, images=rows) as writer:

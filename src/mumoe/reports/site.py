@@ -28,7 +28,7 @@ from mumoe.reports.charts import (
     trend_chart,
 )
 from mumoe.reports.pages import asset, render, short
-from mumoe.reports.thumbnails import Thumbnails
+from mumoe.reports.sprites import Sprites, Tile
 from mumoe.reports.views import ExpertView, LevelView, RunView
 from mumoe.results import Comparison, Spread, to_json
 from mumoe.training.compare import compare
@@ -40,6 +40,9 @@ MARK = "report.json"
 
 PER_PAGE = 48
 """Experts on one page of images."""
+
+MOST_ROWS = 200
+"""Rows of the table of experts that are shown at first."""
 
 MODES = {
     "zero": "weight set to zero (the paper's)",
@@ -55,14 +58,14 @@ class _Site:
 
     Attributes:
         out: Its folder.
-        thumbnails: Images that its pages show.
+        sprites: Images that its pages show.
         progress: Whether to show progress.
         pages: Pages written, relative to `out`.
     """
 
     out: Path
     progress: bool
-    thumbnails: Thumbnails = field(default_factory=Thumbnails.none)
+    sprites: Sprites = field(default_factory=Sprites)
     pages: list[str] = field(default_factory=list)
 
     def page(self, path: str, template: str, **values: Any) -> None:
@@ -143,7 +146,7 @@ def write_report(
             _write_run(site, run)
         if several:
             _write_comparison(site, runs)
-        site.thumbnails.write(scratch, progress=progress)
+        site.sprites.write(scratch, progress=progress)
         facts = {"made_by": "mumoe report", "mumoe": __version__, "runs": [view.path for view in views]}
         write_json(scratch / MARK, {**facts, "pages": site.pages})
     return path / "index.html"
@@ -243,6 +246,7 @@ def _write_level(site: _Site, run: _Run, level: LevelView) -> None:
         **_common(run, f"experts{level.level}", data),
         level=level,
         modes=MODES,
+        most_rows=MOST_ROWS,
         load=load_chart(figures, level, run.view.split),
         polysemanticity=polysemanticity_chart(figures, level),
     )
@@ -277,17 +281,23 @@ def _write_experts(site: _Site, run: _Run, level: LevelView, data: str) -> None:
                 level=level,
                 e=expert,
                 suffix=_suffix(level),
-                top=_tiles(site, run, expert.top),
-                random=_tiles(site, run, expert.random),
+                top=_tiles(site, run, expert, "top"),
+                random=[] if _shows_all(expert) else _tiles(site, run, expert, "random"),
+                all=_shows_all(expert),
             )
             bar.advance()
 
 
-def _tiles(site: _Site, run: _Run, images: Sequence[Any]) -> list[dict[str, Any]]:
-    return [
-        {"src": site.thumbnails.source(run.view, run.data, item), "label": item.label, "coefficient": item.coefficient}
-        for item in images
-    ]
+def _shows_all(expert: ExpertView) -> bool:
+    """Whether the images with the largest coefficients are all that the expert processes."""
+    return expert.load is not None and expert.load <= len(expert.top)
+
+
+def _tiles(site: _Site, run: _Run, expert: ExpertView, kind: str) -> list[Tile]:
+    images = expert.top if kind == "top" else expert.random
+    if not images:
+        return []
+    return site.sprites.tiles(run.path(f"images/{expert.level}-{expert.expert}-{kind}.webp"), run.data, images)
 
 
 def _pictured(level: LevelView) -> list[ExpertView]:
@@ -325,7 +335,7 @@ def _gallery_row(site: _Site, run: _Run, expert: ExpertView) -> dict[str, Any]:
         "load": expert.load or len(expert.random),
         "top": top.name if top else "",
         "loss": top.loss if top else None,
-        "images": _tiles(site, run, expert.random),
+        "images": _tiles(site, run, expert, "top" if _shows_all(expert) else "random"),
     }
 
 

@@ -27,29 +27,40 @@
         heads.forEach((other) => other.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", descending ? "descending" : "ascending");
         sort(table, column, descending);
+        table.dispatchEvent(new Event("sorted"));
       });
     });
   }
   for (const form of document.querySelectorAll("form[data-table]")) {
     const table = document.getElementById(form.dataset.table);
+    const more = document.getElementById("more");
+    const step = more ? Number(more.dataset.step) : Infinity;
     const search = form.querySelector("input[type=search]");
     const boxes = [...form.querySelectorAll("input[data-only]")];
     const status = form.querySelector("[role=status]");
     const noun = status.textContent.trim().split(" ").pop();
+    let most = step; // a long table is laid out in parts: only so many rows are shown at a time
     const show = () => {
       const words = search.value.toLowerCase().trim();
       const exact = /^\d+$/.test(words);
       const only = boxes.filter((box) => box.checked).map((box) => box.dataset.only);
-      let shown = 0;
+      let fitting = 0;
       for (const row of table.tBodies[0].rows) {
         const found = exact ? row.cells[0].dataset.value === words : row.dataset.find.includes(words);
-        row.hidden = !(found && only.every((name) => name in row.dataset));
-        shown += !row.hidden;
+        const fits = found && only.every((name) => name in row.dataset);
+        fitting += fits;
+        const hidden = !fits || fitting > most;
+        if (row.hidden !== hidden) row.hidden = hidden;
       }
       const all = table.tBodies[0].rows.length;
-      status.textContent = shown === all ? `${all} ${noun}` : `${shown} of ${all} ${noun}`;
+      const shown = Math.min(fitting, most);
+      status.textContent = (fitting === all ? `${all} ${noun}` : `${fitting} of ${all} ${noun}`) +
+        (shown < fitting ? `, the first ${shown} shown` : "");
+      if (more) more.hidden = shown === fitting;
     };
-    form.addEventListener("input", show);
+    form.addEventListener("input", () => { most = step; show(); });
+    table.addEventListener("sorted", () => { most = step; show(); });
+    more?.addEventListener("click", () => { most += step; show(); });
     show(); // a browser may have kept what was typed before
   }
 })();
