@@ -4,12 +4,13 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 EXTRAS := vision,text,demo,data,reports,export,test,dev
 
-.PHONY: help demo test check fmt bench clean
+.PHONY: help demo test check fmt bench screenshots clean
 help:
 	@echo "make demo    set up and run the main job on embedded data"
 	@echo "make test    set up and run all tests"
 	@echo "make check   linters, types and the fast tests"
 	@echo "make bench   measure the hot paths against their baselines"
+	@echo "make screenshots   make every screenshot of docs/images anew (needs chromium)"
 
 .venv/ready: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -32,6 +33,9 @@ fmt: .venv/ready
 
 bench: .venv/ready
 	@$(BIN)/python -m benchmarks.run
+
+screenshots: .venv/ready
+	@OMP_NUM_THREADS=1 $(BIN)/python -m docs.screenshots
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist

@@ -23,7 +23,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["EffectRow", "Point", "effects_figure", "load_figure", "save_figure", "trend_figure"]
+__all__ = [
+    "EffectRow",
+    "Point",
+    "bare_axes",
+    "effects_figure",
+    "load_figure",
+    "new_figure",
+    "rendered",
+    "save_figure",
+    "trend_figure",
+]
 
 INK, PALE, GRID = "#202124", "#5f6368", "#e3e5e8"
 COLOURS = ("#0b6e99", "#d1495b", "#6a994e", "#8e5ea2", "#c98a1b", "#3d5a80")
@@ -70,13 +80,14 @@ def save_figure(figure: Figure, path: str | Path, numbers: Any) -> tuple[Path, P
     base = Path(path)
     kinds: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
     for kind, options in kinds.items():
-        write_bytes(base.with_name(f"{base.name}.{kind}"), _rendered(figure, kind, options))
+        write_bytes(base.with_name(f"{base.name}.{kind}"), rendered(figure, kind, options))
     write_json(base.with_name(f"{base.name}.json"), numbers)
     png, svg, described = (base.with_name(f"{base.name}.{kind}") for kind in ("png", "svg", "json"))
     return png, svg, described
 
 
-def _rendered(figure: Figure, kind: str, options: dict[str, Any]) -> bytes:
+def rendered(figure: Figure, kind: str, options: dict[str, Any]) -> bytes:
+    """A figure as the bytes of a file of this kind; text of an SVG stays text."""
     matplotlib = require("matplotlib", "reports", "figures")
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mumoe"}):
@@ -84,14 +95,16 @@ def _rendered(figure: Figure, kind: str, options: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches that belongs to no window."""
     require("matplotlib", "reports", "figures")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _bare(axes: Axes) -> None:
+def bare_axes(axes: Axes) -> None:
+    """Axes without a box, with pale horizontal lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -110,7 +123,9 @@ PANELS: tuple[tuple[str, _Value], ...] = (
 )
 
 
-def trend_figure(points: Sequence[Point], *, title: str, note: str = "", classes: int | None = None) -> Figure:
+def trend_figure(
+    points: Sequence[Point], *, title: str, note: str = "", classes: int | None = None, columns: int = 2
+) -> Figure:
     """Figures 3 and 9: polysemanticity against the number of experts, beside what keeps the mean honest.
 
     Four panels share the horizontal axis: the mean p, how many experts are strong, the mean p of these, and
@@ -121,17 +136,18 @@ def trend_figure(points: Sequence[Point], *, title: str, note: str = "", classes
         title: What is shown.
         note: A line below the panels.
         classes: Number of classes, marked on the axis.
+        columns: 2, or 1 for a narrow figure.
 
     Raises:
         UserError: If there are no points.
     """
     if not points:
         raise UserError("trend_figure: expected at least one analyzed model, got none. Run the sweep first.")
-    figure = _figure(11.5, 7.4)
-    axes = figure.subplots(2, 2)
+    figure = new_figure(11.5, 7.4) if columns == 2 else new_figure(4.2, 11.5)
+    axes = figure.subplots(4 // columns, columns, squeeze=False)
     names = list(dict.fromkeys(point.series for point in points))
     for panel, (label, value) in zip(axes.flat, PANELS, strict=True):
-        _bare(panel)
+        bare_axes(panel)
         for position, name in enumerate(names):
             _series(panel, [point for point in points if point.series == name], value, position, len(names))
         panel.set_title(label, fontsize=10.5, color=INK, loc="left")
@@ -139,7 +155,8 @@ def trend_figure(points: Sequence[Point], *, title: str, note: str = "", classes
     figure.suptitle(title, fontsize=13, color=INK, x=0.01, ha="left")
     handles, labels = axes.flat[1].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(names), 4), frameon=False, fontsize=9.5,
+        handles, labels, loc="outside lower center", ncols=min(len(names), 2 * columns if columns > 1 else 1),
+        frameon=False, fontsize=9.5,
         title=note or None, title_fontproperties={"size": 8.5},
     )  # fmt: skip
     return figure
@@ -219,7 +236,7 @@ def effects_figure(
         raise UserError("effects_figure: expected at least one analyzed model, got none. Analyze a run first.")
     full = 0.2 * bars + 0.75
     heights = [full if strong_effects(row, least) else 0.45 for row in rows]
-    figure = _figure(3.1 * columns, sum(heights) + 0.9)
+    figure = new_figure(3.1 * columns, sum(heights) + 0.9)
     figure.set_layout_engine("constrained", h_pad=0.13)
     grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, height_ratios=heights)
     drawn = [effect for row in rows for effect in strong_effects(row, least)[:columns]]
@@ -285,10 +302,10 @@ def load_figure(usages: Sequence[tuple[str, Usage]], *, title: str, note: str = 
     """
     if not usages:
         raise UserError("load_figure: expected at least one analyzed model, got none. Analyze a run first.")
-    figure = _figure(10.5, 1.9 * len(usages) + 0.9)
+    figure = new_figure(10.5, 1.9 * len(usages) + 0.9)
     panels = figure.subplots(len(usages), 1, squeeze=False)[:, 0]
     for panel, (name, usage) in zip(panels, usages, strict=True):
-        _bare(panel)
+        bare_axes(panel)
         load = np.array(usage.load)
         colours = [COLOURS[n % len(COLOURS)] for n in range(len(load))]
         panel.bar(range(len(load)), load, width=max(0.8, min(3.0, len(load) / 170)), color=colours)

@@ -2,26 +2,77 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mumoe.errors import require
+from mumoe.reports.views import FairnessView, SubgroupRow
 
-__all__ = ["write_demo_page"]
+__all__ = ["asset", "exact", "fixed", "render", "short", "write_demo_page"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def _render(name: str, values: Mapping[str, Any]) -> str:
+def render(name: str, values: Mapping[str, Any]) -> str:
+    """A template filled in; whatever text it is given is shown as text, never read as HTML."""
+    return str(_environment().get_template(name).render(values))
+
+
+def asset(name: str) -> str:
+    """The text of a style sheet or script."""
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _environment() -> Any:
     jinja2 = require("jinja2", "reports", "report")
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return str(environment.get_template(name).render(values))
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "exact": exact,
+        "fixed": fixed,
+        "names": lambda some: ", ".join(some) or "none",
+        "labels": lambda found: list(dict.fromkeys(row.label for row in found.subgroups)),
+        "sensitive": lambda found: list(dict.fromkeys(row.sensitive for row in found.subgroups)),
+        "short": short,
+        "subgroup": _subgroup,
+    }
+    return environment
+
+
+def exact(value: float | None) -> str:
+    """A number with all its digits, empty for none."""
+    return "" if value is None else repr(value)
+
+
+def fixed(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """A number as it is shown: thousands apart, a dash for none, never a negative zero."""
+    if value is None:
+        return "–"
+    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    return text.lstrip("+-") if not text.strip("+-0.,") else text
+
+
+def short(data: str) -> str:
+    """A data set's name without the folders of a path: ``folder:a/b`` is ``folder:b``."""
+    kind, colon, path = data.partition(":")
+    return f"{kind}:{Path(path).name or path}" if colon else data
+
+
+def _subgroup(found: FairnessView, label: str, sensitive: str) -> tuple[int, SubgroupRow | None]:
+    """Position and row of a subgroup; None where a report has no such combination."""
+    for position, row in enumerate(found.subgroups):
+        if (row.label, row.sensitive) == (label, sensitive):
+            return position, row
+    return -1, None
 
 
 def write_demo_page(out: Path, lines: Sequence[str], numbers: Mapping[str, Any], credits: Sequence[str]) -> Path:
     """Write OUT/report.html: the sentences, the tables, the figures that stand beside it, and the credits."""
     page = out / "report.html"
-    page.write_text(_render("demo.html", {"lines": lines, "numbers": numbers, "credits": credits}), encoding="utf-8")
+    page.write_text(render("demo.html", {"lines": lines, "numbers": numbers, "credits": credits}), encoding="utf-8")
     return page

@@ -1,0 +1,174 @@
+"""Every screenshot of docs/images, made anew from runs on the embedded images: `make screenshots`.
+
+The runs are trained once, into runs/screenshots, and kept: called again, only pictures are taken. A part is a
+function that takes the browser and the runs and writes its pictures; `PARTS` lists them, and the command line
+chooses (``python -m docs.screenshots report``). Each picture is taken wide and light (NAME.png), and narrow and dark
+as on a phone at night (NAME-phone.png). A page that logs an error or asks another host for anything fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+
+from browsing import launched, opened  # noqa: E402
+from mumoe.cli import main as mumoe  # noqa: E402
+
+IMAGES = ROOT / "docs" / "images"
+RUNS = Path("runs/screenshots")
+SHARED = ("--data", "emoji", "--data-options", "split_by=image", "size=96", "--image-size", "96", "--epochs", "14",
+          "--keep", "1", "--eval-every", "2")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs to show.
+
+    Attributes:
+        many, few: 128 and 8 experts on three seeds, analyzed.
+        hierarchy: 64 x 2 experts, analyzed.
+        linear: A linear head on three seeds.
+        bias: 0/1 attributes of features with a planted bias, corrected.
+    """
+
+    many: Path
+    few: Path
+    hierarchy: Path
+    linear: Path
+    bias: Path
+
+
+def call(*arguments: object) -> None:
+    """One `mumoe` command; stops if it fails."""
+    said = [str(argument) for argument in arguments]
+    print("mumoe", *said, flush=True)
+    if mumoe([*said, "--quiet"]):
+        raise SystemExit(f"screenshots: expected mumoe {said[0]} to work, got an error (above).")
+
+
+def make_runs() -> Runs:
+    """The runs, trained and analyzed if they are not there yet."""
+    runs = Runs(*(RUNS / name for name in ("many", "few", "hierarchy", "linear", "bias")))
+    heads = {runs.many: ("CPMuMoE-r256-e128", 3), runs.few: ("CPMuMoE-r256-e8", 3), runs.linear: ("linear", 3)}
+    for path, (head, seeds) in {**heads, runs.hierarchy: ("CPMuMoE-r256-e64x2", 1)}.items():
+        if not (path / "summary.json").is_file():
+            decay = 1.0 if head == "linear" else 3.0
+            call("train", *SHARED, "--head", head, "--seeds", seeds, "--weight-decay", decay, "--out", path)
+        for run in sorted(path.glob("seed-*")) or [path]:
+            if head != "linear" and not (run / "analysis" / "analysis.json").is_file():
+                call("analyze", run)
+    _make_bias(runs.bias)
+    return runs
+
+
+def _make_bias(path: Path) -> None:
+    """Animals drawn by one studio are nearly absent from training; their experts are rewritten."""
+    head, sensitive = "Animals & Nature", "studio"
+    features = path.with_suffix(".safetensors")
+    if not features.is_file():
+        _write_features(features)
+    if not (path / "summary.json").is_file():
+        call("train", "--data", f"features:{features}", "--head", "CPMuMoE-r256-e128", "--epochs", 14,
+             "--weight-decay", 1.0, "--keep", 1, "--out", path)  # fmt: skip
+    if not (path / "analysis").is_dir():
+        call("analyze", path, "--images", 0)
+    if not (path / "edits").is_dir():
+        target = ("--head", head, "--sensitive", sensitive, "--value", "openmoji")
+        call("edit", path, *target, "--objective", "match")
+    if not (path / "fairness.json").is_file():
+        with (path / "fairness.json").open("w") as file, contextlib.redirect_stdout(file):
+            call_quietly("fairness", path, "--head", head, "--sensitive", sensitive, "--json")
+
+
+def call_quietly(*arguments: object) -> None:
+    """A command whose output is kept."""
+    if mumoe([*map(str, arguments), "--quiet"]):
+        raise SystemExit("screenshots: expected mumoe fairness to work, got an error (above).")
+
+
+def _write_features(path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from mumoe.data import load_data
+    from mumoe.models.backbones import create_backbone
+    from mumoe.models.features import extract_features
+    from mumoe.recipes.bias_sets import planted_style
+
+    data = load_data("emoji", split_by="character", size=96)
+    x = extract_features(data, create_backbone("efficientnet-lite0", image_size=96)).x
+    bias = planted_style(data, x)
+    parts = [bias.training_rows(0), bias.splits.val, bias.splits.test]
+    rows = np.concatenate(parts)
+    studio = (bias.sensitive[rows] == "openmoji").astype(np.int64)
+    tensors = {
+        "features": bias.features[rows],
+        "labels": bias.labels[rows],
+        "split": np.repeat(np.arange(3), [len(part) for part in parts]),
+        "group_studio": studio,
+    }
+    names = {"classes": json.dumps(bias.heads), "group_studio": json.dumps(["other studios", "openmoji"])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=names)
+
+
+def shoot(
+    browser: Any, url: str, name: str, *, height: int = 1500, prepare: Callable[[Any], None] | None = None
+) -> None:
+    """NAME.png and NAME-phone.png of a page; `prepare` may click first."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    for ending, width, dark in (("", 1280, False), ("-phone", 390, True)):
+        with opened(browser, url, width=width, height=height, dark=dark) as watched:
+            if prepare:
+                prepare(watched.page)
+            watched.page.wait_for_load_state("networkidle")
+            watched.page.screenshot(path=IMAGES / f"{name}{ending}.png")
+    print(f"docs/images/{name}.png, {name}-phone.png", flush=True)
+
+
+def shoot_report(browser: Any, runs: Runs) -> None:
+    """The pages of the report."""
+    every, bias = RUNS / "report", RUNS / "report-bias"
+    call("report", runs.many, runs.few, runs.hierarchy, runs.linear, "-o", every)
+    call("report", runs.bias, "-o", bias)
+    shoot(browser, (every / "index.html").resolve().as_uri(), "report-comparison", height=2000)
+    pages = {"report-run": "index", "report-images": "images", "report-experts": "experts"}
+    for name, page in pages.items():
+        shoot(browser, (every / "many" / f"{page}.html").resolve().as_uri(), name)
+    strong = (every / "many" / "experts" / f"0-{_strongest(every / 'many')}.html").resolve()
+    shoot(browser, strong.as_uri(), "report-expert")
+    shoot(browser, (every / "hierarchy" / "hierarchy.html").resolve().as_uri(), "report-hierarchy", height=1100)
+    shoot(browser, (bias / "edits.html").resolve().as_uri(), "report-edits")
+
+
+def _strongest(folder: Path) -> int:
+    """The purest strong expert: the one to look at first."""
+    experts = json.loads((folder / "data" / "level-0.json").read_text())["experts"]
+    return int(min((e for e in experts if e["strong"]), key=lambda e: e["polysemanticity"])["expert"])
+
+
+PARTS: dict[str, Callable[[Any, Runs], None]] = {"report": shoot_report}
+"""Name -> what takes its pictures."""
+
+
+def main() -> None:
+    """Take the pictures of the parts named on the command line, or of all."""
+    chosen = sys.argv[1:] or list(PARTS)
+    if unknown := sorted(set(chosen) - set(PARTS)):
+        raise SystemExit(f"screenshots: expected parts out of {', '.join(PARTS)}, got {unknown[0]!r}.")
+    runs = make_runs()
+    with launched() as browser:
+        for name in chosen:
+            PARTS[name](browser, runs)
+
+
+if __name__ == "__main__":
+    main()

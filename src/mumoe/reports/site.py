@@ -1,0 +1,421 @@
+"""The report: a folder of pages that opens from disk, with no network and no server, wherever it is copied to.
+
+One run has its pages at the top; several have a folder each, below a page that compares them. Every link is
+relative. Pages are split (one for each expert, images by the dozen experts) and images are loaded as they come into
+view, so that thousands of experts open as quickly as a few. The numbers stand beside the pages as JSON and CSV.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mumoe import __version__
+from mumoe.analysis.files import new_folder, write_json
+from mumoe.data.base import ImageData
+from mumoe.errors import UserError
+from mumoe.progress import Progress
+from mumoe.reports.charts import (
+    csv_text,
+    curves_chart,
+    load_chart,
+    polysemanticity_chart,
+    trade_off_chart,
+    trend_chart,
+)
+from mumoe.reports.pages import asset, render, short
+from mumoe.reports.sprites import Sprites, Tile
+from mumoe.reports.views import ExpertView, LevelView, RunView
+from mumoe.results import Comparison, Spread, to_json
+from mumoe.training.compare import compare
+
+__all__ = ["MARK", "check_out", "write_report"]
+
+MARK = "report.json"
+"""A file that tells a folder made here from any other."""
+
+PER_PAGE = 48
+"""Experts on one page of images."""
+
+MOST_ROWS = 200
+"""Rows of the table of experts that are shown at first."""
+
+MODES = {
+    "zero": "weight set to zero (the paper's)",
+    "mean": "replaced by the mean expert",
+    "resampled": "replaced by its answer to another image",
+}
+"""Interventions in words."""
+
+
+@dataclass
+class _Site:
+    """A report that is being written.
+
+    Attributes:
+        out: Its folder.
+        sprites: Images that its pages show.
+        progress: Whether to show progress.
+        pages: Pages written, relative to `out`.
+    """
+
+    out: Path
+    progress: bool
+    sprites: Sprites = field(default_factory=Sprites)
+    pages: list[str] = field(default_factory=list)
+
+    def page(self, path: str, template: str, **values: Any) -> None:
+        """Write one page; `root` leads from it back to the top."""
+        file = self.out / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        given = {"root": "../" * path.count("/"), "version": __version__, "credits": (), "json": "", **values}
+        file.write_text(render(template, given), encoding="utf-8")
+        self.pages.append(path)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of a report.
+
+    Attributes:
+        view: What is shown.
+        data: Its image set, if there is one.
+        folder: Its pages, relative to the report; empty for the only run.
+        others: Whether there are more runs.
+    """
+
+    view: RunView
+    data: ImageData | None
+    folder: str
+    others: bool
+
+    def path(self, name: str) -> str:
+        """A file of this run, relative to the report."""
+        return f"{self.folder}{name}"
+
+
+def check_out(out: str | Path) -> Path:
+    """The folder of a report.
+
+    Raises:
+        UserError: If it holds something else than a report.
+    """
+    path = Path(out)
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MARK).is_file()):
+        raise UserError(f"report: expected a new folder or that of an earlier report, got {path}. Give another -o.")
+    return path
+
+
+def write_report(
+    views: Sequence[RunView],
+    out: str | Path,
+    *,
+    data: Mapping[str, ImageData] | None = None,
+    progress: bool = False,
+) -> Path:
+    """Write a report; an older one in its place is replaced in one step at the end.
+
+    Args:
+        views: The runs, as `gather` gives them.
+        out: The folder.
+        data: Image sets by name of the view, for the images of experts.
+        progress: Whether to show progress.
+
+    Returns:
+        Its first page.
+
+    Raises:
+        UserError: If there is no run, or the folder holds something else.
+    """
+    if not views:
+        raise UserError("report: expected at least one run, got none. Name the folder of a run.")
+    path = check_out(out)
+    several = len(views) > 1
+    runs = [
+        _Run(view, (data or {}).get(view.name), f"{slug}/" if several else "", several)
+        for view, slug in zip(views, _slugs([view.name for view in views]), strict=True)
+    ]
+    with new_folder(path) as scratch:
+        site = _Site(scratch, progress)
+        _assets(site)
+        for run in runs:
+            _write_run(site, run)
+        if several:
+            _write_comparison(site, runs)
+        site.sprites.write(scratch, progress=progress)
+        facts = {"made_by": "mumoe report", "mumoe": __version__, "runs": [view.path for view in views]}
+        write_json(scratch / MARK, {**facts, "pages": site.pages})
+    return path / "index.html"
+
+
+def _assets(site: _Site) -> None:
+    folder = site.out / "assets"
+    folder.mkdir()
+    (folder / "report.css").write_text(asset("base.css") + asset("report.css"), encoding="utf-8")
+    (folder / "table.js").write_text(asset("table.js"), encoding="utf-8")
+
+
+def _slugs(names: Sequence[str]) -> list[str]:
+    """A folder name for each run: plain letters, and never one twice or one that the report uses itself."""
+    taken = {"assets", "data", "figures", "images", "experts"}
+    found = []
+    for name in names:
+        base = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "run"
+        slug, number = base, 2
+        while slug in taken:
+            slug, number = f"{base}-{number}", number + 1
+        taken.add(slug)
+        found.append(slug)
+    return found
+
+
+# One run -------------------------------------------------------------------------------------------------------
+
+
+def _write_run(site: _Site, run: _Run) -> None:
+    view = run.view
+    write_json(site.out / run.path("data/run.json"), to_json(dataclasses.replace(view, levels=())))
+    figures = site.out / run.path("figures")
+    per_class, split = _per_class(view)
+    site.page(
+        run.path("index.html"),
+        "run.html",
+        **_common(run, "run", "data/run.json"),
+        curves=curves_chart(figures, view.seeds),
+        per_class=per_class,
+        per_class_split=split,
+    )
+    for level in view.levels:
+        _write_level(site, run, level)
+    if view.combinations or len(view.levels) > 1:
+        _write_hierarchy(site, run)
+    if _has_edits(view):
+        _write_edits(site, run)
+
+
+def _has_edits(view: RunView) -> bool:
+    """Whether there can be edits to speak of: there are some, or the head has experts to edit."""
+    return bool(view.edits or view.fairness or view.head.experts)
+
+
+def _common(run: _Run, current: str, json: str, depth: int = 0) -> dict[str, Any]:
+    """What every page of a run needs."""
+    view, up = run.view, "../" * depth
+    menu = [("run", "index.html", view.name if run.others else "Run")]
+    for level in view.levels:
+        what = "Neurons" if level.name == "neurons" else "Experts"
+        more = f", level {level.level}" if len(view.levels) > 1 else ""
+        menu.append((f"experts{level.level}", f"experts{_suffix(level)}.html", what + more))
+        if _pictured(level):
+            menu.append((f"images{level.level}", _gallery_name(level, 0), "Images" + more))
+    if len(view.levels) > 1:
+        menu.append(("hierarchy", "hierarchy.html", "Hierarchy"))
+    if _has_edits(view):
+        menu.append(("edits", "edits.html", "Edits and fairness"))
+    entries = [{"href": up + href, "text": text, "current": key == current} for key, href, text in menu]
+    if run.others:
+        entries.insert(0, {"href": f"{up}../index.html", "text": "All runs", "current": False})
+    return {"view": view, "menu": entries, "json": up + json, "credits": view.facts.credits, "levels": len(view.levels)}
+
+
+def _suffix(level: LevelView) -> str:
+    return f"-{level.level}" if level.level else ""
+
+
+def _per_class(view: RunView) -> tuple[list[dict[str, Any]], str]:
+    for split in ("test", "val"):
+        if found := view.seed.evaluations.get(split):
+            names = found.per_class
+            rows = [{"name": name, "count": found.class_counts.get(name), "accuracy": names[name]} for name in names]
+            return rows, split
+    return [], ""
+
+
+def _write_level(site: _Site, run: _Run, level: LevelView) -> None:
+    data, figures = f"data/level-{level.level}.json", site.out / run.path("figures")
+    write_json(site.out / run.path(data), to_json(level))
+    table = site.out / run.path(f"data/experts-{level.level}.csv")
+    table.write_text(csv_text([_csv_row(expert) for expert in level.experts]), encoding="utf-8")
+    site.page(
+        run.path(f"experts{_suffix(level)}.html"),
+        "experts.html",
+        **_common(run, f"experts{level.level}", data),
+        level=level,
+        modes=MODES,
+        most_rows=MOST_ROWS,
+        load=load_chart(figures, level, run.view.split),
+        polysemanticity=polysemanticity_chart(figures, level),
+    )
+    _write_experts(site, run, level, data)
+    _write_gallery(site, run, level, data)
+
+
+def _csv_row(expert: ExpertView) -> dict[str, Any]:
+    top = expert.worst
+    return {
+        "expert": expert.expert,
+        "load": expert.load,
+        "touched": expert.touched,
+        "mean_coefficient": expert.mean_coefficient,
+        "polysemanticity": expert.polysemanticity,
+        "low": expert.interval[0] if expert.interval else None,
+        "high": expert.interval[1] if expert.interval else None,
+        "strong": expert.strong,
+        "top_class": top.name if top else None,
+        "top_loss": top.loss if top else None,
+    }
+
+
+def _write_experts(site: _Site, run: _Run, level: LevelView, data: str) -> None:
+    common = _common(run, "", data, depth=1)
+    with Progress("Writing experts", len(level.experts), enabled=site.progress) as bar:
+        for expert in level.experts:
+            site.page(
+                run.path(f"experts/{level.level}-{expert.expert}.html"),
+                "expert.html",
+                **common,
+                level=level,
+                e=expert,
+                suffix=_suffix(level),
+                top=_tiles(site, run, expert, "top"),
+                random=[] if _shows_all(expert) else _tiles(site, run, expert, "random"),
+                all=_shows_all(expert),
+            )
+            bar.advance()
+
+
+def _shows_all(expert: ExpertView) -> bool:
+    """Whether the images with the largest coefficients are all that the expert processes."""
+    return expert.load is not None and expert.load <= len(expert.top)
+
+
+def _tiles(site: _Site, run: _Run, expert: ExpertView, kind: str) -> list[Tile]:
+    images = expert.top if kind == "top" else expert.random
+    if not images:
+        return []
+    return site.sprites.tiles(run.path(f"images/{expert.level}-{expert.expert}-{kind}.webp"), run.data, images)
+
+
+def _pictured(level: LevelView) -> list[ExpertView]:
+    return [expert for expert in level.experts if expert.random]
+
+
+def _gallery_name(level: LevelView, page: int) -> str:
+    return f"images{_suffix(level)}-{page + 1}.html" if page else f"images{_suffix(level)}.html"
+
+
+def _write_gallery(site: _Site, run: _Run, level: LevelView, data: str) -> None:
+    experts = _pictured(level)
+    parts = [experts[start : start + PER_PAGE] for start in range(0, len(experts), PER_PAGE)]
+    names = [_gallery_name(level, page) for page in range(len(parts))]
+    texts = [f"{part[0].expert}–{part[-1].expert}" for part in parts]
+    for page, part in enumerate(parts):
+        links = [
+            {"href": name, "text": text, "current": n == page}
+            for n, (name, text) in enumerate(zip(names, texts, strict=True))
+        ]
+        site.page(
+            run.path(names[page]),
+            "gallery.html",
+            **_common(run, f"images{level.level}", data),
+            level=level,
+            rows=[_gallery_row(site, run, expert) for expert in part],
+            pages=links,
+        )
+
+
+def _gallery_row(site: _Site, run: _Run, expert: ExpertView) -> dict[str, Any]:
+    top = expert.worst
+    return {
+        "expert": expert.expert,
+        "load": expert.load or len(expert.random),
+        "top": top.name if top else "",
+        "loss": top.loss if top else None,
+        "images": _tiles(site, run, expert, "top" if _shows_all(expert) else "random"),
+    }
+
+
+def _write_hierarchy(site: _Site, run: _Run) -> None:
+    known = [c.agreement for c in run.view.combinations if c.agreement is not None]
+    values = {"agreement": sum(known) / len(known) if known else None, "agreeing": len(known)}
+    data = "data/hierarchy.json"
+    summary = {"levels": [dataclasses.replace(level, experts=()) for level in run.view.levels]}
+    write_json(site.out / run.path(data), to_json({**summary, "combinations": run.view.combinations, **values}))
+    site.page(run.path("hierarchy.html"), "hierarchy.html", **_common(run, "hierarchy", data), **values)
+
+
+def _write_edits(site: _Site, run: _Run) -> None:
+    figures = site.out / run.path("figures")
+    charts = {
+        edit.name: trade_off_chart(figures, slug, edit.choice)
+        for edit, slug in zip(run.view.edits, _slugs([edit.name for edit in run.view.edits]), strict=True)
+        if edit.choice
+    }
+    site.page(run.path("edits.html"), "edits.html", **_common(run, "edits", "data/run.json"), charts=charts)
+
+
+# Several runs --------------------------------------------------------------------------------------------------
+
+
+def _write_comparison(site: _Site, runs: Sequence[_Run]) -> None:
+    views = [run.view for run in runs]
+    differences, reference = _differences(views)
+    content = {
+        "runs": [to_json(dataclasses.replace(view, levels=())) for view in views],
+        "differences": to_json(differences),
+    }
+    write_json(site.out / "data/comparison.json", content)
+    menu = [{"href": "index.html", "text": "All runs", "current": True}]
+    menu += [{"href": run.path("index.html"), "text": run.view.name, "current": False} for run in runs]
+    site.page(
+        "index.html",
+        "compare.html",
+        menu=menu,
+        json="data/comparison.json",
+        views=views,
+        rows=[_comparison_row(run) for run in runs],
+        sets=list(dict.fromkeys(_set_name(view) for view in views)),
+        differences=differences,
+        reference=reference,
+        trend=trend_chart(site.out / "figures", views),
+    )
+
+
+def _set_name(view: RunView) -> str:
+    """Name of its images; two sets of one name are told apart by their content."""
+    return f"{short(view.facts.data)} ({view.facts.fingerprint[:6]})"
+
+
+def _comparison_row(run: _Run) -> dict[str, Any]:
+    split = "test" if "test" in run.view.accuracy else "val"
+    accuracy: Spread | None = run.view.accuracy.get(split)
+    href = run.path("index.html")
+    return {"view": run.view, "href": href, "data": _set_name(run.view), "split": split, "accuracy": accuracy}
+
+
+def _differences(views: Sequence[RunView]) -> tuple[list[Comparison], str]:
+    """Every run against the first linear one (or the first), paired by seeds on the same images."""
+    reference = next((view for view in views if view.head.kind == "linear"), views[0])
+    found = []
+    for view in views:
+        if view is not reference and view.facts.fingerprint == reference.facts.fingerprint:
+            found += [pair for pair in [_paired(view, reference)] if pair is not None]
+    return found, reference.name
+
+
+def _paired(view: RunView, reference: RunView) -> Comparison | None:
+    split = "test" if "test" in view.accuracy and "test" in reference.accuracy else "val"
+    ours, theirs = _by_seed(view, split), _by_seed(reference, split)
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    pairs = ([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    return compare(view.name, reference.name, split, *pairs)
+
+
+def _by_seed(view: RunView, split: str) -> dict[int, float]:
+    return {seed.seed: seed.evaluations[split].accuracy for seed in view.seeds if split in seed.evaluations}

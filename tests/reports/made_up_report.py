@@ -1,0 +1,71 @@
+"""Small runs that were really trained and analyzed, with names that a page could trip over."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from commands.made_up_analysis import make_data, make_features
+from mumoe.commands.analyze import Options, analyze_run
+from mumoe.editing.fairness import Bootstrap, fairness_report
+from mumoe.editing.files import save_edits
+from mumoe.editing.stack import EditStack
+from mumoe.editing.texts import parse_edit
+from mumoe.training import TrainConfig, load_head, train
+
+NAMES = ("red", "<b>green</b>", "blue & 'teal'", 'grey "x"', "=black", "never </script><script>alert(1)</script> seen")
+
+
+def named_data():
+    return dataclasses.replace(make_data(), classes=NAMES, credits=("Made by <i>nobody</i>, CC0.",))
+
+
+def trained(folder, head="CPMuMoE-r6-e6x2", **settings):
+    """A run of these images; returns their data."""
+    data = named_data()
+    config = TrainConfig(
+        data="made-up", head=head, epochs=4, batch_size=30, lr=0.02, eval_every=1, out=str(folder), **settings
+    )
+    train(config, data=data, features=make_features(data), progress=False)
+    return data
+
+
+def analyzed(folder, **options):
+    """Analyze one run of them."""
+    settings = {"resamples": 20, "images": 2, "quiet": True, **options}
+    data = named_data()
+    return analyze_run(Options(str(folder), **settings), data=data, features=make_features(data))
+
+
+def edited(run):
+    """Two files of edits beside a run: one for a subgroup, with how its strength was chosen, one by hand."""
+    layer = load_head(run)[0].layer
+    (run / "edits").mkdir()
+    stack = EditStack(layer)
+    stack.add(parse_edit("ablate:1/0", NAMES))
+    before, after = reports()
+    points = [{"strength": s, "metrics": {"accuracy": 0.9 - s / 50, "target_accuracy": 0.5 + s / 5}} for s in (0, 1, 2)]
+    subgroup = {"head": "old <u>", "label": 1, "sensitive": "sex", "value": "b", "training_images": 17}
+    provenance = {
+        "subgroup": subgroup,
+        "lambda": 1,
+        "choice": {"objective": "match", "strength": 1, "curve": points},
+        "metrics_before": before,
+        "metrics_after": after,
+    }
+    save_edits(run / "edits" / "old-sex-b.json", stack, provenance)
+    plain = {"images": 90, "accuracy": 0.5, "classes": {"red": 0.5, "<b>green</b>": 0.5}}
+    changed = {"images": 90, "accuracy": 0.75, "classes": {"red": 0.5, "<b>green</b>": 1.0}}
+    by_hand = {"split": "val", "metrics_before": plain, "metrics_after": changed}
+    save_edits(run / "edits" / "by-hand.json", stack, by_hand)
+
+
+def reports():
+    """Fairness of 80 made-up predictions before and after, the target better afterwards."""
+    rng = np.random.default_rng(0)
+    truth, groups = rng.integers(0, 2, 80), np.where(rng.random(80) < 0.4, "b", "a")
+    old = np.where((truth == 1) & (groups == "b"), rng.random(80) < 0.4, truth).astype(np.int64)
+    common = {"sensitive_features": groups, "target": (1, "b"), "bootstrap": Bootstrap(50)}
+    after = fairness_report(truth, truth, y_pred_before=old, **common)
+    return fairness_report(truth, old, y_pred_before=old, **common).to_dict(), after.to_dict()

@@ -1,0 +1,183 @@
+"""What is gathered of a run equals what its files say, and what it lacks is named with a command."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mumoe.errors import UserError
+from mumoe.reports.gather import gather, gather_run, open_images
+from mumoe.reports.views import Missing
+from mumoe.results import to_json
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from made_up_report import NAMES, edited, named_data, reports, trained
+from made_up_results import made_up_data, write_run
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """Two seeds that were trained and nothing more."""
+    folder = tmp_path_factory.mktemp("bare") / "run"
+    trained(folder, seeds=2)
+    return folder
+
+
+def test_a_bare_run_shows_its_training_and_names_what_it_lacks(bare):
+    view = gather_run(bare)
+    facts = json.loads((bare / "seed-1" / "run.json").read_text())
+    assert [seed.seed for seed in view.seeds] == [0, 1]
+    assert view.seeds[1].evaluations["test"].accuracy == facts["result"]["evaluations"]["test"]["accuracy"]
+    accuracies = [seed.evaluations["test"].accuracy for seed in view.seeds]
+    assert view.accuracy["test"].mean == pytest.approx(np.mean(accuracies))
+    assert view.accuracy["test"].sd == pytest.approx(np.std(accuracies, ddof=1))
+    assert view.levels == ()
+    lack = view.lacks("analysis")
+    assert lack is not None
+    assert lack.command == f"mumoe analyze {bare / 'seed-0'}"
+    assert {found.part for found in view.missing} == {"analysis", "edits", "fairness"}
+
+
+def test_curves_are_the_training_log(bare):
+    view = gather_run(bare)
+    rows = [json.loads(line) for line in (bare / "seed-0" / "metrics.jsonl").read_text().splitlines()]
+    curves = {curve.name: curve.points for curve in view.seeds[0].curves}
+    expected = [(row["step"], row["epoch"], row["val_loss"]) for row in rows if "val_loss" in row]
+    assert list(curves["val_loss"]) == expected
+    assert len(expected) >= 4
+
+
+@pytest.mark.parametrize("head", ["CPMuMoE-r6-e6x2", "linear", "highrank-linear-r6", "sparse-moe-e4-k2"])
+def test_costs_count_the_parameters_of_the_run(tmp_path, head):
+    trained(tmp_path / "run", head)
+    view = gather_run(tmp_path / "run")
+    assert view.costs[0].parameters == view.seed.parameters
+    names = [row.name for row in view.costs]
+    assert names == ["this head", "linear", "dense, the same experts"][: len(names)]
+    assert ("dense, the same experts" in names) is bool(view.head.experts)
+
+
+def test_experts_are_those_of_the_analysis(whole):
+    view = gather_run(whole, data=named_data(), most_images=3)
+    study = json.loads((whole / "analysis" / "analysis.json").read_text())["study"]
+    assert [level.name for level in view.levels] == ["level 0", "level 1"]
+    for position, level in enumerate(view.levels):
+        unit, usage = study["units"][position], study["usage"][position]
+        effects = {effect["unit"]: effect for effect in unit["modes"]["zero"]["effects"]}
+        assert level.modes["zero"].mean_polysemanticity == unit["modes"]["zero"]["mean_polysemanticity"]
+        assert level.control.strong == unit["load_control"]["strong"]
+        assert [expert.load for expert in level.experts] == usage["load"]
+        for expert in level.experts:
+            effect = effects.get(expert.expert)
+            assert expert.with_effect is (effect is not None)
+            if effect:
+                assert expert.polysemanticity == effect["polysemanticity"]
+                assert [[loss.position, loss.loss] for loss in expert.losses] == effect["losses"]
+                assert [list(loss.interval) for loss in expert.losses] == effect["loss_intervals"]
+                assert all(loss.name == NAMES[loss.position] for loss in expert.losses)
+            assert len(expert.random) == len(expert.top) == min(3, usage["load"][expert.expert])
+            assert expert.by_weight or level.usage.experts < 3
+    assert [list(c.experts) for c in view.combinations] == [c["experts"] for c in study["combinations"]]
+    assert view.lacks("analysis") is None
+    assert view.lacks("images") is None
+
+
+def test_right_answers_are_counted_from_the_evaluation(whole):
+    view = gather_run(whole)
+    found = view.seed.evaluations["test"]
+    losses = [loss for expert in view.levels[0].experts for loss in expert.losses]
+    assert losses
+    for loss in losses:
+        share = found.per_class[loss.name]
+        assert loss.right == round(share * found.class_counts[loss.name])
+
+
+def test_without_the_image_set_the_drawn_images_are_shown(whole):
+    view = gather_run(whole)
+    shown = [item for expert in view.levels[0].experts for item in (*expert.random, *expert.top)]
+    assert shown
+    assert all(Path(item.file).is_file() for item in shown)
+    assert "could not be opened" in view.lacks("images").reason
+
+
+def test_edits_are_shown_before_and_after(whole):
+    by_hand, subgroup = gather_run(whole).edits
+    assert by_hand.change.classes == (("<b>green</b>", 0.5, 1.0),)
+    assert (by_hand.change.before, by_hand.change.after) == (0.5, 0.75)
+    before, after = reports()
+    (target,) = [row for row in subgroup.fairness.subgroups if row.target]
+    named = [(str(group["subgroup"]["label"]), group["subgroup"]["sensitive"]) for group in after["subgroups"]]
+    position = named.index(("1", "b"))
+    assert target.after.value == after["subgroups"][position]["accuracy"]["value"]
+    assert target.before.low == before["subgroups"][position]["accuracy"]["low"]
+    assert target.difference == pytest.approx(target.after.value - target.before.value)
+    metric = subgroup.fairness.metrics[0]
+    assert metric.name == "rewriting_score"
+    assert metric.after.value == after["metrics"]["rewriting_score"]["value"]
+
+
+def test_a_damaged_file_of_edits_is_named_and_the_rest_shown(whole, tmp_path):
+    trained(tmp_path / "run")
+    edited(tmp_path / "run")
+    (tmp_path / "run" / "edits" / "by-hand.json").write_text("{")
+    view = gather_run(tmp_path / "run")
+    assert [edit.name for edit in view.edits] == ["old-sex-b"]
+    assert view.lacks("edits").reason.startswith("by-hand.json could not be read")
+
+
+def test_an_unfinished_run_says_how_to_go_on(tmp_path):
+    trained(tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    facts.pop("result")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**facts, "state": "interrupted"}))
+    view = gather_run(tmp_path / "run")
+    assert view.accuracy == {}
+    assert view.lacks("evaluation") == Missing(
+        "evaluation", "Seed 0 is interrupted: it has no result yet.", f"mumoe train --resume {tmp_path / 'run'}"
+    )
+
+
+def test_an_older_analysis_is_shown_without_what_it_lacks(tmp_path):
+    data = made_up_data(60, ["a", "b", "c"])
+    run = write_run(tmp_path / "run", data, experts=5)
+    path = run / "analysis" / "analysis.json"
+    content = json.loads(path.read_text())
+    for effect in content["study"]["units"][0]["modes"]["zero"]["effects"]:
+        effect.pop("loss_intervals")
+    path.write_text(json.dumps(content))
+    (run / "analysis" / "neighbours.json").unlink()
+    view = gather_run(run, data=data)
+    assert all(loss.interval is None for expert in view.levels[0].experts for loss in expert.losses)
+    assert {found.part for found in view.missing} >= {"loss intervals", "neighbours"}
+    assert view.lacks("neighbours").command == f"mumoe analyze {run}"
+
+
+def test_views_are_plain_json(whole, bare):
+    for folder in (whole, bare):
+        (view,) = gather(folder, data=named_data())
+        assert json.loads(json.dumps(to_json(view), allow_nan=False))["name"] == view.name
+
+
+def test_several_heads_are_several_views(tmp_path):
+    trained(tmp_path / "run", against=("linear",))
+    views = gather(tmp_path / "run")
+    assert sorted(view.head.kind for view in views) == ["cp", "linear"]
+    assert len({view.name for view in views}) == 2
+    linear = next(view for view in views if view.head.kind == "linear")
+    assert linear.lacks("analysis").command == ""
+    with pytest.raises(UserError, match=r"expected runs of one head, got 2 \(CPMuMoE-r6-e6x2, linear\)\."):
+        gather_run(tmp_path / "run")
+
+
+def test_images_that_cannot_be_had_are_said(bare):
+    found = open_images(bare)
+    assert isinstance(found, Missing)
+    assert found.reason.startswith("The image set could not be opened:")
+
+
+def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path):
+    with pytest.raises(UserError, match=r"run: expected the folder of a run, got .*, which has no run\.json\."):
+        gather(tmp_path)
