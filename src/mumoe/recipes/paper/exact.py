@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,7 +172,7 @@ def table_1(recipe: Recipe) -> Sheet:
     sheet = Sheet("Table 1: parameters and FLOPs of the factorizations", notes=list(recipe.notes))
     sheet.lead.append(
         f"{sizes.in_features} inputs, {sizes.out_features:,} outputs, {sizes.experts[0]} experts. FLOPs are counted by "
-        "torch while the forward runs (two for a multiply-add; halved, as the paper counts). = or ≠: the printed number."
+        "torch while the forward runs (two for a multiply-add; halved, as the paper counts). = or ≠: what is printed."
     )
     header = ("layer", "# parameters", "counted", "FLOPs (algebraic)", "FLOPs (counted)", "of dense")
     sheet.add("Measured beside printed:", header, rows)

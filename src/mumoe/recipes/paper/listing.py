@@ -27,7 +27,9 @@ def listing(output: Path) -> str:
             state = state_of(recipe, (output, COMMITTED))
             rows.append((name, recipe.scale, state, recipe.hardware, _time(recipe.minutes), item.title))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]) for row in rows]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]) for row in rows
+    ]
     return "\n".join(lines) + "\n\nTimes: measured for exact and small, estimated for full (--dry-run says how).\n"
 
 

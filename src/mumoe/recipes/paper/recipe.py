@@ -88,15 +88,14 @@ class Recipe:
         notes: Where the paper is silent, and what is done instead.
         sizes: Of an exact item.
         seeds: Number of seeds; a data set may have its own.
-        analysis: ``none``, or ``experts``: ablate every expert, count its images.
+        analysis: ``none``; ``load``: count the images of every expert; ``experts``: ablate each besides.
+        split: Split that is analyzed.
         threshold: Coefficient from which an image counts as processed by an expert.
         settings: Of `TrainConfig`, for every run.
         data: Column of the table -> settings of `TrainConfig` for that data set, and ``seeds``, ``train_images``,
             ``test_images``, ``classes`` (for the estimate of the cost).
         backbones: Names of backbones.
-        heads: Specifications; ``highrank-linear`` without a rank is matched to `match`; one without ``-e`` gets
-            each number of `experts`.
-        match: The head whose parameters are matched.
+        heads: Specifications; a MuMoE head without ``-e`` gets each number of `experts`.
         experts: Numbers of experts.
         gates: Gates of the MuMoE heads.
         position: final or penultimate.
@@ -117,12 +116,12 @@ class Recipe:
     sizes: Sizes | None = None
     seeds: int = 3
     analysis: str = "none"
+    split: str = "test"
     threshold: float = 0.5
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     backbones: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
-    match: str = ""
     experts: tuple[int, ...] = ()
     gates: tuple[str, ...] = ("entmax15",)
     position: str = "final"
@@ -175,13 +174,12 @@ def _build(item: Item, scale: str, values: Mapping[str, Any]) -> Recipe:
     for key in values:
         if key not in known:
             raise unknown_name(f"{scale}/{item.name}.toml", "key", key, known)
-    made = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if "sizes" in made:
-        sizes = {key: tuple(v) if isinstance(v, list) else v for key, v in made["sizes"].items()}
-        made["sizes"] = Sizes(**sizes)
+        made["sizes"] = Sizes(**{key: tuple(v) if isinstance(v, list) else v for key, v in made["sizes"].items()})
     if "device" in made:
         made["device"] = Device(**made["device"])
-    if not made.get("hardware") or made.get("minutes", 0) <= 0:
+    if not made.get("hardware") or not made.get("minutes", 0) > 0:
         raise UserError(f"{scale}/{item.name}.toml: expected hardware and minutes, got none. Write them.")
     return Recipe(item=item, scale=scale, **made)
 
