@@ -40,7 +40,7 @@ class Options:
     work: str = "runs/paper/work"
     """folder of the runs, which items share; a job that was stopped goes on in it"""
     results: str = "docs/results"
-    """folder of what earlier studies measured, for --render"""
+    """folder of what this repository measured, for list and --render"""
     render: bool = False
     """draw from what is there and run nothing"""
     dry_run: bool = False
@@ -64,17 +64,21 @@ def run(options: Options) -> None:
     if options.action == "list":
         from mumoe.recipes.paper.listing import listing
 
-        sys.stdout.write(listing(Path(options.output)))
+        sys.stdout.write(listing(Path(options.output), Path(options.results) / "paper"))
         return
     if not options.items:
         raise UserError("mumoe paper run: expected a table or figure, got none. Name one, such as table-6, or all.")
     if options.seeds < 0:
         raise UserError(f"mumoe paper run: expected seeds >= 0, got {options.seeds}.")
     names = tuple(ITEMS) if options.items == ("all",) else options.items
-    failed = []
+    failed: list[str] = []
+    seen: dict[str, str] = {}
     for name in names:
         try:
-            (_try if options.dry_run else _make)(name, options)
+            if options.dry_run:
+                _try(name, options, seen)
+            else:
+                _make(name, options)
         except (UserError, JobError) as error:
             if len(names) == 1:
                 raise
@@ -114,7 +118,7 @@ def _make(name: str, options: Options) -> None:
         sys.stdout.write(f"{made.text}\n{made.done} of {made.planned} runs. Written to {made.page}\n")
 
 
-def _try(name: str, options: Options) -> None:
+def _try(name: str, options: Options, seen: dict[str, str]) -> None:
     from mumoe.recipes.paper.dry import dry_run
     from mumoe.recipes.paper.recipe import load_recipe
 
@@ -123,6 +127,6 @@ def _try(name: str, options: Options) -> None:
         sys.stdout.write(f"{name}: needs no training; made in seconds by: mumoe paper run {name}\n")
         return
     start = time.monotonic()
-    lines = dry_run(recipe, changes=_changes(options), backbone=options.backbone)
+    lines = dry_run(recipe, changes=_changes(options), backbone=options.backbone, seen=seen)
     sys.stdout.write("\n  ".join([f"{name}:", *lines]) + f"\n  dry run passed in {time.monotonic() - start:.0f} s\n")
     sys.stdout.flush()

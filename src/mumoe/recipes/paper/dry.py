@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +30,44 @@ __all__ = ["dry_run"]
 OVERRIDES = ("pretrained=false", "epochs=1", "batch_size=64", "warmup_steps=0", "precision=fp32", "workers=0")
 
 
-def dry_run(recipe: Recipe, *, changes: Sequence[str] = (), backbone: str = "") -> list[str]:
+def dry_run(
+    recipe: Recipe, *, changes: Sequence[str] = (), backbone: str = "", seen: dict[str, str] | None = None
+) -> list[str]:
     """Try every part of a full recipe once; returns what was done, line by line.
 
     Args:
         recipe: The recipe.
         changes: Settings as KEY=VALUE over the recipe's.
         backbone: Another backbone in place of the recipe's (a tiny one, to be quick).
+        seen: What earlier items of the same call have tried, which is not tried again; added to.
 
     Raises:
         UserError: If a setting is wrong.
         JobError: If a step fails.
     """
+    seen = {} if seen is None else seen
     lines = []
     real = all_cells(recipe, changes)
     built = _build_all(recipe, real)
     lines.append(f"{len(real):,} runs planned; {built} different heads built at their real size")
     with tempfile.TemporaryDirectory(prefix="mumoe-dry-") as place:
-        tried = all_cells(_with_backbone(recipe, backbone), (*changes, *OVERRIDES, f"root={place}/data"))
-        shop = Workshop(Path(place) / "runs", recipe.analysis, recipe.split, progress=False)
+        root, work = Path(place) / "data", Path(place) / "runs"
+        overrides = (*changes, *OVERRIDES, f"root={root}")
         if recipe.item.study == "bias":
-            lines += _try_bias(_with_backbone(recipe, backbone), shop.work, Path(place) / "data", changes)
-        for cell in covering(tried) if recipe.item.study != "bias" else ():
-            lines.append(_try(cell, shop, Path(place) / "data", recipe))
+            lines += _try_bias(_with_backbone(recipe, backbone), work, root, overrides, seen)
+        else:
+            shop = Workshop(work, recipe.analysis, recipe.split, progress=False)
+            tried = all_cells(_with_backbone(recipe, backbone), overrides)
+            lines += [_try(cell, shop, root, recipe, seen) for cell in covering(tried, _kinds_seen(recipe, seen))]
     if recipe.device is not None:
         lines.append(estimate(recipe, real).text())
     return lines
+
+
+def _kinds_seen(recipe: Recipe, seen: Mapping[str, str]) -> set[str]:
+    """Keys of cells that an earlier item tried with the same analysis."""
+    ending = f" {recipe.item.kind == 'images'} {recipe.analysis} {recipe.split}"
+    return {name.removesuffix(ending) for name in seen if name.endswith(ending)}
 
 
 def _with_backbone(recipe: Recipe, backbone: str) -> Recipe:
@@ -72,10 +84,16 @@ def _build_all(recipe: Recipe, cells: Iterable[Cell]) -> int:
     return len(kinds)
 
 
-def covering(cells: Sequence[Cell]) -> list[Cell]:
-    """Few cells in which every data set, backbone, gate, and factorization at its depth occurs."""
+def covering(cells: Sequence[Cell], seen: Collection[str] = ()) -> list[Cell]:
+    """Few cells in which every data set, backbone, gate, and factorization at its depth occurs.
+
+    Args:
+        cells: All of them.
+        seen: Keys of cells that are tried already: they come first.
+    """
     missing = {mark for cell in cells for mark in _marks(cell)}
-    chosen: list[Cell] = []
+    chosen: list[Cell] = [cell for cell in cells if cell.key in seen]
+    missing -= {mark for cell in chosen for mark in _marks(cell)}
     while missing:
         best = max(cells, key=lambda cell: len(missing & _marks(cell)))
         chosen.append(best)
@@ -90,31 +108,39 @@ def _marks(cell: Cell) -> set[str]:
     return {f"data {cell.data}", f"backbone {config.backbone}", f"gate {config.gate}", f"head {kind}"}
 
 
-def _try(cell: Cell, shop: Workshop, root: Path, recipe: Recipe) -> str:
+def _try(cell: Cell, shop: Workshop, root: Path, recipe: Recipe, seen: dict[str, str]) -> str:
     """One optimizer step and the analysis of one cell; its checkpoint, which may be of a gigabyte, goes again."""
+    words = f"{cell.data}, {cell.config.backbone}, {cell.config.head}, {cell.config.gate}"
+    name = f"{cell.key} {recipe.item.kind == 'images'} {recipe.analysis} {recipe.split}"
+    if name in seen:
+        return f"{words}: as in {seen[name]}"
     make_standin(cell.config.data, root)
     start = time.monotonic()
     shop.do([cell])
-    words = f"{cell.data}, {cell.config.backbone}, {cell.config.head}, {cell.config.gate}"
     step = "one step" if shop.analysis == "none" else f"one step, analysis ({shop.analysis}, {shop.split})"
     if recipe.item.kind == "images":
         images_of(shop, cell, shop.work / cell.key / "images", threshold=0.0, **recipe.options)
         step += ", sheet of images"
     shutil.rmtree(shop.work / cell.key)
+    seen[name] = recipe.item.name
     return f"{words}: {step}, {time.monotonic() - start:.1f} s"
 
 
-def _try_bias(recipe: Recipe, work: Path, root: Path, changes: Sequence[str]) -> list[str]:
+def _try_bias(recipe: Recipe, work: Path, root: Path, overrides: Sequence[str], seen: dict[str, str]) -> list[str]:
     """One seed of every head and experiment: training with every strategy, edits, and the metrics on the test split."""
     make_standin("celeba", root)
-    overrides = (*changes, *OVERRIDES, f"root={root}")
     work.mkdir(parents=True)
     lines = []
     for cell in bias_cells(replaced(recipe, seeds=1), overrides):
+        words = f"{cell.experiment}, {cell.head}"
+        if cell.key in seen:
+            lines.append(f"{words}: as in {seen[cell.key]}")
+            continue
         start = time.monotonic()
         do_bias(recipe, [cell], work, progress=False)
         report = read_bias([cell], work)[0]["reports"]["+ experts"]
         score = report["metrics"]["rewriting_score"]["value"]
-        words = f"{cell.experiment}, {cell.head}: trained, edited, {len(report['subgroups'])} subgroups measured"
-        lines.append(f"{words} (score {score:+.2f} of random pictures), {time.monotonic() - start:.1f} s")
+        done = f"trained, edited, {len(report['subgroups'])} subgroups measured (score {score:+.2f} of random pictures)"
+        lines.append(f"{words}: {done}, {time.monotonic() - start:.1f} s")
+        seen[cell.key] = recipe.item.name
     return lines

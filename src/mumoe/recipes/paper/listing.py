@@ -8,23 +8,20 @@ from pathlib import Path
 
 from mumoe.recipes.paper.recipe import ITEMS, SCALES, Recipe, load_recipe
 
-__all__ = ["COMMITTED", "listing", "state_of"]
-
-COMMITTED = Path("docs/results/paper")
-"""Where a checkout of the repository keeps the pages that were made with it."""
+__all__ = ["listing", "state_of"]
 
 
-def listing(output: Path) -> str:
+def listing(*folders: Path) -> str:
     """A line for each item and scale: state, hardware, time, what it shows.
 
     Args:
-        output: Folder of pages; those of the repository are looked at as well.
+        folders: Folders of pages, the user's own and those of the repository: the furthest state counts.
     """
     rows = [("item", "scale", "state", "hardware", "time", "what")]
     for name, item in ITEMS.items():
         for scale in ("small",) if item.study == "exact" else SCALES:
             recipe = load_recipe(name, scale)
-            state = state_of(recipe, (output, COMMITTED))
+            state = state_of(recipe, folders)
             rows.append((name, recipe.scale, state, recipe.hardware, _time(recipe.minutes), item.title))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [

@@ -176,7 +176,8 @@ def _build(item: Item, scale: str, values: Mapping[str, Any]) -> Recipe:
             raise unknown_name(f"{scale}/{item.name}.toml", "key", key, known)
     made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if "sizes" in made:
-        made["sizes"] = Sizes(**{key: tuple(v) if isinstance(v, list) else v for key, v in made["sizes"].items()})
+        sizes: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in made["sizes"].items()}
+        made["sizes"] = Sizes(**sizes)
     if "device" in made:
         made["device"] = Device(**made["device"])
     if not made.get("hardware") or not made.get("minutes", 0) > 0:
