@@ -46,11 +46,12 @@ def test_table_8_counts_tuckers_gate_twice():
 
 
 def test_table_1_is_counted_while_it_runs():
-    found = {entry["head"]: entry for entry in exact.table_1(load_recipe("table-1")).numbers["layers"]}
+    sheet = exact.table_1(load_recipe("table-1"))
+    found = {entry["head"]: entry for entry in sheet.numbers["layers"]}
     assert found["DenseMuMoE-e512"]["forward"] == 768 * 1000 * 512
     assert found["CPMuMoE-r512-e512"]["forward"] == 512 * (768 + 1000 + 512)
     assert all(entry["forward"] == entry["formula"] for entry in found.values())
-    page = exact.table_1(load_recipe("table-1")).render()
+    page = sheet.render()
     assert "1,167,360 =" in page
     assert "2,645,632 =" in page
     assert "3,637,248 **≠ 2.6M**" in page

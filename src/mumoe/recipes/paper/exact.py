@@ -121,21 +121,25 @@ class Measured:
 
 
 def measure_forward(spec: str, in_features: int, out_features: int, rows: int = 4) -> Measured:
-    """Run the factorized forward, the dense one and the forming of the dense weight under torch's FLOP counter."""
+    """Run the factorized forward, the dense one and the forming of the dense weight under torch's FLOP counter.
+
+    What holds the dense weight is on the meta device, which counts without memory.
+    """
     parsed = parse_spec(spec)
     experts = parsed["num_experts"]
     sizes = (in_features, out_features, experts)
-    part = MuMoE.from_spec(spec, in_features, out_features, bias=False)
-    x = torch.randn(rows, in_features)
-    a = [torch.softmax(torch.randn(rows, n), 1) for n in experts]
-    with torch.no_grad():
-        forward = _counted(lambda: part.contract(x, a)) // rows
     with torch.device("meta"), torch.no_grad():
         shapes = MuMoE.from_spec(spec, in_features, out_features, bias=False)
         full = MuMoE(*sizes, "dense", bias=False)
         on_meta = (torch.empty(rows, in_features), [torch.empty(rows, n) for n in experts])
         dense = _counted(lambda: full.contract(*on_meta)) // rows
         forming = _counted(shapes.to_dense)
+    forward = dense
+    if parsed["factorization"] != "dense":
+        part = MuMoE.from_spec(spec, in_features, out_features, bias=False)
+        x, a = torch.randn(rows, in_features), [torch.softmax(torch.randn(rows, n), 1) for n in experts]
+        with torch.no_grad():
+            forward = _counted(lambda: part.contract(x, a)) // rows
     formula = count_flops(parsed["factorization"], *sizes, parsed["rank"], bias=False)
     own = count_parameters(parsed["factorization"], *sizes, parsed["rank"], bias=False, gate=False)
     return Measured(spec, own, forward, formula, dense, forming)
