@@ -35,6 +35,7 @@ VERBS = {
     "export": "a run as ONNX, torch.export or safetensors, checked",
     "convert": "a timm or Hugging Face network with its MLPs, or any layers, as MuMoE blocks",
     "cost": "parameters and FLOPs of a layer, for every factorization (Table 1)",
+    "paper": "every table and figure of the paper: what there is, and how to make it",
 }
 """Verb -> what it does, in one line. The verb's code is the module of the same name in `mumoe.commands`."""
 

@@ -13,6 +13,7 @@ benefit, and *best worst group* (the best worst-subgroup accuracy that costs at 
 from __future__ import annotations
 
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,18 @@ from mumoe.layers import MuMoE
 from mumoe.models.heads import build_head, matched_spec
 from mumoe.recipes.bias_sets import BiasSet
 
-__all__ = ["BLIND_STRENGTH", "BiasResults", "Retraining", "SeedResult", "run_bias", "run_seed"]
+__all__ = [
+    "BLIND_STRENGTH",
+    "Bench",
+    "BiasResults",
+    "FeatureBench",
+    "Retraining",
+    "SeedResult",
+    "coefficient_direction",
+    "feature_task",
+    "run_bias",
+    "run_seed",
+]
 
 BLIND_STRENGTH = 2.5
 """Lambda of blind thresholding in the paper, with a-bar = ones."""
@@ -178,9 +190,14 @@ def run_seed(
     linear: bool = True,
     max_loss: float = 0.01,
     bootstrap: Bootstrap | None = None,
+    bench: Bench | None = None,
 ) -> SeedResult:
-    """Train, choose, and then report, for one seed."""
-    bench = _Bench(bias, seed, settings, max_loss)
+    """Train, choose, and then report, for one seed.
+
+    Arguments are those of `run_bias`; `linear` leaves the linear heads out, and `bench` takes other models than heads
+    on cached features.
+    """
+    bench = bench or FeatureBench(bias, seed, settings, max_loss)
     matched = matched_spec("highrank-linear", head, *bench.sizes)
     for name, spec in (("Linear", "linear"), ("HighRankLinear", matched)) if linear else ():
         bench.add(name, bench.train("plain", spec))
@@ -188,13 +205,10 @@ def run_seed(
     bench.add(head, base, base=True)
     for method in retraining:
         bench.retrain(method, head)
-    layer = base.eval()
-    assert isinstance(layer, MuMoE)
-    inside = bench.task.groups == bench.task.target_group
-    mean = mean_coefficients(layer, bench.task.features[inside])
+    mean = bench.mean_coefficients(base)
     sign = 1 if bias.target[0] == 1 else -1
-    bench.shift("blind", sign * BLIND_STRENGTH, lambda part: torch.ones(len(part)))
-    bench.shift("experts", sign * float(mean.numel()), lambda part: _direction(layer, part, mean))
+    bench.shift("blind", sign * BLIND_STRENGTH, lambda part: torch.ones(len(bench.base_logits[part])))
+    bench.shift("experts", sign * float(mean.numel()), lambda part: bench.direction(base, part, mean))
     return bench.report(bootstrap or Bootstrap(seed=seed))
 
 
@@ -207,7 +221,7 @@ def _short(choice: Choice, most: int = 40) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _direction(layer: MuMoE, features: Tensor, mean: Tensor) -> Tensor:
+def coefficient_direction(layer: MuMoE, features: Tensor, mean: Tensor) -> Tensor:
     """a-bar . a of every row: what a rewriting of strength 1 adds to the logit."""
     total, parts = mean.to(features.dtype), []
     for batch in features.split(4096):
@@ -218,52 +232,59 @@ def _direction(layer: MuMoE, features: Tensor, mean: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-class _Bench:
-    """Training, choosing and reporting on one split; the test labels are sealed until `report`."""
+class Bench(ABC):
+    """Choosing and reporting on one split, for models of any kind; the test labels are sealed until `report`.
 
-    def __init__(self, bias: BiasSet, seed: int, settings: Settings, max_loss: float) -> None:
+    Attributes:
+        sizes: Width of the features and number of heads.
+        base_logits: Part (val, test) -> logits of the model that edits start from.
+    """
+
+    sizes: tuple[int, int]
+    base_logits: dict[str, Tensor]
+
+    def __init__(self, bias: BiasSet, seed: int, settings: Settings, max_loss: float = 0.01) -> None:
         self.bias, self.seed, self.settings, self.max_loss = bias, seed, settings, max_loss
-        rows = bias.training_rows(seed)
+        self.rows = bias.training_rows(seed)
         truth = bias.labels[:, bias.head]
         _, self.val, self.sealed = bias.splits.seal(truth, bias.sensitive)
-        mean = bias.features[rows].mean(0, dtype=np.float64)
-        deviation = np.maximum(bias.features[rows].std(0, dtype=np.float64), 1e-6)
-        self._standard = (mean.astype(np.float32), deviation.astype(np.float32))
-        values = sorted(set(bias.sensitive[rows].tolist()))
-        codes = np.searchsorted(np.array(values), bias.sensitive[rows])
-        self.task = BiasTask(
-            self._features(rows),
-            torch.from_numpy(bias.labels[rows]),
-            torch.from_numpy(codes),
-            head=bias.head,
-            target=(bias.target[0], values.index(bias.target[1])),
-        )
-        self.x = {"val": self._features(bias.splits.val), "test": self._features(bias.splits.test)}
-        self.sizes = (bias.features.shape[1], bias.labels.shape[1])
         self.predicted: dict[str, dict[str, Predictions]] = {}
         self.strengths: dict[str, float] = {}
         self.choices: dict[str, Choice] = {}
         self.parameters: dict[str, int] = {}
 
-    def _features(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        mean, deviation = self._standard
-        return torch.from_numpy((self.bias.features[rows] - mean) / deviation)
+    @abstractmethod
+    def train(self, strategy: str, spec: str, **options: Any) -> Any:
+        """A model trained by a strategy of `mumoe.editing.baselines`."""
 
-    def train(self, strategy: str, spec: str, **options: Any) -> nn.Module:
-        def factory() -> nn.Module:
-            return build_head(spec, *self.sizes).layer
+    @abstractmethod
+    def logits(self, model: Any, part: str) -> Tensor:
+        """(rows,) logits of the biased head on val or test."""
 
-        return fit(strategy, self.task, factory, seed=self.seed, settings=self.settings, **options)
+    @abstractmethod
+    def count(self, model: Any) -> int:
+        """Learnable parameters of its head."""
 
-    @torch.no_grad()
-    def logits(self, model: nn.Module, part: str) -> Tensor:
-        return torch.cat([model(batch)[:, self.bias.head] for batch in self.x[part].split(4096)])
+    @abstractmethod
+    def mean_coefficients(self, model: Any) -> Tensor:
+        """a-bar of eq. 6: over the training rows of the target subgroup."""
 
-    def add(self, name: str, model: nn.Module, *, base: bool = False) -> None:
-        """Take a trained head into the table; the base is the one that edits start from."""
-        logits = {part: self.logits(model, part) for part in self.x}
+    @abstractmethod
+    def direction(self, model: Any, part: str, mean: Tensor) -> Tensor:
+        """(rows,) a-bar . a: what a rewriting of strength 1 adds to the logit."""
+
+    @property
+    def inside(self) -> npt.NDArray[np.bool_]:
+        """Which of the training rows are of the target subgroup."""
+        bias = self.bias
+        right = bias.labels[self.rows, bias.head] == bias.target[0]
+        return np.asarray(right & (bias.sensitive[self.rows] == bias.target[1]))
+
+    def add(self, name: str, model: Any, *, base: bool = False) -> None:
+        """Take a trained model into the table; the base is the one that edits start from."""
+        logits = {part: self.logits(model, part) for part in ("val", "test")}
         self.predicted[name] = {part: (value > 0).long().numpy() for part, value in logits.items()}
-        self.parameters[name] = sum(parameter.numel() for parameter in model.parameters())
+        self.parameters[name] = self.count(model)
         if base:
             self.base, self.base_model, self.base_logits = name, model, logits
 
@@ -283,11 +304,11 @@ class _Bench:
 
         self._pick(f"+ {method.strategy}", take, method.strengths[0], list(heads), counts[0])
 
-    def shift(self, name: str, fixed: float, direction: Callable[[Tensor], Tensor]) -> None:
+    def shift(self, name: str, fixed: float, direction: Callable[[str], Tensor]) -> None:
         """An edit of the base's logit along a direction, at every strength."""
         shifts = {
-            part: LogitShift(self.base_logits[part].double().numpy(), direction(x).double().numpy())
-            for part, x in self.x.items()
+            part: LogitShift(logits.double().numpy(), direction(part).double().numpy())
+            for part, logits in self.base_logits.items()
         }
         candidates = shifts["val"].candidates(sign=1 if fixed > 0 else -1).tolist()
         self._pick(f"+ {name}", shifts.__getitem__, fixed, candidates, self.parameters[self.base])
@@ -312,7 +333,7 @@ class _Bench:
                     max_loss=self.max_loss,
                 )
                 self.choices[name + suffix], strength = choice, choice.strength
-            self.predicted[name + suffix] = {part: predict(part)(strength) for part in self.x}
+            self.predicted[name + suffix] = {part: predict(part)(strength) for part in self.base_logits}
             self.strengths[name + suffix] = strength
             self.parameters[name + suffix] = parameters
 
@@ -332,5 +353,60 @@ class _Bench:
             )
             for method, predicted in self.predicted.items()
         }
-        support = int((self.task.groups == self.task.target_group).sum())
+        support = int(self.inside.sum())
         return SeedResult(self.seed, reports, self.strengths, self.choices, self.parameters, support, opened=chosen)
+
+
+class FeatureBench(Bench):
+    """Heads on cached features of a frozen backbone, by `mumoe.editing.baselines`."""
+
+    def __init__(self, bias: BiasSet, seed: int, settings: Settings, max_loss: float = 0.01) -> None:
+        super().__init__(bias, seed, settings, max_loss)
+        rows = self.rows
+        mean = bias.features[rows].mean(0, dtype=np.float64)
+        deviation = np.maximum(bias.features[rows].std(0, dtype=np.float64), 1e-6)
+        self._standard = (mean.astype(np.float32), deviation.astype(np.float32))
+        self.task = feature_task(bias, rows, self._features(rows))
+        self.x = {"val": self._features(bias.splits.val), "test": self._features(bias.splits.test)}
+        self.sizes = (bias.features.shape[1], bias.labels.shape[1])
+
+    def _features(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        mean, deviation = self._standard
+        return torch.from_numpy((self.bias.features[rows] - mean) / deviation)
+
+    def train(self, strategy: str, spec: str, **options: Any) -> nn.Module:
+        """A head on the training rows, in evaluation mode."""
+
+        def factory() -> nn.Module:
+            return build_head(spec, *self.sizes).layer
+
+        return fit(strategy, self.task, factory, seed=self.seed, settings=self.settings, **options)
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module, part: str) -> Tensor:
+        """(rows,) logits of the biased head on val or test."""
+        return torch.cat([model(batch)[:, self.bias.head] for batch in self.x[part].split(4096)])
+
+    def count(self, model: nn.Module) -> int:
+        """Learnable parameters."""
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def mean_coefficients(self, model: nn.Module) -> Tensor:
+        """a-bar of eq. 6."""
+        layer = model.eval()
+        assert isinstance(layer, MuMoE)
+        return mean_coefficients(layer, self.task.features[torch.from_numpy(self.inside)])
+
+    def direction(self, model: nn.Module, part: str, mean: Tensor) -> Tensor:
+        """(rows,) a-bar . a."""
+        assert isinstance(model, MuMoE)
+        return coefficient_direction(model, self.x[part], mean)
+
+
+def feature_task(bias: BiasSet, rows: npt.NDArray[np.int64], features: Tensor) -> BiasTask:
+    """Training rows and the bias that is in them, as `mumoe.editing.baselines` takes them."""
+    values = sorted(set(bias.sensitive[rows].tolist()))
+    codes = np.searchsorted(np.array(values), bias.sensitive[rows])
+    labels = torch.from_numpy(bias.labels[rows])
+    target = (bias.target[0], values.index(bias.target[1]))
+    return BiasTask(features, labels, torch.from_numpy(codes), head=bias.head, target=target)
