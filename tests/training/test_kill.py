@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 KILLS = os.environ.get("MUMOE_KILLS", "15")  # the full test: MUMOE_KILLS=50
 
 
