@@ -15,18 +15,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from mumoe.errors import UserError, require, unknown_name
 from mumoe.models.blocks import MLP, BlockSpec, block_parameters, build_block, mlp_parameters
 
+if TYPE_CHECKING:
+    from mumoe.data.text import Tokenizer
+
 require("transformers", "text", "gpt2")
 
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel  # noqa: E402
 
-__all__ = ["GPT2S", "GPT2MuMoE", "GPT2MuMoEConfig", "GPT2Shape", "create_gpt2", "gpt2_parameters"]
+__all__ = ["GPT2S", "GPT2MuMoE", "GPT2MuMoEConfig", "GPT2Shape", "create_gpt2", "generate_text", "gpt2_parameters"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ GPT2S = {"gpt2": GPT2Shape(), "gpt2-medium": GPT2Shape(24, 16, 1024), "gpt2-larg
 """Sizes by name; ``gpt2`` is the one of 124M parameters."""
 
 
-class GPT2MuMoEConfig(GPT2Config):  # type: ignore[misc]
+class GPT2MuMoEConfig(GPT2Config):  # type: ignore[no-untyped-call]
     """GPT-2's configuration and that of the mixtures.
 
     Args:
@@ -94,10 +98,10 @@ class GPT2MuMoEConfig(GPT2Config):  # type: ignore[misc]
                 "gpt2: expected a gate norm of each position by itself (layer or none), got 'batch', whose statistics "
                 "over positions would show a causal model later tokens. Take norm='layer'."
             )
-        super().__post_init__(**options)
+        super().__post_init__(**options)  # type: ignore[no-untyped-call]
 
 
-class GPT2MuMoE(GPT2LMHeadModel):  # type: ignore[misc]
+class GPT2MuMoE(GPT2LMHeadModel):  # type: ignore[no-untyped-call]
     """GPT-2 with a language-model head whose MLPs are mixtures of experts.
 
     Shape:
@@ -200,3 +204,58 @@ def gpt2_parameters(
     attention = 4 * width * (width + 1)
     block = inner + attention + 4 * width
     return (sizes.vocabulary + sizes.context) * width + sizes.depth * block + 2 * width
+
+
+def generate_text(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompt: str,
+    new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+) -> str:
+    """The prompt and what the model writes after it, with the cache of keys and values.
+
+    Args:
+        model: A GPT-2.
+        tokenizer: Its tokenizer.
+        prompt: The beginning; an empty one starts a document.
+        new_tokens: Tokens to write.
+        temperature: Of the sampling; 0 takes the likeliest token each time.
+        top_k: Sample among so many of the likeliest tokens (0: all).
+        seed: Of the sampling; the global generators stay as they are.
+
+    Raises:
+        UserError: If prompt and new tokens together are longer than the context, or an option is out of range.
+    """
+    ids = tokenizer.encode_all([prompt])[0] or [tokenizer.end]
+    context = int(model.config.n_positions)
+    if new_tokens < 1 or temperature < 0 or top_k < 0:
+        raise UserError(
+            f"generate: expected new_tokens >= 1, temperature >= 0 and top_k >= 0, got {new_tokens}, {temperature:g} "
+            f"and {top_k}."
+        )
+    if len(ids) + new_tokens > context:
+        raise UserError(
+            f"generate: expected at most {context} tokens, the model's context, got {len(ids)} of the prompt and "
+            f"{new_tokens} new ones. Shorten one of them."
+        )
+    tokens = torch.tensor([ids], device=model.device)
+    options: dict[str, Any] = {
+        "do_sample": temperature > 0,
+        "max_new_tokens": new_tokens,
+        "pad_token_id": tokenizer.end,
+    }
+    if temperature > 0:
+        options |= {"temperature": temperature, "top_k": top_k}
+    before = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            found = model.generate(tokens, attention_mask=torch.ones_like(tokens), use_cache=True, **options)
+    finally:
+        model.train(before)
+    return prompt + tokenizer.decode(found[0, len(ids) :].tolist())

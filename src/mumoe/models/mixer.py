@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from timm.layers import Mlp
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
@@ -148,13 +149,11 @@ def _maker(spec: BlockSpec, gate: str, norm: str) -> Callable[..., nn.Module]:
 
 def _set_drop_path(model: MlpMixer, most: float) -> None:
     """Stochastic depth that grows linearly from 0 in the first layer."""
-    from timm.layers import DropPath
-
     depth = len(model.blocks)
     for position, block in enumerate(model.blocks):
         rate = most * position / max(depth - 1, 1)
         if rate:
-            block.drop_path = DropPath(rate)  # type: ignore[assignment]
+            block.drop_path = DropPath(rate)
 
 
 def mixer_parameters(

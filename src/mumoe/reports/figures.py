@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["EffectRow", "Point", "effects_figure", "load_figure", "save_figure", "trend_figure"]
+__all__ = [
+    "EffectRow",
+    "Point",
+    "bare_axes",
+    "effects_figure",
+    "load_figure",
+    "new_figure",
+    "save_figure",
+    "trend_figure",
+]
 
 INK, PALE, GRID = "#202124", "#5f6368", "#e3e5e8"
 COLOURS = ("#0b6e99", "#d1495b", "#6a994e", "#8e5ea2", "#c98a1b", "#3d5a80")
@@ -84,14 +93,16 @@ def _rendered(figure: Figure, kind: str, options: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches."""
     require("matplotlib", "reports", "figures")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _bare(axes: Axes) -> None:
+def bare_axes(axes: Axes) -> None:
+    """The look of all our axes: few lines, a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -127,11 +138,11 @@ def trend_figure(points: Sequence[Point], *, title: str, note: str = "", classes
     """
     if not points:
         raise UserError("trend_figure: expected at least one analyzed model, got none. Run the sweep first.")
-    figure = _figure(11.5, 7.4)
+    figure = new_figure(11.5, 7.4)
     axes = figure.subplots(2, 2)
     names = list(dict.fromkeys(point.series for point in points))
     for panel, (label, value) in zip(axes.flat, PANELS, strict=True):
-        _bare(panel)
+        bare_axes(panel)
         for position, name in enumerate(names):
             _series(panel, [point for point in points if point.series == name], value, position, len(names))
         panel.set_title(label, fontsize=10.5, color=INK, loc="left")
@@ -219,7 +230,7 @@ def effects_figure(
         raise UserError("effects_figure: expected at least one analyzed model, got none. Analyze a run first.")
     full = 0.2 * bars + 0.75
     heights = [full if strong_effects(row, least) else 0.45 for row in rows]
-    figure = _figure(3.1 * columns, sum(heights) + 0.9)
+    figure = new_figure(3.1 * columns, sum(heights) + 0.9)
     figure.set_layout_engine("constrained", h_pad=0.13)
     grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, height_ratios=heights)
     drawn = [effect for row in rows for effect in strong_effects(row, least)[:columns]]
@@ -285,10 +296,10 @@ def load_figure(usages: Sequence[tuple[str, Usage]], *, title: str, note: str = 
     """
     if not usages:
         raise UserError("load_figure: expected at least one analyzed model, got none. Analyze a run first.")
-    figure = _figure(10.5, 1.9 * len(usages) + 0.9)
+    figure = new_figure(10.5, 1.9 * len(usages) + 0.9)
     panels = figure.subplots(len(usages), 1, squeeze=False)[:, 0]
     for panel, (name, usage) in zip(panels, usages, strict=True):
-        _bare(panel)
+        bare_axes(panel)
         load = np.array(usage.load)
         colours = [COLOURS[n % len(COLOURS)] for n in range(len(load))]
         panel.bar(range(len(load)), load, width=max(0.8, min(3.0, len(load) / 170)), color=colours)

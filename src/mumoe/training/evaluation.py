@@ -150,5 +150,7 @@ def evaluate_network(
         network.train(before)
     if accelerator.num_processes == 1:
         return tally
-    sums = [accelerator.reduce(part, "sum") for part in (tally.right, tally.images, tally.loss, tally.count)]
-    return Tally(*sums, kinds)
+    right, images, loss, count = (
+        accelerator.reduce(part, "sum") for part in (tally.right, tally.images, tally.loss, tally.count)
+    )
+    return Tally(right, images, loss, count, kinds)
