@@ -57,7 +57,7 @@ def test_tokenize_says_what_to_do_next(folder, tmp_path, capsys):
 
 def test_evaluate_and_analyze_a_language_model(folder, capsys):
     said = call(capsys, "evaluate", folder / "run", "--classes", 9)
-    assert "keyword" in said
+    assert "lower case" in said
     assert "windows, " in said
     assert "bits per byte (step 8)" in said
     said = call(capsys, "analyze", folder / "run", "--windows", 8, "--ablated-windows", 4, "--quiet")
