@@ -58,9 +58,10 @@ def test_compile_without_a_graph_break(kind, gate, norm, training):
     torch.testing.assert_close(y, expected)
     y.square().sum().backward()
     expected.square().sum().backward()
-    torch.testing.assert_close(x.grad, other.grad)
+    close = {"rtol": 1e-4, "atol": 5e-5}  # eager finds the threshold in another way: rounding differs
+    torch.testing.assert_close(x.grad, other.grad, **close)
     for one, two in zip(layer.parameters(), same.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, two.grad)
+        torch.testing.assert_close(one.grad, two.grad, **close)
 
 
 @pytest.mark.slow

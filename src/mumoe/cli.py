@@ -34,6 +34,7 @@ VERBS = {
     "audit": "experts whose images the model gets wrong more often than the rest",
     "edit": "correct a biased run by rewriting the experts of a subgroup; lambda chosen on validation",
     "export": "a run as ONNX, torch.export or safetensors, checked",
+    "convert": "a timm or Hugging Face network with its MLPs, or any layers, as MuMoE blocks",
     "cost": "parameters and FLOPs of a layer, for every factorization (Table 1)",
 }
 """Verb -> what it does, in one line. The verb's code is the module of the same name in `mumoe.commands`."""

@@ -80,6 +80,9 @@ class Factorization(nn.Module, ABC):
     title: ClassVar[str]
     """The name that a specification such as ``CPMuMoE-r512-e128`` begins with."""
 
+    takes_sparse: ClassVar[bool] = False
+    """Whether `forward` also takes `sparse.SparseCoefficients`: it uses each level only as ``a @ factor``."""
+
     ranks: dict[str, int | tuple[int, ...]]
 
     def __init__(
@@ -115,7 +118,7 @@ class Factorization(nn.Module, ABC):
         """Name -> shape of every parameter; `inputs` counts the bias column."""
 
     @abstractmethod
-    def forward(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
         """(rows, in), one (rows, N_e) per level -> (rows, out)."""
 
     @abstractmethod
@@ -193,6 +196,7 @@ class CP(Factorization):
     """
 
     title = "CPMuMoE"
+    takes_sparse = True
     out_factor: Tensor
     in_factor: Tensor
 
@@ -270,6 +274,7 @@ class Tucker(Factorization):
     """
 
     title = "TuckerMuMoE"
+    takes_sparse = True
     core: Tensor
     out_factor: Tensor
     in_factor: Tensor
@@ -372,6 +377,7 @@ class TensorRing(Factorization):
     """
 
     title = "TRMuMoE"
+    takes_sparse = True
     closing: ClassVar[int | None] = None
     out_core: Tensor
     in_core: Tensor

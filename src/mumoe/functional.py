@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 _FIRST_K = 64  # candidates taken before the size of a support is known; doubled four-fold where it is larger
+_FEW = 256  # experts up to which Newton's method on all of them is faster than a selection
+_SMALL = 2**14  # logits in all up to which the same holds
+_NEWTON_STEPS = 64  # many more than are ever needed
 _SOFTRANK_BLOCK = 2**24  # elements of the table that softrank builds at a time
 
 
@@ -171,8 +174,17 @@ def _apply_entmax(logits: Tensor, alpha: float | Tensor) -> Tensor:
     logits = _at_least_float32(logits)
     if isinstance(alpha, Tensor):
         alpha = alpha.to(logits)
+    if not _is_recorded(logits, alpha):
+        return _Entmax.forward(logits, alpha)
     result: Tensor = _Entmax.apply(logits, alpha)
     return result
+
+
+def _is_recorded(logits: Tensor, alpha: float | Tensor) -> bool:
+    """Whether somebody differentiates, traces or transforms; if not, calling the function alone is faster."""
+    if torch.compiler.is_compiling() or isinstance(alpha, Tensor) or logits.requires_grad:
+        return True
+    return torch._C._are_functorch_transforms_active()
 
 
 class _Entmax(torch.autograd.Function):
@@ -183,9 +195,9 @@ class _Entmax(torch.autograd.Function):
         if isinstance(alpha, Tensor):
             return _entmax_newton(logits, alpha)
         if alpha == 1.5:
-            return _threshold(logits, _tau15, 0.5).square_()
+            return _threshold(logits, tau15, 0.5).square_()
         if alpha == 2.0:
-            return _threshold(logits, _tau2, 1.0)
+            return _threshold(logits, tau2, 1.0)
         return _entmax_newton(logits, torch.tensor(alpha, dtype=logits.dtype, device=logits.device))
 
     @staticmethod
@@ -200,6 +212,8 @@ class _Entmax(torch.autograd.Function):
         p, *rest = ctx.saved_tensors
         alpha = rest[0] if ctx.learned else ctx.alpha
         grad = grads[0]
+        if not ctx.learned and alpha == 1.5 and not torch.is_grad_enabled():
+            return _entmax15_backward(p, grad), None
         inside = p > 0
         safe = torch.where(inside, p, 1)
         weight = torch.where(inside, _power(safe, 2 - alpha), 0)
@@ -223,6 +237,13 @@ class _Entmax(torch.autograd.Function):
         return _Entmax.apply(moved, alpha), 0
 
 
+def _entmax15_backward(p: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of the logits, in as few passes as there are; entries outside the support are 0 by themselves."""
+    weight = p.sqrt()
+    mean = (weight * grad).sum(-1, keepdim=True).div_(weight.sum(-1, keepdim=True))
+    return (grad - mean).mul_(weight)  # in this order equal gradients cancel to the bit
+
+
 def _power(base: Tensor, exponent: float | Tensor) -> Tensor:
     if isinstance(exponent, Tensor):
         return base**exponent
@@ -237,9 +258,32 @@ def _threshold(logits: Tensor, solve: Any, scale: float) -> Tensor:
     if _is_traced(logits):
         ordered = torch.sort(logits, dim=-1, descending=True).values
         tau, _ = solve((ordered - top) * scale)
-    else:
-        tau = _tau_of_largest(logits.reshape(-1, logits.shape[-1]), solve, scale).reshape(top.shape)
+        return ((logits - top) * scale - tau).clamp(min=0)
+    if logits.shape[-1] <= _FEW or logits.numel() <= _SMALL:
+        return _slack_by_newton((logits - top).mul_(scale), scale)
+    tau = _tau_of_largest(logits.reshape(-1, logits.shape[-1]), solve, scale).reshape(top.shape)
     return (logits - top).mul_(scale).sub_(tau).clamp_(min=0)
+
+
+def _slack_by_newton(x: Tensor, scale: float) -> Tensor:
+    """max(x - tau, 0) for rows x with maximum 0, of entmax15 (scale 0.5) or sparsemax (1).
+
+    Newton's method from tau = -1 never overshoots, and ends where no step is left but rounding.
+    """
+    tau = torch.full_like(x[..., :1], -1.0)
+    slack = x + 1
+    for _ in range(_NEWTON_STEPS):
+        slack.clamp_(min=0)
+        if scale == 0.5:
+            excess = torch.linalg.vector_norm(slack, dim=-1, keepdim=True).square_().sub_(1)
+            step = excess.div_(slack.sum(-1, keepdim=True)).mul_(0.5)
+        else:
+            step = slack.sum(-1, keepdim=True).sub_(1).div_((slack > 0).sum(-1, keepdim=True))
+        tau.add_(step)
+        torch.sub(x, tau, out=slack)
+        if not bool((step > 2e-7).any()):
+            break
+    return slack.clamp_(min=0)
 
 
 def _tau_of_largest(logits: Tensor, solve: Any, scale: float) -> Tensor:
@@ -257,7 +301,7 @@ def _tau_of_largest(logits: Tensor, solve: Any, scale: float) -> Tensor:
     return tau
 
 
-def _tau15(ordered: Tensor) -> tuple[Tensor, Tensor]:
+def tau15(ordered: Tensor) -> tuple[Tensor, Tensor]:
     """Threshold and support size (rows, 1) of entmax15 for rows in descending order that begin with 0."""
     count = _counts(ordered)
     mean = ordered.cumsum(-1) / count
@@ -270,8 +314,8 @@ def _tau15(ordered: Tensor) -> tuple[Tensor, Tensor]:
     return tau, support.squeeze(-1)
 
 
-def _tau2(ordered: Tensor) -> tuple[Tensor, Tensor]:
-    """Threshold and support size of sparsemax, as `_tau15`."""
+def tau2(ordered: Tensor) -> tuple[Tensor, Tensor]:
+    """Threshold and support size of sparsemax, as `tau15`."""
     count = _counts(ordered)
     tau = (ordered.cumsum(-1) - 1) / count
     support = (tau < ordered).sum(-1, keepdim=True)

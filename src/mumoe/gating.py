@@ -160,7 +160,8 @@ class BatchNorm(nn.BatchNorm1d):
                 setattr(self, name, wide)
         return self
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Normalize (rows, num_features); `shift` (num_features,) was taken off the input and belongs to its mean."""
         if self.training and input.shape[0] == 1:
             raise UserError(
                 "MuMoE: expected at least 2 rows to train a batch-normalized gate, got 1. "
@@ -168,7 +169,29 @@ class BatchNorm(nn.BatchNorm1d):
             )
         if self.training and input.shape[0] == 0:
             return input
-        return super().forward(input)
+        if shift is None or not self.training or self.running_mean is None:
+            return super().forward(input)
+        weight = self._next_weight()
+        mean = self.running_mean.clone()  # torch keeps it for the backward, so it is not changed afterwards
+        y = F.batch_norm(input, mean, self.running_var, None, None, True, weight, self.eps)
+        with torch.no_grad():
+            self.running_mean.copy_(mean + weight * shift)
+        return y
+
+    def _next_weight(self) -> float:
+        """Share of the batch at hand in the running statistics; counts it."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+
+    @torch.no_grad()
+    def remember(self, mean: Tensor, var: Tensor, rows: int) -> None:
+        """Update the running statistics by a batch's mean and biased variance, each (num_features,)."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        weight = self._next_weight()
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_((var * (rows / (rows - 1))).to(self.running_var.dtype), weight)
 
 
 class LayerNorm(nn.Module):
@@ -209,8 +232,11 @@ def _make_activation(gate: str | nn.Module, options: Mapping[str, Any]) -> nn.Mo
     return GATES[gate](**options)
 
 
-def _full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast on the tensor's device."""
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 class Gate(nn.Module):
@@ -268,17 +294,26 @@ class Gate(nn.Module):
 
     def logits(self, x: Tensor) -> tuple[Tensor, ...]:
         """Normalized logits of every level, before the activation."""
+        return tuple(self._logits(level, x) for level in range(len(self.num_experts)))
+
+    def _logits(self, level: int, x: Tensor) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with _full_precision(x):
-            x = x.to(wide)
-            return tuple(
-                norm(F.linear(x, weight.to(wide))) for weight, norm in zip(self.weights, self.norms, strict=True)
-            )
+        norm, weight = self.norms[level], self.weights[level].to(wide)
+        with full_precision(x):
+            if type(norm) is BatchNorm and norm.training and len(x) > 1:  # a large mean would cost digits
+                centre = x.detach().to(wide).mean(0)
+                return norm(F.linear(x.to(wide) - centre, weight), weight.detach() @ centre)
+            y: Tensor = norm(F.linear(x.to(wide), weight))
+            return y
+
+    def level(self, level: int, x: Tensor) -> Tensor:
+        """Coefficients of one level: (rows, in_features) -> (rows, num_experts[level])."""
+        with full_precision(x):
+            a: Tensor = self.activations[level](self._logits(level, x))
+        return a
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        with _full_precision(x):
-            pairs = zip(self.activations, self.logits(x), strict=True)
-            return tuple(activation(logits) for activation, logits in pairs)
+        return tuple(self.level(level, x) for level in range(len(self.num_experts)))
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, experts={self.num_experts}, gate={self.name!r}, norm={self.norm!r}"

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mumoe import streaming
 from mumoe.ablation import Ablation, contract_ablated
 from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import FACTORIZATIONS, INITS, Factorization, Rank, get_factorization
 from mumoe.gating import Gate
+from mumoe.streaming import Coefficients
 
 __all__ = ["MuMoE", "MuMoEBlock", "parse_spec"]
 
@@ -106,15 +108,29 @@ class _Gated(nn.Module):
         finally:
             self._ablated = before
 
-    def _contract(self, part: Factorization, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+    def _mixture(self, x: Tensor, parts: Sequence[Factorization], asked: bool) -> Sequence[Coefficients]:
+        """The gate's coefficients; by their support alone where nobody asked for them."""
+        if asked or self._ablated or not all(part.takes_sparse for part in parts):
+            levels: tuple[Tensor, ...] = self.gate(x)
+            return levels
+        return streaming.coefficients(self.gate, x)
+
+    def _contract(self, part: Factorization, x: Tensor, coefficients: Sequence[Coefficients]) -> Tensor:
         cast = [a.to(x.dtype) for a in coefficients]
         if not self._ablated:
-            return part(x, cast)
-        return contract_ablated(part, x, cast, self._ablated)
+            y: Tensor = part(x, cast)
+            return y
+        return contract_ablated(part, x, _dense(cast), self._ablated)
 
 
-def _unflatten(levels: Sequence[Tensor], x: Tensor) -> tuple[Tensor, ...]:
-    return tuple(a.reshape(*x.shape[:-1], a.shape[-1]) for a in levels)
+def _dense(levels: Sequence[Coefficients]) -> list[Tensor]:
+    """Coefficients as matrices: `_mixture` answers with them wherever they are asked for."""
+    assert all(isinstance(a, Tensor) for a in levels)
+    return [a for a in levels if isinstance(a, Tensor)]
+
+
+def _unflatten(levels: Sequence[Coefficients], x: Tensor) -> tuple[Tensor, ...]:
+    return tuple(a.reshape(*x.shape[:-1], a.shape[-1]) for a in _dense(levels))
 
 
 def _autocast(x: Tensor) -> bool:
@@ -198,7 +214,7 @@ class MuMoE(_Gated):
     def forward(self, x: Tensor, return_coefficients: bool = False) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """y, or (y, coefficients) where coefficients is one (..., num_experts[e]) tensor per level."""
         rows = self._rows(x)
-        a = self.gate(rows)
+        a = self._mixture(rows, [self.factorization], return_coefficients)
         y = self._contract(self.factorization, rows, a).reshape(*x.shape[:-1], self.out_features)
         if not return_coefficients:
             return y
@@ -440,7 +456,7 @@ class MuMoEBlock(_Gated):
     def forward(self, x: Tensor, return_coefficients: bool = False) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """y, or (y, coefficients). An ablated expert is zero in both layers."""
         rows = self._rows(x)
-        a = self.gate(rows)
+        a = self._mixture(rows, [self.fc1, self.fc2], return_coefficients)
         hidden = self.act(self._contract(self.fc1, rows, a))
         y = self._contract(self.fc2, hidden, a).reshape(*x.shape[:-1], self.out_features)
         if not return_coefficients:

@@ -5,7 +5,7 @@ import torch
 
 from mumoe.analysis import expert_layers
 from mumoe.errors import UserError
-from mumoe.models.blocks import BlockSpec, matched_rank, mlp_parameters
+from mumoe.models.block_specs import BlockSpec, matched_rank, mlp_parameters
 from mumoe.models.mixer import MixerShape, create_mixer, mixer_parameters, resized
 
 SMALL = MixerShape(image_size=16, patch_size=4, depth=2, width=24, token_hidden=12, channel_hidden=96)
@@ -48,7 +48,7 @@ def test_the_first_version_replaced_an_mlp_by_one_mixture():
 
 
 def _block(spec: BlockSpec, width: int, hidden: int) -> torch.nn.Module:
-    from mumoe.models.blocks import build_block
+    from mumoe.models.block_specs import build_block
 
     with torch.device("meta"):
         return build_block(spec, width, hidden, width)

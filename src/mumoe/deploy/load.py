@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from mumoe.errors import UserError, require
+from mumoe.training.files import read_json
 from mumoe.training.run import RunFolder, find_run
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ def load(run: str | Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor] | 
     """The trained model of a run, in eval mode, and the preprocessing of its images.
 
     Args:
-        run: The folder of a run, or one that `ImageClassifier.save_pretrained` wrote.
+        run: The folder of a run, or one that `ImageClassifier.save_pretrained` or `save_converted` wrote.
 
     Returns:
         An `ImageClassifier` and its transform (RGB PIL image to (3, H, W)); for a run on ready features the
-        `Head` (features to logits) and None, as no images are known.
+        `Head` (features to logits) and None, as no images are known; for a network that `save_converted` wrote the
+        network and None.
 
     Raises:
         UserError: If the path is no run, or holds several.
@@ -41,6 +43,10 @@ def load(run: str | Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor] | 
         from mumoe.training.jobs import load_head
 
         return load_head(_single(folder).path)[0], None
+    if _is_converted(folder):
+        from mumoe.deploy.converted import load_converted
+
+        return load_converted(folder), None
     model = load_classifier(folder)
     return model, model.transform
 
@@ -73,6 +79,17 @@ def load_classifier(run: str | Path) -> ImageClassifier:
 
 def _is_saved(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "run.json").is_file()
+
+
+def _is_converted(folder: Path) -> bool:
+    """Whether `save_converted` wrote a folder; what cannot be read is left to those who say why."""
+    if not _is_saved(folder):
+        return False
+    try:
+        config = read_json(folder / "config.json")
+    except ValueError:
+        return False
+    return isinstance(config, dict) and "source" in config
 
 
 def _single(folder: Path) -> RunFolder:

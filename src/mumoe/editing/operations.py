@@ -42,7 +42,8 @@ class CoefficientMap:
 
     def coefficients(self, a: Sequence[Tensor]) -> list[Tensor]:
         """All levels, this one mapped."""
-        mapped = a[self.level] @ self.matrix.to(a[self.level]).mT
+        matrix = self.matrix.to(a[self.level].device, a[self.level].dtype)
+        mapped = a[self.level] @ matrix.mT
         return [mapped if e == self.level else level for e, level in enumerate(a)]
 
 
@@ -75,10 +76,9 @@ class AddedTerm:
 
     def amount(self, a: Sequence[Tensor]) -> Tensor:
         """(rows,) how much of `weight` the rows receive."""
-        product = a[0] @ self.vectors[0].to(a[0])
-        for level, vectors in zip(a[1:], self.vectors[1:], strict=True):
-            product = product * (level @ vectors.to(level))
-        return product.sum(-1)
+        pairs = zip(a, self.vectors, strict=True)
+        factors = [level @ vectors.to(level.device, level.dtype) for level, vectors in pairs]
+        return math.prod(factors[1:], start=factors[0]).sum(-1)
 
     def joint(self) -> Tensor:
         """(N_1, .., N_E): how much of `weight` each combination of experts receives."""

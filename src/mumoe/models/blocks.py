@@ -1,175 +1,118 @@
-"""The two-layer MLP of a network, as an ordinary one or as a mixture of experts of as many parameters.
-
-A block is written like a layer: ``mlp`` (the ordinary one), ``CPMuMoE-e64`` (64 experts, the rank whose
-parameters come closest to those of the MLP) or ``CPMuMoE-r384-e64`` (this rank in both layers).
-"""
+"""MuMoE blocks that stand where a network had an MLP: its dropout and layout kept, and the gated form of Llama."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
 
-from torch import nn
+from torch import Tensor, nn
 
-from mumoe.costs import count_parameters
-from mumoe.errors import UserError, unknown_name
-from mumoe.factorizations import Rank
-from mumoe.layers import MuMoE, MuMoEBlock, parse_spec
+from mumoe.errors import UserError
+from mumoe.factorizations import Rank, get_factorization
+from mumoe.layers import MuMoEBlock
 
-__all__ = ["MLP", "BlockSpec", "Wiring", "block_parameters", "build_block", "matched_rank", "mlp_parameters"]
-
-MLP = "mlp"
-
-Wiring = Literal["block", "layer"]
-"""``block``: two mixtures under one gate with the nonlinearity between; ``layer``: one mixture in the MLP's place."""
+__all__ = ["MLPBlock", "MuMoEGatedBlock"]
 
 
-@dataclass(frozen=True)
-class BlockSpec:
-    """What stands in the place of a network's MLPs.
-
-    Attributes:
-        factorization: Its name, or None for the ordinary MLP.
-        num_experts: Experts of each level.
-        rank: The rank, or None to match the MLP's parameters.
-        wiring: See `Wiring`.
-    """
-
-    factorization: str | None
-    num_experts: tuple[int, ...] = ()
-    rank: Rank | None = None
-    wiring: Wiring = "block"
-
-    @classmethod
-    def parse(cls, text: str, wiring: str = "block") -> BlockSpec:
-        """Read ``mlp`` or a layer's specification, the rank of which may be left out.
-
-        Raises:
-            UserError: If it is neither, or the wiring is unknown.
-        """
-        if wiring not in ("block", "layer"):
-            raise unknown_name("block", "wiring", wiring, ("block", "layer"))
-        if text == MLP:
-            return cls(None)
-        try:
-            parts = parse_spec(text)
-        except UserError as error:
-            said = str(error).removeprefix("from_spec: ").removesuffix(".")
-            raise UserError(f"block: {said}. Or take {MLP!r}.") from None
-        return cls(parts["factorization"], parts["num_experts"], parts["rank"], wiring)  # type: ignore[arg-type]
-
-
-def mlp_parameters(in_features: int, hidden_features: int, out_features: int, *, bias: bool = True) -> int:
-    """Parameters of the ordinary two-layer MLP."""
-    return hidden_features * (in_features + out_features) + bias * (hidden_features + out_features)
-
-
-def block_parameters(
-    spec: BlockSpec, in_features: int, hidden_features: int, out_features: int, *, bias: bool = True
-) -> int:
-    """Parameters of a block by formula, equal to those of the module that `build_block` makes."""
-    if spec.factorization is None:
-        return mlp_parameters(in_features, hidden_features, out_features, bias=bias)
-    rank = spec.rank
-    if rank is None and spec.factorization != "dense":
-        rank = matched_rank(spec, in_features, hidden_features, out_features, bias=bias)
-    return _count(spec, (in_features, hidden_features, out_features), rank, bias)
-
-
-def _count(spec: BlockSpec, sizes: tuple[int, int, int], rank: Rank | None, bias: bool) -> int:
-    assert spec.factorization is not None
-    in_features, hidden, out_features = sizes
-    if spec.wiring == "layer":
-        return count_parameters(spec.factorization, in_features, out_features, spec.num_experts, rank, bias=bias)
-    first = count_parameters(spec.factorization, in_features, hidden, spec.num_experts, rank, bias=bias)
-    return first + count_parameters(
-        spec.factorization, hidden, out_features, spec.num_experts, rank, bias=bias, gate=False
-    )
-
-
-def matched_rank(
-    spec: BlockSpec,
-    in_features: int,
-    hidden_features: int,
-    out_features: int,
-    *,
-    bias: bool = True,
-    parameters: int | None = None,
-) -> int:
-    """The rank at which a block, gate included, comes closest to a number of parameters.
+class MLPBlock(MuMoEBlock):
+    """A `MuMoEBlock` with what networks put behind an MLP.
 
     Args:
-        spec: The block; its own rank is not looked at.
+        sizes: Positional arguments of `MuMoEBlock`.
+        drop: Applied to the output, dropout say.
+        channels_first: Take and return (B, features, height, width), as the 1 x 1 convolutions of some ConvNeXts.
+        options: Options of `MuMoEBlock`.
+
+    Shape:
+        (..., in_features) -> (..., out_features), or (B, in_features, H, W) -> (B, out_features, H, W).
+    """
+
+    def __init__(
+        self, *sizes: Any, drop: nn.Module | None = None, channels_first: bool = False, **options: Any
+    ) -> None:
+        super().__init__(*sizes, **options)
+        self.drop = nn.Identity() if drop is None else drop
+        self.channels_first = channels_first
+
+    @overload
+    def forward(self, x: Tensor, return_coefficients: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, return_coefficients: Literal[True]) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+
+    def forward(self, x: Tensor, return_coefficients: bool = False) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """y, or (y, coefficients), these with the experts last. An ablated expert is zero in every layer."""
+        x = x.movedim(1, -1) if self.channels_first else x
+        if return_coefficients:
+            y, coefficients = self._mix(x)
+            return self._finish(y), coefficients
+        return self._finish(self._mix(x)[0])
+
+    def _mix(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return super().forward(x, return_coefficients=True)
+
+    def _finish(self, y: Tensor) -> Tensor:
+        y = self.drop(y)
+        return y.movedim(-1, 1) if self.channels_first else y
+
+
+class MuMoEGatedBlock(MLPBlock):
+    """A gated MLP, as in Llama, whose three layers are mixtures of experts under one gate.
+
+    a = gate(x);  h = act(Wg x a) * (W1 x a);  y = W2 h a
+
+    Two gates meet here: `gate` chooses experts; `fc_gate` (Wg) is the gated MLP's own factor of the hidden features.
+
+    Args:
         in_features: Width of the input.
         hidden_features: Width between the layers.
         out_features: Width of the output.
-        bias: Whether the mixtures have biases.
-        parameters: The budget; None takes that of the ordinary MLP, with the same bias.
-
-    Raises:
-        UserError: If rank 1 needs more than the budget.
-    """
-    sizes = (in_features, hidden_features, out_features)
-    budget = mlp_parameters(*sizes, bias=bias) if parameters is None else parameters
-    least = _count(spec, sizes, 1, bias)
-    if least > budget:
-        raise UserError(
-            f"block: expected a budget of at least {least:,} parameters for {spec.num_experts} experts of widths "
-            f"{sizes} (rank 1 and the gate), got {budget:,}. Take fewer experts, or give a rank."
-        )
-    low, high = 1, 2
-    while _count(spec, sizes, high, bias) <= budget:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _count(spec, sizes, middle, bias) <= budget else (low, middle)
-    over, under = _count(spec, sizes, high, bias) - budget, budget - _count(spec, sizes, low, bias)
-    return high if over < under else low
-
-
-def build_block(
-    spec: BlockSpec,
-    in_features: int,
-    hidden_features: int,
-    out_features: int,
-    *,
-    bias: bool = True,
-    gate: str = "entmax15",
-    norm: str = "batch",
-    act_layer: Callable[[], nn.Module] = nn.GELU,
-    dropout: float = 0.0,
-    device: Any = None,
-    dtype: Any = None,
-) -> nn.Module:
-    """A mixture in the place of an MLP; see `BlockSpec` for its size.
-
-    Args:
-        spec: The block; not the ordinary MLP, which networks make themselves.
-        in_features: Width of the input.
-        hidden_features: Width between the layers.
-        out_features: Width of the output.
-        bias: One bias per expert and layer.
-        gate: Activation of the gate.
-        norm: Normalization of the gate's logits.
-        act_layer: Makes the nonlinearity between the layers.
-        dropout: Dropout behind the block.
-        device: Where its parameters are made.
-        dtype: Their type.
+        num_experts: As in `MuMoE`.
+        factorization: As in `MuMoE`, for all three layers.
+        rank: As in `MuMoE`; a list of three gives each layer its own, in the order Wg, W1, W2.
+        act_layer: Makes the nonlinearity on Wg's side.
+        inner: Applied to the product h, dropout say.
+        options: Options of `MLPBlock`.
 
     Shape:
         (..., in_features) -> (..., out_features).
     """
-    assert spec.factorization is not None
-    rank = spec.rank
-    if rank is None and spec.factorization != "dense":
-        rank = matched_rank(spec, in_features, hidden_features, out_features, bias=bias)
-    options: dict[str, Any] = {"bias": bias, "gate": gate, "norm": norm, "init": "uniform"}
-    options |= {"device": device, "dtype": dtype}
-    made: nn.Module
-    if spec.wiring == "layer":
-        made = MuMoE(in_features, out_features, spec.num_experts, spec.factorization, rank, **options)
-    else:
-        sizes = (in_features, hidden_features, out_features)
-        made = MuMoEBlock(*sizes, spec.num_experts, spec.factorization, rank, act_layer=act_layer, **options)
-    return nn.Sequential(made, nn.Dropout(dropout)) if dropout else made
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        num_experts: int | Sequence[int],
+        factorization: str = "cp",
+        rank: Rank | list[Rank] | None = None,
+        *,
+        bias: bool = False,
+        act_layer: Callable[[], nn.Module] = nn.SiLU,
+        inner: nn.Module | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ) -> None:
+        ranks: list[Any] = rank if isinstance(rank, list) else [rank] * 3
+        if len(ranks) != 3:
+            raise UserError(f"MuMoEGatedBlock: expected rank as one, or a list of three, got {rank!r}. Give three.")
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        sizes = (in_features, hidden_features, out_features, num_experts, factorization, ranks[1:])
+        super().__init__(*sizes, bias=bias, act_layer=act_layer, **where, **options)
+        kind = get_factorization(factorization, "MuMoEGatedBlock")
+        self.fc_gate = kind(in_features, hidden_features, self.num_experts, ranks[0], bias=bias, **where)
+        self.fc_gate.reset_parameters(self.init, self.sigma)
+        self.inner = nn.Identity() if inner is None else inner
+
+    def reset_parameters(self) -> None:
+        """Draw gate and factors anew."""
+        super().reset_parameters()
+        self.fc_gate.reset_parameters(self.init, self.sigma)
+
+    def _mix(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        rows = self._rows(x)
+        a = self.gate(rows)
+        factor = self.act(self._contract(self.fc_gate, rows, a))
+        hidden = self.inner(factor * self._contract(self.fc1, rows, a))
+        y = self._contract(self.fc2, hidden, a).reshape(*x.shape[:-1], self.out_features)
+        return y, tuple(level.reshape(*x.shape[:-1], level.shape[-1]) for level in a)

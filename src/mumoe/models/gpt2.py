@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from mumoe.errors import UserError, require, unknown_name
-from mumoe.models.blocks import MLP, BlockSpec, block_parameters, build_block, mlp_parameters
+from mumoe.models.block_specs import MLP, BlockSpec, block_parameters, build_block, mlp_parameters
 
 if TYPE_CHECKING:
     from mumoe.data.text import Tokenizer
@@ -74,7 +74,7 @@ class GPT2MuMoEConfig(GPT2Config):  # type: ignore[no-untyped-call]
     """GPT-2's configuration and that of the mixtures.
 
     Args:
-        mumoe: ``CPMuMoE-e256`` or another specification of `models.blocks`; ``mlp`` keeps the ordinary MLPs.
+        mumoe: ``CPMuMoE-e256`` or another specification of `models.block_specs`; ``mlp`` keeps the ordinary MLPs.
         mumoe_gate: Activation of the gates.
         mumoe_norm: ``layer`` or ``none``.
         mumoe_bias: One bias per expert and layer; the paper's language models have none.
@@ -154,7 +154,7 @@ def create_gpt2(
         shape: Sizes, or a name of `GPT2S`.
         gate: Activation of the gates.
         norm: ``layer`` or ``none``: see the module.
-        wiring: ``block`` or ``layer``: see `models.blocks`.
+        wiring: ``block`` or ``layer``: see `models.block_specs`.
         dropout: Of embeddings, attention and residual branches; the paper's is 0.
         bias: One bias per expert and layer.
 

@@ -25,7 +25,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from mumoe.errors import UserError, unknown_name
-from mumoe.models.blocks import BlockSpec, block_parameters, build_block
+from mumoe.models.block_specs import BlockSpec, block_parameters, build_block
 
 __all__ = ["MIXERS", "MixerShape", "create_mixer", "mixer_parameters", "resized"]
 
@@ -92,7 +92,7 @@ def create_mixer(
     """An MLP-Mixer whose MLPs are ordinary ones or mixtures of experts.
 
     Args:
-        mlp: ``mlp``, or a mixture such as ``CPMuMoE-e64``; see `models.blocks`.
+        mlp: ``mlp``, or a mixture such as ``CPMuMoE-e64``; see `models.block_specs`.
         num_classes: Number of classes; 0 gives pooled features.
         shape: Sizes, or a name of `MIXERS`.
         wiring: ``block`` or ``layer``; see the module.

@@ -92,17 +92,8 @@ class SynchronizedBatchNorm(BatchNorm):
         mean = sum_over_processes(input.sum(0)) / count
         centred = input - mean
         variance = sum_over_processes(centred.square().sum(0)) / count
-        self._remember(mean.detach(), variance.detach(), count)
+        self.remember(mean.detach(), variance.detach(), int(count))
         return centred * torch.rsqrt(variance + self.eps)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        weight = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
-        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), weight)
 
 
 def synchronize_gates(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.errors import UserError, unknown_name
-from mumoe.models.blocks import MLP
+from mumoe.models.block_specs import MLP
 from mumoe.training.config import TrainConfig, parse_options
 
 if TYPE_CHECKING:

@@ -1,0 +1,174 @@
+"""`mumoe convert`: a network of timm or Hugging Face with MuMoE layers, planned, converted, saved and checked."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from mumoe.errors import JobError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mumoe.deploy.opening import Opened
+    from mumoe.models.surgery import Plan
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Replace MLPs or layers of a network by MuMoE layers, show what changes, and save it."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """timm model, folder of a Hugging Face model, or folder that this verb wrote"""
+    experts: tuple[int, ...] = ()
+    """number of experts, one for each level; must be given"""
+    pattern: tuple[str, ...] = ()
+    """modules to replace, such as 'blocks.*.mlp' (empty: those of the preset)"""
+    preset: str = ""
+    """architecture whose MLPs are meant: auto, vit, mixer, convnext, gpt2, hf-vit, clip-vision or llama
+    (empty: auto where there is no pattern)"""
+    factorization: str = "cp"
+    """cp, tucker, tt, tr or dense"""
+    rank: str = ""
+    """matched (same parameters), exact (holds the old layers), or a number (empty: matched for random, exact for
+    upcycle)"""
+    init: Literal["random", "upcycle"] = "random"
+    """random: afresh; upcycle: every expert starts as a copy of the old layers"""
+    gate: str = "entmax15"
+    """activation of the gate"""
+    norm: str = ""
+    """normalization of the gate: batch, layer or none (empty: batch, and layer in causal models)"""
+    pretrained: bool = False
+    """timm's published weights; without, random ones"""
+    num_classes: int | None = None
+    """classes of a timm model, where not its own"""
+    output: str = ""
+    """folder to write"""
+    max_shard_size: str = "5GB"
+    """largest file of weights"""
+    overwrite: bool = False
+    """replace what the folder has"""
+    targets: bool = False
+    """list what can be replaced, and stop"""
+    dry_run: bool = False
+    """show the table and stop"""
+    seed: int = 0
+    """of random weights"""
+
+
+def run(options: Options) -> None:
+    """Plan, show, convert, save, load again and compare."""
+    if not options.targets:
+        _check_output(options)
+    import torch
+
+    from mumoe.deploy.opening import open_network
+    from mumoe.models.surgery import named_targets, plan
+
+    torch.manual_seed(options.seed)
+    opened = open_network(options.model, pretrained=options.pretrained, num_classes=options.num_classes)
+    if options.targets:
+        lines = [f"{name}  {kind}" for name, kind in named_targets(opened.model).items()]
+        sys.stdout.write("\n".join(lines) + "\n")
+        return
+    planned = plan(
+        opened.model,
+        *options.pattern,
+        num_experts=options.experts,
+        preset=options.preset or None,
+        factorization=options.factorization,
+        rank=_rank(options.rank),
+        init=options.init,
+        gate=options.gate,
+        norm=options.norm or None,
+        example=opened.example,
+    )
+    _show(planned)
+    if not options.dry_run:
+        _convert(options, opened, planned)
+
+
+def _check_output(options: Options) -> None:
+    if not options.experts:
+        raise UserError("mumoe convert: expected --experts with a number, got none. Give --experts 64, say.")
+    if options.dry_run:
+        return
+    if not options.output:
+        raise UserError("mumoe convert: expected --output FOLDER, or --dry-run to look first, got neither. Give one.")
+    path = Path(options.output)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"mumoe convert: expected --output to be a folder, got the file {options.output!r}.")
+    if path.is_dir() and any(path.iterdir()) and not options.overwrite:
+        raise UserError(
+            f"mumoe convert: expected a new folder, got {options.output!r}, which has files. "
+            "Name another, or --overwrite it."
+        )
+
+
+def _rank(text: str) -> Any:
+    if text in ("", "matched", "exact"):
+        return text or None
+    if not text.isdecimal():
+        raise UserError(f"mumoe convert: expected --rank matched, exact or a number, got {text!r}. Leave it out.")
+    return int(text)
+
+
+def _show(planned: Plan) -> None:
+    if not sys.stdout.isatty():
+        sys.stdout.write(planned.table() + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from mumoe.models.surgery.plan import COLUMNS, NUMBERS
+
+    table = Table(caption=planned.legend, caption_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column in NUMBERS else "left")
+    rows = planned.rows()
+    for index, row in enumerate(rows):
+        table.add_row(*row.values(), end_section=index == len(rows) - 3)
+    Console().print(table)
+
+
+def _convert(options: Options, opened: Opened, planned: Plan) -> None:
+    import torch
+
+    from mumoe.deploy.converted import load_converted, save_converted
+
+    before = _output(opened.model, opened.example)
+    planned.apply()
+    after = _output(opened.model, opened.example)
+    folder = save_converted(
+        opened.model, options.output, arguments=opened.arguments, max_shard_size=options.max_shard_size
+    )
+    loaded = _output(load_converted(folder), opened.example)
+    for path in sorted(folder.iterdir()):
+        sys.stdout.write(f"{path}  {path.stat().st_size:,} bytes\n")
+    if before is None or after is None or loaded is None:
+        sys.stdout.write("Not checked: no example of this network's inputs is known.\n")
+        return
+    if not torch.equal(after, loaded):
+        raise JobError(f"{folder}: expected the same output from the loaded model, got another. Report this, please.")
+    difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-30))
+    sys.stdout.write("Loaded again: the same output to the bit, on a random input.\n")
+    sys.stdout.write(f"Largest difference from the network before, over its largest output: {difference:.2g}.\n")
+
+
+def _output(model: nn.Module, example: Tensor | None) -> Tensor | None:
+    if example is None:
+        return None
+    import torch
+
+    with torch.no_grad():
+        result: Any = model.eval()(example)
+    if isinstance(result, torch.Tensor):
+        return result
+    found: Tensor | None = getattr(result, "logits", None)
+    return getattr(result, "last_hidden_state", None) if found is None else found

@@ -1,0 +1,363 @@
+"""A timm or Hugging Face model with MuMoE layers as files: saved, loaded, shared, with the same logits to the bit.
+
+A saved model is a folder: ``config.json`` (the architecture and its MuMoE layers), ``model.safetensors`` (weights;
+several files with an index when they are large) and ``README.md`` (its model card). Loading reads names and numbers
+only: no pickle, and no code from the folder or the hub.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import (
+    ModelCard,
+    PyTorchModelHubMixin,
+    constants,
+    save_torch_state_dict,
+    snapshot_download,
+)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mumoe.deploy.source import build_source, describe_source
+from mumoe.errors import JobError, UserError, nearest
+from mumoe.models.surgery.describe import describe_layers, rebuild_layers
+from mumoe.training.files import read_json
+
+__all__ = ["ConvertedModel", "load_converted", "save_converted"]
+
+WEIGHTS = constants.SAFETENSORS_SINGLE_FILE
+INDEX = constants.SAFETENSORS_INDEX_FILE
+
+
+class ConvertedModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="mumoe",
+    tags=["mumoe", "mixture-of-experts", "interpretability"],
+    paper_url="https://arxiv.org/abs/2402.12550",
+):
+    """A network with MuMoE layers, built from plain values, at random weights until some are loaded.
+
+    `from_model` wraps a network after surgery; `from_pretrained` loads a folder that `save_pretrained` wrote
+    (offline) or a name on the hub; `push_to_hub` uploads the same files.
+
+    Args:
+        source: The architecture, as `describe_source` tells it.
+        layers: Its MuMoE layers, as `describe_layers` tells them.
+
+    Attributes:
+        model: The network itself, a timm or transformers model.
+        max_shard_size: Largest file of weights that `save_pretrained` writes.
+    """
+
+    def __init__(self, source: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__()
+        self.model = build_source(source)
+        rebuild_layers(self.model, layers)
+        self.max_shard_size: int | str = "5GB"
+        self._hub_mixin_config = {"source": copy.deepcopy(dict(source)), "layers": copy.deepcopy(dict(layers))}
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the network returns."""
+        return self.model(*args, **kwargs)
+
+    @classmethod
+    def from_model(cls, model: nn.Module, *, arguments: Mapping[str, Any] | None = None) -> Self:
+        """Wrap a network, which is not copied.
+
+        Args:
+            model: A timm or transformers model, after surgery or before.
+            arguments: What timm.create_model was given besides the name, as JSON has it. None takes the number
+                of classes and the image size.
+
+        Raises:
+            UserError: If plain values do not rebuild it; then it could not be loaded either.
+        """
+        layers = json.loads(json.dumps(describe_layers(model)))
+        source = _plain(describe_source(model, arguments, "save_converted"))
+        with torch.device("meta"):
+            wrapped = _built(cls, "save_converted", source, layers)
+        wrong = _misfits(_shapes(model), wrapped.model)
+        if wrong:
+            raise UserError(
+                f"save_converted: expected a model that {_short(source)} rebuilds, got {wrong}. "
+                "Give arguments={...} as they were given to timm.create_model."
+            )
+        wrapped.model = model
+        return wrapped
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_torch_state_dict(self.model.state_dict(), save_directory, max_shard_size=self.max_shard_size)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """A saved model in evaluation mode: from a folder, without a network, or by its name on the hub.
+
+        Options are those of huggingface-hub's mixin, such as ``revision`` and ``local_files_only``.
+
+        Raises:
+            UserError: If there is no such model.
+            JobError: If its files are damaged or do not fit together.
+        """
+        name = str(pretrained_model_name_or_path)
+        if os.path.isdir(name):
+            _check_folder(Path(name))
+        try:
+            return super().from_pretrained(name, **options)
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"load_converted: expected a saved model, got {name!r}, which is no folder and cannot be had "
+                f"from the hub ({reason}). Give the folder that save_converted wrote."
+            ) from error
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        **values: Any,
+    ) -> Self:
+        """Compare names and shapes with the files' headers, then build, then fill."""
+        missing = [key for key in ("source", "layers") if not isinstance(values.get(key), dict)]
+        if missing:
+            raise JobError(f"{model_id}: expected a converted model, got a config.json without {', '.join(missing)}.")
+        folder = model_id
+        if not os.path.isdir(model_id):
+            folder = snapshot_download(
+                model_id,
+                allow_patterns=["*.safetensors", "*.json"],
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        files = _weight_files(Path(folder))
+        with torch.device("meta"):
+            paper = _built(cls, model_id, values["source"], values["layers"])
+        if wrong := _misfits(_read_shapes(files), paper.model):
+            raise JobError(f"{model_id}: expected the weights of its config.json, got {wrong}. Get it again.")
+        model = _built(cls, model_id, values["source"], values["layers"])
+        for file in files:
+            _fill(model.model, file)
+        return model.to(torch.device(map_location)).eval()
+
+    def generate_model_card(self, *args: Any, **fields: Any) -> ModelCard:
+        """The model card; `fields` set its metadata, such as ``license="apache-2.0"``."""
+        data = copy.deepcopy(self._hub_mixin_info.model_card_data)
+        for key, value in fields.items():
+            setattr(data, key, value)
+        return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_card(self)}\n")
+
+
+def save_converted(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> Path:
+    """Write a network with MuMoE layers as safetensors, ``config.json`` and a model card.
+
+    Args:
+        model: A timm or transformers model after surgery.
+        folder: Where to; what an earlier save left there is replaced.
+        arguments: As in `ConvertedModel.from_model`.
+        max_shard_size: Largest file of weights, in bytes or such as ``2GB``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: If the model cannot be rebuilt from plain values, or the folder is a file.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"save_converted: expected a folder, got the file {str(path)!r}. Give another name.")
+    wrapped = ConvertedModel.from_model(model, arguments=arguments)
+    wrapped.max_shard_size = max_shard_size
+    (path / "README.md").unlink(missing_ok=True)
+    wrapped.save_pretrained(path)
+    return path
+
+
+def load_converted(folder: str | os.PathLike[str], **options: Any) -> nn.Module:
+    """The network that `save_converted` wrote, in evaluation mode: a timm or transformers model with MuMoE layers.
+
+    Args:
+        folder: The folder, or a name on the hub.
+        options: As in `ConvertedModel.from_pretrained`.
+
+    Raises:
+        UserError: If there is no such model.
+        JobError: If its files are damaged or do not fit together.
+    """
+    return ConvertedModel.from_pretrained(os.fspath(folder), **options).model
+
+
+# Names and shapes -----------------------------------------------------------------------------------------
+
+
+def _plain(source: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(json.dumps(source))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"save_converted: expected arguments of plain values, got: {error}. Leave it out.") from error
+    return values
+
+
+def _short(source: Mapping[str, Any]) -> str:
+    if source["library"] == "timm":
+        given = "".join(f", {key}={value!r}" for key, value in source["arguments"].items())
+        return f"timm.create_model({source['name']!r}{given})"
+    return f"{source['class']}(config)"
+
+
+def _built(cls: type[ConvertedModel], name: str, source: Any, layers: Any) -> Any:
+    """A model from the values of its config.json, which may be anything."""
+    try:
+        return cls(source, layers)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise JobError(f"{name}: expected a converted model, got a config.json that builds none ({reason}).") from error
+
+
+def _shapes(model: nn.Module) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _misfits(found: Mapping[str, list[int]], model: nn.Module) -> str:
+    """The first tensor that does not fit, in words; empty when all do. One of several tied names is enough."""
+    expected = model.state_dict(keep_vars=True)
+    there = {id(expected[name]) for name in found if name in expected}
+    for name, tensor in expected.items():
+        if name not in found and id(tensor) not in there:
+            return f"no {name}"
+        if name in found and found[name] != list(tensor.shape):
+            return f"{name} of shape {found[name]} instead of {list(tensor.shape)}"
+    extra = next((name for name in found if name not in expected), None)
+    return f"{extra} of shape {found[extra]}, which has no place" if extra else ""
+
+
+# Files ----------------------------------------------------------------------------------------------------
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds no saved model, in one line."""
+    path = folder / constants.CONFIG_NAME
+    if not path.is_file():
+        close = nearest(path.name, [entry.name for entry in folder.iterdir()])
+        raise UserError(
+            f"load_converted: expected {path.name} in {str(folder)!r}, got {f'only {close}' if close else 'none'}. "
+            "Give the folder that save_converted wrote."
+        )
+    try:
+        config = read_json(path)
+    except ValueError as error:
+        raise JobError(f"{folder}: expected a saved model, got: {error}. Save it again.") from None
+    if not isinstance(config, dict):
+        raise JobError(f"{folder}: expected a saved model, got a config.json that is no table. Save it again.")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The one file of weights, or those that the index names."""
+    if not (folder / INDEX).is_file():
+        return [_existing(folder / WEIGHTS)]
+    try:
+        names = set(read_json(folder / INDEX)["weight_map"].values())
+        plain = all(isinstance(name, str) and Path(name).name == name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JobError(f"{folder}: expected a list of weights in {INDEX}, got: {error}. Get it again.") from None
+    if not names or not plain:
+        raise JobError(f"{folder}: expected names of files beside it in {INDEX}, got others. Get it again.")
+    return [_existing(folder / name) for name in sorted(names)]
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise JobError(f"{path.parent}: expected weights in {path.name}, got no such file. Get it again.")
+    return path
+
+
+def _read_shapes(files: list[Path]) -> dict[str, list[int]]:
+    shapes: dict[str, list[int]] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise JobError(f"{path}: expected a whole safetensors file, got: {error}. Get it again.") from error
+    return shapes
+
+
+def _fill(model: nn.Module, path: Path) -> None:
+    """Load one file's tensors, in the dtypes that they have there."""
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise JobError(f"{path}: expected a whole safetensors file, got: {error}. Get it again.") from error
+    places = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if places[name].dtype != tensor.dtype:
+            places[name].data = places[name].data.to(tensor.dtype)
+    try:
+        model.load_state_dict(state, strict=False)
+    except (UserError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise JobError(f"{path}: expected the weights of its config.json, got: {reason}. Get it again.") from error
+
+
+# Model card -----------------------------------------------------------------------------------------------
+
+
+def _card(wrapped: ConvertedModel) -> str:
+    config: Any = wrapped._hub_mixin_config
+    total = sum(parameter.numel() for parameter in wrapped.model.parameters())
+    rows = [
+        f"| `{name}` | {layer['factorization']} | {'x'.join(map(str, layer['num_experts']))} | {layer['gate']} |"
+        for name, layer in config["layers"].items()
+    ]
+    return "\n".join(
+        [
+            f"# {_title(config['source'])} with MuMoE layers",
+            "",
+            f"`{_short(config['source'])}` with {len(rows)} of its modules replaced by "
+            "[mumoe](https://arxiv.org/abs/2402.12550), multilinear mixtures of experts.",
+            f"It has {total:,} parameters.",
+            "",
+            "| module | factorization | experts | gate |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from mumoe.deploy.converted import load_converted",
+            "",
+            'model = load_converted("PATH OR NAME OF THIS MODEL")',
+            "```",
+        ]
+    )
+
+
+def _title(source: Mapping[str, Any]) -> str:
+    return str(source["name"] if source["library"] == "timm" else source["class"])

@@ -1,0 +1,124 @@
+"""A network by name or folder, and one input for it: what `mumoe convert` starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mumoe.deploy.converted import ConvertedModel
+from mumoe.deploy.source import CLASSES, quiet
+from mumoe.errors import JobError, UserError, nearest, require, unknown_name
+from mumoe.training.files import read_json
+
+__all__ = ["Opened", "open_network"]
+
+TOKENS = 128
+"""Positions of the example for a text model."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network in evaluation mode.
+
+    Attributes:
+        model: The network.
+        arguments: What timm.create_model was given besides its name; None where that is not known or not timm's.
+        example: One random input; None where its form is not known.
+    """
+
+    model: nn.Module
+    arguments: Mapping[str, Any] | None
+    example: Tensor | None
+
+
+def open_network(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> Opened:
+    """A network to convert.
+
+    Args:
+        name: A timm model, a folder of a Hugging Face model (safetensors), or one that `save_converted` wrote.
+        pretrained: timm's published weights instead of random ones.
+        num_classes: Of a timm model; None takes its own.
+
+    Raises:
+        UserError: If it is none of these, or its weights cannot be had.
+        JobError: If a folder's files are damaged.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return _open_timm(name, pretrained, num_classes)
+    if pretrained or num_classes is not None:
+        raise UserError(f"convert: expected no --pretrained or --num-classes for the folder {name!r}. Leave them out.")
+    try:
+        config = read_json(folder / "config.json")
+    except ValueError as error:
+        raise UserError(f"convert: expected a saved model in {name!r}, got: {error}. Give a model's folder.") from None
+    if isinstance(config, dict) and "source" in config:
+        model = ConvertedModel.from_pretrained(folder).model
+        return Opened(model, config["source"].get("arguments"), _example(model))
+    return _open_transformers(folder, config)
+
+
+def _open_timm(name: str, pretrained: bool, num_classes: int | None) -> Opened:
+    timm = require("timm", "vision", "convert")
+    if not timm.is_model(name.partition(".")[0]):
+        close = nearest(name, timm.list_models())
+        remedy = f"Did you mean {close!r}?" if close else "timm.list_models() names the models."
+        raise UserError(f"convert: expected a timm model or a folder, got {name!r}. {remedy}")
+    arguments = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **arguments).eval()
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(
+            f"convert: expected a model timm can make, got {name!r} ({reason}). Leave --pretrained out, or check it."
+        ) from error
+    return Opened(model, arguments, _example(model))
+
+
+def _open_transformers(folder: Path, config: Any) -> Opened:
+    transformers = require("transformers", "text", "convert")
+    known = config.get("architectures") if isinstance(config, dict) else None
+    if not isinstance(known, list) or not known:
+        raise UserError(
+            f"convert: expected a config.json that names its class in 'architectures', got {str(folder)!r} without. "
+            "Save the model with save_pretrained."
+        )
+    if known[0] not in CLASSES:
+        raise unknown_name("convert", "class of transformers", str(known[0]), CLASSES)
+    try:
+        kind = getattr(transformers, known[0])
+        with quiet(transformers):
+            model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise JobError(f"{folder}: expected a whole model with safetensors, got: {reason}. Save it again.") from error
+    return Opened(model.eval(), None, _example(model))
+
+
+def _example(model: Any) -> Tensor | None:
+    """One image or text of random content, from a generator of its own."""
+    generator = torch.Generator().manual_seed(0)
+    if shape := _image_shape(model):
+        return torch.randn(1, *shape, generator=generator)
+    config = getattr(model, "config", None)
+    if not hasattr(config, "vocab_size"):
+        return None
+    length = min(TOKENS, getattr(config, "max_position_embeddings", TOKENS))
+    return torch.randint(config.vocab_size, (1, length), generator=generator)  # type: ignore[union-attr]
+
+
+def _image_shape(model: Any) -> tuple[int, ...] | None:
+    if getattr(model, "pretrained_cfg", None):
+        channels, *size = model.pretrained_cfg["input_size"]
+        patches = getattr(model, "patch_embed", None)
+        return (channels, *(getattr(patches, "img_size", None) or size))
+    config = getattr(model, "config", None)
+    size = getattr(config, "image_size", None)
+    if not isinstance(size, int):
+        return None
+    return (getattr(config, "num_channels", 3), size, size)

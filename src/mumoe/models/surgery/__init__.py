@@ -1,0 +1,22 @@
+"""MuMoE inside whole networks: replace modules by name or architecture, undo it, distil what they computed."""
+
+from mumoe.models.surgery.distil import FitReport, fit
+from mumoe.models.surgery.plan import LayerOptions, Plan, Target
+from mumoe.models.surgery.presets import PRESETS, Preset, is_causal
+from mumoe.models.surgery.replace import Surgery, named_targets, plan, replace_head, replace_modules
+
+__all__ = [
+    "PRESETS",
+    "FitReport",
+    "LayerOptions",
+    "Plan",
+    "Preset",
+    "Surgery",
+    "Target",
+    "fit",
+    "is_causal",
+    "named_targets",
+    "plan",
+    "replace_head",
+    "replace_modules",
+]

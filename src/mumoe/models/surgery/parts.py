@@ -1,0 +1,250 @@
+"""What a module is made of: where the linear layers, the nonlinearity and the dropout of an MLP are.
+
+An MLP is known by the names of its children, and then proved: what we read is computed beside the module itself on a
+few made-up rows, and must agree. So a module that only looks like an MLP is refused instead of replaced wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mumoe.layers import MuMoE, MuMoEBlock
+
+__all__ = ["SUPPORTED", "Parts", "as_linear", "evaluating", "read_parts", "refusal", "sizes"]
+
+SUPPORTED = (
+    "nn.Linear, Hugging Face's Conv1D, two-layer MLPs (timm's Mlp, also with 1 x 1 convolutions; those of Hugging "
+    "Face's ViT, CLIP, GPT-2 and GPT-NeoX; nn.Sequential of linear, activation, linear) and gated MLPs (Llama's, "
+    "timm's SwiGLU)"
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of an MLP's children: of the linear layers in order (a gated MLP has three: gate, up, down)."""
+
+    linears: tuple[str, ...]
+    act: str
+    inner: tuple[str, ...] = ()
+    """Between the layers, after the nonlinearity (and the gated product)."""
+    drop: str = ""
+    """After the last layer."""
+
+    @property
+    def names(self) -> set[str]:
+        return {*self.linears, self.act, *self.inner, self.drop} - {""}
+
+
+LAYOUTS = (
+    Layout(("fc1", "fc2"), "act", ("drop1", "norm"), "drop2"),  # timm Mlp
+    Layout(("fc1", "fc2"), "activation_fn"),  # Hugging Face: ViT, CLIP, SigLIP, DINOv2
+    Layout(("c_fc", "c_proj"), "act", (), "dropout"),  # GPT-2
+    Layout(("dense_h_to_4h", "dense_4h_to_h"), "act"),  # GPT-NeoX
+    Layout(("gate_proj", "up_proj", "down_proj"), "act_fn"),  # Llama and its relatives
+    Layout(("fc1_g", "fc1_x", "fc2"), "act", ("drop1", "norm"), "drop2"),  # timm SwiGLU
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A module read as one linear layer, a two-layer MLP, or a gated MLP of three.
+
+    Attributes:
+        linears: The layers: one; or first and second; or gate, up and down.
+        act: The nonlinearity of an MLP.
+        inner: Modules between the layers, after the nonlinearity.
+        drop: After the last layer.
+        channels_first: The features are the second dimension, as for convolutions.
+    """
+
+    linears: tuple[nn.Module, ...]
+    act: nn.Module = field(default_factory=nn.Identity)
+    inner: tuple[nn.Module, ...] = ()
+    drop: nn.Module = field(default_factory=nn.Identity)
+    channels_first: bool = False
+
+    @property
+    def kind(self) -> str:
+        """``linear``, ``mlp`` or ``gated mlp``."""
+        return ("linear", "mlp", "gated mlp")[len(self.linears) - 1]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of the input, between the layers, and of the output."""
+        first, last = sizes(self.linears[0]), sizes(self.linears[-1])
+        return (first[0], last[1]) if len(self.linears) == 1 else (first[0], first[1], last[1])
+
+    @property
+    def bias(self) -> bool:
+        """Whether any of the layers has one."""
+        return any(sizes(linear)[2] for linear in self.linears)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the first layer, for its device and dtype."""
+        weight: Tensor = self.linears[0].weight  # type: ignore[assignment]
+        return weight
+
+    def compute(self, x: Tensor) -> Tensor:
+        """What the module computes, as it was read; x (rows, in) -> (rows, out)."""
+        first = _linear(self.linears[0], x)
+        if len(self.linears) == 1:
+            return first
+        hidden = self.act(first)
+        if len(self.linears) == 3:
+            hidden = hidden * _linear(self.linears[1], x)
+        for module in self.inner:
+            hidden = module(hidden)
+        y: Tensor = self.drop(_linear(self.linears[-1], hidden))
+        return y
+
+    def __str__(self) -> str:
+        return f"{self.kind} {' -> '.join(map(str, self.widths))}"
+
+
+def read_parts(module: nn.Module) -> Parts | None:
+    """The parts of a supported module, None for any other; nothing is computed, `refusal` proves what was read."""
+    if _is_linear(module):
+        return Parts((module,))
+    if isinstance(module, MuMoE | MuMoEBlock):
+        return None
+    children = dict(module.named_children())
+    for layout in LAYOUTS:
+        if children.keys() == layout.names and (parts := _read_layout(children, layout)):
+            return parts
+    return _read_sequential(list(children.values())) if type(module) is nn.Sequential else None
+
+
+def _read_layout(children: dict[str, nn.Module], layout: Layout) -> Parts | None:
+    linears = tuple(children[name] for name in layout.linears)
+    convolutions = all(_is_pointwise(linear) for linear in linears)
+    if not convolutions and not all(_is_linear(linear) for linear in linears):
+        return None
+    inner = tuple(children[name] for name in layout.inner if type(children[name]) is not nn.Identity)
+    drop = children[layout.drop] if layout.drop else nn.Identity()
+    return _fitting(Parts(linears, children[layout.act], inner, drop, channels_first=convolutions))
+
+
+def _read_sequential(children: list[nn.Module]) -> Parts | None:
+    """linear, activation, any more, linear, perhaps dropout."""
+    where = [index for index, child in enumerate(children) if _is_linear(child)]
+    if len(where) != 2 or where[0] != 0 or where[1] < 2:
+        return None
+    between, after = children[1 : where[1]], children[where[1] + 1 :]
+    if any(not isinstance(child, nn.Dropout | nn.Identity) for child in after):
+        return None
+    drop = nn.Sequential(*after) if len(after) > 1 else (after or [nn.Identity()])[0]
+    return _fitting(Parts((children[0], children[where[1]]), between[0], tuple(between[1:]), drop))
+
+
+def _fitting(parts: Parts) -> Parts | None:
+    """Refuse layers that do not follow one another, as where one holds two halves."""
+    *first, last = [sizes(linear) for linear in parts.linears]
+    fits = all(size[:2] == first[0][:2] for size in first) and first[0][1] == last[0]
+    return parts if fits else None
+
+
+def refusal(module: nn.Module, parent: nn.Module | None = None) -> str:
+    """Why a module cannot be replaced, in words that finish "is ..."; empty when it can."""
+    if isinstance(module, MuMoE | MuMoEBlock):
+        return "a MuMoE already: undo the surgery that made it first"
+    if isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer | nn.MultiheadAttention):
+        return f"within nn.{type(parent).__name__}, which reads its weights without calling it"
+    parts = read_parts(module)
+    if parts is None:
+        return f"{type(module).__name__}, which is none of the supported: {SUPPORTED}"
+    if not _computes(parts, module):
+        return f"{type(module).__name__}, which looks like {parts} but computes something else"
+    return ""
+
+
+def _computes(parts: Parts, module: nn.Module) -> bool:
+    """Whether the parts give the module's output on four made-up rows, in evaluation mode."""
+    weight = parts.weight
+    if weight.is_meta or parts.kind == "linear":
+        return True
+    rows = torch.linspace(-1, 1, 4 * parts.widths[0], dtype=torch.float64).sin().reshape(4, -1)
+    rows = (3 * rows).to(weight.device, weight.dtype)
+    x = rows.T.reshape(1, -1, 2, 2) if parts.channels_first else rows[None]
+    with evaluating(module), torch.no_grad():
+        try:
+            y = module(x)
+            y = y[0].reshape(y.shape[1], 4).T if parts.channels_first else y[0]
+            read = parts.compute(rows)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return False
+    tolerance = 1e-3 if weight.dtype in (torch.float32, torch.float64) else 5e-2
+    return y.shape == read.shape and float((y - read).norm()) <= tolerance * float(read.norm() + 1e-12)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's training flag is put back afterwards."""
+    flags = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, flag in flags:
+            child.training = flag
+
+
+# Linear layers of several makes ---------------------------------------------------------------------------
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or _is_transposed(module)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Hugging Face's Conv1D of GPT-2: a linear layer whose weight is (in, out)."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Conv2d
+        and module.kernel_size == module.stride == (1, 1)
+        and module.padding == (0, 0)
+        and module.groups == 1
+    )
+
+
+def sizes(linear: nn.Module) -> tuple[int, int, bool]:
+    """Width of the input, of the output, and whether there is a bias."""
+    out_features, in_features = _matrix(linear).shape
+    return in_features, out_features, linear.bias is not None
+
+
+def _matrix(linear: nn.Module) -> Tensor:
+    """The weight as (out, in), a view."""
+    weight: Tensor = linear.weight  # type: ignore[assignment]
+    if _is_transposed(linear):
+        return weight.T
+    return weight.flatten(1)
+
+
+def _linear(linear: nn.Module, x: Tensor) -> Tensor:
+    bias: Any = linear.bias
+    return F.linear(x, _matrix(linear), bias)
+
+
+def as_linear(linear: nn.Module) -> nn.Linear:
+    """The layer as an nn.Linear on the same numbers."""
+    if type(linear) is nn.Linear:
+        return linear
+    in_features, out_features, bias = sizes(linear)
+    view = nn.Linear(in_features, out_features, bias, device="meta")
+    view.weight = nn.Parameter(_matrix(linear).detach(), requires_grad=False)
+    if bias:
+        numbers: Any = linear.bias
+        view.bias = nn.Parameter(numbers.detach(), requires_grad=False)
+    return view

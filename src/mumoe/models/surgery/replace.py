@@ -1,0 +1,429 @@
+"""Replace modules of a network by MuMoE layers, and put them back."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+from torch import nn
+
+from mumoe.errors import UserError, unknown_name
+from mumoe.factorizations import Rank
+from mumoe.models.surgery.build import INITS, build
+from mumoe.models.surgery.measure import measure
+from mumoe.models.surgery.parts import Parts, read_parts, refusal
+from mumoe.models.surgery.plan import LayerOptions, Plan, Target, resolve_ranks
+from mumoe.models.surgery.presets import is_causal, preset_patterns
+
+__all__ = ["Surgery", "SurgeryOptions", "named_targets", "plan", "replace_head", "replace_modules"]
+
+WHO = "replace_modules"
+
+
+class SurgeryOptions(TypedDict, total=False):
+    """Options of `plan`, `replace_modules` and `replace_head`; see `plan` for their meaning."""
+
+    factorization: str
+    rank: Rank | list[Rank] | str | None
+    init: str
+    gate: str | nn.Module
+    norm: str | None
+    gate_options: Mapping[str, Any] | None
+    gate_init: str
+    sigma: float
+    causal: bool | None
+    example: Any
+
+
+def named_targets(model: nn.Module) -> dict[str, str]:
+    """What can be replaced: name -> kind and widths, such as ``mlp 192 -> 768 -> 192``."""
+    parents = _parents(model)
+    return {
+        name: str(read_parts(module))
+        for name, module in model.named_modules(remove_duplicate=False)
+        if read_parts(module) is not None and not refusal(module, parents.get(name))
+    }
+
+
+def plan(
+    model: nn.Module,
+    *patterns: str,
+    num_experts: int | Sequence[int],
+    preset: str | None = None,
+    factorization: str = "cp",
+    rank: Rank | list[Rank] | str | None = None,
+    init: str = "random",
+    gate: str | nn.Module = "entmax15",
+    norm: str | None = None,
+    gate_options: Mapping[str, Any] | None = None,
+    gate_init: str = "normal",
+    sigma: float = 0.0,
+    causal: bool | None = None,
+    example: Any = None,
+) -> Plan:
+    """What `replace_modules` would change; nothing is changed.
+
+    Args:
+        model: Any network.
+        patterns: Names of modules, with ``*`` for any characters, dots too (fnmatch). None at all takes
+            ``preset="auto"``.
+        num_experts: As in `MuMoE`.
+        preset: Name of an architecture in `PRESETS` whose MLPs are meant, or ``auto``; besides the patterns.
+        factorization: As in `MuMoE`.
+        rank: None and ``matched`` take the ranks with which a module keeps its number of parameters, gate included;
+            ``exact`` those that can hold every linear layer (the default of ``upcycle``, and more parameters).
+            Else one rank, or a list with one for each linear layer.
+        init: ``random``, or ``upcycle``: every expert starts as a copy of the trained layers, so that with exact
+            rank the network computes the same function until it is trained.
+        gate: As in `MuMoE`.
+        norm: As in `MuMoE`. By default ``batch`` as in the paper, and ``layer`` in causal models, where ``batch``
+            is refused: its statistics would let a position see later ones.
+        gate_options: As in `MuMoE`.
+        gate_init: As in `MuMoE`.
+        sigma: Noise between upcycled experts, relative to their weights; 0 is exact.
+        causal: Whether the model is causal; None finds out (`is_causal`).
+        example: Arguments of one forward (a tensor, a tuple, or a dict by name). With it the FLOPs are those of
+            this forward; without, those of one row.
+
+    Raises:
+        UserError: If a pattern matches nothing or what cannot be replaced, targets lie within each other, or an
+            option does not fit.
+    """
+    wanted = _patterns(model, patterns, preset)
+    names = _targets(model, wanted)
+    _check_options(init, sigma)
+    levels = (num_experts,) if isinstance(num_experts, int) else tuple(num_experts)
+    targets = []
+    for group in names:
+        module = model.get_submodule(group[0])
+        parts = read_parts(module)
+        assert parts is not None
+        options = LayerOptions(
+            levels,
+            factorization,
+            _ranks(group[0], parts, rank, init, factorization, levels),
+            gate,
+            _norm(model, group[0], norm, causal),
+            dict(gate_options or {}),
+            gate_init,
+            parts.bias,
+        )
+        targets.append(_noted(model, Target(group, module, parts, options)))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return measure(Plan(model, tuple(targets), init, sigma, total), example)
+
+
+def replace_modules(
+    model: nn.Module,
+    *patterns: str,
+    num_experts: int | Sequence[int],
+    preset: str | None = None,
+    **options: Unpack[SurgeryOptions],
+) -> Surgery:
+    """Replace modules of a network, in place, by MuMoE layers and blocks.
+
+    A linear layer becomes a `MuMoE`, a two-layer MLP an `MLPBlock`, a gated MLP a `MuMoEGatedBlock`; dropout and
+    norms inside are kept. Without a rank every module keeps its number of parameters. `plan` takes the same
+    arguments, explains them, and shows what would change.
+
+    Args:
+        model: Any network, such as one of timm or Hugging Face.
+        patterns: Names of modules such as ``blocks.*.mlp``; none takes ``preset="auto"``.
+        num_experts: As in `MuMoE`.
+        preset: Name of an architecture in `PRESETS`, or ``auto``.
+        options: As in `plan`.
+
+    Returns:
+        The handle that puts the old modules back.
+
+    Raises:
+        UserError: As `plan`; then nothing was changed.
+
+    >>> surgery = replace_modules(model, "blocks.*.mlp", num_experts=64, factorization="cp")
+    >>> surgery.undo()
+    """
+    return plan(model, *patterns, num_experts=num_experts, preset=preset, **options).apply()
+
+
+def replace_head(
+    model: nn.Module,
+    *,
+    num_experts: int | Sequence[int],
+    num_classes: int | None = None,
+    **options: Unpack[SurgeryOptions],
+) -> Surgery:
+    """Replace the classifier of a network, in place, by a `MuMoE` layer.
+
+    Args:
+        model: A timm model (`get_classifier`), a Hugging Face one (``classifier``, ``score``, ``lm_head``), or any
+            with a linear layer of one of these names, ``head`` or ``fc``.
+        num_experts: As in `MuMoE`.
+        num_classes: Number of classes of the new head where it is another; it starts at random.
+        options: As in `plan`.
+
+    Raises:
+        UserError: If no head is found, or it cannot be replaced.
+    """
+    name = _head_name(model)
+    planned = plan(model, _literal(name), num_experts=num_experts, **options)
+    if num_classes is None or num_classes == planned.targets[0].parts.widths[-1]:
+        return planned.apply()
+    if planned.init == "upcycle":
+        raise UserError(
+            "replace_head: expected init='random' for another number of classes, got 'upcycle'. Leave num_classes out."
+        )
+    target = planned.targets[0]
+    levels = target.options.num_experts
+    ranks = _ranks(name, target.parts, options.get("rank"), "random", target.options.factorization, levels, num_classes)
+    target = replace(target, options=replace(target.options, out_features=num_classes, ranks=ranks))
+    surgery = replace(planned, targets=(target,)).apply()
+    surgery.set_classes(num_classes)
+    return surgery
+
+
+class Surgery(AbstractContextManager["Surgery"]):
+    """Modules that were replaced, and the way back. As a context manager it undoes at the end.
+
+    Attributes:
+        model: The model.
+        plan: What was changed, with the table.
+        replaced: Name -> the new module.
+        originals: Name -> the old one, kept alive until this handle goes.
+        active: Whether the new modules are in place.
+    """
+
+    def __init__(self, planned: Plan) -> None:
+        self.model, self.plan = planned.model, planned
+        built = [(target, build(target, planned.init, planned.sigma)) for target in planned.targets]
+        self.replaced = {name: module for target, module in built for name in target.names}
+        self.originals = {name: target.module for target in planned.targets for name in target.names}
+        self._training = {id(target.module): target.module.training for target in planned.targets}
+        self._attributes: list[tuple[Any, str, Any]] = []
+        _put(self.model, self.replaced)
+        self.active = True
+
+    def undo(self) -> None:
+        """Put the very same old modules back, to the bit. Doing it twice is doing it once.
+
+        They did not take part in what happened in between, as a move to another device or dtype; only their
+        training mode follows that of their replacements.
+
+        Raises:
+            UserError: If another surgery replaced something here since; undo that one first.
+        """
+        if not self.active:
+            return
+        for name, module in self.replaced.items():
+            if _find(self.model, name) is not module:
+                raise UserError(
+                    f"undo: expected {name!r} to be as this surgery left it, got another module. "
+                    "Undo the later surgery first."
+                )
+        for name, original in self.originals.items():
+            if self.replaced[name].training != self._training[id(original)]:
+                original.train(self.replaced[name].training)
+        _put(self.model, self.originals)
+        for owner, attribute, value in reversed(self._attributes):
+            setattr(owner, attribute, value)
+        self.active = False
+
+    def table(self) -> str:
+        """What was changed: parameters and FLOPs of every module before and after."""
+        return self.plan.table()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The new modules' parameters, for training them alone."""
+        modules = nn.ModuleList({id(module): module for module in self.replaced.values()}.values())
+        return modules.parameters()
+
+    @contextmanager
+    def suspended(self) -> Iterator[nn.Module]:
+        """Within the context the model is the old one; the new modules come back afterwards."""
+        if not self.active:
+            yield self.model
+            return
+        _put(self.model, self.originals)
+        try:
+            yield self.model
+        finally:
+            _put(self.model, self.replaced)
+
+    def set_classes(self, num_classes: int) -> None:
+        """Tell the model how many classes its new head has; `undo` takes it back."""
+        config = getattr(self.model, "config", None)
+        owners: list[tuple[Any, str]] = [(self.model, "num_classes"), (self.model, "num_labels")]
+        if hasattr(config, "id2label"):
+            owners += [(config, "id2label"), (config, "label2id")]
+        known = [(owner, name) for owner, name in owners if hasattr(owner, name)]
+        self._attributes += [(owner, name, getattr(owner, name)) for owner, name in known]
+        for owner, name in known:
+            if name in ("num_classes", "num_labels"):
+                setattr(owner, name, num_classes)
+        if hasattr(config, "id2label"):
+            config.num_labels = num_classes  # type: ignore[union-attr]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+    def __enter__(self) -> Self:
+        return self
+
+
+def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    for name, module in modules.items():
+        parent, _, child = name.rpartition(".")
+        model.get_submodule(parent)._modules[child] = module
+
+
+def _find(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+# Which modules --------------------------------------------------------------------------------------------
+
+
+def _parents(model: nn.Module) -> dict[str, nn.Module]:
+    return {
+        f"{name}.{child}".lstrip("."): module
+        for name, module in model.named_modules(remove_duplicate=False)
+        for child in module._modules
+    }
+
+
+def _patterns(model: nn.Module, patterns: Sequence[str], preset: str | None) -> list[str]:
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UserError(f"{WHO}: expected patterns as text, got {pattern!r}. Give 'blocks.*.mlp', say.")
+    if preset is None and not patterns:
+        preset = "auto"
+    return [*patterns, *(preset_patterns(model, preset, WHO) if preset is not None else ())]
+
+
+def _targets(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, ...]]:
+    """The names that match, those of one module together, in the model's order."""
+    modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+    matched = {name for pattern in patterns for name in _matching(model, pattern, modules)}
+    names: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        names.setdefault(id(module), []).append(name)
+    groups = [tuple(group) for group in names.values() if matched & set(group)]
+    parents = _parents(model)
+    for group in groups:
+        if said := refusal(modules[group[0]], parents[group[0]]):
+            pattern = next(p for p in patterns if any(fnmatch.fnmatchcase(name, p) for name in group))
+            raise UserError(
+                f"{WHO}: expected {pattern!r} to match what can be replaced, got {group[0]!r}, which is {said}. "
+                "All targets: named_targets(model)."
+            )
+    _check_overlap({name for group in groups for name in group})
+    return groups
+
+
+def _matching(model: nn.Module, pattern: str, names: Iterable[str]) -> list[str]:
+    found = fnmatch.filter(names, pattern)
+    if not found:
+        close = _closest(pattern, named_targets(model)) or _closest(pattern, names)
+        offer = f"Closest: {close!r}. " if close else ""
+        raise UserError(f"{WHO}: nothing matches {pattern!r}. {offer}All targets: named_targets(model).")
+    return found
+
+
+def _closest(pattern: str, names: Iterable[str]) -> str | None:
+    """The first of the names that are most like a pattern, None when none is like it."""
+    ratios = {name: difflib.SequenceMatcher(None, pattern, name).ratio() for name in names}
+    best = max(ratios, key=lambda name: ratios[name], default=None)
+    return best if best is not None and ratios[best] >= 0.5 else None
+
+
+def _check_overlap(names: set[str]) -> None:
+    for name in sorted(names):
+        path = name.split(".")
+        for depth in range(1, len(path)):
+            if (outer := ".".join(path[:depth])) in names:
+                raise UserError(
+                    f"{WHO}: expected targets apart from each other, got {name!r} within {outer!r}. "
+                    "Narrow the pattern, or replace one of the two."
+                )
+
+
+def _literal(name: str) -> str:
+    """A pattern that matches this name alone."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _head_name(model: nn.Module) -> str:
+    if callable(find := getattr(model, "get_classifier", None)):
+        head = find()
+        for name, module in model.named_modules():
+            if module is head and read_parts(module) is not None:
+                return name
+    for name in ("classifier", "score", "lm_head", "head", "fc"):
+        module = getattr(model, name, None)
+        if isinstance(module, nn.Module) and read_parts(module) is not None:
+            return name
+    raise UserError(
+        f"replace_head: expected a model with a linear classifier, got {type(model).__name__} without one. "
+        "Name the layer: replace_modules(model, 'fc', ...)."
+    )
+
+
+# With what ------------------------------------------------------------------------------------------------
+
+
+def _check_options(init: str, sigma: float) -> None:
+    if init not in INITS:
+        raise unknown_name(WHO, "init", init, INITS)
+    if sigma and init != "upcycle":
+        raise UserError(f"{WHO}: expected sigma with init='upcycle' alone, got {sigma} with {init!r}. Leave it out.")
+
+
+def _norm(model: nn.Module, name: str, norm: str | None, causal: bool | None) -> str:
+    causal = is_causal(model, name) if causal is None else causal
+    if norm is None:
+        return "layer" if causal else "batch"
+    if causal and norm == "batch":
+        raise UserError(
+            f"{WHO}: expected norm='layer' or 'none' for {name!r} of a causal model, got 'batch', whose statistics "
+            "over positions would let a token see later ones. Use norm='layer'."
+        )
+    return norm
+
+
+def _ranks(
+    name: str,
+    parts: Parts,
+    rank: Rank | list[Rank] | str | None,
+    init: str,
+    factorization: str,
+    levels: tuple[int, ...],
+    out_features: int | None = None,
+) -> tuple[Rank | None, ...]:
+    try:
+        return resolve_ranks(parts, rank, init, factorization, levels, out_features)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _noted(model: nn.Module, target: Target) -> Target:
+    """Say where the module is used several times, or shares numbers with the rest of the model."""
+    inside = {id(parameter) for parameter in target.module.parameters()}
+    within = tuple(f"{name}." for name in target.names)
+    shared = {
+        name: parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if id(parameter) in inside and not name.startswith(within)
+    }
+    notes = [f"used {len(target.names)} times"] if len(target.names) > 1 else []
+    notes += [f"no longer tied to {name}" for name in shared]
+    tied = sum({id(parameter): parameter.numel() for parameter in shared.values()}.values())
+    return replace(target, notes=tuple(notes), tied=tied)
