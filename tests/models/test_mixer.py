@@ -61,7 +61,7 @@ def test_ranks_of_the_later_version_are_close_to_the_matched_ones():
 
 
 @pytest.mark.parametrize("wiring", ["block", "layer"])
-@pytest.mark.parametrize("mlp", ["CPMuMoE-e4", "TRMuMoE-e4x2", "DenseMuMoE-e3"])
+@pytest.mark.parametrize("mlp", ["CPMuMoE-e4", "TRMuMoE-r2-e4x2", "DenseMuMoE-e3"])
 def test_every_mlp_is_a_mixture_and_learns(mlp, wiring):
     torch.manual_seed(0)
     model = create_mixer(mlp, num_classes=5, shape=SMALL, wiring=wiring, dropout=0.1)

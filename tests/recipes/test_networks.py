@@ -29,7 +29,7 @@ network_options = ["depth=1", "heads=2", "width=16", "context=24"]
 head = "CPMuMoE-e4"
 norm = "layer"
 batch_size = 48
-steps = 4
+steps = 3
 log_every = 2
 eval_every = 0
 seeds = 2
@@ -87,7 +87,10 @@ def test_rehearsal_of_gpt2_on_a_small_text(tmp_path):
     assert result.runs[0].step == 3
 
 
-def test_the_reduced_language_model_end_to_end(tmp_path):
+def test_the_reduced_language_model_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpt2, "FACTORS", (0.0, 2.0))
+    monkeypatch.setattr(gpt2, "STEERED", ("space", "digit"))
+    monkeypatch.setattr(gpt2, "PROMPTS", ("a", "if ", "\n"))
     toml = tmp_path / "small.toml"
     toml.write_text(SMALL_TEXT.format(tokens=make_text(tmp_path)))
     work, out = tmp_path / "work", tmp_path / "out"
@@ -104,8 +107,8 @@ def test_the_reduced_language_model_end_to_end(tmp_path):
     assert (out / "table.md").read_text().count("\n") == 5
     assert (out / "samples.md").read_text().count("```text") == 9
     steering = json.loads((out / "steering.json").read_text())
-    assert [row["kind"] for row in steering] == list(gpt2.STEERED)
-    assert [one["factor"] for one in steering[0]["steered"]] == list(gpt2.FACTORS)
+    assert [row["kind"] for row in steering] == ["space", "digit"]
+    assert [one["factor"] for one in steering[0]["steered"]] == [0.0, 2.0]
     names = {path.name for path in out.iterdir()}
     assert {"curves.png", "curves.svg", "curves.json", "experts.html", "experts.json", "results.json"} <= names
     toml.write_text(SMALL_TEXT.format(tokens="elsewhere"))

@@ -112,11 +112,11 @@ def worth_most(study: TextStudy, kind: str) -> tuple[str, int, float]:
 
 
 def steering(
-    model: Any, data: TextData, study: TextStudy, *, tokens: int = 64, kinds: Sequence[str] = STEERED
+    model: Any, data: TextData, study: TextStudy, *, tokens: int = 64, kinds: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """For each kind of token, the expert worth most to it scaled by several factors while text is generated."""
     found = []
-    for kind in kinds:
+    for kind in STEERED if kinds is None else kinds:
         layer, expert, effect = worth_most(study, kind)
         steered = steered_classes(model, data, layer, expert, factors=FACTORS, prompts=PROMPTS, new_tokens=tokens)
         row = {"kind": kind, "layer": layer, "expert": expert, "effect": effect}
