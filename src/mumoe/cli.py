@@ -23,10 +23,12 @@ __all__ = ["VERBS", "main"]
 
 VERBS = {
     "demo": "the main job on embedded data, in minutes: train, look inside, edit, report",
-    "train": "train a head on a backbone, over seeds and against partners; --resume goes on",
+    "train": "train a head or a whole network, over seeds and against partners; --resume goes on",
+    "tokenize": "text, JSON-lines or parquet files as the tokens that a language model is trained on",
     "evaluate": "loss and accuracy of a run, by class or by attribute",
     "predict": "labels of images, and the experts behind them",
-    "analyze": "what each expert of a run does: interventions, load, images",
+    "generate": "text from a trained language model, with experts scaled on request",
+    "analyze": "what each expert of a run does: interventions, load, images or tokens",
     "report": "pages about a run, or comparing several, that open from disk",
     "sweep": "train and analyze heads of many experts, gates and seeds (Figures 3 and 9)",
     "fairness": "accuracy of subgroups and fairness metrics of a run, before and after edits",

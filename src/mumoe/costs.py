@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import FACTORIZATIONS, Factorization, Rank, get_factorization
 
-__all__ = ["SpecCosts", "count_flops", "count_parameters", "rank_for_budget", "spec_costs"]
+__all__ = ["SpecCosts", "closest_rank", "count_flops", "count_parameters", "rank_for_budget", "spec_costs"]
 
 BASELINES = ("highrank-linear", "linear", "sparse-moe")
 
@@ -223,6 +223,16 @@ def rank_for_budget(
             f"rank_for_budget: expected a budget of at least {count(1):,} parameters (rank 1), got {parameters:,}. "
             "Raise it or lower num_experts."
         )
+    return closest_rank(count, parameters)
+
+
+def closest_rank(count: Callable[[int], int], parameters: int) -> int:
+    """The rank whose parameters come closest to a budget that rank 1 does not exceed.
+
+    Args:
+        count: Parameters at a rank, growing with it.
+        parameters: The budget.
+    """
     low, high = 1, 2
     while count(high) <= parameters:
         low, high = high, 2 * high

@@ -24,6 +24,9 @@ class EvalResult:
         per_class: Accuracy of each class (single-label: of its images; multi-label: of that attribute over
             all images); None where the split has no image of the class.
         class_counts: Images of each class (multi-label: images that have the attribute).
+        bits_per_byte: Of a text, its loss per byte of UTF-8; None for images. There `count` is the number of
+            windows, `loss` the mean over tokens, `accuracy` the share of next tokens that were the likeliest, and
+            the classes are kinds of tokens.
     """
 
     run: str
@@ -34,6 +37,7 @@ class EvalResult:
     accuracy: float
     per_class: Mapping[str, float | None] = field(default_factory=dict)
     class_counts: Mapping[str, int] = field(default_factory=dict)
+    bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,6 +43,20 @@ def make_features(data: ImageData, width: int = 6) -> np.ndarray:
     labels = data.labels if data.multi_label else np.eye(len(data.classes))[data.labels]
     mix = rng.normal(size=(len(data.classes), width))
     return (labels @ mix + 0.3 * rng.normal(size=(len(data), width)) + 5.0).astype(np.float32)
+
+
+def make_text(folder: Path) -> Path:
+    """Sentences by rule as tokens in a folder, 60 documents of some 200 bytes; `tokens:FOLDER` names it."""
+    from mumoe.data.tokenizing import tokenize
+
+    rng = np.random.default_rng(2)
+    source = folder / "source"
+    source.mkdir(parents=True)
+    for number in range(60):
+        words = rng.choice(["def", "return", "value", "Key", "if", "else", "17", "(x)", "one\n"], 40)
+        (source / f"{number:03}.txt").write_text(f"{number} " + " ".join(words))
+    tokenize([source], folder / "tokens", val=0.15, test=0.15)
+    return folder / "tokens"
 
 
 class TinyBackbone(torch.nn.Module):

@@ -1,6 +1,7 @@
 """What every process of test_distributed runs, started by torchrun: several jobs in turn.
 
-Argument: a folder; each job of `JOBS` trains in the folder of its name.
+Arguments: a folder, in which each job of `JOBS` trains in the folder of its name; the folder of a text; names of
+the jobs (none: all).
 """
 
 from __future__ import annotations
@@ -26,19 +27,51 @@ JOBS = {
     "shard": BASE.replace(shard=True, checkpoint_every=3),
     "stopped": BASE.replace(shard=True, epochs=4),
     "images": BASE.replace(mode="finetune", epochs=2, batch_size=8, zscore=False),
+    "mixer": BASE.replace(
+        mode="scratch",
+        backbone="mixer-s16",
+        network_options=("depth=1", "width=8", "token_hidden=16", "channel_hidden=32", "patch_size=4"),
+        image_size=16,
+        head="CPMuMoE-e4",
+        epochs=2,
+        batch_size=8,
+        mixup=0.5,
+        decay="mumoe",
+    ),
+    "text": BASE.replace(
+        mode="text",
+        backbone="gpt2",
+        network_options=("depth=1", "heads=2", "width=16", "context=16"),
+        head="CPMuMoE-e4",
+        norm="layer",
+        batch_size=40,
+        accumulate=2,
+        steps=12,
+        eval_steps=6,
+        decay="matrices",
+    ),
 }
+JOBS["text-shard"] = JOBS["text"].replace(shard=True, accumulate=1, head="TRMuMoE-e4", checkpoint_every=5)
+JOBS["begun-alone"] = JOBS["text"].replace(checkpoint_every=4)
+"""Begun by one process before, stopped at step 4; the processes here go on."""
+TEXT = ("text", "text-shard", "begun-alone")
 
 
-def run(name: str, out: Path) -> None:
+def run(name: str, out: Path, text: Path) -> None:
     """Train one job in the processes that there are."""
-    data = make_data(62 if name == "images" else 118)
+    if name in TEXT:
+        job = JOBS[name].replace(data=f"tokens:{text}", out=str(out / name))
+        begun = (out / name / "config.toml").exists()
+        resume(out / name, progress=False) if begun else train(job, progress=False)
+        return
+    data = make_data(62 if name in ("images", "mixer") else 118)
     given = {"data": data, "progress": False}
     if name == "images":
         backbone = tiny_backbone()
         backbone.drop.p = 0.0
         backbone.transform = lambda train: type(backbone).transform(backbone, False)
         given["backbone"] = backbone
-    else:
+    elif name != "mixer":
         given["features"] = make_features(data)
     if name != "stopped":
         train(JOBS[name].replace(out=str(out / name)), **given)
@@ -67,6 +100,6 @@ def with_stop(job) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in JOBS:
-        run(name, Path(sys.argv[1]))
+    for name in sys.argv[3:] or JOBS:
+        run(name, Path(sys.argv[1]), Path(sys.argv[2]))
     torch.distributed.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 import several
 import torch
-from made_up_training import make_data
+from made_up_training import make_data, make_text
+from safetensors.torch import load_file
 
 from mumoe.gating import BatchNorm
 from mumoe.layers import MuMoE
-from mumoe.training import load_head
+from mumoe.training import load_head, load_run, resume
 from mumoe.training.distributed import SynchronizedBatchNorm, sum_over_processes, synchronize_gates
 from mumoe.training.run import RunFolder
 
@@ -30,15 +32,34 @@ def curve(run: Path) -> list[float]:
 def both(tmp_path_factory):
     """Folders of the same jobs on one process and on two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    source = str(Path(__file__).parents[2] / "src")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch += [str(Path(__file__).with_name("several.py")), str(two)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-5000:]
+    text = make_text(tmp_path_factory.mktemp("text"))
     for name in several.JOBS:
-        several.run(name, one)
+        several.run(name, one, text)
+    begin(one / "begun-alone", two / "begun-alone")
+    launch = ["--standalone", "--nproc-per-node", "2", str(Path(__file__).with_name("several.py")), str(two), str(text)]
+    done = start(launch)
+    _, said = done.communicate(timeout=500)
+    assert done.returncode == 0, said[-5000:]
     return one, two
+
+
+def begin(whole: Path, folder: Path) -> None:
+    """A copy of a finished run as it was at its first checkpoint that is kept but the last."""
+    shutil.copytree(whole, folder)
+    shutil.rmtree(sorted((folder / "checkpoints").iterdir())[-1])
+    RunFolder.open(folder).update(state="running")
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    """torchrun with these arguments, one thread each."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    launch = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    return subprocess.Popen(launch, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    whole = RunFolder.open(run).config().mode in ("scratch", "text")
+    return (load_run(run) if whole else load_head(run))[0].state_dict()
 
 
 @pytest.mark.slow
@@ -49,7 +70,7 @@ def test_two_processes_equal_one_with_the_same_batch(both, name):
     assert len(curve(two)) > 10
     if name == "images":
         return
-    ours, theirs = load_head(two)[0].state_dict(), load_head(one)[0].state_dict()
+    ours, theirs = weights(two), weights(one)
     for key, tensor in theirs.items():
         torch.testing.assert_close(ours[key], tensor, atol=1e-4, rtol=1e-4)
 
@@ -64,19 +85,41 @@ def test_a_stop_asked_of_one_process_stops_all_at_the_same_step(both):
 @pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_with_one(both, tmp_path):
     """Sharded tensors are saved whole: the last checkpoint is dropped and its steps are done again on one."""
-    import shutil
-
     from made_up_training import make_features
 
-    from mumoe.training import resume
-
-    run = tmp_path / "run"
-    shutil.copytree(both[1] / "shard", run)
-    shutil.rmtree(sorted((run / "checkpoints").iterdir())[-1])
-    RunFolder.open(run).update(state="running")
+    begin(both[1] / "shard", tmp_path / "shard")
     data = make_data(118)
-    resume(run, data=data, features=make_features(data), progress=False)
-    assert curve(run) == pytest.approx(curve(both[0] / "shard"), abs=1e-5)
+    resume(tmp_path / "shard", data=data, features=make_features(data), progress=False)
+    assert curve(tmp_path / "shard") == pytest.approx(curve(both[0] / "shard"), abs=1e-5)
+    begin(both[1] / "text-shard", tmp_path / "text")
+    resume(tmp_path / "text", progress=False)
+    assert curve(tmp_path / "text") == pytest.approx(curve(both[0] / "text-shard"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_process_goes_on_with_two(both):
+    """`begun-alone` was trained by one process, cut back to its checkpoint of step 8, and gone on with by two."""
+    one, two = (json.loads((folder / "begun-alone" / "run.json").read_text())["result"] for folder in both)
+    assert one["step"] == two["step"] == 12
+    assert two["evaluations"]["test"]["loss"] == pytest.approx(one["evaluations"]["test"]["loss"], abs=1e-5)
+    last = both[1] / "begun-alone" / "checkpoints" / "step-00000012" / "random.safetensors"
+    assert {name[:2] for name in load_file(last)} == {"0/", "1/"}  # two processes wrote it
+
+
+@pytest.mark.slow
+def test_two_nodes_compute_what_one_process_computes(both, tmp_path):
+    """The documented command for several machines, with both of them here."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    job = [str(Path(__file__).with_name("several.py")), str(tmp_path), "", "batch"]
+    nodes = [start([*common, "--node-rank", str(rank), *job]) for rank in range(2)]
+    for node in nodes:
+        _, said = node.communicate(timeout=300)
+        assert node.returncode == 0, said[-5000:]
+    assert curve(tmp_path / "batch") == pytest.approx(curve(both[0] / "batch"), abs=1e-5)
+    assert len(list((tmp_path / "batch" / "checkpoints").iterdir())) > 0
 
 
 def test_a_launch_that_starts_one_process_only_is_told(config, data, features, monkeypatch, caplog):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mumoe.analysis.measures import differences, polysemanticity, specialization
     from mumoe.analysis.results import Combination, Effect, Specialization, Usage
     from mumoe.analysis.studies import LayerStudy, UnitStudy, study, write_coefficients
+    from mumoe.analysis.text import TextStudy, steer, study_text
 
 __all__ = [
     "MODES",
@@ -35,6 +36,7 @@ __all__ = [
     "Interventions",
     "LayerStudy",
     "Specialization",
+    "TextStudy",
     "UnitStudy",
     "Usage",
     "and_reading",
@@ -47,7 +49,9 @@ __all__ = [
     "intervene_plainly",
     "polysemanticity",
     "specialization",
+    "steer",
     "study",
+    "study_text",
     "write_coefficients",
     "write_grid",
 ]
@@ -63,6 +67,7 @@ __getattr__, __dir__ = attach(
         "LayerStudy": "studies",
         "MODES": "contributions",
         "Specialization": "results",
+        "TextStudy": "text",
         "UnitStudy": "studies",
         "Usage": "results",
         "and_reading": "hierarchy",
@@ -75,7 +80,9 @@ __getattr__, __dir__ = attach(
         "intervene_plainly": "interventions",
         "polysemanticity": "measures",
         "specialization": "measures",
+        "steer": "text",
         "study": "studies",
+        "study_text": "text",
         "write_coefficients": "studies",
         "write_grid": "grids",
     },

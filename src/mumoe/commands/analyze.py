@@ -1,4 +1,4 @@
-"""`mumoe analyze`: what each expert of a trained run does, as JSON, figures and image grids."""
+"""`mumoe analyze`: what each expert of a trained run does, as JSON, figures and image grids, or tokens of text."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
     from mumoe.analysis.coefficients import CoefficientStore
     from mumoe.analysis.studies import LayerStudy, UnitStudy
+    from mumoe.analysis.text import TextStudy
     from mumoe.models.heads import Head
     from mumoe.training.config import TrainConfig
     from mumoe.training.inputs import Inputs
 
-__all__ = ["Analysis", "Options", "analyze_head", "analyze_run", "layer_batches", "run"]
+__all__ = ["Analysis", "Options", "analyze_head", "analyze_run", "analyze_text_run", "layer_batches", "run"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Options:
     """Measure what each expert of a run does; the results go to RUN/analysis."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of a run with a MuMoE, sparse-moe or highrank-linear head"""
+    """folder of a run with a MuMoE, sparse-moe or highrank-linear head, or of a language model with MuMoE blocks"""
     split: str = "test"
     """train, val or test"""
     modes: tuple[str, ...] = ("zero",)
@@ -50,6 +51,10 @@ class Options:
     """seed of bootstrap, controls and the images drawn at random"""
     batch_size: int = 500
     """images at a time"""
+    windows: int = 256
+    """windows of text that are read, of a language model"""
+    ablated_windows: int = 64
+    """windows on which each expert of a language model is ablated"""
     quiet: bool = False
     """show no progress"""
 
@@ -75,8 +80,58 @@ class Analysis:
 
 def run(options: Options) -> None:
     """Analyze and print the main numbers."""
-    found = analyze_run(options)
-    sys.stdout.write("\n".join(_lines(found)) + "\n")
+    from mumoe.training.run import RunFolder
+
+    if RunFolder.open(options.run).config().mode == "text":
+        lines = _text_lines(analyze_text_run(options), options)
+    else:
+        lines = _lines(analyze_run(options))
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def analyze_text_run(options: Options, **given: Any) -> TextStudy:
+    """Analyze a language model and write RUN/analysis/experts.json, .html and .png.
+
+    Args:
+        options: The settings.
+        given: `data` to take instead of loading what the run names.
+
+    Raises:
+        UserError: If a setting is wrong, the model has no experts, or the split has no text.
+        JobError: If the run has no whole checkpoint.
+    """
+    from mumoe.analysis.text import study_text
+    from mumoe.analysis.text_pages import write_text_view
+    from mumoe.training.jobs import load_run, load_run_inputs
+
+    _check(options)
+    model, _, facts = load_run(options.run)
+    data = load_run_inputs(options.run, progress=not options.quiet, **given).data
+    study = study_text(
+        model,
+        data,
+        split=options.split,
+        windows=options.windows,
+        ablated_windows=options.ablated_windows,
+        run=Path(options.run).name,
+        step=int(facts["step"]),
+    )
+    write_text_view(study, Path(options.run) / "analysis", data.credits)
+    return study
+
+
+def _text_lines(study: TextStudy, options: Options) -> list[str]:
+    from mumoe.analysis.text_pages import by_effect
+
+    lines = [f"{study.bits_per_byte:.3f} bits per byte on {study.tokens:,} tokens of the {study.split} split"]
+    for layer in study.layers:
+        used = by_effect(layer)
+        lines.append(f"{layer.layer}: {layer.num_experts} experts, {layer.num_experts - len(used)} read nothing")
+        for expert in used[:5]:
+            reads = max((value, kind) for kind, value in expert.by_class.items() if value is not None)[1]
+            cost = "" if expert.effect is None else f", worth {expert.effect.all:+.3f} nats per token"
+            lines.append(f"  expert {expert.expert}: most on {reads}, {expert.used:.0%} of the tokens{cost}")
+    return [*lines, f"Written to {Path(options.run) / 'analysis'}. Open experts.html."]
 
 
 def analyze_run(options: Options, **given: Any) -> Analysis:
@@ -108,7 +163,7 @@ def _check(options: Options) -> None:
     for mode in options.modes:
         if mode not in MODES:
             raise unknown_name("mumoe analyze", "mode", mode, MODES)
-    for name, least in (("images", 0), ("resamples", 0), ("batch_size", 1)):
+    for name, least in (("images", 0), ("resamples", 0), ("batch_size", 1), ("windows", 1), ("ablated_windows", 0)):
         if getattr(options, name) < least:
             raise UserError(f"mumoe analyze: expected {name} >= {least}, got {getattr(options, name)}.")
 
@@ -130,7 +185,7 @@ def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Optio
     from mumoe.analysis.studies import study, write_coefficients
     from mumoe.baselines import HighRankLinear
 
-    rows = inputs.data.indices(options.split)  # type: ignore[arg-type]
+    rows = inputs.data.indices(options.split)
     if not len(rows):
         raise UserError(f"mumoe analyze: expected images in the {options.split} split, got none. Choose another.")
 

@@ -47,7 +47,8 @@ def run(options: Options) -> None:
 
 def _lines(result: EvalResult, hardest: int) -> list[str]:
     first = f"{result.run}  {result.split}: accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"
-    lines = [f"{first} on {result.count:,} images (step {result.step:,})"]
+    what = "images" if result.bits_per_byte is None else f"windows, {result.bits_per_byte:.4f} bits per byte"
+    lines = [f"{first} on {result.count:,} {what} (step {result.step:,})"]
     known = [(value, name) for name, value in result.per_class.items() if value is not None]
     for value, name in sorted(known)[:hardest]:
         lines.append(f"  {value:.4f}  {name} ({result.class_counts[name]:,})")

@@ -197,7 +197,7 @@ def _do(cell: Cell, base: TrainConfig, out: Path, options: Options, shared: _Sha
     else:
         train(config, progress=False, **held)
     head, _, facts = load_head(folder)
-    rows = inputs.data.indices(options.split)  # type: ignore[arg-type]
+    rows = inputs.data.indices(options.split)
     found = study(head.layer, lambda: layer_batches(head, inputs, rows, 500), resamples=0)
     units = found.units[0]
     record = {

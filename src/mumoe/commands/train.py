@@ -99,8 +99,22 @@ def _lines(result: TrainResult) -> list[str]:
     for head, splits in result.accuracy.items():
         numbers = "  ".join(f"{split} {_spread(spread)}" for split, spread in splits.items())
         lines.append(f"{head:<{width}}  {parameters[head]:>11,} parameters  accuracy {numbers}")
+        lines += _bits(result, head)
     lines += [_comparison(comparison) for comparison in result.comparisons]
     return [*lines, f"Written to {result.out}. Look closer: mumoe evaluate {result.out}"]
+
+
+def _bits(result: TrainResult, head: str) -> list[str]:
+    """A language model's bits per byte, mean over seeds."""
+    from mumoe.training.compare import spread
+
+    found = []
+    runs = [run for run in result.runs if run.head == head]
+    for split in runs[0].evaluations:
+        values = [run.evaluations[split].bits_per_byte for run in runs]
+        known = [value for value in values if value is not None]
+        found += [f"{split} {_spread(spread(known))}"] if known else []
+    return [f"  bits per byte {'  '.join(found)}"] if found else []
 
 
 def _spread(spread: Spread) -> str:

@@ -61,6 +61,11 @@ def load_classifier(run: str | Path) -> ImageClassifier:
     folder = Path(run)
     if not _is_saved(folder):
         opened = _single(folder)
+        if opened.config().mode in ("scratch", "text"):
+            raise UserError(
+                f"{run}: expected a run that trained a head, got one of mode {opened.config().mode}, which trained a "
+                "whole network. Take mumoe.training.load_run."
+            )
         if opened.facts().get("backbone") is None:
             raise UserError(
                 f"{run}: expected a run that knows its backbone, got one trained on ready features. "

@@ -32,7 +32,8 @@ class TrainConfig:
     """Settings of a training job; `mumoe.training.train` runs it."""
 
     data: str = _setting("emoji", "input")
-    """image set: emoji, cifar100, folder:PATH, csv:PATH, ...; or features:PATH, computed elsewhere"""
+    """image set: emoji, cifar100, folder:PATH, csv:PATH, ...; or features:PATH, computed elsewhere; in mode text
+    stdlib, or tokens:FOLDER written by mumoe tokenize"""
     root: str = _setting("", "input")
     """folder that holds the image set in its official layout (empty: the user cache)"""
     data_options: tuple[str, ...] = _setting((), "input")
@@ -46,17 +47,22 @@ class TrainConfig:
     vary_split: bool = _setting(False, "input")
     """give each seed its own split (split_seed + seed), so that spreads cover the choice of images"""
     backbone: str = _setting("efficientnet-lite0", "model")
-    """preset or timm name of the network that computes the features"""
+    """preset or timm name of the network that computes the features; in modes scratch and text the network itself:
+    mixer-s16, mixer-s32, mixer-b16; gpt2, gpt2-medium, gpt2-large"""
+    network_options: tuple[str, ...] = _setting((), "model")
+    """sizes and options of a network in modes scratch and text as KEY=VALUE, e.g. depth=4, wiring=layer"""
     weights: str = _setting("", "model")
     """safetensors file with the backbone's weights (empty: its pretrained ones)"""
     pretrained: bool = _setting(True, "model")
     """start the backbone from pretrained weights"""
     image_size: int = _setting(0, "model", 0, 4096)
     """side of the images in pixels (0: the backbone's own)"""
-    mode: Literal["features", "finetune"] = _setting("features", "model")
-    """features: backbone frozen, its features cached; finetune: everything is trained"""
+    mode: Literal["features", "finetune", "scratch", "text"] = _setting("features", "model")
+    """features: backbone frozen, its features cached; finetune: everything is trained; scratch: a whole network for
+    images from random weights; text: a causal language model from random weights"""
     head: str = _setting("CPMuMoE-r256-e128", "model")
-    """CPMuMoE-r256-e128, TuckerMuMoE-..., linear, highrank-linear-r512, sparse-moe-e64-k2"""
+    """CPMuMoE-r256-e128, TuckerMuMoE-..., linear, highrank-linear-r512, sparse-moe-e64-k2; in modes scratch and text
+    what every MLP of the network is: mlp, CPMuMoE-e64 (rank matched to the MLP), CPMuMoE-r384-e64"""
     position: Literal["final", "penultimate"] = _setting("final", "model")
     """penultimate: the head keeps the feature width and a linear layer follows it"""
     gate: str = _setting("entmax15", "model")
@@ -65,28 +71,41 @@ class TrainConfig:
     """normalization of a MuMoE head's gate: batch, layer, none"""
     zscore: bool = _setting(True, "model")
     """standardize cached features by the training split's mean and deviation (kept in the model)"""
+    augment: str = _setting("", "input")
+    """timm's automatic augmentation in mode scratch, e.g. rand-n2-m10 (RandAugment, 2 layers of magnitude 10)"""
+    crop_area: float = _setting(0.08, "input", 0.0, 1.0)
+    """smallest share of an image that a random crop takes in mode scratch"""
     lr: float = _setting(3e-3, "optimization", 0.0, 100.0)
     """peak learning rate of AdamW"""
     weight_decay: float = _setting(0.01, "optimization", 0.0)
     """decoupled weight decay"""
+    decay: Literal["all", "matrices", "mumoe"] = _setting("all", "optimization")
+    """what decays: all parameters; matrices (no biases, no norms); mumoe: as matrices, but for the factors of
+    expert and output modes too (the paper's Mixer)"""
     beta1: float = _setting(0.9, "optimization", 0.0, 0.999999)
     """AdamW's first moment"""
     beta2: float = _setting(0.999, "optimization", 0.0, 0.999999)
     """AdamW's second moment"""
-    schedule: Literal["cosine", "one-cycle", "constant"] = _setting("one-cycle", "optimization")
+    schedule: Literal["cosine", "one-cycle", "linear", "constant"] = _setting("one-cycle", "optimization")
     """course of the learning rate after the warm-up"""
     warmup_steps: int = _setting(-1, "optimization", -1)
     """steps until the peak learning rate (-1: a tenth of the training)"""
+    lr_end: float = _setting(0.0, "optimization", 0.0, 100.0)
+    """learning rate at the end of the cosine and linear schedules"""
     clip: float = _setting(0.0, "optimization", 0.0)
     """largest norm of the gradient (0: no clipping)"""
     epochs: int = _setting(20, "optimization", 1)
     """passes over the training split"""
+    steps: int = _setting(0, "optimization", 0)
+    """optimizer steps, instead of epochs (0: as many as the epochs make)"""
     batch_size: int = _setting(256, "optimization", 1)
-    """images of one optimizer step, over all processes and accumulated parts"""
+    """images (or windows of text) of one optimizer step, over all processes and accumulated parts"""
     accumulate: int = _setting(1, "optimization", 1)
     """parts that a batch is cut into to save memory"""
     label_smoothing: float = _setting(0.0, "optimization", 0.0, 1.0)
     """share of the target given to all classes alike"""
+    mixup: float = _setting(0.0, "optimization", 0.0)
+    """alpha of Mixup in modes finetune and scratch: each pair of images shares Beta(alpha, alpha) (0: none)"""
     balance: float = _setting(0.01, "optimization", 0.0)
     """weight of the load-balancing loss of a sparse-moe head"""
     precision: Literal["fp32", "bf16", "fp16"] = _setting("fp32", "optimization")
@@ -107,6 +126,8 @@ class TrainConfig:
     """steps between two lines of metrics.jsonl"""
     eval_every: int = _setting(1, "job", 0)
     """epochs between evaluations on the validation split (0: only at the end)"""
+    eval_steps: int = _setting(0, "job", 0)
+    """steps between evaluations, instead of epochs (0: by epochs)"""
     checkpoint_every: int = _setting(0, "job", 0)
     """steps between checkpoints (0: at ends of epochs, at least half a minute apart)"""
     keep: int = _setting(2, "job", 1)
@@ -127,6 +148,8 @@ class TrainConfig:
         if self.shard and self.precision == "fp16":
             raise UserError("train: expected bf16 or fp32 with shard, got fp16. Take --precision bf16.")
         split = {key: tuple(_split(getattr(self, key))) for key in ("against", "track")}
+        if self.mixup and self.mode not in ("finetune", "scratch"):
+            raise UserError(f"train: expected mixup on images (mode finetune or scratch), got mode {self.mode!r}.")
         for name in split["track"]:
             if name not in ("wandb", "trackio"):
                 raise unknown_name("train", "tracker", name, ("wandb", "trackio"))

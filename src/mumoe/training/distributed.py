@@ -82,9 +82,9 @@ class SynchronizedBatchNorm(BatchNorm):
             setattr(synchronized, name, buffer)
         return synchronized.train(norm.training)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, shift: Tensor | None = None) -> Tensor:
         if not self.training or world_size() == 1:
-            return super().forward(input)
+            return super().forward(input, shift)
         count = input.new_tensor([input.shape[0]])
         dist.all_reduce(count)
         if count.item() < 2:
@@ -92,7 +92,8 @@ class SynchronizedBatchNorm(BatchNorm):
         mean = sum_over_processes(input.sum(0)) / count
         centred = input - mean
         variance = sum_over_processes(centred.square().sum(0)) / count
-        self.remember(mean.detach(), variance.detach(), int(count))
+        whole = mean.detach() if shift is None else mean.detach() + shift
+        self.remember(whole, variance.detach(), int(count))
         return centred * torch.rsqrt(variance + self.eps)
 
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mumoe.data.base import ImageData
 from mumoe.errors import JobError
 from mumoe.progress import Progress
 from mumoe.results import EvalResult
@@ -23,14 +22,18 @@ from mumoe.training import state
 from mumoe.training.checkpoint import CheckpointError, Snapshot, newest, prune, write
 from mumoe.training.config import TrainConfig
 from mumoe.training.distributed import agree, shard, synchronize_gates, wants_shard, world_size
-from mumoe.training.evaluation import evaluate_network, sum_of_losses
+from mumoe.training.evaluation import evaluate_split, evaluation_batch, sum_of_losses
+from mumoe.training.inputs import Data
+from mumoe.training.mixing import mix, share_of
 from mumoe.training.network import Network
+from mumoe.training.optimizer import make_optimizer
 from mumoe.training.run import RunFolder
 from mumoe.training.sampler import batches_per_epoch, derived_seed, epoch_batches, least_rows, shares
 from mumoe.training.schedule import learning_rate
 from mumoe.training.signals import Interrupted, StopRequest
 from mumoe.training.sources import Source
 from mumoe.training.trackers import Trackers
+from mumoe.training.whole import WholeNetwork
 
 __all__ = ["Engine"]
 
@@ -44,7 +47,7 @@ class Engine:
         config: The settings.
         network: What is trained; moved to the accelerator's device.
         source: Where batches come from.
-        data: The image set, for its splits and classes.
+        data: The image set or text, for its splits and classes.
         run: The run's folder, locked by the main process.
         accelerator: Accelerate's handle.
         progress: Whether to show progress.
@@ -53,9 +56,9 @@ class Engine:
     def __init__(
         self,
         config: TrainConfig,
-        network: Network,
+        network: Network | WholeNetwork,
         source: Source,
-        data: ImageData,
+        data: Data,
         run: RunFolder,
         accelerator: Any,
         *,
@@ -67,7 +70,7 @@ class Engine:
         self.per_epoch = batches_per_epoch(
             len(self.train_rows), config.batch_size, least_rows(config, accelerator.num_processes)
         )
-        self.total = self.per_epoch * config.epochs
+        self.total = config.steps or self.per_epoch * config.epochs
         self._prepare(network)
         self.step = 0
         self.saved = -1
@@ -75,12 +78,13 @@ class Engine:
         self.seconds = 0.0
         self._losses = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         self._unlogged = 0
+        self._evaluated: dict[tuple[str, int], EvalResult] = {}
         self._started = self._last_save = time.monotonic()
         self._log_bytes = 0
 
-    def _prepare(self, network: Network) -> None:
+    def _prepare(self, network: Network | WholeNetwork) -> None:
         """Put the network on the device, over the processes, and an optimizer on its parameters."""
-        self.network = network.to(self.accelerator.device).train()
+        self.network: Network | WholeNetwork = network.to(self.accelerator.device).train()
         if world_size() > 1:
             synchronize_gates(self.network)
         self.sharded = wants_shard(self.config)
@@ -88,14 +92,7 @@ class Engine:
             shard(self.network, self.accelerator.device)
         wrapped = self.network if self.sharded else self.accelerator.prepare_model(self.network)
         self.model: nn.Module = wrapped
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained,
-            lr=self.config.lr,
-            betas=(self.config.beta1, self.config.beta2),
-            weight_decay=self.config.weight_decay,
-        )
-        self.adamw = optimizer
+        self.adamw = optimizer = make_optimizer(self.network, self.config)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
 
     # Going on
@@ -161,7 +158,7 @@ class Engine:
             self.stop = stack.enter_context(StopRequest())
             self.bar = stack.enter_context(Progress(label, self.total - self.step, enabled=enabled))
             self._started = self._last_save = time.monotonic()
-            for epoch in range(self.step // self.per_epoch, self.config.epochs):
+            for epoch in range(self.step // self.per_epoch, math.ceil(self.total / self.per_epoch)):
                 self._epoch(epoch)
 
     def _trackers(self) -> Trackers:
@@ -170,7 +167,7 @@ class Engine:
 
     def _epoch(self, epoch: int) -> None:
         batches = epoch_batches(self.train_rows, self.config.batch_size, self.config.seed, epoch)
-        batches = batches[self.step % self.per_epoch :]
+        batches = batches[self.step % self.per_epoch :][: self.total - self.step]
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         parts = [p for batch in batches for p in shares(batch, self.config.accumulate, processes, rank)]
         with contextlib.closing(self.source.stream(parts, epoch)) as stream:  # type: ignore[type-var]
@@ -198,9 +195,15 @@ class Engine:
 
     def _loss(self, inputs: Tensor, labels: Tensor, size: int) -> Tensor:
         """This part's share of the batch's mean loss; the shares of all parts and processes add up to it."""
+        share, others = 1.0, labels
+        if self.config.mixup:
+            share = share_of(self.config.mixup, self.config.seed, self.step)
+            inputs, others = mix(inputs, labels, share)
         with self.accelerator.autocast():
             logits, balance = self.model(inputs)
         loss = sum_of_losses(logits, labels, self.config.label_smoothing) / size
+        if share < 1:
+            loss = share * loss + (1 - share) * sum_of_losses(logits, others, self.config.label_smoothing) / size
         parts = self.config.accumulate * int(self.accelerator.num_processes)
         return loss + self.config.balance * balance.float() / parts
 
@@ -228,7 +231,7 @@ class Engine:
         logs = self.step % self.config.log_every == 0 or self.step == self.total
         if logs:
             self._log_losses()
-        improved = epoch_ends and self._evaluation_due() and self._evaluate()
+        improved = self._evaluation_due(epoch_ends) and self._evaluate()
         stop = self._stops(logs or epoch_ends)
         if stop or self._save_due(epoch_ends, improved):
             self.save()
@@ -259,16 +262,22 @@ class Engine:
                 f"{self.run.path}: expected a finite loss, got {loss} by step {self.step}. Lower --lr, or set --clip 1."
             )
 
-    def _evaluation_due(self) -> bool:
+    def _evaluation_due(self, epoch_ends: bool) -> bool:
         if len(self.val_rows) == 0:
             return False
+        if self.step == self.total:
+            return True
+        if self.config.eval_steps:
+            return self.step % self.config.eval_steps == 0
         epoch, every = self.step // self.per_epoch, self.config.eval_every
-        return self.step == self.total or (every > 0 and epoch % every == 0)
+        return epoch_ends and every > 0 and epoch % every == 0
 
     def _evaluate(self) -> bool:
         """Evaluate on the validation split; whether it is the best so far."""
         result = self.evaluate("val")
-        epoch = self.step // self.per_epoch
+        epoch: float = self.step // self.per_epoch
+        if self.step % self.per_epoch:
+            epoch = round(self.step / self.per_epoch, 4)
         row = {"step": self.step, "epoch": epoch, "val_loss": result.loss, "val_accuracy": result.accuracy}
         self.log.write(row)
         if self.best is not None and result.accuracy <= self.best["accuracy"]:
@@ -277,18 +286,14 @@ class Engine:
         return True
 
     def evaluate(self, split: Literal["train", "val", "test"]) -> EvalResult:
-        """Evaluate the network as it is now on one split (collective)."""
-        batch_size = max(self.config.batch_size, 1024) if self.network.backbone is None else self.config.batch_size
-        tally = evaluate_network(
-            self.network,
-            self.source,
-            self.data.indices(split),
-            len(self.data.classes),
-            self.accelerator,
-            batch_size,
-        )
-        facts = {"run": str(self.run.path), "split": split, "step": self.step}
-        return tally.result(self.data.classes, multi_label=self.data.multi_label, **facts)
+        """Evaluate the network as it is now on one split (collective); the last answer is not computed again."""
+        if (split, self.step) in self._evaluated:
+            return self._evaluated[split, self.step]
+        facts = {"run": str(self.run.path), "step": self.step}
+        size = evaluation_batch(self.config, self.network)
+        found = evaluate_split(self.network, self.source, self.data, split, self.accelerator, size, **facts)
+        self._evaluated = {(split, self.step): found}
+        return found
 
     # Checkpoints
 

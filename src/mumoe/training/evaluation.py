@@ -1,9 +1,9 @@
-"""Loss and accuracy of a network over a split, by class or by attribute, over all processes."""
+"""Loss and accuracy of a network over a split, by class, by attribute or by kind of token, over all processes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mumoe.data.text import TextData
 from mumoe.results import EvalResult
+from mumoe.training.config import TrainConfig
 from mumoe.training.sampler import Indices
 from mumoe.training.sources import Source
 
-__all__ = ["Tally", "evaluate_network", "sum_of_losses"]
+__all__ = ["Tally", "evaluate_network", "evaluate_split", "evaluation_batch", "sum_of_losses"]
 
 
 def sum_of_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy summed over images; binary and averaged over attributes when labels are 0/1 rows.
+    """Cross-entropy summed over images or windows of text.
 
-    Smoothing moves that share of the target to all classes alike (binary: towards 1/2).
+    Binary and averaged over attributes when labels are 0/1 rows; averaged over tokens, in nats, when they are
+    (B, T) next tokens. Smoothing moves that share of the target to all classes alike (binary: towards 1/2).
     """
+    if labels.ndim == 2 and not labels.is_floating_point():
+        loss = F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=smoothing
+        )
+        return loss / labels.shape[1]
     if labels.ndim == 1:
         return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
     target = labels * (1 - smoothing) + smoothing / 2
@@ -35,35 +43,44 @@ class Tally:
     """Sums over the images seen: right answers and images of each class, and the loss.
 
     Attributes:
-        right: (num_classes,) images of the class answered right; multi-label: right answers about it.
-        images: (num_classes,) images of the class; multi-label: images that have the attribute.
-        loss: Scalar, summed over images.
-        count: Scalar, images.
+        right: (num_classes,) images of the class answered right; multi-label: right answers about it; text:
+            tokens of the kind that were the likeliest.
+        images: (num_classes,) images of the class; multi-label: images that have the attribute; text: tokens.
+        loss: Scalar, summed over images or windows.
+        count: Scalar, images or windows.
+        kinds: (vocabulary,) kind of each token, for text.
     """
 
     right: Tensor
     images: Tensor
     loss: Tensor
     count: Tensor
+    kinds: Tensor | None = None
 
     @classmethod
-    def empty(cls, num_classes: int, device: torch.device) -> Tally:
+    def empty(cls, num_classes: int, device: torch.device, kinds: Tensor | None = None) -> Tally:
         zeros = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
         wide = torch.float32 if device.type == "mps" else torch.float64
         scalars = torch.zeros(2, dtype=wide, device=device)
-        return cls(zeros[0], zeros[1], scalars[0], scalars[1])
+        return cls(zeros[0], zeros[1], scalars[0], scalars[1], kinds)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count one batch."""
         self.loss += sum_of_losses(logits, labels).to(self.loss.dtype)
         self.count += len(labels)
+        if self.kinds is not None:
+            self._add_classes(labels.flatten(), logits.flatten(0, 1).argmax(1), self.kinds)
+            return
         if labels.ndim == 2:
             self.right += ((logits > 0) == (labels > 0.5)).sum(0)
             self.images += (labels > 0.5).sum(0)
             return
-        right = labels[logits.argmax(1) == labels]
-        self.right += torch.bincount(right, minlength=len(self.right))
-        self.images += torch.bincount(labels, minlength=len(self.images))
+        self._add_classes(labels, logits.argmax(1))
+
+    def _add_classes(self, labels: Tensor, answers: Tensor, kinds: Tensor | None = None) -> None:
+        classes = labels if kinds is None else kinds[labels]
+        self.right += torch.bincount(classes[answers == labels], minlength=len(self.right))
+        self.images += torch.bincount(classes, minlength=len(self.images))
 
     def result(self, classes: Sequence[str], *, multi_label: bool, **facts: Any) -> EvalResult:
         """The tally as accuracies."""
@@ -80,17 +97,46 @@ class Tally:
         )
 
 
+def evaluation_batch(config: TrainConfig, network: Any) -> int:
+    """Rows evaluated together: many feature vectors, else as many as one training step holds at once."""
+    if network.on_features:
+        return max(config.batch_size, 1024)
+    return max(1, config.batch_size // config.accumulate)
+
+
+def evaluate_split(
+    network: nn.Module, source: Source, data: Any, split: str, accelerator: Any, batch_size: int, **facts: Any
+) -> EvalResult:
+    """Evaluate a network on one split of an image set or a text (collective)."""
+    kinds = None
+    if isinstance(data, TextData):
+        kinds = torch.from_numpy(data.token_classes).to(accelerator.device)
+    rows = data.indices(split)
+    tally = evaluate_network(network, source, rows, len(data.classes), accelerator, batch_size, kinds=kinds)
+    result = tally.result(data.classes, multi_label=data.multi_label, split=split, **facts)
+    if isinstance(data, TextData):
+        return replace(result, bits_per_byte=data.bits_per_byte(result.loss, split))
+    return result
+
+
 @torch.no_grad()
 def evaluate_network(
-    network: nn.Module, source: Source, rows: Indices, num_classes: int, accelerator: Any, batch_size: int
+    network: nn.Module,
+    source: Source,
+    rows: Indices,
+    num_classes: int,
+    accelerator: Any,
+    batch_size: int,
+    *,
+    kinds: Tensor | None = None,
 ) -> Tally:
-    """Tally a network over some images, each process taking its share of every batch.
+    """Tally a network over some images or windows, each process taking its share of every batch.
 
-    The network's training mode is put back afterwards.
+    `kinds` is the class of each token, for text. The network's training mode is put back afterwards.
     """
     batches = np.array_split(rows, max(1, -(-len(rows) // batch_size)))
     mine = [np.array_split(b, accelerator.num_processes)[accelerator.process_index] for b in batches]
-    tally = Tally.empty(num_classes, accelerator.device)
+    tally = Tally.empty(num_classes, accelerator.device, kinds)
     before = network.training
     network.eval()
     try:
@@ -104,5 +150,7 @@ def evaluate_network(
         network.train(before)
     if accelerator.num_processes == 1:
         return tally
-    sums = [accelerator.reduce(part, "sum") for part in (tally.right, tally.images, tally.loss, tally.count)]
-    return Tally(*sums)
+    right, images, loss, count = (
+        accelerator.reduce(part, "sum") for part in (tally.right, tally.images, tally.loss, tally.count)
+    )
+    return Tally(right, images, loss, count, kinds)

@@ -15,13 +15,17 @@ import torch
 from torch import nn
 
 from mumoe.data.base import ImageData
+from mumoe.data.text import TextData, load_text
 from mumoe.errors import UserError
 from mumoe.training.config import TrainConfig, parse_options
 from mumoe.training.network import Network, column_statistics, make_head
 from mumoe.training.sampler import derived_seed
-from mumoe.training.sources import FeatureSource, ImageSource, Source
+from mumoe.training.sources import FeatureSource, ImageSource, Source, TextSource
+from mumoe.training.whole import WHOLE, WholeNetwork, context_of, image_transform, make_whole
 
-__all__ = ["Inputs", "load_inputs", "make_network", "make_source"]
+__all__ = ["Data", "Inputs", "load_inputs", "make_network", "make_source"]
+
+Data = ImageData | TextData
 
 FEATURES = "features:"
 """Prefix of a data name that is a file of precomputed features."""
@@ -31,16 +35,17 @@ _tell = logging.getLogger("mumoe.training").warning
 
 @dataclass(frozen=True)
 class Inputs:
-    """An image set and what turns its images into features.
+    """An image set and what turns its images into features; or a text.
 
     Attributes:
-        data: The images, labels and splits.
-        backbone: Network with `num_features`, `transform` and `fingerprint`; None with ready features.
+        data: The images, labels and splits; or the text.
+        backbone: Network with `num_features`, `transform` and `fingerprint`; None with ready features, and where
+            a whole network is trained from random weights.
         features: (num_images, num_features) float32 in feature mode.
-        num_features: Width of the features.
+        num_features: Width of the features; 0 for a whole network.
     """
 
-    data: ImageData
+    data: Any
     backbone: Any
     features: npt.NDArray[np.float32] | None
     num_features: int
@@ -49,7 +54,9 @@ class Inputs:
     def facts(self) -> dict[str, Any]:
         """What run.json records, to find the same inputs again and to know them from others."""
         data, backbone = self.data, self.backbone
+        facts = {"vocabulary": data.tokenizer.vocabulary} if isinstance(data, TextData) else {}
         return {
+            **facts,
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
             "credits": list(data.credits),
             "classes": list(data.classes),
@@ -62,10 +69,10 @@ class Inputs:
 def load_inputs(
     config: TrainConfig,
     *,
-    data: ImageData | None = None,
+    data: Data | None = None,
     backbone: nn.Module | None = None,
     features: npt.NDArray[np.float32] | None = None,
-    before_features: Callable[[ImageData, int], None] | None = None,
+    before_features: Callable[[Any, int], None] | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Inputs:
@@ -73,9 +80,11 @@ def load_inputs(
 
     `before_features(data, num_features)` may check the rest of the job before the long extraction starts.
     """
+    if config.mode in WHOLE:
+        return _whole_inputs(config, data, before_features, progress)
     if data is None and features is None and config.data.startswith(FEATURES):
         data, features = load_precomputed(config)
-    found = data if data is not None else load_images(config, progress)
+    found: Any = data if data is not None else load_images(config, progress)
     if len(found.indices("train")) == 0:
         raise UserError(f"{found.name}: expected images in the training split, got none. Check its splits.")
     network: Any = backbone
@@ -89,6 +98,25 @@ def load_inputs(
     if features is None and config.mode == "features":
         features = cached_features(config, found, network, device, progress)
     return Inputs(found, network, features, width)
+
+
+def _whole_inputs(
+    config: TrainConfig, data: Data | None, check: Callable[[Any, int], None] | None, progress: bool
+) -> Inputs:
+    """The images or the text of a network trained from random weights."""
+    if data is None and config.mode == "text":
+        context = context_of(config)
+        data = load_text(config.data, context=context, cache_dir=config.cache_dir or None, progress=progress)
+    elif data is None:
+        data = load_images(config, progress)
+    if (config.mode == "text") != isinstance(data, TextData):
+        other = "text" if config.mode == "text" else "images"
+        raise UserError(f"train: expected {other} in mode {config.mode}, got {data.name}. Take another --mode.")
+    if len(data.indices("train")) == 0:
+        raise UserError(f"{data.name}: expected images in the training split, got none. Check its splits.")
+    if check is not None:
+        check(data, 0)
+    return Inputs(data, None, None, 0)
 
 
 def _check_features(features: npt.NDArray[np.float32], data: ImageData) -> int:
@@ -159,7 +187,7 @@ def cached_features(
 
 def with_seed(inputs: Inputs, config: TrainConfig) -> Inputs:
     """The inputs of another seed: the same, or with its own split of the same images."""
-    if not config.vary_split:
+    if not config.vary_split or config.mode == "text":
         return inputs
     if config.data.startswith(FEATURES):
         data, _ = load_precomputed(config)
@@ -170,10 +198,13 @@ def with_seed(inputs: Inputs, config: TrainConfig) -> Inputs:
     return replace(inputs, data=data)
 
 
-def make_network(config: TrainConfig, inputs: Inputs) -> Network:
+def make_network(config: TrainConfig, inputs: Inputs) -> Network | WholeNetwork:
     """A new network for these inputs, its initial weights a function of the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(config.seed, 0))
+        if config.mode in WHOLE:
+            vocabulary = int(inputs.facts.get("vocabulary", 0))
+            return make_whole(config, num_classes=len(inputs.data.classes), vocabulary=vocabulary)
         head = make_head(config, inputs.num_features, len(inputs.data.classes))
     if inputs.features is not None:
         if config.zscore:
@@ -183,7 +214,12 @@ def make_network(config: TrainConfig, inputs: Inputs) -> Network:
 
 
 def make_source(config: TrainConfig, inputs: Inputs, device: torch.device | str) -> Source:
-    """Batches of cached features, or of images through the backbone's own preprocessing."""
+    """Batches of cached features, of images through the network's own preprocessing, or of text."""
+    if config.mode == "text":
+        return TextSource(inputs.data, seed=config.seed, device=device)
+    if config.mode == "scratch":
+        train, plain = image_transform(config, True), image_transform(config, False)
+        return ImageSource(inputs.data, train, plain, seed=config.seed, workers=config.workers, device=device)
     if inputs.features is not None:
         return FeatureSource(inputs.features, inputs.data.labels, device)
     return ImageSource(

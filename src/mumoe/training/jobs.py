@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mumoe.data.base import SPLITS, ImageData
+from mumoe.data.base import SPLITS
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.models.heads import Head
 from mumoe.results import EvalResult, RunResult, TrainResult, to_json
@@ -27,10 +27,11 @@ from mumoe.training.compare import partner_spec, summarize
 from mumoe.training.config import TrainConfig, read_config
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
-from mumoe.training.evaluation import evaluate_network
+from mumoe.training.evaluation import evaluate_split, evaluation_batch
 from mumoe.training.files import write_atomic
 from mumoe.training.inputs import (
     FEATURES,
+    Data,
     Inputs,
     cached_features,
     load_backbone,
@@ -43,6 +44,7 @@ from mumoe.training.inputs import (
 from mumoe.training.network import Network, make_head, parameter_count
 from mumoe.training.run import RunFolder, check_free, write_group_config
 from mumoe.training.sampler import batches_per_epoch, least_rows
+from mumoe.training.whole import WHOLE, WholeNetwork, make_whole, partner_block
 
 __all__ = ["evaluate", "load_head", "load_run", "load_run_inputs", "resume", "train"]
 
@@ -62,7 +64,7 @@ class _Member:
 def train(
     config: TrainConfig,
     *,
-    data: ImageData | None = None,
+    data: Data | None = None,
     backbone: nn.Module | None = None,
     features: npt.NDArray[np.float32] | None = None,
     progress: bool = True,
@@ -100,7 +102,7 @@ def _file_name(text: str) -> str:
 def resume(
     run: str | Path,
     *,
-    data: ImageData | None = None,
+    data: Data | None = None,
     backbone: nn.Module | None = None,
     features: npt.NDArray[np.float32] | None = None,
     progress: bool = True,
@@ -126,7 +128,7 @@ def _run_job(config: TrainConfig, out: Path, given: Mapping[str, Any], progress:
     accelerator = make_accelerator(config)
     members: list[_Member] = []
 
-    def plan(found: ImageData, num_features: int) -> None:
+    def plan(found: Any, num_features: int) -> None:
         least = least_rows(config, accelerator.num_processes)
         batches_per_epoch(len(found.indices("train")), config.batch_size, least)
         members.extend(_plan(config, out, num_features, len(found.classes)))
@@ -151,11 +153,13 @@ def _run_job(config: TrainConfig, out: Path, given: Mapping[str, Any], progress:
 def _plan(config: TrainConfig, out: Path, num_features: int, num_classes: int) -> list[_Member]:
     """All runs of a job; every head is built once on paper, so that a wrong one is told before any work."""
 
-    partners = [partner_spec(config, partner, num_features, num_classes) for partner in config.against]
-    heads = list(dict.fromkeys([config.head, *partners]))
+    heads = list(dict.fromkeys([config.head, *_partners(config, num_features, num_classes)]))
     for head in heads:
         with torch.device("meta"):
-            make_head(config.replace(head=head), num_features, num_classes)
+            if config.mode in WHOLE:
+                make_whole(config.replace(head=head), num_classes=num_classes, vocabulary=num_classes)
+            else:
+                make_head(config.replace(head=head), num_features, num_classes)
     seeds = range(config.seed, config.seed + config.seeds)
     members = []
     for seed in seeds:
@@ -165,6 +169,12 @@ def _plan(config: TrainConfig, out: Path, num_features: int, num_classes: int) -
             single = config.replace(head=head, seed=seed, seeds=1, against=(), out="")
             members.append(_Member(path, single))
     return members
+
+
+def _partners(config: TrainConfig, num_features: int, num_classes: int) -> list[str]:
+    if config.mode in WHOLE:
+        return [partner_block(config, partner) for partner in config.against]
+    return [partner_spec(config, partner, num_features, num_classes) for partner in config.against]
 
 
 def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: bool) -> RunResult:
@@ -284,16 +294,25 @@ def load_head(run: str | Path) -> tuple[Head, TrainConfig, dict[str, Any]]:
         UserError: If the path is no run.
         JobError: If it has no whole checkpoint; damaged ones are named in a warning and the next is taken.
     """
-    if RunFolder.open(run).config().mode == "finetune":
+    mode = RunFolder.open(run).config().mode
+    if mode in WHOLE:
+        raise UserError(
+            f"{run}: expected a run that trained a head, got one of mode {mode}, which trained a whole network. "
+            "Take load_run."
+        )
+    if mode == "finetune":
         model, config, facts = load_run(run)
         assert isinstance(model.head, Head)
         return model.head, config, facts
     network, config, facts = _load_network(run, None)
+    assert isinstance(network, Network)
     return network.head, config, facts
 
 
 def load_run(run: str | Path, *, backbone: nn.Module | None = None) -> tuple[nn.Module, TrainConfig, dict[str, Any]]:
     """The trained model of a run (images -> logits), in eval mode, with its config and facts.
+
+    A whole network comes as it is: an MLP-Mixer, or a GPT-2 of Hugging Face's kind.
 
     Raises:
         UserError: If the path is no run, the run was trained on features whose backbone is not known, or the
@@ -304,12 +323,17 @@ def load_run(run: str | Path, *, backbone: nn.Module | None = None) -> tuple[nn.
 
     opened = RunFolder.open(run)
     config = opened.config()
+    if config.mode in WHOLE:
+        whole, config, facts = _load_network(run, None)
+        assert isinstance(whole, WholeNetwork)
+        return whole.model, config, facts
     if config.data.startswith(FEATURES):
         raise UserError(f"{run}: expected a run on images, got one on {config.data!r}. Take load_head.")
     if backbone is None:
         frozen = config.mode == "features"
         backbone = load_backbone(config if frozen else config.replace(pretrained=False, weights=""))
     network, config, facts = _load_network(run, backbone)
+    assert isinstance(network, Network)
     if config.mode == "features" and facts["backbone"] != str(getattr(backbone, "fingerprint", "")):
         raise UserError(
             f"{run}: expected the backbone weights that the head was trained on, got others. "
@@ -321,7 +345,7 @@ def load_run(run: str | Path, *, backbone: nn.Module | None = None) -> tuple[nn.
 def load_run_inputs(
     run: str | Path,
     *,
-    data: ImageData | None = None,
+    data: Data | None = None,
     backbone: nn.Module | None = None,
     features: npt.NDArray[np.float32] | None = None,
     progress: bool = True,
@@ -336,10 +360,10 @@ def load_run_inputs(
     """
     opened = RunFolder.open(run)
     config = opened.config()
-    if config.mode == "features":
+    if config.mode in ("features", *WHOLE):
         inputs = load_inputs(config, data=data, backbone=backbone, features=features, progress=progress)
     else:
-        found = load_images(config, progress) if data is None else data
+        found: Any = load_images(config, progress) if data is None else data
         trained: Any = load_run(run, backbone=backbone)[0].backbone
         seen = cached_features(config, found, trained, "cpu", progress) if features is None else features
         inputs = Inputs(found, trained, seen, int(seen.shape[1]))
@@ -348,17 +372,23 @@ def load_run_inputs(
     return inputs
 
 
-def _load_network(run: str | Path, backbone: nn.Module | None) -> tuple[Network, TrainConfig, dict[str, Any]]:
+def _load_network(
+    run: str | Path, backbone: nn.Module | None
+) -> tuple[Network | WholeNetwork, TrainConfig, dict[str, Any]]:
     opened = RunFolder.open(run)
     config, facts = opened.config(), opened.facts()
-    head = make_head(config, int(facts["num_features"]), len(facts["classes"]))
-    network = Network(head, None if config.mode == "features" else backbone)
+    network: Network | WholeNetwork
+    if config.mode in WHOLE:
+        network = make_whole(config, num_classes=len(facts["classes"]), vocabulary=int(facts.get("vocabulary", 0)))
+    else:
+        head = make_head(config, int(facts["num_features"]), len(facts["classes"]))
+        network = Network(head, None if config.mode == "features" else backbone)
     found = _chosen(opened, config, network)
     state.restore_model(network, found.tensors["model"])
     return network.eval(), config, {**facts, "step": found.step}
 
 
-def _chosen(run: RunFolder, config: TrainConfig, network: Network) -> Snapshot:
+def _chosen(run: RunFolder, config: TrainConfig, network: nn.Module) -> Snapshot:
     """The checkpoint that is a run's result so far: the best if the run selects it, else the newest."""
     check = state.check_fit(network)
     found = newest(run.checkpoints, check, _tell)
@@ -379,7 +409,7 @@ def evaluate(
     run: str | Path,
     split: str = "test",
     *,
-    data: ImageData | None = None,
+    data: Data | None = None,
     backbone: nn.Module | None = None,
     features: npt.NDArray[np.float32] | None = None,
     progress: bool = True,
@@ -398,13 +428,11 @@ def evaluate(
     given: dict[str, Any] = {"data": data, "backbone": backbone, "features": features}
     inputs = load_inputs(config, **given, device=accelerator.device, progress=progress)
     _check_same(opened, inputs)
-    rows = inputs.data.indices(split)  # type: ignore[arg-type]
-    if len(rows) == 0:
+    if len(inputs.data.indices(split)) == 0:
         raise UserError(f"evaluate: expected images in the {split} split of {config.data}, got none.")
     network, config, facts = _load_network(run, inputs.backbone)
     source = make_source(config, inputs, accelerator.device)
-    size = config.batch_size if network.backbone is not None else max(config.batch_size, 1024)
     network = network.to(accelerator.device)
-    tally = evaluate_network(network, source, rows, len(inputs.data.classes), accelerator, size)
-    facts = {"run": str(run), "split": split, "step": facts["step"]}
-    return tally.result(inputs.data.classes, multi_label=inputs.data.multi_label, **facts)
+    facts = {"run": str(run), "step": facts["step"]}
+    size = evaluation_batch(config, network)
+    return evaluate_split(network, source, inputs.data, split, accelerator, size, **facts)

@@ -62,6 +62,11 @@ class Network(nn.Module):
         self.head = head
         self.backbone = backbone
 
+    @property
+    def on_features(self) -> bool:
+        """Whether it reads features: then batches can be large when it is evaluated."""
+        return self.backbone is None
+
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         features = inputs if self.backbone is None else self.backbone(inputs)
         return self.head.forward_with_loss(features)

@@ -15,7 +15,8 @@ _START, _END = 1 / 25, 1 / 250_000
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     """Learning rate of step `step` (from 0) out of `total`.
 
-    cosine: linear warm-up from 0, then half a cosine to 0. constant: linear warm-up, then the peak.
+    cosine: linear warm-up from 0, then half a cosine to `lr_end`. linear: the same along a line. constant: linear
+    warm-up, then the peak.
     one-cycle: half a cosine up from a 25th of the peak, then half a cosine down to a 250,000th.
     """
     warmup = config.warmup_steps if config.warmup_steps >= 0 else math.ceil(total / 10)
@@ -25,7 +26,10 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
         return config.lr * (step + 1) / warmup
     if config.schedule == "constant":
         return config.lr
-    return config.lr * _cosine(1.0, 0.0, (step - warmup) / max(total - warmup, 1))
+    done = min((step - warmup) / max(total - warmup, 1), 1.0)
+    if config.schedule == "linear":
+        return config.lr + (config.lr_end - config.lr) * done
+    return config.lr * _cosine(1.0, config.lr_end / config.lr if config.lr else 0.0, done)
 
 
 def _one_cycle(step: int, warmup: int, total: int) -> float:

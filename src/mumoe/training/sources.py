@@ -1,4 +1,4 @@
-"""Where batches come from: a matrix of cached features, or image files through loader workers."""
+"""Where batches come from: a matrix of cached features, image files through loader workers, or tokens."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mumoe.data.base import ImageData
+from mumoe.data.text import TextData
 from mumoe.errors import JobError
 from mumoe.training.sampler import Indices, derived_seed
 
-__all__ = ["FeatureSource", "ImageSource", "Source", "label_tensor"]
+__all__ = ["FeatureSource", "ImageSource", "Source", "TextSource", "label_tensor"]
 
 _KEEP_ON_DEVICE = 1 << 30
 
@@ -110,6 +111,30 @@ class ImageSource:
             if isinstance(inputs, str):
                 raise JobError(f"{self.data.name}: {inputs}")
             yield inputs.to(self.device, non_blocking=True), labels[rows].to(self.device, non_blocking=True)
+
+
+class TextSource:
+    """Windows of a memory-mapped text, without a loader.
+
+    In training the grid of windows is shifted by an amount that is a function of (seed, epoch).
+
+    Args:
+        data: The text.
+        seed: Seed of the shifts.
+        device: Where batches go.
+    """
+
+    def __init__(self, data: TextData, *, seed: int, device: torch.device | str = "cpu") -> None:
+        self.data, self.seed, self.device = data, seed, torch.device(device)
+
+    def stream(self, batches: Sequence[Indices], epoch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens (B, context) and the tokens that follow each (B, context), of each batch."""
+        shift = 0 if epoch is None else derived_seed(self.seed, epoch, 3) % self.data.context
+        for batch in batches:
+            windows = [self.data.window(int(row), shift) for row in batch]
+            tokens = torch.from_numpy(np.stack(windows)) if windows else torch.empty(0, self.data.context + 1).long()
+            tokens = tokens.to(self.device)
+            yield tokens[:, :-1], tokens[:, 1:]
 
 
 class _Images(Dataset[tuple[Tensor | str, int]]):

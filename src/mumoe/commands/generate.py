@@ -1,0 +1,104 @@
+"""`mumoe generate`: text from a trained language model, with experts scaled on request."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from mumoe.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Write text with a trained language model."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """folder of a run of mode text"""
+    prompt: str = ""
+    """how the text begins (empty: a new document)"""
+    tokens: int = 64
+    """tokens to write"""
+    samples: int = 1
+    """texts to write, from seed, seed + 1, ..."""
+    temperature: float = 0.8
+    """of the sampling; 0 takes the likeliest token each time"""
+    top_k: int = 0
+    """sample among so many of the likeliest tokens (0: all)"""
+    seed: int = 0
+    """seed of the sampling"""
+    scale: tuple[str, ...] = ()
+    """experts to scale as LAYER:EXPERT=FACTOR, e.g. 0:17=3 (layer 0, expert 17, three times; 0 ablates it)"""
+
+
+def run(options: Options) -> None:
+    """Generate and print."""
+    from mumoe.models.gpt2 import generate_text
+    from mumoe.training.jobs import load_run
+    from mumoe.training.run import RunFolder
+
+    config = RunFolder.open(options.run).config()
+    if config.mode != "text":
+        raise UserError(f"mumoe generate: expected a run of mode text, got mode {config.mode!r}. Give another run.")
+    if options.samples < 1:
+        raise UserError(f"mumoe generate: expected samples >= 1, got {options.samples}.")
+    wishes = [_wish(text) for text in options.scale]
+    model, _, _ = load_run(options.run)
+    tokenizer = _tokenizer(options.run)
+    with _scaled(model, wishes):
+        for number in range(options.samples):
+            text = generate_text(
+                model,
+                tokenizer,
+                options.prompt,
+                options.tokens,
+                temperature=options.temperature,
+                top_k=options.top_k,
+                seed=options.seed + number,
+            )
+            sys.stdout.write(text.replace("\0", "\n") + "\n" + "---\n" * (number + 1 < options.samples))
+
+
+def _wish(text: str) -> tuple[int, int, float]:
+    """``0:17=3`` as layer, expert and factor."""
+    place, _, factor = text.partition("=")
+    layer, _, expert = place.partition(":")
+    try:
+        return int(layer), int(expert), float(factor)
+    except ValueError:
+        raise UserError(
+            f"mumoe generate: expected --scale LAYER:EXPERT=FACTOR, got {text!r}. Write e.g. 0:17=3."
+        ) from None
+
+
+def _tokenizer(run: str) -> Any:
+    from mumoe.training.jobs import load_run_inputs
+
+    return load_run_inputs(run, progress=True).data.tokenizer
+
+
+@contextlib.contextmanager
+def _scaled(model: nn.Module, wishes: list[tuple[int, int, float]]) -> Any:
+    """The model with these experts scaled."""
+    from mumoe.analysis.capturing import expert_layers
+    from mumoe.analysis.text import steer
+
+    layers = list(expert_layers(model).values())
+    with contextlib.ExitStack() as stack:
+        for layer, expert, factor in wishes:
+            if not 0 <= layer < len(layers):
+                raise UserError(
+                    f"mumoe generate: expected a layer in 0..{len(layers) - 1}, got {layer}. Take one of these."
+                    if layers
+                    else "mumoe generate: expected a model with MuMoE layers, got one without. Leave --scale out."
+                )
+            stack.enter_context(steer(layers[layer], {expert: factor}))
+        yield

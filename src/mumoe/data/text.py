@@ -1,0 +1,309 @@
+"""Text as tokens on the disk, cut into windows: what a language model is trained on.
+
+A text is a folder with one file of tokens for each split, flat unsigned integers read through a memory map, and a
+``meta.json`` that says what they are; `data.tokenizing` writes it. Rows, as the training loop counts them, are
+windows of `context` tokens and the one after each. In training the windows' grid is shifted by another amount in
+each epoch, a function of the seed and the epoch alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from keyword import kwlist
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mumoe.data.base import SPLITS
+from mumoe.errors import JobError, UserError, require, unknown_name
+
+__all__ = [
+    "META",
+    "TEXTS",
+    "TOKEN_CLASSES",
+    "ByteTokenizer",
+    "FileTokenizer",
+    "TextData",
+    "Tokenizer",
+    "classify",
+    "load_text",
+    "open_text",
+    "open_tokenizer",
+]
+
+META = "meta.json"
+FORMAT = 1
+BYTES = "bytes"
+TEXTS = ("stdlib", "tokens:FOLDER")
+
+TOKEN_CLASSES = ("keyword", "lower case", "upper case", "digit", "space", "newline", "bracket", "punctuation", "other")
+"""Kinds of tokens, from the most to the least special; `classify` gives each token one."""
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back.
+
+    Attributes:
+        vocabulary: Number of tokens.
+        end: The token between two documents.
+    """
+
+    vocabulary: int
+    end: int
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of some texts, without separators."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens; what is no whole character becomes U+FFFD."""
+        ...
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token by itself."""
+        ...
+
+
+class ByteTokenizer:
+    """Every byte of UTF-8 a token; byte 0 between documents."""
+
+    vocabulary, end = 256, 0
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.replace("\0", " ").encode("utf-8")) for text in texts]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes([int(token) for token in tokens]).decode("utf-8", errors="replace")
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        return [chr(token) if token < 128 else "\ufffd" for token in tokens]
+
+
+class FileTokenizer:
+    """A tokenizer of Hugging Face's ``tokenizers``, from its tokenizer.json.
+
+    Args:
+        path: The file. Its token ``<|endoftext|>``, or the last special one it has, stands between documents.
+
+    Raises:
+        UserError: If the file is no tokenizer, or has no such token.
+    """
+
+    def __init__(self, path: Path) -> None:
+        tokenizers = require("tokenizers", "text", "tokenizer")
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise UserError(f"tokenizer: expected a tokenizer.json, got {str(path)!r} ({error}).") from None
+        self.vocabulary = int(self._tokenizer.get_vocab_size())
+        special = {str(token): number for number, token in self._tokenizer.get_added_tokens_decoder().items()}
+        end = self._tokenizer.token_to_id("<|endoftext|>")
+        if end is None and not special:
+            raise UserError(f"tokenizer: expected a special token to end documents with, got none in {str(path)!r}.")
+        self.end = int(max(special.values()) if end is None else end)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [found.ids for found in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        return [self.decode([token]) for token in tokens]
+
+
+def open_tokenizer(name: str, folder: Path | None = None) -> Tokenizer:
+    """``bytes``, or a tokenizer.json: a path, or a file name within `folder`.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    if name == BYTES:
+        return ByteTokenizer()
+    path = Path(name).expanduser() if folder is None else folder / name
+    if not path.is_file():
+        raise UserError(f"tokenizer: expected {BYTES!r} or a tokenizer.json, got {name!r}, which does not exist.")
+    return FileTokenizer(path)
+
+
+_WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+
+
+def classify(pieces: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The class of each token of a text, as positions in `TOKEN_CLASSES`.
+
+    A token is of class ``keyword`` where its letters lie in a whole word that is a keyword of Python, wherever
+    the tokens are cut; else its first character that is no space decides, and a token of spaces is ``space``
+    or, with a line's end in it, ``newline``.
+    """
+    text = "".join(pieces)
+    ends = np.cumsum([len(piece) for piece in pieces])
+    keyword = np.zeros(len(text) + 1, dtype=bool)
+    for word in _WORD.finditer(text):
+        if word[0] in _KEYWORDS:
+            keyword[word.start() : word.end()] = True
+    codes = np.empty(len(pieces), dtype=np.int64)
+    for position, (piece, end) in enumerate(zip(pieces, ends, strict=True)):
+        bare = piece.lstrip()
+        inside = bool(keyword[end - len(bare)]) if bare else False
+        codes[position] = 0 if inside else TOKEN_CLASSES.index(_kind(piece, bare))
+    return codes
+
+
+_KEYWORDS = frozenset(kwlist)
+
+
+def _kind(piece: str, bare: str) -> str:
+    if not bare:
+        return "newline" if "\n" in piece else "space" if piece else "other"
+    first = bare[0]
+    if first.isalpha() or first == "_":
+        return "upper case" if first.isupper() else "lower case"
+    if first.isdigit():
+        return "digit"
+    if first in "()[]{}<>":
+        return "bracket"
+    return "punctuation" if first in string.punctuation else "other"
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A tokenized text as rows of windows; what `ImageData` is for images.
+
+    Attributes:
+        name: What the user asked for.
+        tokens: Split -> (tokens,) unsigned integers, memory-mapped.
+        context: Tokens of a window, before the one that follows.
+        tokenizer: Its tokenizer.
+        tokenizer_name: ``bytes``, or the file in the folder.
+        text_bytes: Split -> bytes of UTF-8 in it.
+        fingerprint: Hex digest of the tokens.
+        folder: Where it is.
+        credits: Licence and attribution lines.
+    """
+
+    name: str
+    tokens: Mapping[str, npt.NDArray[Any]]
+    context: int
+    tokenizer: Tokenizer
+    tokenizer_name: str
+    text_bytes: Mapping[str, int]
+    fingerprint: str
+    folder: Path
+    credits: tuple[str, ...] = ()
+
+    multi_label = False
+    classes = TOKEN_CLASSES
+
+    @functools.cached_property
+    def rows(self) -> dict[str, int]:
+        """Windows of each split; every shift of a window of train fits too."""
+        counts = {name: (len(self.tokens[name]) - 1) // self.context for name in ("val", "test")}
+        return {"train": max((len(self.tokens["train"]) - self.context) // self.context, 0), **counts}
+
+    def __len__(self) -> int:
+        return sum(self.rows.values())
+
+    def indices(self, split: Literal["train", "val", "test"]) -> npt.NDArray[np.int64]:
+        """Rows of a split; those of train come first, then val, then test."""
+        start = sum(self.rows[name] for name in SPLITS[: SPLITS.index(split)])
+        return np.arange(start, start + self.rows[split], dtype=np.int64)
+
+    def window(self, row: int, shift: int = 0) -> npt.NDArray[np.int64]:
+        """(context + 1,) tokens of a row, `shift` tokens on (in train alone)."""
+        for name in SPLITS:
+            if row < self.rows[name]:
+                start = row * self.context + (shift if name == "train" else 0)
+                return self.tokens[name][start : start + self.context + 1].astype(np.int64)
+            row -= self.rows[name]
+        raise IndexError(row)
+
+    @functools.cached_property
+    def token_classes(self) -> npt.NDArray[np.int64]:
+        """(vocabulary,) class of each token by itself, for the tallies of an evaluation."""
+        pieces = self.tokenizer.pieces(range(self.tokenizer.vocabulary))
+        return np.array([int(classify([piece])[0]) for piece in pieces], dtype=np.int64)
+
+    def bits_per_byte(self, loss: float, split: str) -> float:
+        """A mean loss in nats per token, as bits per byte of the split's text."""
+        return loss / float(np.log(2)) * len(self.tokens[split]) / max(self.text_bytes[split], 1)
+
+
+def load_text(name: str, *, context: int, cache_dir: str | None = None, progress: bool = True) -> TextData:
+    """A text by name: ``stdlib`` (documentation in every Python installation) or ``tokens:FOLDER``.
+
+    Raises:
+        UserError: For an unknown name or a folder without tokens, or a context longer than its text.
+    """
+    if name.startswith("tokens:"):
+        return open_text(Path(name.removeprefix("tokens:")).expanduser(), name, context=context)
+    if name != "stdlib":
+        raise unknown_name("train", "text", name, TEXTS)
+    from mumoe.data.stdlib_text import stdlib_folder
+
+    return open_text(stdlib_folder(cache_dir, progress=progress), name, context=context)
+
+
+def open_text(folder: Path, name: str = "", *, context: int) -> TextData:
+    """The text in a folder that `data.tokenizing` wrote.
+
+    Raises:
+        UserError: If the folder holds none, or its training split is shorter than a window.
+        JobError: If its files are damaged.
+    """
+    meta = _meta(folder)
+    try:
+        kind, splits = np.dtype(meta["dtype"]), dict(meta["splits"])
+        tokens = {split: _map(folder / f"{split}.bin", kind, int(splits[split]["tokens"])) for split in SPLITS}
+        sizes = {split: int(splits[split]["bytes"]) for split in SPLITS}
+        digest = str(meta["fingerprint"])
+        tokenizer_name = str(meta["tokenizer"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise JobError(
+            f"{folder}: expected whole tokens, got: {error}. Write them again with mumoe tokenize."
+        ) from None
+    credits = tuple(str(line) for line in meta.get("credits", ()))
+    tokenizer = open_tokenizer(tokenizer_name, folder)
+    data = TextData(
+        name or f"tokens:{folder}", tokens, context, tokenizer, tokenizer_name, sizes, digest, folder, credits
+    )
+    if data.rows["train"] < 1:
+        raise UserError(
+            f"{data.name}: expected a training text of at least {2 * context:,} tokens for a context of "
+            f"{context:,}, got {len(tokens['train']):,}. Take a smaller context, or more text."
+        )
+    return data
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    path = folder / META
+    if not path.is_file():
+        raise UserError(
+            f"text: expected a folder of tokens, got {str(folder)!r} without {META}. "
+            "Write one with: mumoe tokenize FILES --out FOLDER"
+        )
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JobError(f"{path}: expected JSON, got {error}. Write it again with mumoe tokenize.") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise JobError(f"{path}: expected tokens of format {FORMAT}, got others. Write them again with mumoe tokenize.")
+    return meta
+
+
+def _map(path: Path, kind: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    if kind.kind != "u":
+        raise ValueError(f"dtype {kind}")
+    size = path.stat().st_size if path.is_file() else -1
+    if size != count * kind.itemsize:
+        raise ValueError(f"{path.name} of {size} bytes instead of {count * kind.itemsize}")
+    if count == 0:
+        return np.zeros(0, dtype=kind)
+    return np.memmap(path, dtype=kind, mode="r", shape=(count,))

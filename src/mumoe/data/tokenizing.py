@@ -1,0 +1,196 @@
+"""Write a text as tokens: from text, JSON-lines or parquet files, document by document, in bounded memory.
+
+A document goes to val or test by a digest of its text, so that the split depends neither on the order of the
+files nor on their number, and equal documents never lie on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mumoe.data.base import SPLITS
+from mumoe.data.text import BYTES, FORMAT, META, Tokenizer, open_tokenizer
+from mumoe.errors import JobError, UserError, require
+
+__all__ = ["documents_of", "split_of", "tokenize", "write_tokens"]
+
+SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet")
+_AT_ONCE = 1 << 22
+"""Characters that are encoded together."""
+
+
+def tokenize(
+    files: Sequence[str | Path],
+    out: str | Path,
+    *,
+    tokenizer: str = BYTES,
+    val: float = 0.005,
+    test: float = 0.005,
+    column: str = "text",
+    credits: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Tokenize files into a new folder for `text.open_text`; it appears when all of it is written.
+
+    Args:
+        files: Text files (each a document), ``.jsonl`` and ``.parquet`` files (each row a document), or folders
+            of such.
+        out: The new folder.
+        tokenizer: ``bytes``, or a tokenizer.json, which is copied into the folder.
+        val: Share of the documents that go to the validation split.
+        test: Share that goes to the test split.
+        column: Field or column of the text.
+        credits: Licence and attribution lines to keep with it.
+
+    Returns:
+        What meta.json says.
+
+    Raises:
+        UserError: If there is no such file or tokenizer, or `out` exists.
+        JobError: If a file cannot be read.
+    """
+    folder = Path(out).expanduser()
+    if folder.exists():
+        raise UserError(
+            f"mumoe tokenize: expected a new folder, got {str(folder)!r}, which exists. Give another --out."
+        )
+    if min(val, test) < 0 or val + test >= 1:
+        raise UserError(f"mumoe tokenize: expected shares that leave some for train, got val={val}, test={test}.")
+    paths = _files(files)
+    made = open_tokenizer(tokenizer)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        name = BYTES
+        if tokenizer != BYTES:
+            name = "tokenizer.json"
+            shutil.copyfile(Path(tokenizer).expanduser(), part / name)
+        documents = (text for path in paths for text in documents_of(path, column))
+        meta = write_tokens(part, documents, made, name, val=val, test=test, credits=credits)
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return meta
+
+
+def _files(names: Sequence[str | Path]) -> list[Path]:
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            paths += sorted(found for found in path.rglob("*") if found.suffix in SUFFIXES)
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise UserError(f"mumoe tokenize: expected a file or folder, got {str(path)!r}, which does not exist.")
+    if not paths:
+        raise UserError(f"mumoe tokenize: expected files of {', '.join(SUFFIXES)}, got none.")
+    return paths
+
+
+def documents_of(path: Path, column: str = "text") -> Iterator[str]:
+    """The documents of a file, one at a time.
+
+    Raises:
+        JobError: If it cannot be read, or has no such column.
+    """
+    try:
+        if path.suffix == ".parquet":
+            yield from _rows(path, column)
+        elif path.suffix == ".jsonl":
+            with path.open(encoding="utf-8") as file:
+                for line in file:
+                    yield str(json.loads(line)[column])
+        else:
+            yield path.read_text(encoding="utf-8")
+    except KeyError:
+        raise JobError(f"{path}: expected a column {column!r}, got none. Name it with --column.") from None
+    except (OSError, ValueError) as error:
+        raise JobError(f"{path}: expected a text, got: {' '.join(str(error).split())[:200]}.") from None
+
+
+def _rows(path: Path, column: str) -> Iterator[str]:
+    parquet = require("pyarrow.parquet", "data", "mumoe tokenize")
+    with parquet.ParquetFile(path) as file:
+        if column not in file.schema_arrow.names:
+            raise KeyError(column)
+        for batch in file.iter_batches(batch_size=1000, columns=[column]):
+            yield from (str(text) for text in batch.column(0).to_pylist() if text is not None)
+
+
+def split_of(text: str, val: float, test: float) -> str:
+    """The split of a document, by its content."""
+    place = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+    return "val" if place < val else "test" if place < val + test else "train"
+
+
+def write_tokens(
+    folder: Path,
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    tokenizer_name: str,
+    *,
+    val: float,
+    test: float,
+    credits: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write the token files and meta.json of some documents into an empty folder; returns what meta.json says.
+
+    Raises:
+        UserError: If there is no document.
+    """
+    kind = np.dtype("uint8" if tokenizer.vocabulary <= 256 else "uint16" if tokenizer.vocabulary <= 65536 else "uint32")
+    counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
+    digest = hashlib.sha256(f"{tokenizer_name} {kind}".encode())
+    files = {split: (folder / f"{split}.bin").open("wb") for split in SPLITS}
+    try:
+        for texts in _groups(documents):
+            for text, ids in zip(texts, tokenizer.encode_all(texts), strict=True):
+                split = split_of(text, val, test)
+                values = np.array([*ids, tokenizer.end], dtype=kind)
+                files[split].write(values.tobytes())
+                digest.update(split.encode() + values.tobytes())
+                count = counts[split]
+                count["documents"] += 1
+                count["tokens"] += len(values)
+                count["bytes"] += len(text.encode("utf-8", "replace"))
+    finally:
+        for file in files.values():
+            file.close()
+    if not counts["train"]["documents"]:
+        raise UserError("mumoe tokenize: expected documents for the training split, got none. Give more files.")
+    meta = {
+        "format": FORMAT,
+        "tokenizer": tokenizer_name,
+        "vocabulary": tokenizer.vocabulary,
+        "dtype": str(kind),
+        "splits": counts,
+        "fingerprint": digest.hexdigest(),
+        "credits": list(credits),
+    }
+    (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    return meta
+
+
+def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in groups of bounded length, empty ones left out."""
+    group: list[str] = []
+    size = 0
+    for text in documents:
+        if not text.strip():
+            continue
+        group.append(text)
+        size += len(text)
+        if size >= _AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

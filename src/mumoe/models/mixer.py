@@ -1,0 +1,180 @@
+"""MLP-Mixer with every MLP, of tokens and of channels, a mixture of experts: timm's network, our blocks.
+
+The sizes of S/16 are the defaults: 8 layers of width 512, a token MLP of 256 and a channel MLP of 2048, 16-pixel
+patches of 224-pixel images, 18,528,264 parameters with 1,000 classes. Ranks are matched to each MLP by itself, so
+that the networks of a comparison have equally many parameters layer by layer.
+
+Wirings. The first version of the paper puts one mixture, without a nonlinearity of its own, in the place of a
+two-layer MLP: with 128 experts and a CP rank of 3.25 times the width that comes to 19,652,880 parameters, its
+"19M"; a two-layer block of that rank would have 79 million. That is ``wiring="layer"``. The later version has two
+layers under one gate with 64 experts, ``wiring="block"``, the default.
+
+Source: Tolstikhin et al. 2021; Oldfield et al. 2024, appendix F, and the later version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
+from timm.models.mlp_mixer import MlpMixer
+from torch import nn
+
+from mumoe.errors import UserError, unknown_name
+from mumoe.models.block_specs import BlockSpec, block_parameters, build_block
+
+__all__ = ["MIXERS", "MixerShape", "create_mixer", "mixer_parameters", "resized"]
+
+
+@dataclass(frozen=True)
+class MixerShape:
+    """Sizes of a Mixer.
+
+    Attributes:
+        image_size: Side of the images in pixels.
+        patch_size: Side of a patch in pixels.
+        depth: Layers, each with a token and a channel MLP.
+        width: Channels.
+        token_hidden: Hidden width of the token MLPs.
+        channel_hidden: Hidden width of the channel MLPs.
+    """
+
+    image_size: int = 224
+    patch_size: int = 16
+    depth: int = 8
+    width: int = 512
+    token_hidden: int = 256
+    channel_hidden: int = 2048
+
+    @property
+    def tokens(self) -> int:
+        """Number of patches."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def check(self) -> MixerShape:
+        """Return the shape, or raise a one-line `UserError`."""
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"mixer: expected {name} as a whole number >= 1, got {value!r}.")
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"mixer: expected an image_size that is a multiple of patch_size={self.patch_size}, "
+                f"got {self.image_size}. Change one of them."
+            )
+        return self
+
+
+MIXERS = {
+    "mixer-s16": MixerShape(),
+    "mixer-s32": MixerShape(patch_size=32),
+    "mixer-b16": MixerShape(depth=12, width=768, token_hidden=384, channel_hidden=3072),
+}
+"""Sizes by name (Tolstikhin et al. 2021, Table 1)."""
+
+
+def create_mixer(
+    mlp: str = "CPMuMoE-e64",
+    *,
+    num_classes: int = 1000,
+    shape: MixerShape | str = "mixer-s16",
+    wiring: str = "block",
+    gate: str = "entmax15",
+    norm: str = "batch",
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    device: Any = None,
+    dtype: Any = None,
+) -> MlpMixer:
+    """An MLP-Mixer whose MLPs are ordinary ones or mixtures of experts.
+
+    Args:
+        mlp: ``mlp``, or a mixture such as ``CPMuMoE-e64``; see `models.block_specs`.
+        num_classes: Number of classes; 0 gives pooled features.
+        shape: Sizes, or a name of `MIXERS`.
+        wiring: ``block`` or ``layer``; see the module.
+        gate: Activation of the gates.
+        norm: Normalization of the gates' logits; the paper's is ``batch``, over images and tokens.
+        dropout: Dropout in the MLPs, or behind the mixtures.
+        drop_path: Stochastic depth of the last layer, from 0 in the first.
+        device: Where the parameters are made.
+        dtype: Their type.
+
+    Shape:
+        images (B, 3, image_size, image_size) -> (B, num_classes).
+
+    Raises:
+        UserError: For an unknown specification, name or wiring, or sizes that do not fit.
+    """
+    sizes = _shape(shape).check()
+    spec = BlockSpec.parse(mlp, wiring)
+    options: dict[str, Any] = {"device": device, "dtype": dtype}
+    model = MlpMixer(
+        num_classes=num_classes,
+        img_size=sizes.image_size,
+        patch_size=sizes.patch_size,
+        num_blocks=sizes.depth,
+        embed_dim=sizes.width,
+        mlp_ratio=(sizes.token_hidden / sizes.width, sizes.channel_hidden / sizes.width),
+        mlp_layer=_maker(spec, gate, norm),  # type: ignore[arg-type]
+        proj_drop_rate=dropout,
+        **options,
+    )
+    _set_drop_path(model, drop_path)
+    return model
+
+
+def _shape(shape: MixerShape | str) -> MixerShape:
+    if isinstance(shape, MixerShape):
+        return shape
+    if shape not in MIXERS:
+        raise unknown_name("mixer", "shape", shape, MIXERS)
+    return MIXERS[shape]
+
+
+def _maker(spec: BlockSpec, gate: str, norm: str) -> Callable[..., nn.Module]:
+    """timm's `mlp_layer`: called with the width, the hidden width and keywords."""
+    if spec.factorization is None:
+        return Mlp
+
+    def make(in_features: int, hidden_features: int, *, drop: float = 0.0, act_layer: Any, **where: Any) -> nn.Module:
+        sizes = (in_features, hidden_features, in_features)
+        return build_block(spec, *sizes, gate=gate, norm=norm, act_layer=act_layer, dropout=drop, **where)
+
+    return make
+
+
+def _set_drop_path(model: MlpMixer, most: float) -> None:
+    """Stochastic depth that grows linearly from 0 in the first layer."""
+    depth = len(model.blocks)
+    for position, block in enumerate(model.blocks):
+        rate = most * position / max(depth - 1, 1)
+        if rate:
+            block.drop_path = DropPath(rate)
+
+
+def mixer_parameters(
+    mlp: str = "CPMuMoE-e64",
+    *,
+    num_classes: int = 1000,
+    shape: MixerShape | str = "mixer-s16",
+    wiring: str = "block",
+) -> int:
+    """Parameters of the network that `create_mixer` makes, by formula."""
+    sizes = _shape(shape).check()
+    spec = BlockSpec.parse(mlp, wiring)
+    count = partial(block_parameters, spec)
+    token = count(sizes.tokens, sizes.token_hidden, sizes.tokens)
+    channel = count(sizes.width, sizes.channel_hidden, sizes.width)
+    norms = 2 * sizes.width
+    stem = sizes.width * (3 * sizes.patch_size**2 + 1)
+    head = num_classes * (sizes.width + 1)
+    return stem + sizes.depth * (token + channel + 2 * norms) + norms + head
+
+
+def resized(shape: MixerShape | str, **changes: int) -> MixerShape:
+    """A named shape with some sizes changed."""
+    return replace(_shape(shape), **changes).check()

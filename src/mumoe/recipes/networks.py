@@ -1,0 +1,102 @@
+"""What the recipes of whole networks share: train from TOML or go on, a table, curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from mumoe.errors import UserError
+from mumoe.reports.curves import Curve, curves_figure
+from mumoe.reports.figures import save_figure
+from mumoe.results import RunResult, TrainResult
+from mumoe.training import read_config, resume, train
+from mumoe.training.run import versions
+
+__all__ = ["RECIPES", "curve_of", "entries", "spread_text", "train_recipe", "write_results"]
+
+RECIPES = Path(__file__).parent
+"""Folder of the TOML files."""
+
+
+def train_recipe(config: str | Path, work: str | Path, *, progress: bool = True) -> TrainResult:
+    """Train what a TOML file says in a folder, or go on with what is there; finished runs are only read.
+
+    Raises:
+        UserError: If the file is wrong, or the folder holds runs of other settings.
+    """
+    wanted, folder = read_config(config), Path(work)
+    if not (folder / "config.toml").is_file():
+        return train(wanted.replace(out=str(folder)), progress=progress)
+    if read_config(folder / "config.toml") != wanted:
+        raise UserError(
+            f"{folder}: expected runs with the settings of {config}, got others. Give another --work, or delete it."
+        )
+    return resume(folder, progress=progress)
+
+
+def curve_of(run: str | Path, key: str = "loss") -> Curve:
+    """(step, value) of a run's log."""
+    lines = (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (json.loads(line) for line in lines)
+    return [(int(row["step"]), float(row[key])) for row in rows if key in row]
+
+
+def entries(result: TrainResult) -> dict[str, dict[str, Any]]:
+    """Per network its parameters, seeds, seconds and, by split, what was measured on every seed."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in sorted(result.runs, key=lambda run: run.seed):
+        entry = found.setdefault(run.head, {"parameters": run.parameters, "seeds": [], "seconds": []})
+        entry["seeds"].append(run.seed)
+        entry["seconds"].append(run.seconds)
+        for split in run.evaluations:
+            _add(entry.setdefault(split, {}), run, split)
+    return found
+
+
+def _add(entry: dict[str, list[float]], run: RunResult, split: str) -> None:
+    values = run.evaluations[split]
+    for name in ("loss", "accuracy", "bits_per_byte"):
+        value = getattr(values, name)
+        if value is not None:
+            entry.setdefault(name, []).append(value)
+
+
+def spread_text(values: Sequence[float], style: str) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{mean(values):{style}} ± {stdev(values):.3f}" if len(values) > 1 else f"{mean(values):{style}}"
+
+
+def table(found: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, str]], base: str) -> str:
+    """A markdown table of networks; the last column is the first measure minus that of `base`, paired by seed.
+
+    Args:
+        found: What `entries` gives.
+        columns: Title -> (split, measure).
+        base: The network to compare with.
+    """
+    first = next(iter(columns.values()))
+    titles = ["MLPs", "parameters", *columns, f"minus {base}"]
+    rows = [f"| {' | '.join(titles)} |", "|---|" + "--:|" * (len(titles) - 1)]
+    for name, entry in found.items():
+        cells = [name, f"{entry['parameters']:,}"]
+        cells += [spread_text(entry[split][measure], ".3f") for split, measure in columns.values()]
+        gaps = [a - b for a, b in zip(entry[first[0]][first[1]], found[base][first[0]][first[1]], strict=True)]
+        cells.append("" if name == base else spread_text(gaps, "+.3f"))
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def write_results(
+    out: Path, result: TrainResult, columns: Mapping[str, tuple[str, str]], *, title: str, value: str, config: Path
+) -> dict[str, Any]:
+    """Write results.json, table.md and the curves' figure; returns what results.json holds."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"recipe": config.name, **versions(), "networks": entries(result)}
+    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / "table.md").write_text(table(found["networks"], columns, "mlp"), encoding="utf-8")
+    curves = {head: [curve_of(run.run) for run in result.runs if run.head == head] for head in found["networks"]}
+    save_figure(curves_figure(curves, title=title, value=value), out / "curves", curves)
+    return found

@@ -1,0 +1,55 @@
+"""AdamW over the parameters of a network, and which of them decay."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import AdamW
+
+from mumoe.factorizations import Factorization
+from mumoe.training.config import TrainConfig
+
+__all__ = ["decayed", "make_optimizer"]
+
+
+def decayed(network: nn.Module, rule: str) -> set[str]:
+    """Names of the trained parameters that decay.
+
+    Args:
+        network: The network.
+        rule: ``all``; ``matrices`` (parameters of two or more dimensions: no biases, no scales of norms); or
+            ``mumoe``, as matrices, but without the factors of expert and output modes. A mixture's biases are a
+            column of its input factor and decay with it.
+
+    Source: Oldfield et al. 2024, appendix F, for ``mumoe``.
+    """
+    names = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    if rule == "all":
+        return names
+    names = {name for name, parameter in network.named_parameters() if name in names and parameter.ndim >= 2}
+    if rule == "matrices":
+        return names
+    return names - set(_expert_and_output_factors(network))
+
+
+def _expert_and_output_factors(network: nn.Module) -> list[str]:
+    found = []
+    for prefix, module in network.named_modules():
+        if isinstance(module, Factorization):
+            free = (name for name, _ in module.named_parameters() if name.startswith(("out_", "expert_")))
+            found += [f"{prefix}.{name}" if prefix else name for name in free]
+    return found
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig) -> AdamW:
+    """AdamW on what is trained, in one group or, where some parameters do not decay, in two."""
+    names = decayed(network, config.decay)
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups[name in names].append(parameter)
+    decays = [
+        {"params": parameters, "weight_decay": config.weight_decay if decay else 0.0}
+        for decay, parameters in groups.items()
+        if parameters
+    ]
+    return AdamW(decays, lr=config.lr, betas=(config.beta1, config.beta2))
