@@ -8,13 +8,15 @@ addition, no multiply-add, except in the dense layer, whose biases have to be mi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import FACTORIZATIONS, Factorization, Rank, get_factorization
 
-__all__ = ["count_flops", "count_parameters", "rank_for_budget"]
+__all__ = ["SpecCosts", "count_flops", "count_parameters", "rank_for_budget", "spec_costs"]
 
 BASELINES = ("highrank-linear", "linear", "sparse-moe")
 
@@ -139,6 +141,48 @@ _FLOPS = {
     "TRMuMoE": _flops_ring,
     "DenseMuMoE": _flops_dense,
 }
+
+
+@dataclass(frozen=True)
+class SpecCosts:
+    """Costs of a layer given by its specification.
+
+    Attributes:
+        kind: A factorization, ``linear``, ``highrank-linear`` or ``sparse-moe``.
+        num_experts: Experts of each level; empty for the linear layers.
+        parameters: Learnable parameters, with biases and gate.
+        flops: Multiply-adds of one row, without the gate.
+    """
+
+    kind: str
+    num_experts: tuple[int, ...]
+    parameters: int
+    flops: int
+
+
+def spec_costs(spec: str, in_features: int, out_features: int) -> SpecCosts:
+    """Costs of a layer such as ``CPMuMoE-r512-e128``, ``linear``, ``highrank-linear-r64`` or ``sparse-moe-e8-k2``.
+
+    Raises:
+        UserError: If the text is no specification.
+    """
+    kind, experts, rank, k = _read_spec(spec)
+    sizes = (kind, in_features, out_features, experts or 1, rank)
+    return SpecCosts(kind, experts, count_parameters(*sizes), count_flops(*sizes, k=k))
+
+
+def _read_spec(spec: str) -> tuple[str, tuple[int, ...], Any, int]:
+    """Kind, experts, rank and experts computed per row."""
+    from mumoe.layers import parse_spec
+
+    if spec == "linear":
+        return spec, (), None, 2
+    if match := re.fullmatch(r"highrank-linear-r(\d+)", spec):
+        return "highrank-linear", (), int(match[1]), 2
+    if match := re.fullmatch(r"sparse-moe-e(\d+)(?:-k(\d+))?", spec):
+        return "sparse-moe", (int(match[1]),), None, int(match[2] or 2)
+    found = parse_spec(spec)
+    return found["factorization"], found["num_experts"], found["rank"], 2
 
 
 def rank_for_budget(

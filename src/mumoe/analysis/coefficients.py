@@ -225,6 +225,10 @@ class CoefficientStore:
         self.layers = tuple(self._layers)
         self.images = _load(self.folder / "images.npy") if index["images"] else None
 
+    def num_levels(self, layer: str | None = None) -> int:
+        """Levels of a layer; without a name of the only layer, or the first."""
+        return len(self._layers[layer or self.layers[0]][1]["num_experts"])
+
     def level(self, layer: str | None = None, level: int = 0) -> CoefficientLevel:
         """The coefficients of one level; without a name those of the only layer.
 

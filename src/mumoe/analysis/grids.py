@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mumoe.data.base import ImageData
 
-__all__ = ["ExpertImages", "Shown", "choose_images", "write_grid"]
+__all__ = ["ExpertImages", "Shown", "choose_images", "image_label", "write_grid"]
 
 
 @dataclass(frozen=True)
@@ -220,10 +220,13 @@ def _grid_json(
 
 def _shown(kept: _Kept, data: ImageData, images: npt.NDArray[np.int64]) -> tuple[Shown, ...]:
     rows = zip(images[kept.image].tolist(), kept.value.tolist(), strict=True)
-    return tuple(Shown(image, _label(data, image), float(value), f"thumbnails/{image}.png") for image, value in rows)
+    return tuple(
+        Shown(image, image_label(data, image), float(value), f"thumbnails/{image}.png") for image, value in rows
+    )
 
 
-def _label(data: ImageData, image: int) -> str:
+def image_label(data: ImageData, image: int) -> str:
+    """Name of an image's class, or the names of its targets."""
     if not data.multi_label:
         return data.classes[int(data.labels[image])]
     return ", ".join(name for name, on in zip(data.classes, data.labels[image], strict=True) if on) or "none"
