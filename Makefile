@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
-EXTRAS := vision,demo,data,reports,export,test,dev
+EXTRAS := vision,demo,data,reports,dashboard,export,test,dev
 
 .PHONY: help demo test check fmt bench clean
 help:

@@ -46,6 +46,7 @@ ORDER = [
     {"models"},
     {"training", "analysis", "editing"},
     {"recipes", "deploy"},
+    {"dashboard"},
     {"commands", "cli"},
 ]
 NO_LAYERS = ["data", "results", "reports", "editing/fairness"]

@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": "loss and accuracy of a run, by class or by attribute",
     "predict": "labels of images, and the experts behind them",
     "analyze": "what each expert of a run does: interventions, load, images",
+    "dashboard": "a run in the browser: experts, images, edits and what they change, at once",
     "sweep": "train and analyze heads of many experts, gates and seeds (Figures 3 and 9)",
     "fairness": "accuracy of subgroups and fairness metrics of a run, before and after edits",
     "audit": "experts whose images the model gets wrong more often than the rest",

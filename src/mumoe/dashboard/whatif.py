@@ -44,6 +44,7 @@ class Level:
         values: (pairs,) float32.
         offsets: (rows + 1,) int64, first pair of each row.
         by_expert: (pairs,) int64 rows, expert after expert.
+        by_expert_values: (pairs,) their coefficients.
         starts: (num_experts + 1,) int64, first entry of each expert in `by_expert`.
     """
 
@@ -52,6 +53,7 @@ class Level:
     values: Tensor
     offsets: Tensor
     by_expert: Tensor
+    by_expert_values: Tensor
     starts: Tensor
 
     @staticmethod
@@ -64,12 +66,17 @@ class Level:
         order = torch.from_numpy(np.argsort(experts.numpy().astype(np.int32), kind="stable"))
         starts = F.pad(counts.cumsum(0), (1, 0))
         values = torch.from_numpy(np.array(level.values, dtype=np.float32))
-        return Level(level.num_experts, experts, values, offsets, rows[order], starts)
+        return Level(level.num_experts, experts, values, offsets, rows[order], values[order], starts)
 
     def touched(self, experts: Sequence[int]) -> Tensor:
         """Rows, with repetitions, to which these experts contribute."""
         parts = [self.by_expert[self.starts[n] : self.starts[n + 1]] for n in experts]
         return torch.cat(parts) if parts else self.by_expert[:0]
+
+    def of_expert(self, expert: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Rows to which one expert contributes, ascending, and its coefficients."""
+        place = slice(int(self.starts[expert]), int(self.starts[expert + 1]))
+        return self.by_expert[place].numpy(), self.by_expert_values[place].numpy()
 
     def mix(self, rows: Tensor, table: Tensor) -> Tensor:
         """(len(rows), width) coefficients times table, (num_experts, width)."""
@@ -182,25 +189,33 @@ class Rows:
                 terms.append(operation)
         return maps, [term.to(self.hidden) for term in terms]
 
-    def _tables(self, operations: Sequence[Operation]) -> list[Tensor]:
+    def _tables(self, operations: Sequence[Operation], experts: dict[int, set[int]]) -> list[Tensor]:
+        """Each level's table, with the rows of these experts as the maps make them."""
         assert self.form is not None
         tables = [*self.form.tables]
-        for operation in operations:
-            if isinstance(operation, CoefficientMap):
-                tables[operation.level] = operation.weights(tables[operation.level], 0)
+        for level, chosen in experts.items():
+            places = {expert: place for place, expert in enumerate(sorted(chosen))}
+            index = torch.tensor(sorted(chosen))
+            part = tables[level][index]
+            for operation in operations:
+                if isinstance(operation, CoefficientMap) and operation.level == level:
+                    named = operation.experts or range(len(places))
+                    part = CoefficientMap(level, operation.matrix, tuple(places[n] for n in named)).weights(part, 0)
+            tables[level] = tables[level].index_copy(0, index, part)
         return tables
 
     def _compute(self, rows: Tensor, operations: Sequence[Operation]) -> tuple[Tensor, Tensor]:
         """(n, classes) logits without added terms, and how large the numbers are that they are sums of."""
         maps = [operation for operation in operations if isinstance(operation, CoefficientMap)]
-        logits = torch.empty(len(rows), self.run.head.layer.out_features)  # type: ignore[arg-type]
+        experts, _ = self._carried(maps)
+        logits = torch.empty(len(rows), self.run.require_layer("mumoe dashboard").out_features)
         scale = torch.empty(len(rows))
         if self.form is None:
             for place in _blocks(len(rows), sum(level.num_experts for level in self.levels)):
                 logits[place] = self.plain(rows[place], maps)
                 scale[place] = logits[place].norm(dim=1)
             return logits, scale
-        tables, matrix = self._tables(maps), self.form.matrix
+        tables, matrix = self._tables(maps, experts), self.form.matrix
         largest = matrix.norm(dim=1).max()
         for place in _blocks(len(rows), max(matrix.shape[1], *(table.shape[1] for table in tables))):
             part = rows[place]
