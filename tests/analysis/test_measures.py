@@ -226,3 +226,17 @@ def test_shuffling_destroys_specialization():
 def test_shuffling_refuses_a_load_smaller_than_the_changes():
     with pytest.raises(UserError, match=r"shuffle_units: expected the load of each of 5 units"):
         shuffle_units(CHANGES, [1, 1, 1, 1, 1])
+
+
+def test_losses_have_wilson_intervals_shifted_by_what_is_gained():
+    """Class 0: 10 of 10 right answers lost; class 1: 5 of 20 lost, 4 mended."""
+    labels = np.repeat([0, 1], [10, 30])
+    right = np.r_[np.ones(30, dtype=bool), np.zeros(10, dtype=bool)]
+    image = np.r_[np.arange(10), np.arange(10, 15), np.arange(30, 34)]
+    sign = np.where(right[image], -1, 1)
+    changed = Changes(image, np.full(len(image), 2), labels[image], sign, 3)
+    (effect,) = specialization(Answers(labels, right, 2), changed).effects
+    assert effect.losses == ((0, 1.0), (1, pytest.approx(0.05)))
+    whole, part = effect.loss_intervals
+    assert whole == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert part == pytest.approx((0.1119 - 0.2, 0.4687 - 0.2), abs=1e-4)

@@ -25,6 +25,7 @@ class Effect:
         top_loss: Its d, the share of its right answers that are lost (1 all, 0 none, negative: it gains).
         strong: Whether some class loses at least half of its right answers.
         losses: (class, d) of the classes that change, the largest loss first.
+        loss_intervals: 95% interval of each of these d, in the same order.
     """
 
     unit: int
@@ -34,6 +35,7 @@ class Effect:
     top_loss: float
     strong: bool
     losses: tuple[tuple[int, float], ...]
+    loss_intervals: tuple[Interval, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,7 @@ def _check_head(head: Head, config: TrainConfig) -> None:
 
 def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Options, folder: Path) -> Analysis:
     """The analysis of a head in memory: numbers, figures and images in `folder`."""
+    from mumoe.analysis.neighbours import neighbours
     from mumoe.analysis.studies import study, write_coefficients
     from mumoe.baselines import HighRankLinear
 
@@ -150,6 +151,8 @@ def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Optio
     )
     skipped = _images(store, inputs, rows, options, folder) if store and options.images else None
     analysis = Analysis(str(folder), options.split, config.head, found, skipped)
+    if store is not None:
+        write_json(folder / "neighbours.json", {"levels": neighbours(head.layer, store)})
     _write(analysis, inputs, config, folder)
     return analysis
 
