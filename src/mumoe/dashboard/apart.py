@@ -26,7 +26,7 @@ __all__ = ["MOST_EXPERTS", "take_apart"]
 MOST_EXPERTS = 40
 """Experts, or combinations of them, shown for one image."""
 
-TOP = 5
+TOP = 3
 """Labels shown besides those that are asked for."""
 
 

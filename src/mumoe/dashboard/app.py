@@ -183,7 +183,7 @@ def describe(session: Session) -> dict[str, Any]:
         "multi_label": data.multi_label,
         "num_experts": list(session.num_experts),
         "attributes": attributes,
-        "sensitive": [*attributes, *(data.classes if data.multi_label else ())],
+        "sensitive": list(dict.fromkeys([*attributes, *(data.classes if data.multi_label else ())])),
         "splits": session.available(),
         "split": next(iter(session.splits), session.default_split()),
         "editable": session.run.layer is not None,

@@ -11,7 +11,7 @@ const METRICS = {
   equal_opportunity_difference: "Equality of opportunity ↓",
   std_bias: "Spread of subgroups ↓",
   min_accuracy: "Worst subgroup ↑",
-  accuracy: "All images of this label ↑",
+  accuracy: "All images ↑",
 };
 
 // What a slider of each kind of edit moves: its value, its range, and the edit with another value.
@@ -147,7 +147,7 @@ function Adding({ run, edits, add, selected, setSelected, subgroup, setSubgroup 
     setJob(null);
   };
   return html`<div class="adding">
-    ${selected.length > 0 && html`<div class="actions" role="group" aria-label="Selected experts"><span>${plural(selected.length, "expert")} selected</span>
+    ${selected.length > 0 && html`<div class="actions" role="group" aria-label="Selected experts"><span>${count(selected.length)} selected</span>
       <button type="button" onClick=${() => many((level, expert) => ({ kind: "ablate", expert, level, strength: 1 }))}>Ablate</button>
       <button type="button" onClick=${() => many((level, expert) => ({ kind: "scale", expert, level, factor: 2, strength: 1 }))}>Scale</button>
       <button type="button" class="plain" onClick=${() => setSelected([])}>Clear</button></div>`}
@@ -200,7 +200,7 @@ function Overall({ run, split, result, slow, onOpenImages }) {
   const what = run.multi_label ? "answer" : "image";
   return html`<div class="overall" aria-live="polite">
     <div class="figure"><span>Accuracy on ${split}</span><b>${percent(after, 2)}</b>
-      <span class="from">before ${percent(before, 2)} <${Change} before=${before} after=${after} digits=${2} /></span></div>
+      <span class="from">before ${percent(before, 2)} <${Change} before=${before} after=${after} digits=${2} /> points</span></div>
     <p class="note"><button type="button" class="link" onClick=${() => onOpenImages("mended")}>${plural(result.mended, what)} mended</button>,
       ${" "}<button type="button" class="link" onClick=${() => onOpenImages("broken")}>${count(result.broken)} broken</button>
       ${" "}of ${count(result.answers)}. ${slow ? "Computing." : html`<span class="time">${result.milliseconds} ms</span>`}</p></div>`;
@@ -221,7 +221,7 @@ function SubgroupFields({ run, subgroup, setSubgroup, exact }) {
 }
 
 function range(estimate) {
-  return estimate.low == null ? "" : `${percent(estimate.low, 0)} to ${percent(estimate.high, 0)}`;
+  return estimate.low == null ? "" : `${number(100 * estimate.low, 0)} to ${percent(estimate.high, 0)}`;
 }
 
 function Fairness({ fairness }) {
@@ -260,7 +260,7 @@ function Classes({ run, classes }) {
   }, [classes]);
   const shown = all ? order : order.slice(0, SHOWN);
   return html`<h3>${run.multi_label ? "Attributes" : "Classes"} <small>those that moved most first</small></h3>
-    <div class="scroll" tabindex="0" role="region" aria-label="Classes"><table><thead><tr><th scope="col">Name</th><th scope="col">${run.multi_label ? "Images" : "Images"}</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead>
+    <div class="scroll" tabindex="0" role="region" aria-label="Classes"><table><thead><tr><th scope="col">Name</th><th scope="col">Images</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead>
     <tbody>${shown.map((c) => html`<tr key=${c}><th scope="row">${run.classes[c]}</th><td class="num">${count(classes.count[c])}</td><td class="num">${percent(classes.before[c])}</td>
       <td class="num">${percent(classes.after[c])}</td><td class="num"><${Change} before=${classes.before[c]} after=${classes.after[c]} /></td></tr>`)}</tbody></table></div>
     ${order.length > SHOWN && html`<button type="button" class="link" onClick=${() => setAll(!all)}>${all ? "Show fewer" : `Show all ${order.length}`}</button>`}`;

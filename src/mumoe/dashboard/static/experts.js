@@ -33,7 +33,7 @@ function order(columns, sort, descending, unused) {
 
 function extra(sort) {
   if (sort === "mean") return ["Mean a", (columns, n) => number(columns.mean[n], 3)];
-  if (sort === "accuracy") return ["Accuracy", (columns, n) => percent(columns.accuracy[n], 0)];
+  if (sort === "accuracy") return ["Acc.", (columns, n) => percent(columns.accuracy[n], 0)];
   return ["Gap", (columns, n) => number(columns.gap?.[n], 3)];
 }
 
@@ -79,7 +79,7 @@ export function ExpertList({ run, split, level, setLevel, opened, onOpen, select
         show experts that treat none of these images</label>
     </details>
     <${Problem} text=${problem} />
-    ${columns && html`<p class="note" role="status">${plural(places.length, "expert")} on ${plural(columns.rows, "image")} of
+    ${columns && html`<p class="note" role="status">${plural(places.length, "expert")} on ${plural(columns.rows, "image")} of${" "}
       ${split}${run.analyzed ? html`; p and classes lost on ${run.analyzed}` : ""}.</p>`}
     ${columns && html`<${Table} run=${run} columns=${columns} places=${places} level=${level} sort=${sort} reversed=${reversed}
       choose=${choose} opened=${opened} onOpen=${onOpen} selected=${selected} setSelected=${setSelected} />`}
@@ -206,9 +206,9 @@ function Facts({ run, found, split, onOpenExpert }) {
       <div><h3>Classes lost without it <small>${view ? `on ${found.analysis_split}` : ""}</small></h3>
         ${!view && html`<p class="note">Not measured: the run was not analyzed.</p>`}
         ${view && !view.losses.length && html`<p class="note">Nothing changes when it is ablated.</p>`}
-        ${view && view.losses.length > 0 && html`<ul class="bars">${view.losses.slice(0, 8).map((item) => html`<li key=${item.position}>
+        ${view && view.losses.length > 0 && html`<ul class="bars spans">${view.losses.slice(0, 8).map((item) => html`<li key=${item.position}>
           <span class="ellipsis" title=${item.name}>${item.name}</span><${ShareBar} value=${Math.max(0, item.loss)} interval=${item.interval} />
-          <span class="value">${percent(item.loss, 0)}${item.interval ? html` <small>${percent(item.interval[0], 0)}–${percent(item.interval[1], 0)}</small>` : ""}</span></li>`)}</ul>`}
+          <span class="value">${percent(item.loss, 0)}${item.interval ? html` <small>${percent(item.interval[0], 0)} to ${percent(item.interval[1], 0)}</small>` : ""}</span></li>`)}</ul>`}
       </div>
       <div><h3>Whom it treats <small>share of its coefficients</small></h3>
         <ul class="bars">${found.classes.map((item) => html`<li key=${item.name}><span class="ellipsis" title=${item.name}>${item.name}</span>

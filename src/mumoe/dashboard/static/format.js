@@ -7,7 +7,7 @@ export function count(value) {
 }
 
 export function percent(value, digits = 1) {
-  return value == null ? NONE : `${(100 * value).toFixed(digits)}%`;
+  return value == null ? NONE : `${number(100 * value, digits)}%`;
 }
 
 export function number(value, digits = 2) {

@@ -47,7 +47,7 @@ export function ImageList({ run, split, edits, kind, setKind, opened, onOpen }) 
     <${Problem} text=${problem} />
     <p class="note" role="status">${total == null ? "Counting." : `${plural(total, "image")} of ${split}.`} ${changed && !edits.length ? "There are no edits." : ""}</p>
     <${Gallery} run=${run} total=${total ?? 0} load=${load} onOpen=${onOpen} selected=${opened} label="Images" />
-    ${run.credits.length > 0 && html`<p class="credits">${run.credits.join(" ")}</p>`}
+    ${run.credits.length > 0 && html`<p class="credits" tabindex="0" role="note" aria-label="Credits">${run.credits.join(" ")}</p>`}
   </section>`;
 }
 

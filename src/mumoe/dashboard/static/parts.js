@@ -85,7 +85,7 @@ export function Tile({ run, item, onOpen, selected }) {
       aria-label=${words} title=${words} onClick=${() => onOpen(item.image)}>
     <${Picture} run=${run} image=${item.image} name="" />
     <span class="caption">${short(item.truth, 1)}</span>
-    <span class="caption second">${item.right ? "" : `✗ ${short(item.answer, 1)}`}
+    <span class="caption second"><span>${item.right ? "" : `✗ ${short(item.answer, 1)}`}</span>
       ${item.coefficient != null ? html`<b>${number(item.coefficient)}</b>` : ""}</span>
   </button>`;
 }
