@@ -181,9 +181,9 @@ function EditLine({ run, edit, text, onChange, onRemove, onSettle }) {
   const { name, value, least, most, step, set } = dial(edit);
   const give = (next) => Number.isFinite(next) && onChange(set(next));
   const digits = step < 0.01 ? 4 : 2;
-  return html`<li class="edit"><div class="editline"><b>${title(run, edit)}</b>
+  return html`<li class="edit"><div class="editline"><b title=${text}>${title(run, edit)}</b>
       <button type="button" class="plain" aria-label=${`Remove ${edit.name}`} onClick=${onRemove}>×</button></div>
-    ${(edit.about || text) && html`<p class="note">${edit.about ?? text}</p>`}
+    ${edit.about && html`<p class="note">${edit.about}</p>`}
     <div class="dial"><span>${name}</span>
       <input type="range" aria-label=${`${edit.name}: ${name}`} min=${least} max=${most} step=${step} value=${value}
         onInput=${(event) => give(event.currentTarget.valueAsNumber)} onChange=${onSettle} />

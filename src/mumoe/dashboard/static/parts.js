@@ -1,17 +1,18 @@
 // Small parts that every page is made of.
 
 import { h } from "/vendor/preact.js";
-import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "/vendor/hooks.js";
+import { useEffect, useId, useLayoutEffect, useRef, useState } from "/vendor/hooks.js";
 import htm from "/vendor/htm.js";
-import { count, index, number } from "/format.js";
+import { number } from "/format.js";
 
 export const html = htm.bind(h);
 
 export function Choice({ label, value, options, onChange, className = "" }) {
-  return html`<label class="field ${className}"><span>${label}</span>
-    <select value=${value} onChange=${(event) => onChange(event.currentTarget.value)}>
+  const id = useId();
+  return html`<span class="field ${className}"><label for=${id}>${label}</label>
+    <select id=${id} value=${value} onChange=${(event) => onChange(event.currentTarget.value)}>
       ${options.map(([key, text]) => html`<option key=${key} value=${key} selected=${key === value}>${text}</option>`)}
-    </select></label>`;
+    </select></span>`;
 }
 
 export function Progress({ job }) {
@@ -155,5 +156,3 @@ export function ExpertLink({ expert, level, levels, onOpen }) {
   const words = levels > 1 ? `${level}/${expert}` : String(expert);
   return html`<button type="button" class="link" onClick=${() => onOpen(level, expert)}>${words}</button>`;
 }
-
-export { count, index, useCallback };
