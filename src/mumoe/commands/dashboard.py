@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -48,9 +49,11 @@ def run(options: Options) -> None:
     folder = _folder(options.run)
     from mumoe.dashboard.server import serve
     from mumoe.dashboard.session import open_session
+    from mumoe.dashboard.texts import has_text, open_text
 
+    text = has_text(Path(folder))
     serve(
-        lambda report: open_session(folder, report, split=options.split),
+        lambda report: open_text(Path(folder)) if text else open_session(folder, report, split=options.split),
         options.port,
         lambda running: _opened(running, options.browser),
     )

@@ -19,6 +19,7 @@ from mumoe.dashboard import edits, experts, pictures
 from mumoe.dashboard.guard import Guard, Secrets
 from mumoe.dashboard.jobs import Jobs, one_line
 from mumoe.dashboard.session import WHO, Session, Split
+from mumoe.dashboard.texts import TextSession
 from mumoe.errors import JobError, UserError
 
 __all__ = ["Dashboard", "make_app"]
@@ -47,22 +48,40 @@ class Dashboard:
         self.opening: int | None = None
         self._thumbnails: pictures.Thumbnails | None = None
 
-    def start(self, work: Callable[[Any], Session]) -> None:
+    def start(self, work: Callable[[Any], Session | TextSession]) -> None:
         """Begin to open a session."""
         self.opening = self.jobs.start("opening", work)
 
     @property
     def session(self) -> Session:
-        """The session.
+        """The session of a run on images.
 
         Raises:
-            UserError: If it is not open yet, or could not be opened.
+            UserError: If it is not open yet, could not be opened, or is of text.
         """
+        found = self._opened()
+        if not isinstance(found, Session):
+            raise UserError(f"{WHO}: expected a run on images, got a language model. It has the token view alone.")
+        return found
+
+    @property
+    def texts(self) -> TextSession:
+        """The token view.
+
+        Raises:
+            UserError: If it is not open yet, could not be opened, or is of images.
+        """
+        found = self._opened()
+        if not isinstance(found, TextSession):
+            raise UserError(f"{WHO}: expected a language model, got a run on images. It has no tokens.")
+        return found
+
+    def _opened(self) -> Session | TextSession:
         job = self.jobs[self.opening or 0]
         if job.state != "done":
             raise UserError(f"{WHO}: expected an open run, got one that is {job.state}. {job.error}".rstrip())
-        session: Session = job.result
-        return session
+        found: Session | TextSession = job.result
+        return found
 
     def split(self, given: Mapping[str, Any]) -> Split:
         """The split that a request names."""
@@ -82,7 +101,10 @@ class Dashboard:
         job = self.jobs[self.opening or 0].public()
         opening = {key: job[key] for key in ("state", "note", "done", "total", "error")}
         found: dict[str, Any] = {"opening": opening, "page": self.keys.page}
-        return found | {"run": describe(self.session)} if job["state"] == "done" else found
+        if job["state"] != "done":
+            return found
+        opened = self._opened()
+        return found | {"run": opened.describe() if isinstance(opened, TextSession) else describe(opened)}
 
     def experts(self, given: Mapping[str, str]) -> Any:
         split, level = self.split(given), _number(given, "level")
@@ -95,6 +117,15 @@ class Dashboard:
     def job(self, given: Mapping[str, str]) -> Any:
         job = self.jobs[_number(given, "number")].public()
         return {key: value for key, value in job.items() if key != "result" or job["kind"] != "opening"}
+
+    def text_layer(self, given: Mapping[str, str]) -> Any:
+        return self.texts.columns(_number(given, "layer"))
+
+    def text_expert(self, given: Mapping[str, str]) -> Any:
+        return self.texts.expert(_number(given, "layer"), _number(given, "expert"))
+
+    def text_excerpt(self, given: Mapping[str, str]) -> Any:
+        return self.texts.excerpt(_number(given, "number"))
 
     def edit_files(self, _: Mapping[str, str]) -> Any:
         return edits.list_edits(self.session)
@@ -175,6 +206,7 @@ def describe(session: Session) -> dict[str, Any]:
     data, facts = session.run.data, session.facts
     attributes = {name: list(column.values) for name, column in data.attributes.items()}
     return {
+        "kind": "images",
         "path": str(session.folder),
         "name": "/".join(session.folder.resolve().parts[-2:]),
         "head": facts.get("head", ""),
@@ -206,6 +238,9 @@ def make_app(dashboard: Dashboard, port: int | None = None) -> Guard:
         "/api/expert": dashboard.expert,
         "/api/job": dashboard.job,
         "/api/edits": dashboard.edit_files,
+        "/api/text/layer": dashboard.text_layer,
+        "/api/text/expert": dashboard.text_expert,
+        "/api/text/excerpt": dashboard.text_excerpt,
     }
     post: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "/api/images": dashboard.images,

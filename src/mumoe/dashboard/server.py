@@ -13,11 +13,15 @@ from mumoe.dashboard.app import Dashboard, make_app
 from mumoe.dashboard.guard import Secrets
 from mumoe.dashboard.jobs import Job
 from mumoe.dashboard.session import Session
+from mumoe.dashboard.texts import TextSession
 from mumoe.errors import UserError
 
-__all__ = ["Running", "serve", "serving"]
+__all__ = ["Running", "Work", "serve", "serving"]
 
 ADDRESS = "127.0.0.1"
+
+Work = Callable[[Any], Session | TextSession]
+"""Opens a run; is given the report to tell its progress to."""
 
 
 class Running:
@@ -31,7 +35,7 @@ class Running:
         UserError: If the port is taken.
     """
 
-    def __init__(self, work: Callable[[Any], Session], port: int = 0) -> None:
+    def __init__(self, work: Work, port: int = 0) -> None:
         import uvicorn
 
         self.socket = _bound(port)
@@ -88,6 +92,7 @@ def _bound(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((ADDRESS, port))
+        found.listen(128)  # a browser that is quicker than the server waits
     except (OSError, OverflowError) as error:
         found.close()
         raise UserError(
@@ -96,7 +101,7 @@ def _bound(port: int) -> socket.socket:
     return found
 
 
-def serve(work: Callable[[Any], Session], port: int, opened: Callable[[Running], None]) -> None:
+def serve(work: Work, port: int, opened: Callable[[Running], None]) -> None:
     """Serve in the foreground; `opened` is told where, before the first request.
 
     Raises:
@@ -108,7 +113,7 @@ def serve(work: Callable[[Any], Session], port: int, opened: Callable[[Running],
 
 
 @contextlib.contextmanager
-def serving(work: Callable[[Any], Session]) -> Iterator[Running]:
+def serving(work: Work) -> Iterator[Running]:
     """Serve in a thread while the context lasts, with the run open."""
     running = Running(work)
     thread = threading.Thread(target=lambda: running.server.run(sockets=[running.socket]), daemon=True)

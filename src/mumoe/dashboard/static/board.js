@@ -42,7 +42,7 @@ export function entries(edits) {
   return edits.map(({ paper, lowers, about, ...entry }) => entry);
 }
 
-export function Board({ run, split, edits, setEdits, history, onUndo, onRedo, onSettle, selected, setSelected, onOpenImages, onOpenExpert }) {
+export function Board({ run, split, edits, setEdits, addEdits, history, onUndo, onRedo, onSettle, selected, setSelected, onOpenImages, onOpenExpert }) {
   const [subgroup, setSubgroup] = useState(() => firstSubgroup(run));
   const [result, setResult] = useState(null);
   const [problem, setProblem] = useState("");
@@ -68,7 +68,6 @@ export function Board({ run, split, edits, setEdits, history, onUndo, onRedo, on
     const later = setTimeout(() => ask.current({ split, edits: sent, subgroup, resamples: 500 }), 500);
     return () => clearTimeout(later);
   }, [split, sent, subgroup]);
-  const add = (some) => setEdits([...edits, ...some.filter(Boolean)]);
   if (!run.editable) {
     return html`<section class="pane board" aria-label="Edits"><h2>Edits</h2>
       <p class="note">The experts of this run do not make the logits (a linear layer follows them, or they are a sparse mixture), so that they cannot be edited.
@@ -78,11 +77,11 @@ export function Board({ run, split, edits, setEdits, history, onUndo, onRedo, on
     <header class="panehead"><h2>Edits</h2><span class="tools">
       <button type="button" disabled=${history.at === 0} onClick=${onUndo} title="Undo (Ctrl+Z)">Undo</button>
       <button type="button" disabled=${history.at + 1 >= history.steps.length} onClick=${onRedo} title="Redo (Ctrl+Shift+Z)">Redo</button></span></header>
-    <${Adding} run=${run} edits=${edits} add=${add} selected=${selected} setSelected=${setSelected} subgroup=${subgroup} setSubgroup=${setSubgroup} />
+    <${Adding} run=${run} edits=${edits} add=${addEdits} selected=${selected} setSelected=${setSelected} subgroup=${subgroup} setSubgroup=${setSubgroup} />
     <ol class="edits">${edits.map((edit, n) => html`<${EditLine} key=${edit.name} run=${run} edit=${edit} text=${result?.edits[n]}
       onOpenExpert=${onOpenExpert} onSettle=${onSettle}
-      onChange=${(next) => setEdits(edits.map((other) => (other.name === edit.name ? next : other)), edit.name)}
-      onRemove=${() => setEdits(edits.filter((other) => other.name !== edit.name))} />`)}</ol>
+      onChange=${(next) => setEdits((old) => old.map((other) => (other.name === edit.name ? next : other)), edit.name)}
+      onRemove=${() => setEdits((old) => old.filter((other) => other.name !== edit.name))} />`)}</ol>
     <${Problem} text=${problem} />
     ${result && html`<${Overall} run=${run} split=${split} result=${result} slow=${slow} onOpenImages=${onOpenImages} />`}
     ${run.sensitive.length > 0 && html`<${SubgroupFields} run=${run} subgroup=${subgroup} setSubgroup=${setSubgroup} />`}
@@ -102,30 +101,15 @@ function Adding({ run, edits, add, selected, setSelected, subgroup, setSubgroup 
   const [text, setText] = useState("");
   const [problem, setProblem] = useState("");
   const [job, setJob] = useState(null);
-  const named = (entry, n = 0) => {
-    let place = 1 + n;
-    while (edits.some((edit) => edit.name === `${entry.kind}-${place}`)) place += 1;
-    return { ...entry, name: `${entry.kind}-${place}` };
-  };
   const many = (make) => {
-    const taken = [...edits];
-    const made = selected.map((key) => {
-      const [level, expert] = key.split("/").map(Number);
-      const entry = make(level, expert);
-      let place = 1;
-      while (taken.some((edit) => edit.name === `${entry.kind}-${place}`)) place += 1;
-      const edit = { ...entry, name: `${entry.kind}-${place}` };
-      taken.push(edit);
-      return edit;
-    });
-    add(made);
+    add(selected.map((key) => make(...key.split("/").map(Number))));
     setSelected([]);
   };
   const write = async (event) => {
     event.preventDefault();
     try {
       const { entry } = await post("/api/parse", { text });
-      add([named(entry)]);
+      add([entry]);
       setText("");
       setProblem("");
     } catch (error) {
@@ -140,7 +124,7 @@ function Adding({ run, edits, add, selected, setSelected, subgroup, setSubgroup 
       const found = await watch(id, setJob);
       const lowers = Number(subgroup.label) === 0;
       const about = `${subgroup.head}=${subgroup.label}, ${subgroup.sensitive}=${subgroup.value}; mean of ${plural(found.images, "training image")}`;
-      add([named({ ...found.entry, paper: found.paper, lowers, about })]);
+      add([{ ...found.entry, paper: found.paper, lowers, about }]);
     } catch (error) {
       setProblem(error.message);
     }
@@ -293,7 +277,7 @@ function Files({ edits, sent, setEdits, split, subgroup }) {
     setProblem("");
     try {
       const found = await post("/api/load", { name: chosen });
-      setEdits(found.entries);
+      setEdits(() => found.entries);
       setName(chosen);
     } catch (error) {
       setProblem(error.message);

@@ -1,12 +1,10 @@
 // The list of experts, and one expert.
 
-import { useCallback, useEffect, useMemo, useRef, useState } from "/vendor/hooks.js";
+import { useCallback, useEffect, useMemo, useState } from "/vendor/hooks.js";
 import { get, post } from "/api.js";
 import { count, number, percent, plural } from "/format.js";
-import { Choice, ExpertLink, Gallery, html, Problem, scrollTo, ShareBar, useBox, visible } from "/parts.js";
-
-const ROW = 40;
-const HEAD = 34;
+import { Grid } from "/grid.js";
+import { Choice, ExpertLink, Gallery, html, Problem, ShareBar } from "/parts.js";
 
 const SORTS = {
   expert: ["number", (columns, n) => n, 1],
@@ -101,66 +99,28 @@ export function Filters({ run, filter, setFilter }) {
 }
 
 function Table({ run, columns, places, level, sort, reversed, choose, opened, onOpen, selected, setSelected }) {
-  const ref = useRef(null);
-  const box = useBox(ref);
-  const [active, setActive] = useState(0);
-  const [first, last] = visible(box, ROW, places.length);
   const [extraName, extraText] = extra(sort);
   const heads = [
-    ["expert", "Expert"],
-    ["load", "Load"],
-    ["polysemanticity", "p"],
-    ["loss", "Loses most"],
-    [sort === "mean" || sort === "accuracy" ? sort : "gap", extraName],
+    ["expert", "Expert", "num"],
+    ["load", "Load", "num"],
+    ["polysemanticity", "p", "num"],
+    ["loss", "Loses most", "wide"],
+    [sort === "mean" || sort === "accuracy" ? sort : "gap", extraName, "num"],
   ];
-  useEffect(() => setActive((place) => Math.min(place, Math.max(0, places.length - 1))), [places]);
-  const move = (place) => {
-    const to = Math.max(0, Math.min(places.length - 1, place));
-    setActive(to);
-    scrollTo(ref.current, to, ROW, HEAD);
-  };
   const toggle = (n) => {
     const key = `${level}/${n}`;
-    setSelected(selected.includes(key) ? selected.filter((other) => other !== key) : [...selected, key]);
+    setSelected((old) => (old.includes(key) ? old.filter((other) => other !== key) : [...old, key]));
   };
-  const onKeyDown = (event) => {
-    if (event.target !== event.currentTarget) return;
-    const page = Math.max(1, Math.floor(box.height / ROW) - 1);
-    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -places.length, End: places.length };
-    if (event.key in steps) move(active + steps[event.key]);
-    else if (event.key === "Enter" && places.length) onOpen(level, places[active]);
-    else if (event.key === " " && places.length) toggle(places[active]);
-    else return;
-    event.preventDefault();
+  const lost = (n) => {
+    const which = columns.lost?.[n] ?? -1;
+    if (which < 0) return html`<span class="quiet">nothing</span>`;
+    return html`<span class="ellipsis" title=${run.classes[which]}>${run.classes[which]}</span> <b>${percent(columns.loss[n], 0)}</b>`;
   };
-  const sorted = (key) => (key === sort ? (SORTS[key][2] > 0 === !reversed ? "ascending" : "descending") : "none");
-  const rows = places.slice(first, last).map((n, offset) => {
-    const place = first + offset;
-    const lost = columns.lost?.[n] ?? -1;
-    const key = `${level}/${n}`;
-    return html`<div key=${n} role="row" id=${`expert-${n}`} aria-rowindex=${place + 2} aria-selected=${selected.includes(key)}
-        class="row ${place === active ? "active" : ""} ${opened === key ? "opened" : ""}" style=${{ top: `${HEAD + place * ROW}px` }}
-        onClick=${() => (setActive(place), onOpen(level, n))}>
-      <span role="gridcell" class="pick" onClick=${(event) => event.stopPropagation()}><label>
-        <input type="checkbox" tabindex="-1" aria-label=${`Select expert ${n}`} checked=${selected.includes(key)} onChange=${() => toggle(n)} /></label></span>
-      <span role="gridcell" class="num">${n}</span>
-      <span role="gridcell" class="num">${count(columns.load[n])}</span>
-      <span role="gridcell" class="num">${number(columns.polysemanticity?.[n])}</span>
-      <span role="gridcell" class="wide">${lost < 0 ? html`<span class="quiet">nothing</span>`
-        : html`<span class="ellipsis" title=${run.classes[lost]}>${run.classes[lost]}</span> <b>${percent(columns.loss[n], 0)}</b>`}</span>
-      <span role="gridcell" class="num">${extraText(columns, n)}</span>
-    </div>`;
-  });
-  return html`<div class="experts" role="grid" aria-label="Experts" aria-rowcount=${places.length + 1} tabindex="0" ref=${ref}
-      aria-activedescendant=${places.length && active >= first && active < last ? `expert-${places[active]}` : undefined} onKeyDown=${onKeyDown}>
-    <div class="spacer" role="presentation" style=${{ height: `${HEAD + places.length * ROW}px` }}></div>
-    <div class="row head" role="row" aria-rowindex="1">
-      <span role="columnheader" class="pick"><span class="unseen">Selected</span></span>
-      ${heads.map(([key, text]) => html`<span role="columnheader" class=${key === "loss" ? "wide" : "num"} aria-sort=${sorted(key)}>
-        <button type="button" class="plain" onClick=${() => choose(key)}>${text}${key === sort ? (sorted(key) === "ascending" ? " ▲" : " ▼") : ""}</button></span>`)}
-    </div>
-    ${rows}
-  </div>`;
+  const cells = (n) => [n, count(columns.load[n]), number(columns.polysemanticity?.[n]), lost(n), extraText(columns, n)];
+  const direction = SORTS[sort][2] > 0 === !reversed ? "ascending" : "descending";
+  return html`<${Grid} label="Experts" heads=${heads} places=${places} cells=${cells} sort=${sort} direction=${direction} choose=${choose}
+    opened=${opened.startsWith(`${level}/`) ? Number(opened.split("/")[1]) : null} onOpen=${(n) => onOpen(level, n)}
+    picked=${(n) => selected.includes(`${level}/${n}`)} onPick=${toggle} />`;
 }
 
 export function ExpertDetail({ run, split, level, expert, onOpenExpert, onOpenImage, onEdit, onClose }) {

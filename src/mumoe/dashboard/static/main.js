@@ -8,6 +8,7 @@ import { ExpertDetail, ExpertList } from "/experts.js";
 import { change, current, free, redo, settle, START, undo } from "/history.js";
 import { ImageDetail, ImageList, OwnPicture } from "/images.js";
 import { Choice, html, Problem, Progress } from "/parts.js";
+import { TextDashboard } from "/text.js";
 
 const THEMES = ["system", "light", "dark"];
 
@@ -32,13 +33,13 @@ function keep(name, value) {
   }
 }
 
-// The address after #: experts, expert/LEVEL/N, images, image/N, own, edits.
+// The address after #: experts, expert/LEVEL/N, images, image/N, own, edits, texts.
 function place() {
   const [page, ...rest] = location.hash.replace(/^#\/?/, "").split("/");
   const numbers = rest.map(Number);
   if (page === "expert" && numbers.length === 2 && numbers.every(Number.isInteger)) return { page, level: numbers[0], expert: numbers[1] };
   if (page === "image" && numbers.length === 1 && Number.isInteger(numbers[0])) return { page, image: numbers[0] };
-  return { page: ["images", "own", "edits"].includes(page) ? page : "experts" };
+  return { page: ["images", "own", "edits", "texts"].includes(page) ? page : "experts" };
 }
 
 const go = (path) => {
@@ -69,11 +70,44 @@ function Opening() {
   }, []);
   if (problem) return html`<main class="opening"><h1>mumoe dashboard</h1><${Problem} text=${problem} /></main>`;
   if (!state?.run) return html`<main class="opening"><h1>mumoe dashboard</h1><${Progress} job=${state?.opening ?? { note: "Connecting", total: 0 }} /></main>`;
-  return html`<${Dashboard} run=${state.run} />`;
+  return state.run.kind === "text" ? html`<${Texts} run=${state.run} />` : html`<${Dashboard} run=${state.run} />`;
+}
+
+function useTheme() {
+  const [theme, setTheme] = useState(() => kept("mumoe-theme", "system"));
+  useEffect(() => {
+    applyTheme(theme);
+    keep("mumoe-theme", theme);
+  }, [theme]);
+  return html`<${Choice} label="Theme" value=${theme} onChange=${setTheme} options=${THEMES.map((name) => [name, name])} className="inline" />`;
+}
+
+function useWhere() {
+  const [where, setWhere] = useState(place);
+  useEffect(() => {
+    const moved = () => setWhere(place());
+    addEventListener("hashchange", moved);
+    return () => removeEventListener("hashchange", moved);
+  }, []);
+  return where;
+}
+
+function useTitle(name) {
+  useEffect(() => {
+    document.title = `${name} · mumoe dashboard`;
+  }, [name]);
+}
+
+function Texts({ run }) {
+  const where = useWhere();
+  const theme = useTheme();
+  useTitle(run.name);
+  return html`<${TextDashboard} run=${run} theme=${theme} tab=${where.page === "texts" ? "texts" : "experts"} />`;
 }
 
 function Dashboard({ run }) {
-  const [where, setWhere] = useState(place);
+  const where = useWhere();
+  const theme = useTheme();
   const [split, setSplit] = useState(run.split);
   const [job, setJob] = useState(null);
   const [problem, setProblem] = useState("");
@@ -81,18 +115,9 @@ function Dashboard({ run }) {
   const [selected, setSelected] = useState([]);
   const [history, setHistory] = useState(START);
   const [kind, setKind] = useState("all");
-  const [theme, setTheme] = useState(() => kept("mumoe-theme", "system"));
   const edits = current(history);
   const heading = useRef(null);
-  useEffect(() => {
-    const moved = () => setWhere(place());
-    addEventListener("hashchange", moved);
-    return () => removeEventListener("hashchange", moved);
-  }, []);
-  useEffect(() => {
-    applyTheme(theme);
-    keep("mumoe-theme", theme);
-  }, [theme]);
+  useTitle(run.name);
   useEffect(() => {
     const onKey = (event) => {
       const typing = event.target.matches?.("input[type=text], input[type=number], textarea");
@@ -106,12 +131,10 @@ function Dashboard({ run }) {
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
   }, []);
-  useEffect(() => {
-    document.title = `${run.name} · mumoe dashboard`;
-  }, []);
-  const setEdits = useCallback((next, gesture = null) => setHistory((old) => change(old, next, gesture)), []);
+  const setEdits = useCallback((make, gesture = null) => setHistory((old) => change(old, make(current(old)), gesture)), []);
+  const addEdits = useCallback((some) => setEdits((old) => some.reduce((all, edit) => [...all, { ...edit, name: free(all, edit.kind) }], old)), []);
   const addEdit = (edit) => {
-    setEdits([...edits, { ...edit, name: free(edits, edit.kind) }]);
+    addEdits([edit]);
     if (innerWidth <= 700) go("edits");
   };
   const takeSplit = async (name) => {
@@ -140,7 +163,7 @@ function Dashboard({ run }) {
     <a class="skip" href="#main" onClick=${(event) => (event.preventDefault(), heading.current.focus())}>To the content</a>
     <header class="top"><h1 title=${run.path}>${run.name}</h1><span class="spec">${run.head} · ${run.data}</span>
       <${Choice} label="Split" value=${split} onChange=${takeSplit} options=${splits} className="inline" />
-      <${Choice} label="Theme" value=${theme} onChange=${setTheme} options=${THEMES.map((name) => [name, name])} className="inline" /></header>
+      ${theme}</header>
     <nav class="tabs" aria-label="Pages">${tabs.map(([key, text]) => html`<a key=${key} href=${`#/${key}`} class="tab-${key}" aria-current=${tab === key ? "page" : undefined}>${text}</a>`)}</nav>
     ${job && html`<${Progress} job=${job} />`}<${Problem} text=${problem} onClose=${() => setProblem("")} />
     <main id="main" tabindex="-1" ref=${heading}>
@@ -152,7 +175,7 @@ function Dashboard({ run }) {
       ${where.page === "image" && html`<${ImageDetail} run=${run} image=${where.image} edits=${sent} onOpenExpert=${openExpert} onClose=${() => (window.history.length > 1 ? window.history.back() : go("images"))} />`}
       ${(where.page === "experts" || where.page === "edits") && html`<section class="pane detail empty-pane"><p class="note">Choose an expert in the list: arrow keys and Enter, or a click.</p></section>`}
       ${where.page === "images" && html`<section class="pane detail empty-pane"><p class="note">Choose an image to see which experts made its logits.</p></section>`}
-      <${Board} run=${run} split=${split} edits=${edits} setEdits=${setEdits} history=${history} onUndo=${() => setHistory(undo)} onRedo=${() => setHistory(redo)}
+      <${Board} run=${run} split=${split} edits=${edits} setEdits=${setEdits} addEdits=${addEdits} history=${history} onUndo=${() => setHistory(undo)} onRedo=${() => setHistory(redo)}
         onSettle=${() => setHistory(settle)} selected=${selected} setSelected=${setSelected} onOpenExpert=${openExpert}
         onOpenImages=${(which) => (setKind(which), go("images"))} />
     </main></div>`;
