@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
-EXTRAS := vision,text,demo,data,reports,export,native,test,dev
+EXTRAS := vision,text,demo,data,reports,dashboard,export,native,test,dev
 
 .PHONY: help demo test check fmt bench screenshots clean
 help:

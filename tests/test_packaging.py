@@ -47,6 +47,7 @@ ORDER = [
     {"models"},
     {"training", "analysis", "editing"},
     {"recipes", "deploy"},
+    {"dashboard"},
     {"commands", "cli"},
 ]
 NO_LAYERS = ["data", "results", "reports", "editing/fairness"]

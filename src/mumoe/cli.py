@@ -30,6 +30,7 @@ VERBS = {
     "generate": "text from a trained language model, with experts scaled on request",
     "analyze": "what each expert of a run does: interventions, load, images or tokens",
     "report": "pages about a run, or comparing several, that open from disk",
+    "dashboard": "a run in the browser: experts, images, edits and what they change, at once",
     "sweep": "train and analyze heads of many experts, gates and seeds (Figures 3 and 9)",
     "fairness": "accuracy of subgroups and fairness metrics of a run, before and after edits",
     "audit": "experts whose images the model gets wrong more often than the rest",

@@ -30,12 +30,14 @@ from mumoe.layers import MuMoE
 __all__ = [
     "MODES",
     "ExpertParts",
+    "Form",
     "GroupedParts",
     "Mode",
     "NeuronParts",
     "Opened",
     "Parts",
     "combine",
+    "form_of",
     "parts_of",
 ]
 
@@ -164,8 +166,8 @@ def parts_of(layer: torch.nn.Module, *, level: int | None = None, mode: Mode = "
 # Experts of a MuMoE layer
 
 
-class _Form(ABC):
-    """h = close(hidden(z), one vector a_e @ table_e per level), linear in each of them."""
+class Form(ABC):
+    """h = close(hidden(z), one vector a_e @ table_e per level), linear in each of them; y = matrix h."""
 
     def __init__(self, part: Factorization) -> None:
         self.part = part
@@ -184,7 +186,7 @@ class _Form(ABC):
         return None
 
 
-class _CPForm(_Form):
+class _CPForm(Form):
     def __init__(self, part: CP) -> None:
         super().__init__(part)
         self.matrix, self._in, *self.tables = part.factors
@@ -203,7 +205,7 @@ class _CPForm(_Form):
         return (others.square() @ table.square().mT).sqrt_()
 
 
-class _RingForm(_Form):
+class _RingForm(Form):
     def __init__(self, part: TensorRing) -> None:
         super().__init__(part)
         out_core, self._in, *self._cores = (core.movedim(0, 1) for core in part.cores)
@@ -231,7 +233,7 @@ class _RingForm(_Form):
         return torch.bmm(chain.transpose(1, 2), matrix.transpose(1, 2)).flatten(1)
 
 
-class _TuckerForm(_Form):
+class _TuckerForm(Form):
     def __init__(self, part: Tucker) -> None:
         super().__init__(part)
         self.matrix, self._in, *self.tables = part.factors
@@ -253,7 +255,7 @@ def _project(x: Tensor, factor: Tensor) -> Tensor:
     return x @ factor if factor.shape[0] == width else torch.addmm(factor[width], x, factor[:width])
 
 
-def _form(part: Factorization) -> _Form | None:
+def form_of(part: Factorization) -> Form | None:
     """The factored form, or None for a factorization that has none (its experts are then taken whole)."""
     for kind, form in ((CP, _CPForm), (TensorRing, _RingForm), (Tucker, _TuckerForm)):
         if isinstance(part, kind):
@@ -306,7 +308,7 @@ class ExpertParts(Parts):
         self.sizes = layer.num_experts if self.level is None else (layer.num_experts[self.level],)
         self.num_units = int(torch.tensor(self.sizes).prod())
         self.out_features = layer.out_features
-        self._form = _form(layer.factorization)
+        self._form = form_of(layer.factorization)
         self.width = self.out_features if self._form is None else self._form.matrix.shape[1]
         self._pool: Tensor | None = None
         self._last: tuple[Tensor, tuple[Tensor, ...]] | None = None
@@ -423,7 +425,7 @@ class _Factored(_Source):
     """Pairs of a batch whose layer has the factored form."""
 
     parts: ExpertParts
-    form: _Form
+    form: Form
     hidden: Tensor
     mixed: list[Tensor]
     found: _Pairs

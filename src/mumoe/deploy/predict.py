@@ -29,7 +29,16 @@ from mumoe.models.heads import Head
 if TYPE_CHECKING:
     from mumoe.deploy.model import ImageClassifier
 
-__all__ = ["ExpertShare", "LabelScore", "Prediction", "explain", "find_images", "note", "predict_files"]
+__all__ = [
+    "ExpertShare",
+    "LabelScore",
+    "Prediction",
+    "expert_terms",
+    "explain",
+    "find_images",
+    "note",
+    "predict_files",
+]
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,7 @@ def _shares(
     chosen = _largest(levels, most)
     if not chosen:
         return [()] * len(labels)
-    terms = None if head.classifier is not None else _terms(head.layer, z, levels, [index for index, _ in chosen])
+    terms = None if head.classifier is not None else expert_terms(head.layer, z, levels, [index for index, _ in chosen])
     return [
         tuple(
             ExpertShare(index[0] if len(index) == 1 else index, a, None if terms is None else float(terms[row, label]))
@@ -187,7 +196,9 @@ def _largest(levels: Sequence[Tensor], most: int) -> list[tuple[tuple[int, ...],
     return [(index, a) for index, a in found[:most] if a > 0]
 
 
-def _terms(layer: torch.nn.Module, z: Tensor, levels: Sequence[Tensor], indices: Sequence[tuple[int, ...]]) -> Tensor:
+def expert_terms(
+    layer: torch.nn.Module, z: Tensor, levels: Sequence[Tensor], indices: Sequence[tuple[int, ...]]
+) -> Tensor:
     """(len(indices), out_features): each expert's a_n (W_n z + b_n), by the layer's own contraction."""
     if isinstance(layer, SparseMoE):
         rows = [_sparse_term(layer, z, levels[0], index[0]) for index in indices]

@@ -174,7 +174,7 @@ class SetOutput:
         wanted[-1] = self.value
         sizes = original(part).num_experts
         units = tuple(
-            torch.eye(size, dtype=own.dtype, device=own.device)[:, [n]] for size, n in zip(sizes, index, strict=True)
+            nn.functional.one_hot(torch.tensor([n]), size).to(own).mT for size, n in zip(sizes, index, strict=True)
         )
         return AddedTerm(self.head, units, (wanted - own) * self.strength)
 
@@ -201,9 +201,9 @@ class Scale:
     strength: float = 1.0
 
     def operation(self, part: nn.Module) -> Operation:
-        matrix = _identity(part, self.level, [self.expert], "Scale")
-        matrix[self.expert, self.expert] = 1 + self.strength * (self.factor - 1)
-        return CoefficientMap(self.level, matrix)
+        _require_experts(part, self.level, [self.expert], "Scale")
+        factor = torch.tensor([[1 + self.strength * (self.factor - 1)]], dtype=torch.float64)
+        return CoefficientMap(self.level, factor, (self.expert,))
 
     def describe(self) -> str:
         return f"scale expert {self.expert} of level {self.level} by {1 + self.strength * (self.factor - 1):.4g}"
@@ -251,10 +251,10 @@ class Swap:
     strength: float = 1.0
 
     def operation(self, part: nn.Module) -> Operation:
-        matrix = _identity(part, self.level, [self.first, self.second], "Swap")
-        swapped = matrix.clone()
-        swapped[[self.first, self.second]] = matrix[[self.second, self.first]]
-        return CoefficientMap(self.level, (1 - self.strength) * matrix + self.strength * swapped)
+        _require_experts(part, self.level, [self.first, self.second], "Swap")
+        stays = torch.eye(2, dtype=torch.float64)
+        mixed = (1 - self.strength) * stays + self.strength * stays.flip(0)
+        return CoefficientMap(self.level, mixed, (self.first, self.second))
 
     def describe(self) -> str:
         return f"swap experts {self.first} and {self.second} of level {self.level}"
@@ -271,10 +271,8 @@ def with_strength(edit: Any, strength: float) -> Any:
     return replace(edit, strength=float(strength))
 
 
-def _identity(part: nn.Module, level: int, experts: Sequence[int], who: str) -> Tensor:
-    """The unit matrix of a level, once level and experts are known to exist."""
+def _require_experts(part: nn.Module, level: int, experts: Sequence[int], who: str) -> None:
     Ablation.parse(experts, level, original(part).num_experts, who)
-    return torch.eye(original(part).num_experts[level], dtype=torch.float64)
 
 
 def _combination(index: Sequence[int], part: nn.Module, who: str) -> tuple[int, ...]:

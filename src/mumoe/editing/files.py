@@ -22,7 +22,7 @@ from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
 from mumoe.layers import MuMoE
 
-__all__ = ["FORMAT", "EditFile", "load_edits", "read_edit_file", "save_edits", "write_json"]
+__all__ = ["FORMAT", "EditFile", "as_entry", "from_entry", "load_edits", "read_edit_file", "save_edits", "write_json"]
 
 FORMAT = "mumoe-edits"
 VERSION = 1
@@ -63,10 +63,7 @@ def save_edits(path: str | Path, stack: EditStack, provenance: Mapping[str, Any]
             "out_features": layer.out_features,
             "fingerprint": fingerprint(layer),
         },
-        "edits": [
-            {"name": name, "kind": edit.kind, **dataclasses.asdict(edit)}  # type: ignore[call-overload]
-            for name, edit in stack.edits.items()
-        ],
+        "edits": [as_entry(name, edit) for name, edit in stack.edits.items()],
         "provenance": dict(provenance or {}),
     }
     write_json(Path(path), content, "save_edits")
@@ -110,7 +107,7 @@ def read_edit_file(path: str | Path) -> EditFile:
             f"load_edits: expected version {VERSION} in {path.name}, got {data.get('version')!r}. Update mumoe."
         )
     try:
-        edits = {str(item["name"]): _edit(item) for item in data["edits"]}
+        edits = {str(item["name"]): from_entry(item) for item in data["edits"]}
         if len(edits) < len(data["edits"]):
             raise ValueError("a name twice")
         return EditFile(dict(data["layer"]), edits, dict(data.get("provenance", {})), str(data.get("created", "")))
@@ -167,7 +164,18 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"the number {name}")
 
 
-def _edit(item: Mapping[str, Any]) -> Edit:
+def as_entry(name: str, edit: Edit) -> dict[str, Any]:
+    """One edit as a file holds it."""
+    return {"name": name, "kind": edit.kind, **dataclasses.asdict(edit)}  # type: ignore[call-overload]
+
+
+def from_entry(item: Mapping[str, Any]) -> Edit:
+    """The edit of a file's entry.
+
+    Raises:
+        UserError: If its kind or a field is not known.
+        KeyError, TypeError, ValueError, IndexError: If something is missing or of the wrong type.
+    """
     fields = dict(item)
     kind = fields.pop("kind")
     fields.pop("name")

@@ -82,13 +82,10 @@ def fold_factorization(part: Factorization, operations: Sequence[Operation]) -> 
 def _map(part: Factorization, state: dict[str, Tensor], operation: CoefficientMap) -> None:
     """Fold M into the level's factor: the new expert m is the sum of the old ones n, weighted by M[n, m]."""
     if isinstance(part, Dense):
-        weight = state["weight"]
-        mapped = torch.tensordot(weight, operation.matrix.to(weight), dims=([operation.level], [0]))
-        state["weight"] = mapped.movedim(-1, operation.level).contiguous()
+        state["weight"] = operation.weights(state["weight"], operation.level)
         return
     name = f"expert_{'core' if isinstance(part, TensorRing) else 'factor'}_{operation.level}"
-    factor = state[name]
-    state[name] = torch.tensordot(operation.matrix.to(factor).mT, factor, dims=1)
+    state[name] = operation.weights(state[name], 0)
 
 
 def _add_bias(part: Factorization, state: dict[str, Tensor]) -> None:

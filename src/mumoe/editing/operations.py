@@ -30,21 +30,35 @@ class CoefficientMap:
 
     Attributes:
         level: The level.
-        matrix: (N_e, N_e); new coefficient n = sum_m matrix[n, m] a[m].
+        matrix: (K, K); new coefficient k = sum_m matrix[k, m] a[experts[m]].
+        experts: The K experts whom it concerns, all others staying as they are; None for all of the level.
     """
 
     level: int
     matrix: Tensor
+    experts: tuple[int, ...] | None = None
 
     def to(self, like: Tensor) -> CoefficientMap:
         """The same on another tensor's device, in its dtype."""
-        return CoefficientMap(self.level, self.matrix.to(like))
+        return CoefficientMap(self.level, self.matrix.to(like), self.experts)
 
     def coefficients(self, a: Sequence[Tensor]) -> list[Tensor]:
         """All levels, this one mapped."""
-        matrix = self.matrix.to(a[self.level].device, a[self.level].dtype)
-        mapped = a[self.level] @ matrix.mT
+        whole = a[self.level]
+        mapped = self._mapped(whole if isinstance(whole, Tensor) else whole.to_dense(), self.matrix.mT, -1)
         return [mapped if e == self.level else level for e, level in enumerate(a)]
+
+    def weights(self, weights: Tensor, dim: int) -> Tensor:
+        """Weights whose experts lie along `dim`, changed so that unchanged coefficients give the same output."""
+        return self._mapped(weights, self.matrix, dim)
+
+    def _mapped(self, old: Tensor, matrix: Tensor, dim: int) -> Tensor:
+        """New entry m along `dim`: the sum of the old ones n, weighted by matrix[n, m]."""
+        dim = dim % old.ndim
+        index = None if self.experts is None else torch.tensor(self.experts, device=old.device)
+        part = old if index is None else old.index_select(dim, index)
+        mapped = torch.tensordot(part, matrix.to(old), dims=([dim], [0])).movedim(-1, dim)
+        return mapped.contiguous() if index is None else old.index_copy(dim, index, mapped)
 
 
 @dataclass(frozen=True)
@@ -163,8 +177,7 @@ class EditedFactorization(nn.Module):
             dense = torch.cat([dense, torch.zeros_like(dense[:, :1])], dim=1)
         for operation in self.operations:
             if isinstance(operation, CoefficientMap):
-                moved = torch.tensordot(dense, operation.matrix.to(dense), dims=([2 + operation.level], [0]))
-                dense = moved.movedim(-1, 2 + operation.level)
+                dense = operation.weights(dense, 2 + operation.level)
             else:
                 dense = dense.clone()
                 dense[operation.head] += _outer(_input_vector(operation, dense), operation.joint().to(dense))
@@ -174,7 +187,7 @@ class EditedFactorization(nn.Module):
         """One edited expert, (out, in [+ 1]), without forming the rest."""
         like = next(iter(original(self).parameters()))
         pairs = zip(original(self).num_experts, index, strict=True)
-        a = [torch.eye(size, dtype=like.dtype, device=like.device)[n, None] for size, n in pairs]
+        a = [nn.functional.one_hot(torch.tensor([n]), size).to(like) for size, n in pairs]
         terms = []
         for operation in reversed(self.operations):
             if isinstance(operation, CoefficientMap):

@@ -76,6 +76,11 @@ class EditStack:
     def __len__(self) -> int:
         return len(self.edits)
 
+    def operations(self) -> list[Operation]:
+        """What the edits that have a strength do to the weight tensor, in order."""
+        base = self.layer.factorization if self._wrapper is None else self._wrapper.base
+        return self._operations(base, self.edits)
+
     def describe(self) -> list[str]:
         """One line per edit, in order."""
         return [f"{name}: {edit.describe()}" for name, edit in self.edits.items()]

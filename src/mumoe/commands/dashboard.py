@@ -1,0 +1,85 @@
+"""`mumoe dashboard`: a run's results in the browser, to look at and to change."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from mumoe.errors import UserError, require
+
+if TYPE_CHECKING:
+    from mumoe.dashboard.server import Running
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Open a run in the browser: browse experts and images, edit experts and see at once what changes.
+
+    The page is served on 127.0.0.1, to the one browser that has the token of its address. Ctrl-C ends it.
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """folder of a run with experts"""
+    port: int = 0
+    """port on 127.0.0.1 (0: any that is free)"""
+    split: str = ""
+    """split to open first: train, val or test (empty: val, where there is one)"""
+    browser: bool = True
+    """open the page in the browser; --no-browser prints its address alone"""
+
+
+def run(options: Options) -> None:
+    """Serve until interrupted."""
+    from mumoe.data.base import SPLITS
+    from mumoe.errors import unknown_name
+
+    if not 0 <= options.port < 65536:
+        raise UserError(f"mumoe dashboard: expected --port in 0..65535, got {options.port}. 0 takes a free one.")
+    if options.split and options.split not in SPLITS:
+        raise unknown_name("mumoe dashboard", "split", options.split, SPLITS)
+    for package in ("starlette", "uvicorn"):
+        require(package, "dashboard", "mumoe dashboard")
+    require("PIL", "vision", "mumoe dashboard")
+    folder = _folder(options.run)
+    from mumoe.dashboard.server import serve
+    from mumoe.dashboard.session import open_session
+    from mumoe.dashboard.texts import has_text, open_text
+
+    text = has_text(Path(folder))
+    serve(
+        lambda report: open_text(Path(folder)) if text else open_session(folder, report, split=options.split),
+        options.port,
+        lambda running: _opened(running, options.browser),
+    )
+
+
+def _folder(run: str) -> str:
+    """The one run at a path, refused now if it has no experts, before anything is served."""
+    from mumoe.training.run import find_run
+
+    found = find_run(run)
+    if len(found) > 1:
+        names = ", ".join(str(folder.path) for folder in found[:4])
+        raise UserError(f"mumoe dashboard: expected one run, got {len(found)} ({names}). Name one of them.")
+    head = str(found[0].facts().get("head", ""))
+    if head.startswith(("linear", "highrank-linear")):
+        raise UserError(
+            f"mumoe dashboard: expected a run with experts, got the head {head!r}, which has none. "
+            "Train one with --head CPMuMoE-r256-e128."
+        )
+    return str(found[0].path)
+
+
+def _opened(running: Running, browser: bool) -> None:
+    import webbrowser
+
+    sys.stdout.write(f"{running.url}\nThe address is for you alone. Ctrl-C ends the dashboard.\n")
+    sys.stdout.flush()
+    if browser:
+        webbrowser.open(running.url)

@@ -1,0 +1,8 @@
+"""A run's results in the browser: look at experts, change them, and see at once what that does.
+
+- `whatif` computes what edits do to every image, from what is cached.
+- `session` is one opened run; `experts`, `pictures`, `edits` and `apart` answer what a page asks of it.
+- `guard` lets nobody else in; `app` maps addresses to answers; `server` runs it.
+
+The front end under `static/` is plain JavaScript modules on Preact and htm, without a build step.
+"""

@@ -1,0 +1,324 @@
+"""Edits as a page makes them: what they do to a split, rewritings of a subgroup, and files that `mumoe edit` reads.
+
+A page holds its edits as entries of such a file. Only the mean coefficients of a rewriting, which may be long, stay
+here: an entry names them (``mean``) in place of its factors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mumoe.dashboard.jobs import Report
+from mumoe.dashboard.measures import Groups, accuracies, by_value
+from mumoe.dashboard.session import BATCH, WHO, Session, Split, silent
+from mumoe.dashboard.whatif import Changed
+from mumoe.editing.choose import LogitShift, choose_strength
+from mumoe.editing.files import as_entry, from_entry, load_edits, read_edit_file, save_edits
+from mumoe.editing.operations import separate
+from mumoe.editing.rewriting import mean_coefficients, rewriting
+from mumoe.editing.splits import Rows as LabelledRows
+from mumoe.editing.stack import EditStack, fingerprint
+from mumoe.editing.texts import parse_edit
+from mumoe.errors import UserError, unknown_name
+
+__all__ = ["Subgroup", "compare", "list_edits", "load", "make_stack", "outcome", "parse", "rewrite", "save"]
+
+MOST_EDITS = 200
+"""Edits of one stack."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_=,.-]{0,80}")
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """Whom a correction is meant for; for single-label data only `sensitive`, an attribute, counts.
+
+    Attributes:
+        head: 0/1 attribute that is predicted.
+        sensitive: Sensitive attribute.
+        value: Its value; empty for the one that is right least often.
+        label: True label.
+    """
+
+    head: str = ""
+    sensitive: str = ""
+    value: str = ""
+    label: int = 1
+
+
+def make_stack(session: Session, entries: Sequence[Mapping[str, Any]]) -> EditStack:
+    """The edits of a page, checked against the layer.
+
+    Raises:
+        UserError: If one is malformed or does not fit the layer.
+    """
+    if len(entries) > MOST_EDITS:
+        raise UserError(f"{WHO}: expected at most {MOST_EDITS} edits, got {len(entries)}. Take some out.")
+    stack = EditStack(session.run.require_layer(WHO))
+    for entry in entries:
+        try:
+            stack.add(from_entry(_with_factors(session, entry)), str(entry["name"]))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{WHO}: expected an edit, got {type(error).__name__} {error}. Load the page again."
+            ) from error
+    return stack
+
+
+def _with_factors(session: Session, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry with its mean coefficients in full."""
+    if "mean" not in entry:
+        return dict(entry)
+    full = {name: value for name, value in entry.items() if name != "mean"}
+    if entry["mean"] not in session.means:
+        raise UserError(f"{WHO}: expected mean coefficients of this session, got others. Make the rewriting again.")
+    return full | {"factors": session.means[entry["mean"]]}
+
+
+def _without_factors(session: Session, entry: dict[str, Any]) -> dict[str, Any]:
+    if "factors" not in entry:
+        return json.loads(json.dumps(entry))
+    plain = json.loads(json.dumps(entry["factors"]))
+    name = hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+    session.means[name] = plain
+    return {key: value for key, value in entry.items() if key != "factors"} | {"mean": name}
+
+
+def parse(session: Session, text: str) -> dict[str, Any]:
+    """The entry of an edit written as for `mumoe edit --do`, such as ``swap:4=9``.
+
+    Raises:
+        UserError: If it is none, or does not fit the layer.
+    """
+    edit = parse_edit(text.strip(), session.run.data.classes, who=WHO)
+    entry = as_entry("edit", edit)
+    make_stack(session, [json.loads(json.dumps(entry))])
+    return _without_factors(session, entry)
+
+
+def outcome(session: Session, split: Split, entries: Sequence[Mapping[str, Any]]) -> Changed:
+    """The rows that edits change."""
+    with session.lock:
+        operations = make_stack(session, entries).operations() if entries else []
+        return split.require_rows().changed(operations)
+
+
+def compare(
+    session: Session,
+    split: Split,
+    entries: Sequence[Mapping[str, Any]],
+    subgroup: Subgroup,
+    *,
+    resamples: int = 0,
+) -> dict[str, Any]:
+    """Everything measured before and after: accuracy, classes, subgroups.
+
+    Args:
+        session: The session.
+        split: The split.
+        entries: The edits.
+        subgroup: Whom the subgroup metrics are about; none where `sensitive` is empty.
+        resamples: Of the bootstrap intervals of the subgroup metrics; 0 leaves them out.
+    """
+    with session.lock:
+        changed = outcome(session, split, entries)
+        found = split.scores.compared(changed)
+        if not subgroup.sensitive:
+            return found
+        if not session.run.data.multi_label:
+            return found | {"by_value": by_value(split.scores, split.require_rows(), changed, subgroup.sensitive)}
+        groups, target = _groups(session, split, subgroup)
+        after = split.scores.after(changed)
+        return found | {"fairness": groups.compared(split.scores.decided, after, target, resamples)}
+
+
+def _groups(session: Session, split: Split, subgroup: Subgroup) -> tuple[Groups, tuple[int, str]]:
+    problem = session.run.problem(subgroup.head, subgroup.sensitive, who=WHO)
+    groups = Groups.of(problem, split.require_rows())
+    value = subgroup.value or groups.worst(split.scores.decided, subgroup.label)
+    return groups, (subgroup.label, value)
+
+
+# Rewriting ------------------------------------------------------------------------------------------------
+
+
+def rewrite(
+    session: Session,
+    subgroup: Subgroup,
+    entries: Sequence[Mapping[str, Any]],
+    strength: str = "paper",
+    report: Report = silent,
+) -> dict[str, Any]:
+    """The paper's rewriting (eq. 6) for a subgroup, as `mumoe edit` makes it: mean coefficients of training images.
+
+    Args:
+        session: The session.
+        subgroup: Whom it is for; all four fields are needed.
+        entries: Edits that it comes on top of.
+        strength: ``paper`` (the number of experts) or ``auto`` (chosen on validation images).
+        report: Told how far it is.
+
+    Returns:
+        ``entry`` without a name, ``images`` of the mean, and ``choice`` (None for ``paper``).
+
+    Raises:
+        UserError: If the subgroup has no training images, or the run is on single labels.
+    """
+    layer = session.run.require_layer(WHO)
+    problem = session.run.problem(subgroup.head, subgroup.sensitive, who=WHO)
+    if strength not in ("paper", "auto"):
+        raise unknown_name(WHO, "strength", strength, ("paper", "auto"))
+    rows = problem.rows("train")
+    inside = (problem.labels[rows] == subgroup.label) & (problem.values[rows] == subgroup.value)
+    if not inside.any():
+        raise UserError(
+            f"{WHO}: expected training images with {subgroup.head}={subgroup.label} and "
+            f"{subgroup.sensitive}={subgroup.value}, got none. Take a subgroup that training has seen."
+        )
+    mean = _mean(session, rows[inside], report)
+    choice = _choose(session, subgroup, entries, mean, report) if strength == "auto" else None
+    sign = 1 if subgroup.label == 1 else -1
+    size = float(mean.numel()) if choice is None else abs(choice["strength"])
+    edit = rewriting(layer, problem.position, mean, direction="raise" if sign > 0 else "lower", strength=size)
+    entry = _without_factors(session, as_entry("", edit))
+    return {"entry": entry, "images": int(inside.sum()), "choice": choice, "paper": float(mean.numel())}
+
+
+def _mean(session: Session, images: Any, report: Report) -> Tensor:
+    def batches() -> Any:
+        for start in range(0, len(images), BATCH):
+            report(start, len(images), f"Mean coefficients of {len(images):,} training images")
+            yield session.run.inputs(images[start : start + BATCH])
+
+    return mean_coefficients(session.run.require_layer(WHO), batches())
+
+
+def _choose(
+    session: Session, subgroup: Subgroup, entries: Sequence[Mapping[str, Any]], mean: Tensor, report: Report
+) -> dict[str, Any]:
+    """The strength with the best worst subgroup on validation, losing at most a point of overall accuracy."""
+    split = session.split("val", report)
+    groups, target = _groups(session, split, subgroup)
+    rows = split.require_rows()
+    changed = outcome(session, split, entries)
+    position = groups.problem.position
+    logits = rows.logits[:, position].clone()
+    logits[changed.rows] = changed.logits[:, position]
+    direction = _direction(split, mean)[groups.known]
+    shift = LogitShift(logits.double().numpy()[groups.known], direction)
+    sign = 1 if subgroup.label == 1 else -1
+    found = choose_strength(
+        LabelledRows(groups.truth, groups.values), shift, shift.candidates(sign), target=target
+    ).to_dict()
+    return {key: found[key] for key in ("strength", "objective", "max_loss", "reached")}
+
+
+def _direction(split: Split, mean: Tensor) -> Any:
+    """(rows,) what one unit of a rewriting's strength adds: a-bar . a."""
+    every = torch.arange(len(split.images))
+    amount = torch.ones(1, dtype=torch.float64)
+    for level, vectors in zip(split.levels, separate(mean), strict=True):
+        amount = amount * level.mix(every, vectors)
+    return amount.sum(1).numpy()
+
+
+# Files ----------------------------------------------------------------------------------------------------
+
+
+def list_edits(session: Session) -> list[dict[str, Any]]:
+    """The files in RUN/edits: name, time, what they do, and whether they are of this model."""
+    mine = fingerprint(session.run.require_layer(WHO)) if session.run.layer is not None else ""
+    found: list[dict[str, Any]] = []
+    for path in sorted((session.folder / "edits").glob("*.json")):
+        if path.is_symlink() or not path.is_file():
+            continue
+        try:
+            content = read_edit_file(path)
+        except UserError as error:
+            found.append({"name": path.stem, "error": " ".join(str(error).split())})
+            continue
+        edits = [f"{name}: {edit.describe()}" for name, edit in content.edits.items()]
+        fits = content.layer.get("fingerprint") == mine
+        found.append({"name": path.stem, "created": content.created, "edits": edits, "fits": fits})
+    return found
+
+
+def load(session: Session, name: str) -> list[dict[str, Any]]:
+    """The entries of a file in RUN/edits.
+
+    Raises:
+        UserError: If there is no such file there, or it belongs to another model.
+    """
+    known = {entry["name"] for entry in list_edits(session)}
+    if name not in known:
+        raise unknown_name(WHO, "file of edits", name, known)
+    stack = load_edits(session.folder / "edits" / f"{name}.json", session.run.require_layer(WHO))
+    return [_without_factors(session, as_entry(key, edit)) for key, edit in stack.edits.items()]
+
+
+def save(
+    session: Session,
+    split: Split,
+    entries: Sequence[Mapping[str, Any]],
+    name: str,
+    subgroup: Subgroup,
+    *,
+    replace: bool = False,
+) -> str:
+    """Write edits to RUN/edits/NAME.json with what they change, as `mumoe edit` does; returns the file's path.
+
+    Raises:
+        UserError: If the name is no plain file name or is taken, or there are no edits.
+    """
+    if not _NAME.fullmatch(name) or name.endswith(".json"):
+        raise UserError(
+            f"{WHO}: expected a name of letters, digits and -_=,. for the file, got {name!r}. RUN/edits is its folder."
+        )
+    if not entries:
+        raise UserError(f"{WHO}: expected edits to save, got none. Make one first.")
+    folder = session.folder / "edits"
+    path = folder / f"{name}.json"
+    if folder.is_symlink() or path.is_symlink():
+        raise UserError(f"{WHO}: expected a plain file in the run's folder, got a link {path.name!r}. Remove it.")
+    if path.exists() and not replace:
+        raise UserError(f"{WHO}: expected a new name, got {name!r}, which exists. Take another, or replace it.")
+    folder.mkdir(exist_ok=True)
+    with session.lock:
+        stack = make_stack(session, entries)
+        save_edits(path, stack, _provenance(session, split, stack, subgroup))
+    return str(path)
+
+
+def _provenance(session: Session, split: Split, stack: EditStack, subgroup: Subgroup) -> dict[str, Any]:
+    """What `mumoe edit` records, with the split that was looked at."""
+    data = session.run.data
+    facts: dict[str, Any] = {
+        "run": str(session.folder),
+        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "made_with": WHO,
+        "by_hand": stack.describe(),
+        "split": split.name,
+    }
+    changed = split.require_rows().changed(stack.operations())
+    if data.multi_label and subgroup.sensitive:
+        groups, target = _groups(session, split, subgroup)
+        before, after = groups.recorded(split.scores.decided, split.scores.after(changed), target)
+        facts["subgroup"] = {
+            "head": subgroup.head,
+            "label": target[0],
+            "sensitive": subgroup.sensitive,
+            "value": target[1],
+        }
+    else:
+        before, after = accuracies(split.scores, changed)
+    return facts | {"metrics_before": before, "metrics_after": after}
