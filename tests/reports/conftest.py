@@ -29,7 +29,7 @@ def whole(tmp_path_factory):
 def site(whole, tmp_path_factory):
     """A report and its views: the run above and made-up results whose names look like HTML, sent as a zip."""
     folder = tmp_path_factory.mktemp("site")
-    data = made_up_data(400, NAMES, name="<script>alert(2)</script>")
+    data = made_up_data(800, NAMES, name="<script>alert(2)</script>")
     write_run(folder / "other <i>run", data, experts=60, focused=0.8)
     views = [
         *gather(whole, data=named_data(), most_images=3),

@@ -149,7 +149,7 @@ def test_every_expert_has_a_page_with_its_images(site):
 def test_a_tile_shows_its_own_image(site):
     """The frame of each tile, cut out of the shared file, has the colours of the image that the page names."""
     folder, views = site
-    run, data = folder / "other-i-run", made_up_data(400, NAMES)
+    run, data = folder / "other-i-run", made_up_data(800, NAMES)
     expert = max(views[1].levels[0].experts, key=lambda expert: expert.load)
     page = Page(run / "experts" / f"0-{expert.expert}.html")
     assert len(page.images) > 1
