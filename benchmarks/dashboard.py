@@ -163,7 +163,7 @@ def interactions(page: Page, multi_label: bool) -> dict[str, Callable[[int], Any
     def images(n: int, **more: Any) -> Any:
         return page.ask("POST", "/api/images", {"split": "val", "offset": 100 * n, "limit": 100, **more})
 
-    every = [{"name": "c", "kind": "correct", "head": 0, "terms": [[[n], 0.5] for n in range(EXPERTS)], "strength": 1}]
+    every = {"name": "r", "kind": "rewrite", "head": 0, "factors": [[[1 / EXPERTS]] * EXPERTS]}
     found: dict[str, Callable[[int], Any]] = {
         "list of all experts": lambda n: page.ask("GET", f"/api/experts?level=0&gap=sex&n={n}"),
         "experts filtered by class": lambda n: page.ask("GET", f"/api/experts?level=0&gap=sex&label=class+{n}"),
@@ -182,7 +182,7 @@ def interactions(page: Page, multi_label: bool) -> dict[str, Callable[[int], Any
         "correct 1 output by 1 expert": lambda n: compare(
             [{"name": "c", "kind": "correct", "head": n, "terms": [[[n], 1.0]], "strength": 1}]
         ),
-        "rewrite 1 output by all experts": lambda n: compare([{**every[0], "strength": 1.0 + n}]),
+        "rewrite 1 output by all experts": lambda n: compare([{**every, "strength": 1.0 + n}]),
         "images that 20 ablations mend": lambda n: images(
             0, kind="mended", edits=[edit("ablate", 20 * n + k) for k in range(20)]
         ),

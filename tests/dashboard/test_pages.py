@@ -216,11 +216,12 @@ def test_everything_is_reached_by_keyboard(browser, running):  # noqa: F811
         page.keyboard.press("Enter")
         for _ in range(30):
             page.keyboard.press("Tab")
-            if page.evaluate("document.activeElement.className") == "experts":
+            if page.evaluate("document.activeElement.getAttribute('role')") == "grid":
                 break
         page.keyboard.press("ArrowDown")
         page.keyboard.press("ArrowDown")
-        wanted = int(page.locator(f"{ROWS}.active .num").first.inner_text())
+        wanted = int(page.locator(ROWS).nth(2).locator(".num").first.inner_text())
+        page.wait_for_selector(f"#row-{wanted}.active")
         page.keyboard.press(" ")
         page.keyboard.press("End")
         page.keyboard.press(" ")

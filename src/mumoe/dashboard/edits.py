@@ -62,16 +62,17 @@ def make_stack(session: Session, entries: Sequence[Mapping[str, Any]]) -> EditSt
     """
     if len(entries) > MOST_EDITS:
         raise UserError(f"{WHO}: expected at most {MOST_EDITS} edits, got {len(entries)}. Take some out.")
-    stack = EditStack(session.run.require_layer(WHO))
-    for entry in entries:
-        try:
-            stack.add(from_entry(_with_factors(session, entry)), str(entry["name"]))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"{WHO}: expected an edit, got {type(error).__name__} {error}. Load the page again."
-            ) from error
+    try:
+        edits = {str(entry["name"]): from_entry(_with_factors(session, entry)) for entry in entries}
+        if len(edits) < len(entries):
+            raise ValueError("a name twice")
+        stack = EditStack(session.run.require_layer(WHO))
+        stack.extend(edits)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        got = f"{type(error).__name__} {error}"
+        raise UserError(f"{WHO}: expected an edit, got {got}. Load the page again.") from error
     return stack
 
 
@@ -143,8 +144,11 @@ def compare(
 
 
 def _groups(session: Session, split: Split, subgroup: Subgroup) -> tuple[Groups, tuple[int, str]]:
-    problem = session.run.problem(subgroup.head, subgroup.sensitive, who=WHO)
-    groups = Groups.of(problem, split.require_rows())
+    key = (split.name, subgroup.head, subgroup.sensitive)
+    if key not in session.groups:
+        problem = session.run.problem(subgroup.head, subgroup.sensitive, who=WHO)
+        session.groups[key] = Groups.of(problem, split.require_rows())
+    groups = session.groups[key]
     value = subgroup.value or groups.worst(split.scores.decided, subgroup.label)
     return groups, (subgroup.label, value)
 

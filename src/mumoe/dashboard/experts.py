@@ -95,7 +95,15 @@ def expert_columns(session: Session, split: Split, level: int, chosen: Filter, g
     }
     if gap:
         columns |= _gap(session, split, gap, (experts, row, value), part.num_experts)
-    return as_json(columns | _measured(session, level, part.num_experts))
+    plain = {name: _plain(value) if isinstance(value, np.ndarray) else value for name, value in columns.items()}
+    return plain | _measured(session, level, part.num_experts)
+
+
+def _plain(values: npt.NDArray[Any]) -> list[Any]:
+    """Numbers for JSON; one that is not there is None."""
+    if values.dtype.kind != "f":
+        return list(values.tolist())
+    return [None if value != value else value for value in values.tolist()]
 
 
 def _pairs(part: Level) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:

@@ -21,7 +21,7 @@ from mumoe.analysis.coefficients import CoefficientLevel, CoefficientStore
 from mumoe.analysis.studies import write_coefficients
 from mumoe.baselines import SparseMoE
 from mumoe.dashboard.jobs import Report
-from mumoe.dashboard.measures import Scores
+from mumoe.dashboard.measures import Groups, Scores
 from mumoe.dashboard.whatif import Level, Rows, decisions, open_rows
 from mumoe.data.base import SPLITS
 from mumoe.editing.runs import EditingRun, open_run
@@ -88,6 +88,7 @@ class Session:
         splits: Splits that were opened.
         lock: Held by whoever opens a split or computes.
         means: Factors of rewritings by their short name, so that pages need not carry them.
+        groups: Subgroups by split, head and sensitive attribute, once they were looked at.
         uploads: What the layer sees of the last pictures of one's own, by number.
     """
 
@@ -97,6 +98,7 @@ class Session:
     splits: dict[str, Split] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     means: dict[str, Any] = field(default_factory=dict)
+    groups: dict[tuple[str, str, str], Groups] = field(default_factory=dict)
     uploads: dict[int, Tensor] = field(default_factory=dict)
 
     @property

@@ -63,7 +63,8 @@ class Level:
         offsets = torch.from_numpy(np.array(level.offsets, dtype=np.int64))
         rows = torch.repeat_interleave(torch.arange(level.rows), offsets.diff())
         counts = torch.bincount(experts, minlength=level.num_experts)
-        order = torch.from_numpy(np.argsort(experts.numpy().astype(np.int32), kind="stable"))
+        narrow = np.uint16 if level.num_experts <= 2**16 else np.int64  # numpy sorts 16 bits by radix
+        order = torch.from_numpy(np.argsort(experts.numpy().astype(narrow), kind="stable"))
         starts = F.pad(counts.cumsum(0), (1, 0))
         values = torch.from_numpy(np.array(level.values, dtype=np.float32))
         return Level(level.num_experts, experts, values, offsets, rows[order], values[order], starts)

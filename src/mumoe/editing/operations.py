@@ -138,8 +138,15 @@ class EditedFactorization(nn.Module):
     def __init__(self, base: nn.Module, operations: Sequence[Operation]) -> None:
         super().__init__()
         self.base = base
-        self.operations = tuple(operation.to(next(base.parameters())) for operation in operations)
-        self.bias = bool(base.bias) or any(isinstance(operation, AddedTerm) for operation in operations)
+        self.operations: tuple[Operation, ...] = ()
+        self.bias = bool(base.bias)
+        for operation in operations:
+            self.append(operation)
+
+    def append(self, operation: Operation) -> None:
+        """Put one more operation on top."""
+        self.operations = (*self.operations, operation.to(next(self.base.parameters())))
+        self.bias = self.bias or isinstance(operation, AddedTerm)
 
     def __getattr__(self, name: str) -> Any:
         """Sizes, ranks and titles are those of the base."""

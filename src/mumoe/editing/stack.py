@@ -53,10 +53,19 @@ class EditStack:
         if name is None:
             numbers = (f"{edit.kind}-{i}" for i in range(1, len(self.edits) + 2))
             name = next(free for free in numbers if free not in self.edits)
-        if name in self.edits:
-            raise UserError(f"EditStack: expected a new name, got {name!r}, which is taken. Remove it first.")
-        self._set({**self.edits, name: edit})
+        self.extend({name: edit})
         return name
+
+    def extend(self, edits: Mapping[str, Edit]) -> None:
+        """Put several edits on top, all of them or none.
+
+        Raises:
+            UserError: As `add`.
+        """
+        for name in edits:
+            if name in self.edits:
+                raise UserError(f"EditStack: expected a new name, got {name!r}, which is taken. Remove it first.")
+        self._set({**self.edits, **edits})
 
     def remove(self, name: str) -> Edit:
         """Take an edit out, wherever it is in the stack."""
@@ -174,10 +183,16 @@ class EditStack:
     def _operations(base: nn.Module, edits: Mapping[str, Edit]) -> list[Operation]:
         """Operations of the edits with a strength, each found on the result of those before it."""
         found: list[Operation] = []
+        edited: EditedFactorization | None = None
         for edit in edits.values():
-            operation = edit.operation(EditedFactorization(base, found) if found else base)
-            if edit.strength != 0:
-                found.append(operation)
+            operation = edit.operation(base if edited is None else edited)
+            if edit.strength == 0:
+                continue
+            found.append(operation)
+            if edited is None:
+                edited = EditedFactorization(base, [operation])
+            else:
+                edited.append(operation)
         return found
 
 

@@ -286,7 +286,8 @@ def _attributes(table: Table, path: Path) -> dict[str, Attribute]:
 
 def _ids(table: Table, path: Path, count: int) -> tuple[str, ...]:
     if "id" not in table.columns:
-        return tuple(f"{path.stem}/{row}" for row in range(count))
+        name = path.stem
+        return tuple(f"{name}/{row}" for row in range(count))
     ids = tuple(map(str, table.columns["id"].tolist()))
     if len(set(ids)) != count:
         raise UserError(f"{WHO}: expected another 'id' in every row of {path}, got {count - len(set(ids))} repeated.")

@@ -25,11 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 from mumoe.data.base import ImageData
 from mumoe.data.cache import cache_root, sealed_folder
 from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.models.backbones import Backbone
 from mumoe.progress import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from mumoe.models.backbones import Backbone
 
 __all__ = ["DTYPES", "Features", "extract_features", "feature_key"]
 
