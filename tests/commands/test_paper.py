@@ -11,7 +11,6 @@ import pytest
 from mumoe.cli import main
 from mumoe.recipes.paper.listing import listing
 
-
 SOURCE = str(Path(__file__).parents[2] / "src")
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import mumoe.analysis.controls  # noqa: F401 (makes the frozen gates known)
+from mumoe.analysis.batches import layer_batches
 from mumoe.analysis.files import write_json
 from mumoe.analysis.studies import study, write_coefficients
 from mumoe.data.base import ImageData
@@ -147,7 +148,7 @@ class Workshop:
         assert isinstance(head.layer, MuMoE)
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            return layer_batches(head, seen)
+            return layer_batches(head, seen, np.arange(len(seen.data)), 500)
 
         place = folder / f"coefficients-{self.split}"
         store = write_coefficients(head.layer, batches, place, images=np.arange(len(seen.data)))
@@ -207,19 +208,6 @@ def _record(result: RunResult, inputs: Inputs) -> dict[str, Any]:
         "classes": len(inputs.data.classes),
         "credits": list(inputs.data.credits),
     }
-
-
-def layer_batches(head: Head, seen: Inputs, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the head's layer sees, with the labels, batch by batch."""
-    from mumoe.training.sources import FeatureSource
-
-    assert seen.features is not None
-    source = FeatureSource(seen.features, seen.data.labels)
-    rows = np.arange(len(seen.data))
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    for features, labels in source.stream(parts, None):
-        with torch.no_grad():
-            yield head.prepare(features), labels
 
 
 @dataclass(frozen=True)
