@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mumoe.training.config import TrainConfig
     from mumoe.training.inputs import Inputs
 
-__all__ = ["Analysis", "Options", "analyze_head", "analyze_run", "analyze_text_run", "layer_batches", "run"]
+__all__ = ["Analysis", "Options", "analyze_head", "analyze_run", "analyze_text_run", "run"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,7 @@ def _check_head(head: Head, config: TrainConfig) -> None:
 
 def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Options, folder: Path) -> Analysis:
     """The analysis of a head in memory: numbers, figures and images in `folder`."""
+    from mumoe.analysis.batches import layer_batches
     from mumoe.analysis.neighbours import neighbours
     from mumoe.analysis.studies import study, write_coefficients
     from mumoe.baselines import HighRankLinear
@@ -210,23 +211,6 @@ def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Optio
         write_json(folder / "neighbours.json", {"levels": neighbours(head.layer, store)})
     _write(analysis, inputs, config, folder)
     return analysis
-
-
-def layer_batches(
-    head: Head, inputs: Inputs, rows: npt.NDArray[np.int64], size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the head's layer sees of cached features, with the labels, batch by batch."""
-    import numpy as np
-    import torch
-
-    from mumoe.training.sources import FeatureSource
-
-    assert inputs.features is not None
-    source = FeatureSource(inputs.features, inputs.data.labels)
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    for features, labels in source.stream([np.ascontiguousarray(batch) for batch in batches], None):
-        with torch.no_grad():
-            yield head.prepare(features), labels
 
 
 def _images(

@@ -179,8 +179,8 @@ def _result(out: Path, cell: Cell) -> Path:
 
 def _do(cell: Cell, base: TrainConfig, out: Path, options: Options, shared: _Shared, given: dict[str, Any]) -> None:
     """Train a cell or go on with it, analyze it, and write cell.json last."""
+    from mumoe.analysis.batches import layer_batches
     from mumoe.analysis.studies import study
-    from mumoe.commands.analyze import layer_batches
     from mumoe.training import resume, train
     from mumoe.training.inputs import load_inputs, with_seed
     from mumoe.training.jobs import load_head

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import mumoe.analysis.controls  # noqa: F401 (makes the frozen gates known)
+from mumoe.analysis.batches import layer_batches
 from mumoe.analysis.files import write_json
 from mumoe.analysis.studies import study, write_coefficients
 from mumoe.data.base import ImageData
@@ -147,7 +148,7 @@ class Workshop:
         assert isinstance(head.layer, MuMoE)
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            return layer_batches(head, seen)
+            return layer_batches(head, seen, np.arange(len(seen.data)), 500)
 
         place = folder / f"coefficients-{self.split}"
         store = write_coefficients(head.layer, batches, place, images=np.arange(len(seen.data)))
@@ -163,7 +164,7 @@ class Workshop:
     def opened(self, cell: Cell) -> tuple[Head, Inputs]:
         """A trained head and what it sees of the analyzed split's images, in their order."""
         folder, inputs = self.work / cell.key, self.inputs(cell)
-        rows = inputs.data.indices(self.split)  # type: ignore[arg-type]
+        rows = inputs.data.indices(self.split)
         part = subset(inputs.data, rows)
         if inputs.features is not None:
             features = np.ascontiguousarray(inputs.features[rows])
@@ -209,19 +210,6 @@ def _record(result: RunResult, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def layer_batches(head: Head, seen: Inputs, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the head's layer sees, with the labels, batch by batch."""
-    from mumoe.training.sources import FeatureSource
-
-    assert seen.features is not None
-    source = FeatureSource(seen.features, seen.data.labels)
-    rows = np.arange(len(seen.data))
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    for features, labels in source.stream(parts, None):
-        with torch.no_grad():
-            yield head.prepare(features), labels
-
-
 @dataclass(frozen=True)
 class _Rows:
     """Opens some images of a set under new positions."""
@@ -263,7 +251,7 @@ def images_of(shop: Workshop, cell: Cell, folder: Path, **options: Any) -> Any:
     from mumoe.analysis.grids import write_grid
 
     inputs = shop.inputs(cell)
-    rows = inputs.data.indices(shop.split)  # type: ignore[arg-type]
+    rows = inputs.data.indices(shop.split)
     level = CoefficientStore(shop.work / cell.key / f"coefficients-{shop.split}").level()
     return write_grid(folder, level, subset(inputs.data, rows), np.arange(len(rows)), **options)
 
@@ -276,7 +264,7 @@ def purity_of(shop: Workshop, cell: Cell, least: int = 5) -> list[tuple[int, flo
     from mumoe.analysis.coefficients import CoefficientStore
 
     data = shop.inputs(cell).data
-    labels = np.asarray(data.labels)[data.indices(shop.split)]  # type: ignore[arg-type]
+    labels = np.asarray(data.labels)[data.indices(shop.split)]
     level = CoefficientStore(shop.work / cell.key / f"coefficients-{shop.split}").level()
     rows: list[npt.NDArray[np.int64]] = []
     experts: list[npt.NDArray[np.int64]] = []
