@@ -18,7 +18,7 @@ from made_up_training import make_text
 from mumoe.analysis import expert_layers
 from mumoe.analysis.files import as_json
 from mumoe.analysis.text import steer, steered_classes, study_text
-from mumoe.analysis.text_pages import heat_map, shown, write_text_view
+from mumoe.analysis.text_pages import heat_map, read_text_study, shown, write_text_view
 from mumoe.data.text import TOKEN_CLASSES, classify, open_text
 from mumoe.errors import UserError
 from mumoe.models.gpt2 import GPT2Shape, create_gpt2, generate_text
@@ -202,6 +202,14 @@ def test_the_view_shows_every_expert_that_reads(study, tmp_path):
     assert numbers == json.loads(json.dumps(as_json(study)))
     assert numbers["schema"] == 1
     assert shown("a\n\0\x01") == "a¶§·"
+    assert read_text_study(tmp_path / "experts.json") == study
+
+
+@pytest.mark.parametrize("change", [{"schema": 2}, {"layers": [{}]}, {"unknown": 1}])
+def test_numbers_of_another_kind_are_refused(study, tmp_path, change):
+    (tmp_path / "experts.json").write_text(json.dumps({**as_json(study), **change}))
+    with pytest.raises(UserError, match=r"expected the numbers of mumoe analyze in .*experts.json, got: "):
+        read_text_study(tmp_path / "experts.json")
 
 
 def test_wrong_calls(model, data):

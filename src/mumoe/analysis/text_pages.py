@@ -9,18 +9,19 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mumoe.analysis.drawing import INK, PALE, encoded, font
-from mumoe.analysis.files import as_json, write_bytes
-from mumoe.analysis.text import ExpertText, LayerText, TextStudy, TopToken
+from mumoe.analysis.files import as_json, read_json, write_bytes
+from mumoe.analysis.text import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
+from mumoe.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
-__all__ = ["by_effect", "heat_map", "text_page", "write_text_view"]
+__all__ = ["by_effect", "heat_map", "read_text_study", "text_page", "write_text_view"]
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -47,6 +48,43 @@ def write_text_view(study: TextStudy, folder: Path, credits: Sequence[str] = ())
     write_bytes(page, text_page(study, credits).encode("utf-8"))
     write_bytes(picture, heat_map(study))
     return page, picture
+
+
+def read_text_study(path: Path) -> TextStudy:
+    """The study in an experts.json.
+
+    Raises:
+        UserError: If the file is missing, damaged, or of another schema.
+    """
+    found = read_json(path, "text view")
+    try:
+        if found["schema"] != TextStudy.schema:
+            raise ValueError(f"schema {found['schema']}")
+        layers = tuple(
+            LayerText(**{**layer, "experts": tuple(_read_expert(expert) for expert in layer["experts"])})
+            for layer in found["layers"]
+        )
+        excerpts = tuple(_read_window(window) for window in found["excerpts"])
+        return TextStudy(**{**found, "classes": tuple(found["classes"]), "layers": layers, "excerpts": excerpts})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"text view: expected the numbers of mumoe analyze in {path}, got: {error!r}.") from None
+
+
+def _read_expert(found: Mapping[str, Any]) -> ExpertText:
+    top = tuple(
+        TopToken(**{**token, "pieces": tuple(token["pieces"]), "coefficients": tuple(token["coefficients"])})
+        for token in found["top"]
+    )
+    effect = None if found["effect"] is None else TextEffect(**found["effect"])
+    return ExpertText(**{**found, "top": top, "effect": effect})
+
+
+def _read_window(found: Mapping[str, Any]) -> WindowText:
+    layers = {
+        name: tuple(tuple((int(n), float(a)) for n, a in token) for token in tokens)
+        for name, tokens in found["layers"].items()
+    }
+    return WindowText(found["row"], tuple(found["pieces"]), tuple(found["losses"]), layers)
 
 
 def by_effect(layer: LayerText) -> list[ExpertText]:
@@ -114,14 +152,16 @@ def _quote(token: TopToken) -> str:
     return "".join(spans)
 
 
-def shown(piece: str) -> str:
-    """A token's text on one line."""
-    return "".join(_NAMES.get(letter, letter if letter.isprintable() else "·") for letter in piece)
+def shown(piece: str, names: Mapping[str, str] = _NAMES) -> str:
+    """A token's text on one line; letters that `names` has are shown by other ones."""
+    return "".join(names.get(letter, letter if letter.isprintable() else "·") for letter in piece)
 
 
 # The picture
 
 _POINTS, _LINE, _LEFT, _TOP, _WIDTH = 15, 22, 150, 56, 1100
+_PLAIN = {"\n": "\\", "\0": "^", "\ufffd": "·"}
+"""What the default font has."""
 _GROUND = (11, 110, 153)
 
 
@@ -134,7 +174,8 @@ def heat_map(study: TextStudy, *, experts: int = 8, lines: int = 3) -> bytes:
     picture = Image.new("RGB", (_WIDTH, height + 12), "white")
     draw = ImageDraw.Draw(picture)
     said = (
-        "Tokens with the largest coefficients, by expert; dark: coefficient 1. Right: loss in nats when it is ablated."
+        "Tokens with the largest coefficients, by expert; dark: coefficient 1; \\: a line's end. "
+        "Right: rise of the loss, in nats, when it is ablated."
     )
     draw.text((16, 16), said, fill=INK, font=font(16))
     y = _TOP
@@ -160,14 +201,15 @@ def _draw_expert(draw: ImageDraw.ImageDraw, expert: ExpertText, y: int, lines: i
 def _draw_quote(draw: ImageDraw.ImageDraw, token: TopToken, y: int) -> None:
     """The token in the middle of the line, as much around it as fits."""
     measure = font(_POINTS).getlength
-    widths = [max(measure(shown(piece)), 5.0) for piece in token.pieces]
+    texts = [shown(piece, _PLAIN) for piece in token.pieces]
+    widths = [max(measure(text), 5.0) for text in texts]
     middle, right = (_LEFT + _WIDTH - 90) / 2, _WIDTH - 90
     x = middle - sum(widths[: token.center])
-    for place, (piece, value, width) in enumerate(zip(token.pieces, token.coefficients, widths, strict=True)):
+    for place, (text, value, width) in enumerate(zip(texts, token.coefficients, widths, strict=True)):
         if x >= _LEFT and x + width <= right:
             shade = min(value, 1.0) * 0.8
             ground = tuple(round(255 + (c - 255) * shade) for c in _GROUND)
             frame = "#b3261e" if place == token.center else None
             draw.rectangle((x, y - 1, x + width, y + _LINE - 4), fill=ground, outline=frame)
-            draw.text((x, y), shown(piece), fill="white" if shade > 0.55 else INK, font=font(_POINTS))
+            draw.text((x, y), text, fill="white" if shade > 0.55 else INK, font=font(_POINTS))
         x += width
