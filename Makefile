@@ -9,7 +9,7 @@ help:
 	@echo "make demo    set up and run the main job on embedded data"
 	@echo "make test    set up and run all tests"
 	@echo "make check   linters, types and the fast tests"
-	@echo "make bench   measure the hot paths against their baselines"
+	@echo "make bench   measure against baselines (2 minutes; FULL=1 for all sizes) and write the docs' tables"
 
 .venv/ready: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -31,7 +31,8 @@ fmt: .venv/ready
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: .venv/ready
-	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench,native]'
+	@$(BIN)/python -m benchmarks.run $(if $(FULL),--full)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist
