@@ -9,7 +9,7 @@ help:
 	@echo "make demo    set up and run the main job on embedded data"
 	@echo "make test    set up and run all tests"
 	@echo "make check   linters, types and the fast tests"
-	@echo "make bench   measure the hot paths against their baselines"
+	@echo "make bench   measure against baselines (2 minutes; FULL=1 for all sizes) and write the docs' tables"
 	@echo "make screenshots   make every screenshot of docs/images anew (needs chromium)"
 
 .venv/ready: pyproject.toml
@@ -32,7 +32,8 @@ fmt: .venv/ready
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: .venv/ready
-	@$(BIN)/python -m benchmarks.run
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench,native]'
+	@$(BIN)/python -m benchmarks.run $(if $(FULL),--full)
 
 screenshots: .venv/ready
 	@OMP_NUM_THREADS=1 $(BIN)/python -m docs.screenshots

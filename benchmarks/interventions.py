@@ -1,6 +1,6 @@
 """All 1,024 interventions of a final layer on 10,000 images, against one plain evaluation on cached features.
 
-    python -m benchmarks.interventions
+    python -m benchmarks.interventions [--full]
 
 For each setting the two are measured in turn within one run, and the ratio of the best times is recorded, so that
 it does not depend on the machine. Layers are trained for a while on clustered features first: untrained ones have
@@ -9,19 +9,17 @@ other margins and supports. `plain` is `intervene_plainly` on a few experts, sca
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import measuring
+from benchmarks.measuring import Options
 from mumoe.analysis.interventions import intervene
 from mumoe.layers import MuMoE
 
-RESULT = Path(__file__).parent / "results" / "interventions.json"
 IMAGES, EXPERTS, BATCH = 10_000, 1024, 500
 SETTINGS = {
     "CP-r256, 1280 -> 84": ("cp", 256, 1280, 84, 4.6, 3.0),
@@ -64,8 +62,8 @@ def best(work: Callable[[], object], repeats: int) -> float:
     return min(seconds)
 
 
-def measure(name: str, epochs: int) -> dict[str, object]:
-    """The record of one setting."""
+def measure(name: str, epochs: int, rounds: int, few: int) -> dict[str, object]:
+    """The record of one setting; `few` experts are ablated by the plain method."""
     factorization, rank, width, classes, distance, decay = SETTINGS[name]
     torch.manual_seed(0)
     x, labels = features(width, classes, distance)
@@ -79,17 +77,17 @@ def measure(name: str, epochs: int) -> dict[str, object]:
     @torch.no_grad()
     def ablate_few() -> int:
         right = 0
-        for expert in range(4):
+        for expert in range(few):
             with layer.ablate([expert]):
                 right += evaluate()
         return right
 
     found = intervene(layer, batches)
     once = all_of_them = float("inf")
-    for _ in range(5):  # in turn, so that both see the same machine
+    for _ in range(rounds):  # in turn, so that both see the same machine
         once = min(once, best(evaluate, 1))
         all_of_them = min(all_of_them, best(lambda: intervene(layer, batches), 1))
-    plain = best(ablate_few, 2) / 4 * EXPERTS
+    plain = best(ablate_few, 2) / few * EXPERTS
     return {
         "layer": layer.spec,
         "in_features": width,
@@ -106,23 +104,16 @@ def measure(name: str, epochs: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    """Measure every setting and write the record."""
-    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 4
+def main(asked: Options) -> None:
+    """Measure every setting, or in the quick mode the first, and write the record."""
+    epochs, rounds, few = (4, 5, 4) if asked.full else (2, 2, 1)
     rows = []
-    for name in SETTINGS:
-        rows.append(measure(name, epochs))
+    for name in SETTINGS if asked.full else list(SETTINGS)[:1]:
+        rows.append(measure(name, epochs, rounds, few))
         said = "{layer}: all interventions {interventions_over_evaluation:.2f}x one evaluation, plain method slower"
         print((said + " by {plain_over_interventions:.0f}x").format(**rows[-1]), flush=True)
-    record = {
-        "command": "python -m benchmarks.interventions",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "settings": rows,
-    }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    measuring.write("interventions", asked, {"threads": torch.get_num_threads(), "settings": rows})
 
 
 if __name__ == "__main__":
-    main()
+    main(measuring.options(__doc__ or ""))

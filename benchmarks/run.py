@@ -1,31 +1,42 @@
-"""Run every benchmark, one after the other, each in a process of its own: `make bench`."""
+"""Run every benchmark, each in a process of its own, then write the tables of the docs: `make bench`.
+
+    python -m benchmarks.run [--full] [--out DIR] [NAME ...]
+
+The quick mode takes about two minutes on two idle cores, the full one about an hour. Results go to
+benchmarks/results/*.json, tables to docs/benchmarks.md and docs/complexity.md; with ``--out`` the docs stay.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+import time
+from collections.abc import Sequence
 
-HERE = Path(__file__).parent
+from benchmarks import measuring, pages
+from benchmarks.measuring import RESULTS, Options
+
+NAMES = ("layer", "complexity", "features", "interventions")
+"""Modules of this folder that measure something and write `results/NAME.json`."""
 
 
-def names() -> list[str]:
-    """Modules of this folder that measure something and write `results/NAME.json`."""
-    return sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("run", "__init__"))
+def command(name: str, asked: Options) -> list[str]:
+    """The command line of one benchmark."""
+    return [sys.executable, "-m", f"benchmarks.{name}", *["--full"] * asked.full, "--out", str(asked.out)]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run those that are named on the command line, or all."""
-    chosen = sys.argv[1:] or names()
-    unknown = sorted(set(chosen) - set(names()))
-    if unknown:
-        sys.stderr.write(f"bench: expected benchmarks out of {', '.join(names())}, got {unknown[0]!r}.\n")
-        return 2
+    asked = measuring.options(__doc__ or "", argv, NAMES)
     failed = []
-    for name in chosen:
+    for name in asked.only or NAMES:
         print(f"== {name}", flush=True)
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+        start = time.monotonic()
+        if subprocess.run(command(name, asked), check=False).returncode:
             failed.append(name)
+        print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
+    if asked.out == RESULTS:
+        pages.main()
     if failed:
         sys.stderr.write(f"bench: failed: {', '.join(failed)}\n")
     return bool(failed)

@@ -155,11 +155,12 @@ class SparseMoE(nn.Module):
         slots = index.reshape(-1)
         order = slots.argsort(stable=True)
         counts = torch.bincount(slots, minlength=self.num_experts[0]).tolist()
+        weights = self.weight.unbind()  # indexing would make a gradient of all experts for each of them
+        biases = [None] * len(weights) if self.bias is None else self.bias.unbind()
         for expert, places in enumerate(order.split(counts)):
             if len(places) and expert not in self._ablated:
                 row = places // index.shape[1]
-                bias = None if self.bias is None else self.bias[expert]
-                out = nn.functional.linear(rows[row], self.weight[expert], bias)
+                out = nn.functional.linear(rows[row], weights[expert], biases[expert])
                 y = y.index_add(0, row, (out * chosen.reshape(-1)[places, None]).to(y.dtype))
         return y
 
