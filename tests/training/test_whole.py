@@ -72,7 +72,7 @@ def scratch(tmp_path) -> TrainConfig:
 
 
 def test_a_language_model_learns_and_says_so(language, text):
-    result = train(language.replace(steps=40, against=("mlp", "TRMuMoE")), progress=False)
+    result = train(language.replace(steps=30, against=("mlp", "TRMuMoE")), progress=False)
     assert [run.head for run in result.runs] == ["CPMuMoE-e4", "mlp", "TRMuMoE-e4"]
     sizes = [run.parameters for run in result.runs]
     assert max(sizes) < 1.03 * min(sizes)

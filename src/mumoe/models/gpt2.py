@@ -111,8 +111,8 @@ class GPT2MuMoE(GPT2LMHeadModel):  # type: ignore[no-untyped-call]
     config_class = GPT2MuMoEConfig
 
     def __init__(self, config: GPT2MuMoEConfig) -> None:
-        super().__init__(config)
         spec = BlockSpec.parse(config.mumoe, config.mumoe_wiring)
+        super().__init__(config)
         if spec.factorization is None:
             return
         hidden = config.n_inner or 4 * config.hidden_size
