@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mumoe.reports import figures
+from mumoe.reports import site as pages
 from mumoe.reports.gather import gather
-from mumoe.reports.site import write_report
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -20,22 +21,30 @@ def whole(tmp_path_factory):
     """A hierarchy with everything there can be; tests only read it."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     trained(folder)
-    analyzed(folder)
+    with pytest.MonkeyPatch.context() as changed:  # the analysis' own figures have tests of their own
+        changed.setattr(figures, "save_figure", lambda *_: None)
+        analyzed(folder)
     edited(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def site(whole, tmp_path_factory):
-    """A report and its views: the run above and made-up results whose names look like HTML, sent as a zip."""
+    """A report and its views: the run above and made-up results whose names look like HTML, sent as a zip.
+
+    Pages are split as those of large runs are, after 8 experts with images and after 10 rows.
+    """
     folder = tmp_path_factory.mktemp("site")
-    data = made_up_data(800, NAMES, name="<script>alert(2)</script>")
-    write_run(folder / "other <i>run", data, experts=60, focused=0.8)
+    data = made_up_data(200, NAMES, name="<script>alert(2)</script>")
+    write_run(folder / "other <i>run", data, experts=12, focused=0.8)
     views = [
         *gather(whole, data=named_data(), most_images=3),
         *gather(folder / "other <i>run", data=data, most_images=4),
     ]
-    write_report(views, folder / "out", data={views[0].name: named_data(), views[1].name: data})
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(pages, "PER_PAGE", 8)
+        changed.setattr(pages, "MOST_ROWS", 10)
+        pages.write_report(views, folder / "out", data={views[0].name: named_data(), views[1].name: data})
     shutil.make_archive(str(folder / "sent"), "zip", folder / "out")
     shutil.rmtree(folder / "out")
     shutil.unpack_archive(folder / "sent.zip", folder / "else where")

@@ -21,7 +21,7 @@ def named_data():
     return dataclasses.replace(make_data(), classes=NAMES, credits=("Made by <i>nobody</i>, CC0.",))
 
 
-def trained(folder, head="CPMuMoE-r6-e6x2", **settings):
+def trained(folder, head="CPMuMoE-r6-e12x2", **settings):
     """A run of these images; returns their data."""
     data = named_data()
     config = TrainConfig(

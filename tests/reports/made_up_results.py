@@ -83,6 +83,7 @@ def _write_analysis(folder, data, right, experts, head, seed, rng, focused):
     table = store.level()
     block = next(table.blocks(len(table.experts)))
     lost = rng.random(len(block.row)) < block.value * (0.5 + focused / 2)
+    lost &= right[block.row] | (rng.random(len(block.row)) < 0.3)
     image, unit = block.row[lost], block.expert[lost]
     changes = Changes(image, unit, data.labels[image], np.where(right[image], -1, 1), experts)
     answers = Answers(data.labels, right, len(data.classes))

@@ -50,7 +50,7 @@ def test_curves_are_the_training_log(bare):
     assert len(expected) >= 4
 
 
-@pytest.mark.parametrize("head", ["CPMuMoE-r6-e6x2", "linear", "highrank-linear-r6", "sparse-moe-e4-k2"])
+@pytest.mark.parametrize("head", ["CPMuMoE-r6-e12x2", "linear", "highrank-linear-r6", "sparse-moe-e4-k2"])
 def test_costs_count_the_parameters_of_the_run(tmp_path, head):
     trained(tmp_path / "run", head)
     view = gather_run(tmp_path / "run")
@@ -168,7 +168,7 @@ def test_several_heads_are_several_views(tmp_path):
     assert len({view.name for view in views}) == 2
     linear = next(view for view in views if view.head.kind == "linear")
     assert linear.lacks("analysis").command == ""
-    with pytest.raises(UserError, match=r"expected runs of one head, got 2 \(CPMuMoE-r6-e6x2, linear\)\."):
+    with pytest.raises(UserError, match=r"expected runs of one head, got 2 \(CPMuMoE-r6-e12x2, linear\)\."):
         gather_run(tmp_path / "run")
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mumoe.analysis.drawing import thumbnail
 from mumoe.errors import UserError
+from mumoe.reports import charts
 from mumoe.reports.gather import gather, gather_run
 from mumoe.reports.pages import exact, fixed
 from mumoe.reports.site import write_report
@@ -67,7 +68,7 @@ def pages(folder):
 def test_every_link_stays_inside_and_leads_somewhere(site):
     folder, _ = site
     found = pages(folder)
-    assert len(found) > 60
+    assert len(found) > 35
     for page in found:
         for link in page.links:
             parts = urlsplit(link)
@@ -114,7 +115,7 @@ def test_every_number_is_that_of_the_json(site):
             if path := attributes.get("data-at"):
                 assert at(content, path) == value, (page.path, path)
                 checked += 1
-    assert checked > 1000
+    assert checked > 500
 
 
 def test_the_table_of_experts_is_the_json_and_the_csv(site):
@@ -123,7 +124,7 @@ def test_the_table_of_experts_is_the_json_and_the_csv(site):
     experts = json.loads((run / "data" / "level-0.json").read_text())["experts"]
     rows = re.findall(r"<tr data-find=.*?</tr>", (run / "experts.html").read_text(), re.S)
     table = read_csv(run / "data" / "experts-0.csv")
-    assert len(rows) == len(experts) == len(table) == 60
+    assert len(rows) == len(experts) == len(table) == 12
     for row, line, expert in zip(rows, table, experts, strict=True):
         values = re.findall(r'data-value="(.*?)"', row)
         top = expert["losses"][0] if expert["losses"] else {"loss": None}
@@ -149,7 +150,7 @@ def test_every_expert_has_a_page_with_its_images(site):
 def test_a_tile_shows_its_own_image(site):
     """The frame of each tile, cut out of the shared file, has the colours of the image that the page names."""
     folder, views = site
-    run, data = folder / "other-i-run", made_up_data(800, NAMES)
+    run, data = folder / "other-i-run", made_up_data(200, NAMES)
     expert = max(views[1].levels[0].experts, key=lambda expert: expert.load)
     page = Page(run / "experts" / f"0-{expert.expert}.html")
     assert len(page.images) > 1
@@ -178,6 +179,19 @@ def test_figures_have_their_numbers_beside_them(site):
         assert "#161c22" in dark
     loads = [row["load"] for row in json.loads((figures / "load-0.json").read_text())]
     assert loads == [expert.load for expert in views[1].levels[0].experts]
+
+
+def test_several_numbers_of_experts_give_a_trend(tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "rendered", lambda figure, kind, options: b"<svg/>")
+    data = made_up_data(120, ["a", "b", "c"])
+    views = [gather_run(write_run(tmp_path / str(n), data, experts=n, seed=n)) for n in (4, 8)]
+    assert charts.trend_chart(tmp_path / "one", views[:1]) is None
+    charts.trend_chart(tmp_path / "two", views)
+    rows = json.loads((tmp_path / "two" / "trend.json").read_text())
+    found = {(row["experts"], row["control"]): (row["mean_polysemanticity"], row["strong"]) for row in rows}
+    for view in views:
+        for part, control in ((view.seed.specialized, False), (view.seed.control, True)):
+            assert found[part.units, control] == (part.mean_polysemanticity, part.strong)
 
 
 def test_runs_are_compared_in_pairs_of_seeds(tmp_path):
