@@ -67,6 +67,8 @@ def _folder(run: str) -> str:
     if len(found) > 1:
         names = ", ".join(str(folder.path) for folder in found[:4])
         raise UserError(f"mumoe dashboard: expected one run, got {len(found)} ({names}). Name one of them.")
+    if found[0].config().mode == "text":
+        _require_text(found[0].path)
     head = str(found[0].facts().get("head", ""))
     if head.startswith(("linear", "highrank-linear")):
         raise UserError(
@@ -74,6 +76,16 @@ def _folder(run: str) -> str:
             "Train one with --head CPMuMoE-r256-e128."
         )
     return str(found[0].path)
+
+
+def _require_text(run: Path) -> None:
+    from mumoe.dashboard.texts import has_text
+
+    if not has_text(run):
+        raise UserError(
+            f"mumoe dashboard: expected a language model whose experts were measured, got {run}. "
+            f"Run: mumoe analyze {run}"
+        )
 
 
 def _opened(running: Running, browser: bool) -> None:

@@ -1,0 +1,91 @@
+"""The token view, from the file that `mumoe analyze` writes of a language model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from browsing import browser, opened  # noqa: F401 (a fixture)
+from dashboard.talking import get, request
+from mumoe.analysis.files import write_json
+from mumoe.analysis.text import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
+from mumoe.dashboard.server import serving
+from mumoe.dashboard.texts import open_text
+from mumoe.errors import UserError
+
+PIECES = ("The", " <b>cat</b>", "\n", " sat", " 42")
+
+
+def make_study() -> TextStudy:
+    def expert(n: int) -> ExpertText:
+        top = TopToken(n, 2, 0.9 - n / 100, 1, PIECES, (0.1, 0.9 - n / 100, 0.0, 0.2, 0.0))
+        effect = TextEffect(0.01 * n, {"word": 0.02 * n, "digit": None}) if n % 2 else None
+        return ExpertText(n, 0.1 + n / 1000, 0.5, 0.1, {"word": 0.3 + n / 1000, "digit": None}, (top,), effect)
+
+    layers = tuple(LayerText(f"h.{k}.mlp", 40, 3, tuple(expert(n) for n in range(40))) for k in range(2))
+    coefficients = tuple(((n, 0.6), (n + 1, 0.4)) for n in range(5))
+    window = WindowText(7, PIECES, (None, 1.5, 0.25, 2.0, 3.0), {"h.0.mlp": coefficients, "h.1.mlp": coefficients})
+    by_class = {"word": {"tokens": 80, "loss": 1.5}, "digit": {"tokens": 0, "loss": None}}
+    return TextStudy("run", "val", 10, "bytes", 4, 80, 1.25, 1.8, ("word", "digit"), by_class, layers, (window,))
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text")
+    write_json(path / "analysis" / "experts.json", make_study())
+    with serving(lambda report: open_text(path)) as found:
+        yield found
+
+
+def test_columns_and_experts_are_those_of_the_file(text_run):
+    columns = get(text_run, "/api/text/layer", layer=1)
+    assert columns["expert"] == list(range(40))
+    assert columns["effect"][:4] == [None, 0.01, None, 0.03]
+    assert columns["most"][0] == "word"
+    assert columns["example"][0] == " <b>cat</b>"
+    found = get(text_run, "/api/text/expert", layer=0, expert=5)
+    assert found["top"][0]["pieces"] == list(PIECES)
+    assert get(text_run, "/api/text/excerpt", number=0)["losses"][1] == 1.5
+
+
+@pytest.mark.parametrize(
+    "path", ["layer?layer=2", "expert?layer=0&expert=40", "excerpt?number=1", "excerpt?number=-1", "expert?layer=x"]
+)
+def test_what_is_not_there_is_said(text_run, path):
+    status, _, content = request(text_run, "GET", f"/api/text/{path}")
+    assert status == 400
+    assert "mumoe dashboard: expected" in json.loads(content)["error"]
+
+
+def test_a_run_of_the_other_kind_is_said(text_run, running):
+    assert b"expected a language model" in request(running, "GET", "/api/text/layer?layer=0")[2]
+    assert b"expected a run on images" in request(text_run, "GET", "/api/experts?level=0")[2]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2}', '{"schema": 1}'])
+def test_another_file_is_refused(tmp_path, content):
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "experts.json").write_text(content)
+    with pytest.raises(UserError, match="mumoe dashboard: expected"):
+        open_text(tmp_path)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["wide", "phone"])
+def test_the_pages_of_tokens(browser, text_run, width, dark):  # noqa: F811
+    with opened(browser, text_run.url, width=width, dark=dark) as watched:
+        page = watched.page
+        page.wait_for_selector(".experts .row:not(.head)")
+        worth = [row.inner_text() for row in page.locator(".experts .row:not(.head) .num:nth-child(2)").all()[:3]]
+        assert worth == ["+0.3900", "+0.3700", "+0.3500"]
+        page.locator(".experts .row:not(.head)").first.click()
+        page.get_by_role("heading", name="Expert 39 of h.0.mlp").wait_for()
+        page.wait_for_selector(".quotes .token.center")
+        assert page.locator(".quotes .token.center").inner_text() == " <b>cat</b>"
+        assert (watched.violations(), watched.sideways()) == ([], 0)
+        page.get_by_role("link", name="Texts").click()
+        page.get_by_role("button", name=" sat").click()
+        page.get_by_text("loss 2.00 nats").wait_for()
+        assert (watched.violations(), watched.sideways()) == ([], 0)
+        page.get_by_role("button", name="expert 4").click()
+        page.get_by_role("heading", name="Expert 4 of h.0.mlp").wait_for()
