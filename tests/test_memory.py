@@ -17,7 +17,7 @@ layer = mumoe.MuMoE(768, 1000, 65536, 'cp', 512)
 x = torch.randn(256, 768)
 layer.train(sys.argv[1] == 'train')
 with torch.no_grad():
-    mumoe.MuMoE(768, 1000, 64, 'cp', 512)(x)  # libraries load their buffers
+    mumoe.MuMoE(768, 1000, 1024, 'cp', 512).train(sys.argv[1] == 'train')(x)  # libraries load, kernels compile
     before = memory('VmRSS')
     open('/proc/self/clear_refs', 'w').write('5')
     layer(x)

@@ -330,7 +330,7 @@ def test_blocks_compile_whole_copy_and_run_in_bfloat16(name):
     x = torch.randn(2, width, 3, 3) if name == "convnext-conv" else torch.randn(2, 9, width)
     with torch.no_grad():
         y = module(x)
-        assert torch.equal(torch.compile(module, backend="eager", fullgraph=True)(x), y)
+        assert relative(torch.compile(module, backend="eager", fullgraph=True)(x), y) < 1e-5
         assert torch.equal(copy.deepcopy(module)(x), y)
         with torch.autocast("cpu", torch.bfloat16):
             assert relative(module(x).float(), y) < 0.05

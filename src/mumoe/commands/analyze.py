@@ -82,6 +82,7 @@ def run(options: Options) -> None:
     """Analyze and print the main numbers."""
     from mumoe.training.run import RunFolder
 
+    _check(options)
     if RunFolder.open(options.run).config().mode == "text":
         lines = _text_lines(analyze_text_run(options), options)
     else:
