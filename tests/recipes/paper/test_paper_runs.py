@@ -105,7 +105,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(accuracy_pages.plots, "accuracy_curves", lambda *arguments, **options: None)
 
 
-@pytest.mark.parametrize("item", ["table-2", "table-3", "figure-3", "figure-6", "figure-9", "figure-16"])
+@pytest.mark.parametrize("item", ["table-2", "table-3", "table-5", "figure-3", "figure-6", "figure-9", "figure-16"])
 def test_committed_studies_are_pages(item, places, undrawn):
     """What docs/results holds is drawn without running anything, and whole."""
     made = make(load_recipe(item), Places(places.output, places.work, RESULTS), run=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,24 @@ from typing import Any
 
 from mumoe.errors import UserError
 from mumoe.recipes.paper.recipe import Recipe
-from mumoe.training.config import TrainConfig, from_mapping, parse_options, to_toml
+from mumoe.training.config import TrainConfig, from_mapping, parse_options
 
 __all__ = ["ABOUT_DATA", "Cell", "all_cells", "cells_of", "chosen_settings", "read_records"]
 
 ABOUT_DATA = ("seeds", "train_images", "test_images", "classes", "feature_width")
 """Keys of a recipe's data set that are no settings of a run."""
 
-ELSEWHERE = {"root": "", "cache_dir": "", "workers": 0, "out": "", "download": False, "log_every": 10, "track": ()}
+ELSEWHERE: Mapping[str, Any] = {
+    "root": "",
+    "cache_dir": "",
+    "workers": 0,
+    "out": "",
+    "download": False,
+    "log_every": 10,
+    "track": (),
+    "checkpoint_every": 0,
+    "keep": 2,
+}
 """Settings that say where and how a run is done, not what it is."""
 
 
@@ -41,10 +52,17 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name of its folder: readable, and different for other settings."""
-        plain = to_toml(self.config.replace(**ELSEWHERE, checkpoint_every=0, keep=1))
+        """Name of its folder: readable, and different for other settings.
+
+        Settings at their defaults are left out, so that a new kind of setting renames nothing.
+        """
+        plain = self.config.replace(**ELSEWHERE)
+        told = {item.name: getattr(plain, item.name) for item in dataclasses.fields(TrainConfig)}
+        own = {
+            item.name: told[item.name] for item in dataclasses.fields(TrainConfig) if told[item.name] != item.default
+        }
         words = [self.data, self.config.backbone, self.config.head, f"seed{self.config.seed}"]
-        digest = hashlib.sha256(plain.encode()).hexdigest()[:10]
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:10]
         return re.sub(r"[^\w.-]+", "_", "-".join([*words, digest]))
 
     @property

@@ -1,8 +1,7 @@
 """Records of items that earlier studies of this repository measured with the same settings, from `docs/results`.
 
-`docs/results/heads` (Table 3), `docs/results/specialization` (Figures 3, 6 and 9) and `docs/results/bias` (Tables 2
-and 8, Figures 15 and 16) were made by the recipes that these items are made of; a run of the item from scratch gives
-the same numbers.
+`heads` (Table 3), `mixer` (Table 5), `specialization` (Figures 3, 6 and 9) and `bias` (Tables 2 and 8, Figures 15 and
+16) were made by the recipes that these items are made of; a run of the item from scratch gives the same numbers.
 """
 
 from __future__ import annotations
@@ -99,9 +98,25 @@ def _bias(recipe: Recipe, results: Path) -> Records:
     return found
 
 
+def _mixer(recipe: Recipe, results: Path) -> Records:
+    """Of docs/results/mixer: every network and seed."""
+    path = results / "mixer" / "results.json"
+    if not path.is_file():
+        return []
+    (data,) = recipe.data
+    found = []
+    for head, entry in read_json(path, "mumoe paper")["networks"].items():
+        for place, seed in enumerate(entry["seeds"]):
+            accuracy = {split: entry[split]["accuracy"][place] for split in ("val", "test")}
+            facts = {"data": data, "backbone": recipe.backbones[0], "gate": recipe.gates[0], "head": head, "seed": seed}
+            found.append({**facts, "parameters": entry["parameters"], "accuracy": accuracy})
+    return [record for record in found if record["head"] in recipe.heads]
+
+
 STUDIES: Mapping[str, Callable[[Recipe, Path], Records]] = {
     "table-2": _bias,
     "table-3": _heads,
+    "table-5": _mixer,
     "table-8": _bias,
     "figure-3": _points,
     "figure-6": _effects,

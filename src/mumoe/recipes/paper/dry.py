@@ -24,6 +24,7 @@ from mumoe.recipes.paper.recipe import Recipe
 from mumoe.recipes.paper.rewriting import bias_cells, do_bias, read_bias
 from mumoe.recipes.paper.standins import make_standin
 from mumoe.recipes.paper.workshop import Workshop, images_of
+from mumoe.training.whole import make_whole
 
 __all__ = ["dry_run"]
 
@@ -75,12 +76,16 @@ def _with_backbone(recipe: Recipe, backbone: str) -> Recipe:
 
 
 def _build_all(recipe: Recipe, cells: Iterable[Cell]) -> int:
-    """Build every head of a recipe on the meta device, at the sizes of its data sets."""
-    kinds = {(cell.data, cell.config.backbone, cell.config.head, cell.config.gate) for cell in cells}
-    for data, backbone, head, gate in kinds if recipe.settings.get("mode") != "scratch" else ():
+    """Build every head (or network from scratch) of a recipe on the meta device, at the sizes of its data sets."""
+    kinds = {(cell.data, cell.config.backbone, cell.config.head, cell.config.gate): cell.config for cell in cells}
+    for (data, backbone, head, gate), config in kinds.items():
+        classes = int(recipe.data[data]["classes"])
         options: dict[str, Any] = {"gate": gate.removesuffix("-frozen")} if "MuMoE" in head else {}
         with torch.device("meta"):
-            build_head(head, WIDTHS[backbone], int(recipe.data[data]["classes"]), position=recipe.position, **options)
+            if config.mode == "scratch":
+                make_whole(config, num_classes=classes)
+            else:
+                build_head(head, WIDTHS[backbone], classes, position=recipe.position, **options)
     return len(kinds)
 
 

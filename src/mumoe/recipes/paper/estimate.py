@@ -89,7 +89,7 @@ def run_flops(recipe: Recipe, data: str, backbone: str, head: str) -> int:
 @functools.cache
 def _scratch_flops(backbone: str, head: str, classes: int, options: tuple[str, ...]) -> int:
     from mumoe.training.config import from_mapping
-    from mumoe.training.whole import make_whole  # type: ignore[import-not-found,unused-ignore]
+    from mumoe.training.whole import make_whole
 
     settings = {"mode": "scratch", "backbone": backbone, "head": head, "network_options": options}
     with torch.device("meta"):

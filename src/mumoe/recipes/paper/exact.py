@@ -218,7 +218,7 @@ def mixer_parameters(classes: int = 1000) -> dict[str, int]:
     """Parameters of Table 5's two models: MLP-Mixer S/16, and with one CP layer in place of each two-layer MLP.
 
     The printed 18M and 19M (18.5 and 19.7 million, cut off) pin the reading down: 128 experts, rank 3.25 times the
-    width of the input, one layer per MLP. With a layer for either linear map of an MLP it would be far more.
+    width of the input, one layer per MLP. Two layers of that rank under one gate would be four times as much.
     """
     depth, width, tokens, hidden, channels, experts, patch = 8, 512, 196, 256, 2048, 128, 16 * 16 * 3
     shared = (patch + 1) * width + (width + 1) * classes + (2 * depth + 1) * 2 * width
@@ -226,12 +226,17 @@ def mixer_parameters(classes: int = 1000) -> dict[str, int]:
     def mlp(size: int, inside: int) -> int:
         return size * inside + inside + inside * size + size
 
-    def cp(inputs: int, outputs: int) -> int:
-        return count_parameters("cp", inputs, outputs, experts, int(3.25 * inputs))
+    def cp(inputs: int, outputs: int, rank: int, gate: bool = True) -> int:
+        return count_parameters("cp", inputs, outputs, experts, rank, gate=gate)
+
+    def one(size: int) -> int:
+        return cp(size, size, 13 * size // 4)
+
+    def two(size: int, inside: int) -> int:
+        return cp(size, inside, 13 * size // 4) + cp(inside, size, 13 * size // 4, gate=False)
 
     return {
         "mlp": shared + depth * (mlp(tokens, hidden) + mlp(width, channels)),
-        "cp": shared + depth * (cp(tokens, tokens) + cp(width, width)),
-        "cp, two layers": shared
-        + depth * (cp(tokens, hidden) + cp(hidden, tokens) + cp(width, channels) + cp(channels, width)),
+        "cp": shared + depth * (one(tokens) + one(width)),
+        "cp, two layers": shared + depth * (two(tokens, hidden) + two(width, channels)),
     }

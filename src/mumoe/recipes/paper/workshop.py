@@ -117,7 +117,7 @@ class Workshop:
 
     def _given(self, cell: Cell) -> dict[str, Any]:
         """One pretrained backbone for all cells that start from it; training copies it."""
-        if "backbone" in self.given or "features" in self.given:
+        if "backbone" in self.given or "features" in self.given or cell.config.mode == "scratch":
             return self.given
         names = tuple(getattr(cell.config, name) for name in _NETWORK)
         if names not in self._networks:
