@@ -176,7 +176,7 @@ def main(asked: Options) -> None:
         wanted += [("vit_small_patch16_224", 128, 0, t, 60.0) for t in threads]
         training = [(head, 50_000, 768, 1000, 1) for head in HEADS]
     else:
-        wanted = [("efficientnet-lite0", 64, 0, threads[-1], 8.0)]
+        wanted = [("efficientnet-lite0", 64, 0, threads[-1], 5.0)]
         training = [(head, 10_000, 768, 1000, 1) for head in HEADS[:2]]
     extracted, trained = [], []
     for row in measuring.fresh(extraction, wanted):

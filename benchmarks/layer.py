@@ -56,16 +56,17 @@ def quick_cases() -> list[Case]:
     """A look at every comparison, in about a minute."""
     beside = ("floor", "plain", *OURS)
     memory = ("plain", *OURS)
+    others = ("linear", "matched", "plain", *OURS, "sparse-moe", *PACKED)
     return [
-        Case("sizes", 256, 128, beside, memory=("plain", "torch"), seconds=1.2),
-        Case("sizes", 256, 1024, beside, memory=memory, threads=(1, 2), seconds=1.2),
-        Case("sizes", 256, 8192, beside, memory=memory),
+        Case("sizes", 256, 128, beside, seconds=1),
+        Case("sizes", 256, 1024, beside, memory=memory, threads=(1, 2), seconds=1),
+        Case("sizes", 256, 8192, beside, memory=memory, seconds=1),
         Case("sizes", 1, 1024, beside, kinds=("forward",), seconds=1),
-        Case("others", 256, 128, ("linear", "matched", "plain", *OURS, "sparse-moe", *PACKED), outputs=768, seconds=3),
-        Case("dense", 256, 16, (*OURS, "soft", "tensorly"), seconds=1.5),
-        *(Case("factorizations", 256, 128, beside, kind, rank, seconds=0.8) for kind, rank in RANKS.items()),
+        Case("others", 256, 128, others, outputs=768, seconds=2),
+        Case("dense", 256, 16, (*OURS, "soft", "tensorly"), kinds=("forward",), seconds=1.5),
+        *(Case("factorizations", 256, 128, ("floor", *OURS), kind, rank, seconds=0.7) for kind, rank in RANKS.items()),
         Case("block", 8 * 196, 1024, ("mlp", *OURS), outputs=768, kinds=("forward",)),
-        Case("zero", 256, 1024, ("plain", *OURS), gate_init="zeros", seconds=1.2),
+        Case("zero", 256, 1024, ("plain", *OURS), gate_init="zeros", seconds=1),
     ]
 
 

@@ -17,11 +17,13 @@ import platform
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -286,10 +288,39 @@ def fresh(
 
     Processes are forked from a server that has imported some modules and done nothing else; the first call of a
     program decides which.
+
+    Raises:
+        RuntimeError: If a process ends without a result; it has said why on stderr.
     """
     context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     if hasattr(os, "fork"):
         context.set_forkserver_preload(list(preload))
-    with ProcessPoolExecutor(at_once, mp_context=context, max_tasks_per_child=1) as pool:
-        for future in [pool.submit(work, *arguments) for arguments in calls]:
-            yield future.result()
+    running: deque[tuple[BaseProcess, Connection]] = deque()
+    try:
+        for arguments in calls:
+            if len(running) >= at_once:
+                yield _collect(*running.popleft())
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_deliver, args=(sender, work, arguments), daemon=True)
+            process.start()
+            sender.close()
+            running.append((process, receiver))
+        while running:
+            yield _collect(*running.popleft())
+    finally:
+        for process, _ in running:
+            process.terminate()
+
+
+def _deliver(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    sender.send(work(*arguments))
+
+
+def _collect(process: BaseProcess, receiver: Connection) -> Any:
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"bench: a measurement ended with status {process.exitcode} and no result.") from None
+    finally:
+        process.join()

@@ -94,14 +94,15 @@ def ratio(row: Mapping[str, Any], over: str, under: str) -> float | None:
 def machine(records: Records) -> str:
     """One line for each record: on what and how it was measured."""
     lines = []
-    for record in records.values():
+    known = {name: record for name, record in records.items() if "machine" in record}
+    for record in known.values():
         found = record["machine"]
         versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
         lines.append(
             f"- `{record['command']}`: {found['processor']}, {found['cores']} cores, {found['instructions']}, "
             f"{found['memory_gib']} GiB, {found['system']}; {versions}."
         )
-    quick = [f"`{name}`" for name, record in records.items() if record["mode"] == "quick"]
+    quick = [f"`{name}`" for name, record in known.items() if record["mode"] == "quick"]
     if quick:
         lines += ["", f"A quick look, with few repeats and not all sizes: {', '.join(quick)}."]
     return "\n".join(lines)

@@ -19,17 +19,22 @@ from benchmarks.measuring import RESULTS, Options
 NAMES = ("layer", "complexity", "features", "interventions")
 """Modules of this folder that measure something and write `results/NAME.json`."""
 
+LONG = ("report_pages", "dashboard")
+"""The same, without a quick mode: they run with ``--full`` or by name."""
+
 
 def command(name: str, asked: Options) -> list[str]:
     """The command line of one benchmark."""
+    if name in LONG:
+        return [sys.executable, "-m", f"benchmarks.{name}"]
     return [sys.executable, "-m", f"benchmarks.{name}", *["--full"] * asked.full, "--out", str(asked.out)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run those that are named on the command line, or all."""
-    asked = measuring.options(__doc__ or "", argv, NAMES)
+    asked = measuring.options(__doc__ or "", argv, NAMES + LONG)
     failed = []
-    for name in asked.only or NAMES:
+    for name in asked.only or (NAMES + LONG if asked.full and asked.out == RESULTS else NAMES):
         print(f"== {name}", flush=True)
         start = time.monotonic()
         if subprocess.run(command(name, asked), check=False).returncode:

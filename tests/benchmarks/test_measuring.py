@@ -118,9 +118,14 @@ def test_kernels_are_turned_off_and_on(monkeypatch):
 @pytest.mark.skipif(not measuring.measures_memory(), reason="reads the peak from /proc")
 def test_peak_memory_by_hand():
     case = layer.Case("block", 16384, 2, (), inputs=64)  # an MLP whose hidden layer takes 16 MiB
-    forward, both = measuring.fresh(layer.memory_case, [(case, "mlp", "forward"), (case, "mlp", "both")])
+    forward, both = measuring.fresh(layer.memory_case, [(case, "mlp", "forward"), (case, "mlp", "both")], at_once=2)
     assert forward / 2**20 == pytest.approx(32, abs=2)  # both sides of the GELU
     assert 48 - 2 < both / 2**20 < 48 + 12  # these, the gradient of one, and the widths outside
+
+
+def test_a_process_without_a_result_is_told():
+    with pytest.raises(RuntimeError, match="ended with status 3 and no result"):
+        list(measuring.fresh(os._exit, [(3,), (0,)]))
 
 
 def test_complexity_of_a_small_study(tmp_path):
@@ -165,13 +170,16 @@ def test_the_command_line(tmp_path, capsys):
     asked = measuring.options("what", ["--full", "--out", str(tmp_path), "layer"], run.NAMES)
     assert (asked.full, asked.out, asked.only) == (True, tmp_path, ("layer",))
     assert run.command("layer", asked)[1:] == ["-m", "benchmarks.layer", "--full", "--out", str(tmp_path)]
+    assert run.command("dashboard", asked)[1:] == ["-m", "benchmarks.dashboard"]
+    modules = {path.stem for path in measuring.HERE.glob("*.py") if "\ndef main(" in path.read_text()}
+    assert modules == {*run.NAMES, *run.LONG, "run", "pages"}
     path = measuring.write("layer", asked, {"rows": []})
     found = json.loads(path.read_text())
     assert found["mode"] == "full"
     assert found["machine"]["processor"]
     with pytest.raises(SystemExit):
         run.main(["lair"])
-    assert "expected parts out of layer, complexity, features, interventions, got 'lair'" in capsys.readouterr().err
+    assert "expected parts out of layer, complexity, features, interventions, report" in capsys.readouterr().err
 
 
 def test_a_failed_benchmark_is_told(monkeypatch, capsys, tmp_path):
