@@ -261,8 +261,10 @@ def _threshold(logits: Tensor, solve: Any, scale: float) -> Tensor:
         return ((logits - top) * scale - tau).clamp(min=0)
     if logits.shape[-1] <= _FEW or logits.numel() <= _SMALL:
         return _slack_by_newton((logits - top).mul_(scale), scale)
-    tau = _tau_of_largest(logits.reshape(-1, logits.shape[-1]), solve, scale).reshape(top.shape)
-    return (logits - top).mul_(scale).sub_(tau).clamp_(min=0)
+    tau = _tau_of_largest(logits.reshape(-1, logits.shape[-1]), solve, scale)
+    if tau is None:
+        return _slack_by_newton((logits - top).mul_(scale), scale)
+    return (logits - top).mul_(scale).sub_(tau.reshape(top.shape)).clamp_(min=0)
 
 
 def _slack_by_newton(x: Tensor, scale: float) -> Tensor:
@@ -286,8 +288,11 @@ def _slack_by_newton(x: Tensor, scale: float) -> Tensor:
     return slack.clamp_(min=0)
 
 
-def _tau_of_largest(logits: Tensor, solve: Any, scale: float) -> Tensor:
-    """Tau per row; rows whose support may reach beyond the entries looked at are solved again with more."""
+def _tau_of_largest(logits: Tensor, solve: Any, scale: float) -> Tensor | None:
+    """Tau per row; rows whose support may reach beyond the entries looked at are solved again with more.
+
+    None where these are many, as with a gate that starts at zero: then all entries at once are faster.
+    """
     size, k = logits.shape[-1], min(_FIRST_K, logits.shape[-1])
     values = torch.topk(logits, k, dim=-1).values
     tau, support = solve((values - values[:, :1]) * scale)
@@ -295,6 +300,8 @@ def _tau_of_largest(logits: Tensor, solve: Any, scale: float) -> Tensor:
         again = (support == k).nonzero()[:, 0]
         if not len(again):
             break
+        if 4 * len(again) > len(logits):
+            return None
         k = min(4 * k, size)
         values = torch.topk(logits[again], k, dim=-1).values
         tau[again], support[again] = solve((values - values[:, :1]) * scale)
