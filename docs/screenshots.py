@@ -9,12 +9,15 @@ as on a phone at night (NAME-phone.png). A page that logs an error or asks anoth
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
@@ -130,8 +133,14 @@ def shoot(
             if prepare:
                 prepare(watched.page)
             watched.page.wait_for_load_state("networkidle")
-            watched.page.screenshot(path=IMAGES / f"{name}{ending}.png")
+            _save(watched.page.screenshot(), IMAGES / f"{name}{ending}.png")
     print(f"docs/images/{name}.png, {name}-phone.png", flush=True)
+
+
+def _save(picture: bytes, path: Path) -> None:
+    """A screenshot with 256 colours: a third of the bytes, and no difference to the eye."""
+    with Image.open(io.BytesIO(picture)) as shot:
+        shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def shoot_report(browser: Any, runs: Runs) -> None:

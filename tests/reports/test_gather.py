@@ -167,7 +167,7 @@ def test_several_heads_are_several_views(tmp_path):
     assert sorted(view.head.kind for view in views) == ["cp", "linear"]
     assert len({view.name for view in views}) == 2
     linear = next(view for view in views if view.head.kind == "linear")
-    assert linear.lacks("analysis").command == ""
+    assert linear.lacks("analysis").command == linear.lacks("edits").command == ""
     with pytest.raises(UserError, match=r"expected runs of one head, got 2 \(CPMuMoE-r6-e12x2, linear\)\."):
         gather_run(tmp_path / "run")
 

@@ -109,6 +109,8 @@ def _view(name: str, path: Path, runs: Sequence[RunFolder], data: ImageData | No
     seed = seeds[shown]
     experts = _experts(seed, head, data, most_images, run_facts)
     edits, no_edits = read_edits(Path(seed.path))
+    if not edits and not (head.gate and head.position == "final"):
+        no_edits = (Missing("edits", "Only experts that make the logits can be edited: this head has none."),)
     fairness, no_fairness = read_fairness(Path(seed.path), run_facts.multi_label)
     return RunView(
         name=name,
