@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -164,7 +165,49 @@ def _strongest(folder: Path) -> int:
     return int(min((e for e in experts if e["strong"]), key=lambda e: e["polysemanticity"])["expert"])
 
 
-PARTS: dict[str, Callable[[Any, Runs], None]] = {"report": shoot_report}
+def shoot_dashboard(browser: Any, runs: Runs) -> None:
+    """The dashboard: an expert that is left out, an image taken apart, a subgroup that is rewritten."""
+    from mumoe.dashboard.server import serving
+    from mumoe.dashboard.session import open_session
+
+    strong = f"#/expert/0/{_most_lost(runs.many / 'seed-0')}"
+
+    def ablate(page: Any) -> None:
+        page.set_default_timeout(120_000)
+        page.get_by_role("button", name="Ablate it").click()
+        page.get_by_role("button", name=re.compile("mended")).wait_for()
+        page.get_by_text("Ablate expert").wait_for()
+
+    def take_apart(page: Any) -> None:
+        page.set_default_timeout(120_000)
+        page.get_by_label("Show", exact=True).select_option("wrong")
+        page.locator(".tile.wrong").nth(2).click()
+        page.wait_for_selector("table.apart")
+
+    def rewrite(page: Any) -> None:
+        page.set_default_timeout(120_000)
+        page.get_by_label("Attribute predicted").last.select_option("Animals & Nature")
+        page.get_by_text("Rewrite for a subgroup").click()
+        page.get_by_label("Its value").first.select_option("openmoji")
+        page.get_by_role("button", name="Choose lambda on validation").click()
+        page.get_by_text("Rewrite Animals").wait_for()
+        page.get_by_text("Rewrite for a subgroup").click()
+        page.wait_for_timeout(1500)  # until the intervals are there
+
+    with serving(lambda report: open_session(runs.many / "seed-0", report)) as server:
+        shoot(browser, server.url + strong, "dashboard-expert", height=900, prepare=ablate)
+        shoot(browser, server.url + "#/images", "dashboard-image", height=900, prepare=take_apart)
+    with serving(lambda report: open_session(runs.bias, report)) as server:
+        shoot(browser, server.url + "#/edits", "dashboard-edits", height=1300, prepare=rewrite)
+
+
+def _most_lost(run: Path) -> int:
+    """The expert without which one class loses most."""
+    units = json.loads((run / "analysis" / "analysis.json").read_text())["study"]["units"]
+    return int(max(units[0]["modes"]["zero"]["effects"], key=lambda effect: effect["top_loss"])["unit"])
+
+
+PARTS: dict[str, Callable[[Any, Runs], None]] = {"report": shoot_report, "dashboard": shoot_dashboard}
 """Name -> what takes its pictures."""
 
 
