@@ -38,12 +38,17 @@ def figures(page) -> str:
     return page.locator(".figure b").inner_text()
 
 
-def settled(page, work) -> str:
-    """The accuracy once `work` has changed it."""
-    before = page.locator(".overall").inner_text()
+def settled(page, work, where=".overall") -> str:
+    """The accuracy once `work` has changed the text of `where`."""
+    before = page.locator(where).inner_text()
     work()
-    page.wait_for_function("old => document.querySelector('.overall').innerText !== old", arg=before)
+    page.wait_for_function("([old, at]) => document.querySelector(at).innerText !== old", arg=[before, where])
     return figures(page)
+
+
+def changed(page, work) -> str:
+    """The accuracy once `work` has changed the accuracy itself."""
+    return settled(page, work, ".figure b")
 
 
 def test_experts_are_sorted_filtered_and_opened(browser, running, session):  # noqa: F811
@@ -80,16 +85,16 @@ def test_edits_change_numbers_are_undone_saved_and_loaded(browser, running, run)
     with opened(browser, running.url + "#/expert/0/9") as watched:
         page = ready(watched.page)
         before = figures(page)
-        after = settled(page, lambda: page.get_by_role("button", name="Ablate it").click())
+        after = changed(page, lambda: page.get_by_role("button", name="Ablate it").click())
         assert after != before
         assert page.get_by_text("Ablate expert 9").is_visible()
         slider = page.get_by_label("ablate-1: strength", exact=True)
-        settled(page, lambda: slider.fill("0"))
+        changed(page, lambda: slider.fill("0"))
         assert figures(page) == before
         page.locator("h2", has_text="Edits").click()
-        assert settled(page, lambda: page.keyboard.press("Control+z")) == after
-        assert settled(page, lambda: page.get_by_role("button", name="Undo").click()) == before
-        assert settled(page, lambda: page.keyboard.press("Control+Shift+Z")) == after
+        assert changed(page, lambda: page.keyboard.press("Control+z")) == after
+        assert changed(page, lambda: page.get_by_role("button", name="Undo").click()) == before
+        assert changed(page, lambda: page.keyboard.press("Control+Shift+Z")) == after
         page.get_by_text("Write an edit").click()
         page.get_by_label("As for mumoe edit --do").fill("swap:1=2")
         page.get_by_role("button", name="Add").click()
