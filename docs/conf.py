@@ -1,0 +1,49 @@
+"""The site: `make docs` builds it without network, and warnings are errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent / "src"), str(HERE / "_ext")]
+# What is documented need not compute: one thread, and no look at a model hub.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import mumoe  # noqa: E402
+
+project = "mumoe"
+author = "the mumoe authors"
+version = release = mumoe.__version__
+html_title = f"mumoe {release}"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docstrings", "pages", "verbs"]
+exclude_patterns = ["_build", "_ext"]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+nitpicky = True
+# Annotations name other projects' classes: to check them would need their inventories, and so the network.
+nitpick_ignore_regex = [("py:class", ".*")]
+
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Shape", "params_style"), "Cost", "Source"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False
+html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
