@@ -11,9 +11,8 @@ the strength is what does best on rows that it may look at:
 
 Strength 0 is always among the candidates, so there is always an answer, and ties go to the weakest. What was
 chosen is then measured once on sealed rows (`final_report`). A chosen strength carries the luck of the
-validation
-rows: with a target subgroup of 20 rows there, one row is five points. The curve is kept so that this can be
-    seen.
+validation rows: with a target subgroup of 20 rows there, one row is five points. The curve is kept so that this
+can be seen.
 """
 
 from __future__ import annotations
