@@ -155,7 +155,7 @@ def _products(layer: MuMoE, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [*gate, (x, into[:width]), *inner, (torch.randn(rows, core.shape[0]), out.mT)]
     out, into, expert = (core.detach().movedim(1, 0) for core in part.cores)  # mode first
     chain, hidden = torch.randn(rows, *expert.shape[1:]), torch.randn(rows, *into.shape[1:])
-    closing = (chain.mT, hidden.mT)
+    closing = (hidden, chain)
     return [*gate, (x, into.flatten(1)[:width]), closing, (torch.randn(rows, out[0].numel()), out.flatten(1).mT)]
 
 

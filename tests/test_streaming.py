@@ -289,6 +289,32 @@ def test_a_row_alone(rows: int, gate: str, norm: str) -> None:
         assert torch.equal(layer(x), layer(x))
 
 
+def test_a_row_alone_goes_the_short_way_unless_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = mumoe.MuMoE(16, 5, 300, rank=8).eval(), torch.randn(1, 3, 16)[:, :1]
+    short = []
+    real = streaming.mixtures
+    monkeypatch.setattr(streaming, "mixtures", lambda *given: short.append(real(*given)) or short[-1])
+    with torch.no_grad():
+        y = layer(x)
+        assert y.shape == (1, 1, 5)
+        assert short[-1] is not None
+        torch.testing.assert_close(layer(x, return_coefficients=True)[0], y, rtol=2e-5, atol=2e-6)
+        with layer.ablate(7):
+            layer(x)
+        seen = []
+        handles = [m.register_forward_hook(lambda *given: seen.append(1)) for m in (layer.gate, layer.factorization)]
+        torch.testing.assert_close(layer(x), y, rtol=2e-5, atol=2e-6)
+        assert len(seen) == 2
+        for handle in handles:
+            handle.remove()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert layer.double()(x.double()).dtype == torch.float64
+    assert sum(mixed is not None for mixed in short) == 1
+    layer(x.double().requires_grad_()).sum().backward()
+    assert sum(mixed is not None for mixed in short) == 1
+
+
 PROBE = """
 import sys, torch, mumoe
 

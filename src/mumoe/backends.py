@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mumoe import functional
 from mumoe.functional import tau2, tau15
 
 __all__ = ["Backend", "Plain", "Support", "block_size", "gram_pays", "moments", "of"]
@@ -471,3 +472,17 @@ def native_kernels(device: str) -> Backend:
     from mumoe import native
 
     return native.kernels(device)
+
+
+def _dense_kernels(tensor: Tensor) -> functional.DenseKernels | None:
+    """Compiled dense activations for a tensor that nobody watches; None: plain PyTorch."""
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not native_available("cpu"):
+        return None
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling() or tensor.is_meta:
+        return None
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return None
+    return native_kernels("cpu")  # type: ignore[return-value]
+
+
+functional.dense_kernels = _dense_kernels

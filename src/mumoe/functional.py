@@ -10,8 +10,8 @@ factor with one row more than x has columns holds it, and it costs an addition, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from mumoe.errors import UserError
 
 __all__ = [
     "cp_contract",
+    "cp_mixed",
     "dense_contract",
     "entmax",
     "entmax15",
@@ -36,6 +37,17 @@ _FEW = 256  # experts up to which Newton's method on all of them is faster than 
 _SMALL = 2**14  # logits in all up to which the same holds
 _NEWTON_STEPS = 64  # many more than are ever needed
 _SOFTRANK_BLOCK = 2**24  # elements of the table that softrank builds at a time
+
+
+class DenseKernels(Protocol):
+    """Compiled forms of entmax15 and sparsemax over the rows of a matrix."""
+
+    def dense(self, logits: Tensor, kind: str) -> Tensor: ...
+    def dense_backward(self, coefficients: Tensor, grad: Tensor, kind: str) -> Tensor: ...
+
+
+dense_kernels: Callable[[Tensor], DenseKernels | None] = lambda tensor: None  # noqa: E731 - `backends` puts its own here
+_COMPILED = {1.5: "entmax15", 2.0: "sparsemax"}  # alphas that they know
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -194,6 +206,9 @@ class _Entmax(torch.autograd.Function):
     def forward(logits: Tensor, alpha: float | Tensor) -> Tensor:
         if isinstance(alpha, Tensor):
             return _entmax_newton(logits, alpha)
+        if alpha in _COMPILED and logits.numel() and (kernels := dense_kernels(logits)) is not None:
+            flat = logits.reshape(-1, logits.shape[-1])
+            return kernels.dense(flat, _COMPILED[alpha]).view(logits.shape)
         if alpha == 1.5:
             return _threshold(logits, tau15, 0.5).square_()
         if alpha == 2.0:
@@ -212,6 +227,14 @@ class _Entmax(torch.autograd.Function):
         p, *rest = ctx.saved_tensors
         alpha = rest[0] if ctx.learned else ctx.alpha
         grad = grads[0]
+        if (
+            alpha in _COMPILED
+            and p.numel()
+            and not torch.is_grad_enabled()
+            and (kernels := dense_kernels(p)) is not None
+        ):
+            flat = (tensor.reshape(-1, p.shape[-1]) for tensor in (p, grad))
+            return kernels.dense_backward(*flat, _COMPILED[alpha]).view(p.shape), None
         if not ctx.learned and alpha == 1.5 and not torch.is_grad_enabled():
             return _entmax15_backward(p, grad), None
         inside = p > 0
@@ -413,9 +436,15 @@ def cp_contract(x: Tensor, coefficients: Sequence[Tensor], factors: Sequence[Ten
     Source: Oldfield et al. 2024, eq. 2 and 7.
     """
     out_factor, in_factor, *expert_factors = factors
+    mixed = [a @ factor for a, factor in zip(coefficients, expert_factors, strict=True)]
+    return cp_mixed(x, mixed, out_factor, in_factor)
+
+
+def cp_mixed(x: Tensor, mixed: Sequence[Tensor], out_factor: Tensor, in_factor: Tensor) -> Tensor:
+    """The same, where the experts of each level are mixed already: mixed[e] = a_e @ N_e, (rows, rank)."""
     hidden = _project(x, in_factor)
-    for a, factor in zip(coefficients, expert_factors, strict=True):
-        hidden = hidden * (a @ factor)
+    for vector in mixed:
+        hidden = hidden * vector
     return F.linear(hidden, out_factor)
 
 
@@ -473,7 +502,7 @@ def ring_contract(x: Tensor, coefficients: Sequence[Tensor], cores: Sequence[Ten
         chain = matrix if chain is None else torch.bmm(chain, matrix)
     assert chain is not None
     hidden = _project(x, in_core.flatten(1)).unflatten(-1, in_core.shape[1:])
-    closed = torch.bmm(chain.transpose(1, 2), hidden.transpose(1, 2))
+    closed = torch.bmm(hidden, chain).transpose(1, 2)  # many times faster than the transposed product
     return F.linear(closed.flatten(1), out_core.flatten(1))
 
 

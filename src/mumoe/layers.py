@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mumoe import streaming
+from mumoe import functional, streaming
 from mumoe.ablation import Ablation, contract_ablated
 from mumoe.errors import UserError, unknown_name
-from mumoe.factorizations import FACTORIZATIONS, INITS, Factorization, Rank, get_factorization
+from mumoe.factorizations import CP, FACTORIZATIONS, INITS, Factorization, Rank, get_factorization
 from mumoe.gating import Gate
 from mumoe.streaming import Coefficients
 
@@ -214,11 +214,22 @@ class MuMoE(_Gated):
     def forward(self, x: Tensor, return_coefficients: bool = False) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """y, or (y, coefficients) where coefficients is one (..., num_experts[e]) tensor per level."""
         rows = self._rows(x)
+        if not return_coefficients and (few := self._few_rows(rows)) is not None:
+            return few.reshape(*x.shape[:-1], self.out_features)
         a = self._mixture(rows, [self.factorization], return_coefficients)
         y = self._contract(self.factorization, rows, a).reshape(*x.shape[:-1], self.out_features)
         if not return_coefficients:
             return y
         return y, _unflatten(a, x)
+
+    def _few_rows(self, rows: Tensor) -> Tensor | None:
+        """The output for a row or two without gradients, where calls cost more than numbers; None: the usual way."""
+        part = self.factorization
+        if len(rows) > streaming.ALONE or self._ablated or type(part) is not CP or streaming.has_hooks(part):
+            return None
+        out_factor, in_factor, *experts = part.factors
+        mixed = streaming.mixtures(self.gate, rows, experts)
+        return None if mixed is None else functional.cp_mixed(rows, mixed, out_factor, in_factor)
 
     def contract(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
         """The layer with coefficients given instead of the gate's; they need not sum to 1.

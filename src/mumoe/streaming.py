@@ -29,7 +29,7 @@ from mumoe.blocked import BlockedSoftmax, statistics
 from mumoe.gating import BatchNorm, Entmax15, Gate, Softmax, Sparsemax, TopK, full_precision
 from mumoe.sparse import SparseCoefficients, segment_rows, segment_sum
 
-__all__ = ["Coefficients", "coefficients", "forced"]
+__all__ = ["ALONE", "Coefficients", "coefficients", "forced", "has_hooks", "mixtures"]
 
 Coefficients = Tensor | SparseCoefficients | BlockedSoftmax
 
@@ -37,7 +37,8 @@ _KINDS: dict[type[nn.Module], str] = {Entmax15: "entmax15", Sparsemax: "sparsema
 _FEWEST = 512  # experts of a level below which the dense gate is as fast
 _SMALLEST = 2**16  # logits in all below which it is, too
 _LARGEST = 2**24  # logits in all above which softmax goes block by block: 64 MB a matrix of float32
-_ALONE = 2  # rows up to which calls cost more than numbers, and the support is solved in Python's floats
+ALONE = 2
+"""Rows up to which calls cost more than numbers, and the support is solved in Python's floats."""
 _forced: str | None = None
 
 
@@ -60,6 +61,44 @@ def coefficients(gate: Gate, x: Tensor) -> Sequence[Coefficients]:
     return [_level(gate, level, x) for level in range(len(gate.num_experts))]
 
 
+def mixtures(gate: Gate, x: Tensor, factors: Sequence[Tensor]) -> list[Tensor] | None:
+    """Coefficients @ factor of every level for a row or two without gradients, in as few calls as there are.
+
+    Shape:
+        x (rows, in_features), factors[e] (num_experts[e], rank) -> one (rows, rank) per level; or None where that is
+        not possible, or more than a row's 64 largest logits would have to be looked at.
+    """
+    if torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu" or _forced:
+        return None
+    if torch.is_autocast_enabled("cpu") or not _possible(gate, x):
+        return None
+    levels = zip(gate.norms, gate.activations, gate.weights, factors, strict=True)
+    backend = backends.of(x)
+    found = [_mixture(backend, x, *level) for level in levels]
+    return None if any(mixed is None for mixed in found) else found  # type: ignore[return-value]
+
+
+def _mixture(
+    backend: Any, x: Tensor, norm: nn.Module, activation: nn.Module, weight: Tensor, factor: Tensor
+) -> Tensor | None:
+    kind = _KINDS.get(type(activation))
+    if kind is None or type(weight) is not nn.Parameter or not weight.dtype == factor.dtype == x.dtype:
+        return None
+    mean = rstd = None
+    if type(norm) is BatchNorm:
+        mean, var = norm.running_mean, norm.running_var
+        if norm.training or mean is None or var is None:
+            return None
+        rstd = torch.rsqrt(var + norm.eps)
+    elif type(norm) is not nn.Identity:
+        return None
+    k = activation.k if isinstance(activation, TopK) else 0
+    if isinstance(backend, backends.Plain):
+        return _plain_mixture(x, weight, mean, rstd, kind, k, factor)
+    found = backend.forward_small(x, weight, mean, rstd, factor, kind=kind, k=k)
+    return None if found is None else found[1]
+
+
 def _possible(gate: Gate, x: Tensor) -> bool:
     """Whether anybody could tell the difference: hooks, tracing, transforms and subclasses see the dense gate."""
     if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
@@ -74,13 +113,23 @@ def _possible(gate: Gate, x: Tensor) -> bool:
 
 
 def _alone(x: Tensor) -> bool:
-    return len(x) <= _ALONE and x.device.type == "cpu" and not torch.is_grad_enabled()
+    return len(x) <= ALONE and x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def _watched(gate: Gate) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    parts = (gate, *gate.norms, *gate.activations)
-    return any(getattr(part, name) for part in parts for name in hooks)
+    return has_hooks(gate, *gate.norms, *gate.activations)
+
+
+def has_hooks(*modules: nn.Module) -> bool:
+    """Whether somebody watches these modules being called."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in modules
+    )
+
+
+def _is_autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
 
 
 def _counting() -> bool:
@@ -159,7 +208,20 @@ def _row_by_row(x: Tensor, weight: Tensor, norm: nn.Module, activation: nn.Modul
     if not isinstance(backend, backends.Plain):
         return _compiled_rows(backend, x, weight, mean, rstd, kind, k, dtype)
     with full_precision(x):
-        logits = F.linear(x, weight)
+        found = _solve_rows(x, weight, mean, rstd, kind, k)
+    if found is None:
+        return None
+    values, indices, ends = found
+    return SparseCoefficients(
+        torch.tensor(values, dtype=wide), torch.tensor(indices), torch.tensor(ends), len(weight), dtype
+    )
+
+
+def _solve_rows(
+    x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor | None, kind: str, k: int
+) -> tuple[list[float], list[int], list[int]] | None:
+    """Values, experts and offsets of the support of a few rows, as lists."""
+    logits = torch.mm(x, weight.t())
     if mean is not None and rstd is not None:
         logits.sub_(mean).mul_(rstd)
     values: list[float] = []
@@ -173,9 +235,17 @@ def _row_by_row(x: Tensor, weight: Tensor, norm: nn.Module, activation: nn.Modul
             indices.append(place)
             values.append(value)
         ends.append(len(indices))
-    return SparseCoefficients(
-        torch.tensor(values, dtype=wide), torch.tensor(indices), torch.tensor(ends), len(weight), dtype
-    )
+    return values, indices, ends
+
+
+def _plain_mixture(
+    x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor | None, kind: str, k: int, factor: Tensor
+) -> Tensor | None:
+    found = _solve_rows(x, weight, mean, rstd, kind, k)
+    if found is None:
+        return None
+    values, indices, ends = found
+    return backends.of(x).bag(torch.tensor(values, dtype=x.dtype), torch.tensor(indices), torch.tensor(ends), factor)
 
 
 def _compiled_rows(

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 import mumoe
-from mumoe import backends, native
+from mumoe import backends, functional, native
 from mumoe.errors import UserError
 from mumoe.native import cpu, lists
 from native.reference import KINDS, dense, errors, inputs, matrix, values_of
@@ -226,3 +226,74 @@ def test_importing_mumoe_does_not_import_numba() -> None:
     source = Path(__file__).parents[2] / "src"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, cwd=source)
     assert run.stdout.strip() == "False"
+
+
+ROWS = {
+    "random": lambda: torch.randn(300, 128) * 2,
+    "ties": lambda: torch.zeros(20, 33),
+    "a mean of 100": lambda: torch.randn(50, 64) * 0.01 + 100,
+    "one far above": lambda: torch.randn(10, 16) + 50 * torch.eye(10, 16),
+    "one expert": lambda: torch.randn(5, 1),
+    "an entry of -inf": lambda: torch.tensor([[0.0, -torch.inf, 0.5], [1.0, 2.0, 3.0]]),
+}
+"""Logits of whole rows; -3.4e38 and the like are in `test_a_row_that_is_not_finite_is_nan`."""
+
+
+@pytest.mark.parametrize("kind", ["entmax15", "sparsemax"])
+@pytest.mark.parametrize("name", ROWS)
+def test_whole_rows_and_their_gradient(name: str, kind: str) -> None:
+    torch.manual_seed(0)
+    logits, activation = ROWS[name](), getattr(functional, kind)
+    wide = logits.double().requires_grad_()
+    grad = torch.randn(logits.shape)
+    expected = activation(wide)  # float64: never by the kernels
+    expected.backward(grad.double())
+    p = native.kernels().dense(logits, kind)
+    assert (p - expected).abs().max() < 2e-7
+    assert wide.grad is not None
+    assert (native.kernels().dense_backward(p, grad, kind) - wide.grad).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("kind", ["entmax15", "sparsemax"])
+def test_a_row_that_is_not_finite_is_nan(kind: str) -> None:
+    inf, nan = float("inf"), float("nan")
+    logits = torch.tensor([[0, nan, 1], [inf, 0, 1], [-inf, -inf, -inf], [3.4e38, 3.4e38, -3.4e38], [0, 1, 2]])
+    p = native.kernels().dense(logits, kind)
+    assert p.isnan().all(-1).tolist() == [True, True, True, False, False]
+    assert p[3].tolist() == [0.5, 0.5, 0.0]
+
+
+def test_the_activations_take_the_kernels_and_need_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(7, 5, 40, requires_grad=True)
+    grad = torch.randn(7, 5, 40)
+    calls = []
+    for name in ("dense", "dense_backward"):
+        real = getattr(cpu, name)
+        monkeypatch.setattr(cpu, name, lambda *given, real=real, name=name: calls.append(name) or real(*given))
+    results = []
+    for setting in ("1", "0"):
+        monkeypatch.setenv("MUMOE_NATIVE", setting)
+        p = functional.entmax15(logits)
+        results.append((p.detach(), *torch.autograd.grad(p, logits, grad)))
+    assert calls == ["dense", "dense_backward"]
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=5e-7)
+
+
+def test_whole_rows_are_seen_by_those_who_watch() -> None:
+    logits = torch.randn(4, 6)
+    p = functional.entmax15(logits)
+    torch.testing.assert_close(torch.func.vmap(functional.entmax15)(logits), p)
+    torch.testing.assert_close(torch.compile(functional.entmax15, backend="eager", fullgraph=True)(logits), p)
+    grads = torch.func.vmap(torch.func.grad(lambda row: functional.entmax15(row).square().sum()))(logits)
+    wide = logits.double().requires_grad_()
+    functional.entmax15(wide).square().sum().backward()
+    torch.testing.assert_close(grads.double(), wide.grad, rtol=1e-5, atol=1e-6)
+    assert torch.autograd.gradgradcheck(functional.entmax15, wide)
+
+
+def test_whole_rows_refuse_other_types() -> None:
+    with pytest.raises(ValueError, match="expected logits as a float32"):
+        native.kernels().dense(torch.zeros(2, 3, dtype=torch.float64), "entmax15")
+    with pytest.raises(ValueError, match="expected grad of 2 rows, got 3"):
+        native.kernels().dense_backward(torch.zeros(2, 3), torch.zeros(3, 3), "entmax15")

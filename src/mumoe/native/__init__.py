@@ -26,7 +26,7 @@ KINDS = ("entmax15", "sparsemax", "topk")
 
 
 class Kernels(Backend, Protocol):
-    """The functions of `backends.Backend` for float32 tensors on one device, and one more.
+    """The functions of `backends.Backend` for float32 tensors on one device, and three more.
 
     `support` declines (None) where its sample of the first block has more than a quarter of the entries in the support,
     and where a row's largest logit is not finite; `bag` and its backward refuse an index or offset out of range with
@@ -49,6 +49,17 @@ class Kernels(Backend, Protocol):
         Returns:
             The support and the (rows, rank) mixture, or None as `support` does.
         """
+        ...
+
+    def dense(self, logits: Tensor, kind: str) -> Tensor:
+        """The activation of (rows, num_experts) logits in full, ``entmax15`` or ``sparsemax``; processor only.
+
+        It is called where no operator has to be seen, with tensors that have no gradient.
+        """
+        ...
+
+    def dense_backward(self, coefficients: Tensor, grad: Tensor, kind: str) -> Tensor:
+        """The gradient of the logits for the gradient (rows, num_experts) of `dense`."""
         ...
 
 

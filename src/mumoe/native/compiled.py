@@ -513,7 +513,92 @@ def gate_small(
     return o[rows]
 
 
+@njit(fastmath=FAST)
+def _total(row):
+    total = float32(0.0)
+    for j in range(len(row)):
+        total += row[j]
+    return total
+
+
+@njit(fastmath={"contract", "reassoc", "nsz", "nnan"})
+def _largest(row):
+    """Of a row without NaN."""
+    top = row[0]
+    for j in range(len(row)):
+        top = max(top, row[j])
+    return top
+
+
+@njit
+def _largest_of_any(row):
+    """As `_largest`, and NaN if there is one."""
+    top = row[0]
+    for j in range(len(row)):
+        y = row[j]
+        if math.isnan(y):
+            return y
+        top = y if y > top else top
+    return top
+
+
+def dense(begin, end, columns, logits, kind, out, scratch):
+    """Coefficients of rows begin..end of complete logits; a row whose largest is not finite is NaN."""
+    a = carray(logits, (end, columns))
+    p = carray(out, (end, columns))
+    s = carray(scratch, (columns,))
+    scale = _scale(kind)
+    for b in range(begin, end):
+        row, result = a[b], p[b]
+        top = _largest(row) if math.isfinite(_total(row)) else _largest_of_any(row)
+        if not math.isfinite(top):
+            for j in range(columns):
+                result[j] = math.nan
+            continue
+        count = 0
+        floor = float32(_lowered(top - 1.0 / scale, top))
+        for j in range(columns):
+            s[count] = row[j]
+            count += 1 if row[j] > floor else 0
+        tau = _threshold(s, count, top, kind, 200)
+        for j in range(columns):
+            gap = max((row[j] - top) * scale - tau, 0.0)
+            result[j] = gap * gap if kind == ENTMAX15 else gap
+
+
+def dense_backward(begin, end, columns, coefficients, grad, kind, out):
+    """Gradients of the logits of rows begin..end."""
+    p = carray(coefficients, (end, columns))
+    g = carray(grad, (end, columns))
+    d = carray(out, (end, columns))
+    for b in range(begin, end):
+        _dense_backward_row(p[b], g[b], kind, d[b])
+
+
+@njit(fastmath=FAST)
+def _dense_backward_row(p, g, kind, d):
+    total = 0.0
+    weighted = 0.0
+    for j in range(len(p)):
+        w = _share(p[j], kind)
+        total += w
+        weighted += w * g[j]
+    mean = float32(weighted / total)
+    for j in range(len(p)):
+        d[j] = _share(p[j], kind) * (g[j] - mean)
+
+
+@njit(inline="always")
+def _share(p, kind):
+    """Derivative of the coefficient by its own logit, but for a factor; NaN stays NaN."""
+    if kind == ENTMAX15:
+        return math.sqrt(p)
+    return float32(1.0) if p > float32(0.0) else p
+
+
 SIGNATURES = {
+    dense: "NNNFNFF",
+    dense_backward: "NNNFFNF",
     moments: "FNNNNDD",
     scan: "FNNNNFFNNNFLLNFFF N",
     solve: "NNNNFLLNFDF",

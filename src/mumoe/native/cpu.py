@@ -228,6 +228,40 @@ def _bag(values: Tensor, indices: Tensor, offsets: Tensor, factor: Tensor) -> Te
     return F.embedding_bag(indices, factor, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
 
 
+def dense(logits: Tensor, kind: str) -> Tensor:
+    """See `Kernels.dense`."""
+    _matrix(logits, "logits")
+    logits = logits.detach().contiguous()
+    rows, columns = logits.shape
+    code, out = KINDS.index(kind), torch.empty_like(logits)
+
+    def run(begin: int, end: int) -> None:
+        scratch = torch.empty(columns)
+        functions().dense(begin, end, columns, logits.data_ptr(), code, out.data_ptr(), scratch.data_ptr())
+
+    if logits.numel():
+        share(run, rows, logits.numel())
+    return out
+
+
+def dense_backward(coefficients: Tensor, grad: Tensor, kind: str) -> Tensor:
+    """See `Kernels.dense_backward`."""
+    _matrix(coefficients, "coefficients")
+    _matrix(grad, "grad", coefficients.shape[1])
+    if len(grad) != len(coefficients):
+        raise ValueError(f"native: expected grad of {len(coefficients)} rows, got {len(grad)}. Give one per row.")
+    p, g = coefficients.detach().contiguous(), grad.detach().contiguous()
+    rows, columns = p.shape
+    code, out = KINDS.index(kind), torch.empty_like(p)
+
+    def run(begin: int, end: int) -> None:
+        functions().dense_backward(begin, end, columns, p.data_ptr(), g.data_ptr(), code, out.data_ptr())
+
+    if p.numel():
+        share(run, rows, p.numel())
+    return out
+
+
 class ByExpert:
     """The same entries in order of their expert, so that each expert's gradient is written once and by one thread."""
 

@@ -32,6 +32,8 @@ class Implementation(Protocol):
     bag_backward: Callable[..., tuple[Tensor, Tensor]]
     gate_backward: Callable[..., tuple[Tensor, Tensor]]
     forward_small: Callable[..., tuple[Support, Tensor] | None]
+    dense: Callable[[Tensor, str], Tensor]
+    dense_backward: Callable[[Tensor, Tensor, str], Tensor]
 
 
 def _implementation(device: str) -> Any:
@@ -286,12 +288,20 @@ class Backend(Kernels):
         k: int = 0,
     ) -> tuple[Support, Tensor] | None:
         if not _watched(x):
+            if not torch.is_grad_enabled() and not torch.is_autocast_enabled(self.device):
+                return self.direct.forward_small(x, weight, mean, rstd, factor, kind, k)
             with torch.no_grad(), _exact(self.device):
                 return self.direct.forward_small(x, weight, mean, rstd, factor, kind, k)
         found = self.support(x, weight, mean, rstd, kind=kind, k=k)
         assert found is not None
         values = found.slack.square() if kind == "entmax15" else found.slack
         return found, self.bag(values, found.indices, found.offsets, factor)
+
+    def dense(self, logits: Tensor, kind: str) -> Tensor:
+        return self.direct.dense(logits, kind)
+
+    def dense_backward(self, coefficients: Tensor, grad: Tensor, kind: str) -> Tensor:
+        return self.direct.dense_backward(coefficients, grad, kind)
 
 
 def registered(device: str) -> Kernels:
