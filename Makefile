@@ -4,6 +4,9 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 EXTRAS := vision,text,demo,data,reports,dashboard,export,native,test,dev
 
+# Packages are installed without bytecode; what is imported is compiled once, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test test-dashboard check fmt bench screenshots clean
 help:
 	@echo "make demo    set up and run the main job on embedded data"

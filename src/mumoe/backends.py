@@ -39,6 +39,7 @@ class Support:
         normalized: Normalized logits (nnz,) at the support.
         mean: (num_experts,) mean of the batch's logits; None without batch statistics.
         var: (num_experts,) their biased variance; None likewise.
+        logits: (rows, num_experts) before normalization, kept for the backward in training if they fit in one block.
     """
 
     slack: Tensor
@@ -47,6 +48,7 @@ class Support:
     normalized: Tensor
     mean: Tensor | None
     var: Tensor | None
+    logits: Tensor | None = None
 
 
 class Backend(Protocol):
@@ -98,11 +100,13 @@ class Backend(Protocol):
         dy: Tensor,
         normalized: Tensor,
         batch_statistics: bool,
+        logits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gradients of x and weight from those of the normalized logits at the support, dy (nnz,).
 
         With `batch_statistics`, mean and variance depend on all logits of an expert: the terms that this adds are
-        dense, and are formed for a block of experts at a time or by the Gram matrix of x.
+        dense, and are formed for a block of experts at a time or by the Gram matrix of x. `logits` are those of the
+        support, if it has them: they save a product.
         """
         ...
 
@@ -139,7 +143,7 @@ class Plain:
     ) -> Support | None:
         """See `Backend.support`."""
         search = _Search(len(x), len(weight), kind, k, x)
-        means, variances = [], []
+        means, variances, kept = [], [], None
         for start in range(0, len(weight), search.block):
             part = weight[start : start + search.block]
             logits = search.buffer[:, : len(part)]
@@ -148,6 +152,7 @@ class Plain:
                 centre, spread = moments(logits)
                 means.append(centre)
                 variances.append(spread)
+                kept = logits.clone() if len(part) == len(weight) else None
                 _normalize_(logits, centre, torch.rsqrt(spread + eps))
             elif mean is not None and rstd is not None:
                 _normalize_(logits, mean[start : start + search.block], rstd[start : start + search.block])
@@ -155,7 +160,7 @@ class Plain:
                 return None
         slack, indices, offsets, normalized = search.solve()
         found = [torch.cat(parts) if parts else None for parts in (means, variances)]
-        return Support(slack, indices, offsets, normalized, *found)
+        return Support(slack, indices, offsets, normalized, *found, kept)
 
     def bag(self, values: Tensor, indices: Tensor, offsets: Tensor, factor: Tensor) -> Tensor:
         """See `Backend.bag`."""
@@ -189,6 +194,7 @@ class Plain:
         dy: Tensor,
         normalized: Tensor,
         batch_statistics: bool,
+        logits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.gate_backward`."""
         rows = torch.repeat_interleave(offsets.diff())
@@ -197,7 +203,7 @@ class Plain:
             return self.bag(scaled, indices, offsets, weight), self._scatter(scaled, rows, indices, len(weight), x)
         assert rstd is not None
         active, place = torch.unique(indices, return_inverse=True)  # the terms of all other experts are zero
-        return _batch_backward(x, weight, rstd, active, place, rows, dy, normalized)
+        return _batch_backward(x, weight, rstd, active, place, rows, dy, normalized, logits)
 
 
 def _batch_backward(
@@ -209,6 +215,7 @@ def _batch_backward(
     rows: Tensor,
     dy: Tensor,
     normalized: Tensor,
+    logits: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients through batch statistics: `place` numbers the experts of the support within `active`."""
     count, rstd = len(active), rstd[active]
@@ -218,9 +225,10 @@ def _batch_backward(
     grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
     order = torch.argsort(place, stable=True)
     entries = rows[order], place[order], scaled[order]
-    gram = gram_pays(len(x), x.shape[1], count)
-    through = _through_gram if gram else _through_blocks
-    through(x, weight, active, first, second, entries, grad_x, grad_weight)
+    if gram_pays(len(x), x.shape[1], count):
+        _through_gram(x, weight, active, first, second, entries, grad_x, grad_weight)
+    else:
+        _through_blocks(x, weight, active, first, second, entries, grad_x, grad_weight, logits)
     return grad_x, grad_weight
 
 
@@ -252,15 +260,19 @@ def _through_blocks(
     entries: tuple[Tensor, Tensor, Tensor],
     grad_x: Tensor,
     grad_weight: Tensor,
+    logits: Tensor | None,
 ) -> None:
     """Form the gradient of the logits of one block of experts at a time."""
     rows, place, scaled = entries
-    step = block_size(len(x), len(active))
+    step = max(256, block_size(len(x), len(active)) // 2)  # their weights are held, too
     buffer = x.new_empty(len(x), step)
     for experts, start, begin, end in _blocks(active, place, step):
         part = weight[experts]
         grad = buffer[:, : len(part)]
-        torch.mm(x, part.mT, out=grad)
+        if logits is None:
+            torch.mm(x, part.mT, out=grad)
+        else:
+            grad.copy_(logits[:, experts])
         grad.mul_(-second[start : start + step]).sub_(first[start : start + step])
         grad.index_put_((rows[begin:end], place[begin:end] - start), scaled[begin:end], accumulate=True)
         grad_x.addmm_(grad, part)

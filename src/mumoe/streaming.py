@@ -194,7 +194,7 @@ def _sparse_level(x: Tensor, weight: Tensor, norm: nn.Module, activation: nn.Mod
             rstd = torch.rsqrt(support.var + eps)
         plan = _Plan(kind, k, batch, eps, mean, len(weight))
         found = (support.slack, support.indices, support.offsets, support.normalized)
-        values: Tensor = _Values.apply(x, weight, rstd, *found, centre, plan)
+        values: Tensor = _Values.apply(x, weight, rstd, *found, centre, support.logits, plan)
     return SparseCoefficients(values, support.indices, support.offsets, len(weight), x.dtype)
 
 
@@ -345,16 +345,17 @@ class _Values(torch.autograd.Function):
         offsets: Tensor,
         normalized: Tensor,
         centre: Tensor | None,
+        logits: Tensor | None,
         plan: _Plan,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, rstd, slack, indices, offsets, normalized, centre)
+        ctx.save_for_backward(x, weight, rstd, slack, indices, offsets, normalized, centre, logits)
         ctx.plan = plan
         return slack * slack if plan.kind == "entmax15" else slack.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, rstd, slack, indices, offsets, normalized, centre = ctx.saved_tensors
-        plan, nothing = ctx.plan, (None,) * 7
+        x, weight, rstd, slack, indices, offsets, normalized, centre, logits = ctx.saved_tensors
+        plan, nothing = ctx.plan, (None,) * 8
         rows = segment_rows(offsets)
         if torch.is_grad_enabled():
             values = plan.dense(x, weight, rstd)[rows, indices]
@@ -367,6 +368,6 @@ class _Values(torch.autograd.Function):
         dy = share * (grads[0] - mean[rows])
         inputs = x if centre is None else x - centre
         grad_x, grad_weight = backends.of(x).gate_backward(
-            inputs, weight, rstd, indices, offsets, dy, normalized, plan.batch
+            inputs, weight, rstd, indices, offsets, dy, normalized, plan.batch, logits
         )
         return grad_x, grad_weight, *nothing

@@ -67,6 +67,9 @@ def errors(kernels: Any, rows: int, experts: int, width: int, kind: str, batch: 
     grad_x, grad_weight = kernels.gate_backward(
         x, weight, scale, found.indices, found.offsets, dy, found.normalized, batch
     )
+    kept_x, kept_weight = kernels.gate_backward(
+        x, weight, scale, found.indices, found.offsets, dy, found.normalized, batch, found.logits
+    )
     inside = matrix(torch.ones_like(values), found, experts) > 0
     pairs = {
         "coefficients": (matrix(values, found, experts), p),
@@ -75,6 +78,8 @@ def errors(kernels: Any, rows: int, experts: int, width: int, kind: str, batch: 
         "grad_factor": (grad_factor, wide[2].grad),
         "grad_x": (grad_x, wide[0].grad),
         "grad_weight": (grad_weight, wide[1].grad),
+        "grad_x, logits kept": (kept_x, wide[0].grad),
+        "grad_weight, logits kept": (kept_weight, wide[1].grad),
     }
     assert all(bool((part[1:] > part[:-1]).all()) for part in found.indices.split(found.offsets.diff().tolist()))
     return {name: relative(a.double(), b) for name, (a, b) in pairs.items()}

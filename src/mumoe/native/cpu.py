@@ -25,6 +25,8 @@ SMALLEST = 16
 """Experts up to which nobody asks whether a sparse form pays."""
 FEW_ROWS = 16
 """Rows up to which the whole gate is one compiled call."""
+MOST = 0.85
+"""Share of experts with an entry from which the backward multiplies by all of them."""
 SAMPLE = 32
 """Rows that are looked at to find this share."""
 
@@ -118,7 +120,8 @@ def support(
         return None
     if not batch_statistics:
         return Support(*lists.solve(), None, None)
-    return Support(*lists.solve(), means.float(), variances.float())
+    kept = buffer.view(rows, experts) if columns == experts else None
+    return Support(*lists.solve(), means.float(), variances.float(), kept)
 
 
 SMALL = 1 << 18
@@ -317,6 +320,7 @@ def gate_backward(
     dy: Tensor,
     normalized: Tensor,
     batch_statistics: bool,
+    logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `Kernels.gate_backward`."""
     _matrix(x, "x")
@@ -330,7 +334,7 @@ def gate_backward(
     if not batch_statistics:
         return _sparse_products(x, weight, rstd, indices, offsets, dy, order)
     assert rstd is not None
-    return _batch_norm_backward(x - x.mean(0), weight, rstd, indices, offsets, dy, normalized, order)
+    return _batch_norm_backward(x - x.mean(0), weight, rstd, indices, offsets, dy, normalized, order, logits)
 
 
 def _sparse_products(
@@ -366,6 +370,7 @@ def _batch_norm_backward(
     dy: Tensor,
     normalized: Tensor,
     order: ByExpert,
+    logits: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """For logits l = z g and y = (l - mean) rstd: dl = rstd (dy - m1 - y m2), with m1, m2 the means of dy and dy y.
 
@@ -388,30 +393,43 @@ def _batch_norm_backward(
     count = active.numel()
     if 2 * rows * width**2 + 2 * width**2 * count < 3 * rows * width * count:
         return _by_gram(z, weight, rstd, indices, offsets, dy, order, active, shift, scale)
-    return _by_blocks(z, weight, rstd, dy, order, active, shift, scale)
+    return _by_blocks(z, weight, rstd, dy, order, active, shift, scale, logits)
 
 
 def _by_blocks(
-    z: Tensor, weight: Tensor, rstd: Tensor, dy: Tensor, order: ByExpert, active: Tensor, shift: Tensor, scale: Tensor
+    z: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    dy: Tensor,
+    order: ByExpert,
+    active: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    logits: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Three matrix products with each block of active experts: logits, gradient of the weight, gradient of z."""
     rows, width = z.shape
-    size = _block_columns(rows, max(active.numel(), 1))
+    every = active.numel() > MOST * weight.shape[0]
+    if every:  # zeros for the few others cost less than copies of the weights
+        active = torch.arange(weight.shape[0])
+    size = max(NARROWEST, _block_columns(rows, max(active.numel(), 1)) // 2)  # their weights are held, too
     grad_x, grad_weight = torch.zeros_like(z), zeros(*weight.shape)
-    every = active.numel() == weight.shape[0]
-    buffer, held, product = torch.empty(size, rows), torch.empty(size, width), torch.empty(size, width)
+    buffer, held = torch.empty(size, rows), torch.empty(0 if every else size, width)
     for first in range(0, active.numel(), size):
         part = active[first : first + size]
         count = part.numel()
         block = buffer[:count]
         g = weight[first : first + count] if every else torch.index_select(weight, 0, part, out=held[:count])
-        torch.mm(g, z.t(), out=block)
+        if logits is None:
+            torch.mm(g, z.t(), out=block)
+        else:
+            block.copy_(logits[:, first : first + count].t() if every else logits[:, part].t())
         _combine(block, part, order, dy, rstd, scale, shift)
+        grad_x.addmm_(block.t(), g)
         if every:
             torch.mm(block, z, out=grad_weight[first : first + count])
         else:
-            grad_weight.index_copy_(0, part, torch.mm(block, z, out=product[:count]))
-        grad_x.addmm_(block.t(), g)
+            grad_weight.index_copy_(0, part, torch.mm(block, z, out=held[:count]))
     return grad_x, grad_weight
 
 

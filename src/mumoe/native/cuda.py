@@ -240,6 +240,7 @@ def gate_backward(
     dy: Tensor,
     normalized: Tensor,
     batch_statistics: bool,
+    logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `Kernels.gate_backward`."""
     _require(x, "x", (offsets.numel() - 1, None))

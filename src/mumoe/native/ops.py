@@ -269,12 +269,13 @@ class Backend(Kernels):
         dy: Tensor,
         normalized: Tensor,
         batch_statistics: bool,
+        logits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         arguments = (x, weight, rstd, indices, offsets, dy, normalized, batch_statistics)
         if _watched(x):
             return native_gate_backward(*arguments)
         with torch.no_grad(), _exact(self.device):
-            return self.direct.gate_backward(*arguments)
+            return self.direct.gate_backward(*arguments, logits)
 
     def forward_small(
         self,
