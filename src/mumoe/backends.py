@@ -159,8 +159,8 @@ class Plain:
             if not search.take(start, len(part)):
                 return None
         slack, indices, offsets, normalized = search.solve()
-        found = [torch.cat(parts) if parts else None for parts in (means, variances)]
-        return Support(slack, indices, offsets, normalized, *found, kept)
+        mean, var = (torch.cat(parts) if parts else None for parts in (means, variances))
+        return Support(slack, indices, offsets, normalized, mean, var, kept)
 
     def bag(self, values: Tensor, indices: Tensor, offsets: Tensor, factor: Tensor) -> Tensor:
         """See `Backend.bag`."""

@@ -233,8 +233,9 @@ class _Entmax(torch.autograd.Function):
             and not torch.is_grad_enabled()
             and (kernels := dense_kernels(p)) is not None
         ):
-            flat = (tensor.reshape(-1, p.shape[-1]) for tensor in (p, grad))
-            return kernels.dense_backward(*flat, _COMPILED[alpha]).view(p.shape), None
+            width = p.shape[-1]
+            found = kernels.dense_backward(p.reshape(-1, width), grad.reshape(-1, width), _COMPILED[alpha])
+            return found.view(p.shape), None
         if not ctx.learned and alpha == 1.5 and not torch.is_grad_enabled():
             return _entmax15_backward(p, grad), None
         inside = p > 0
