@@ -63,7 +63,9 @@ def test_links_lead_to_files():
 def test_a_broken_link_is_found(tmp_path):
     (tmp_path / "other.md").write_text("# Two words\n")
     page = tmp_path / "page.md"
-    page.write_text("[a](other.md#two-words) [b](https://x.org/y) ![c](no.svg) `[d](no.md)` [e](other.md#three) [f](#g)\n")
+    page.write_text(
+        "[a](other.md#two-words) [b](https://x.org/y) ![c](no.svg) `[d](no.md)` [e](other.md#three) [f](#g)\n"
+    )
     assert missing(page) == ["no.svg", "other.md#three", "#g"]
 
 

@@ -103,10 +103,11 @@ export function Gallery({ run, total, load, onOpen, selected, label }) {
   const { kept } = pages.current;
   const [, setFresh] = useState(0);
   const [active, setActive] = useState(0);
+  const now = useRef(0); // the same, also for keys that come before the page is drawn again
   const focus = useRef(false); // whether the active image takes the focus as soon as it is drawn
   useLayoutEffect(() => {
     ref.current.scrollTop = 0;
-    setActive(0);
+    reach(0);
   }, [load]);
   useLayoutEffect(() => {
     const tile = focus.current && ref.current.querySelector(`[data-place="${active}"]`);
@@ -118,14 +119,18 @@ export function Gallery({ run, total, load, onOpen, selected, label }) {
   const rows = Math.ceil(total / columns);
   const [first, last] = visible(box, TILE.height, rows, 2);
   const size = 100;
+  const reach = (place) => {
+    now.current = place;
+    setActive(place);
+  };
   const onKeyDown = (event) => {
     const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, Home: -total, End: total };
     if (!(event.key in steps) || !total) return;
     event.preventDefault();
-    const place = Math.max(0, Math.min(total - 1, active + steps[event.key]));
+    reach(Math.max(0, Math.min(total - 1, now.current + steps[event.key])));
     focus.current = true;
-    setActive(place);
-    scrollTo(ref.current, Math.floor(place / columns), TILE.height);
+    ref.current.focus({ preventScroll: true }); // the list has it until then: the image that had it may go out of sight
+    scrollTo(ref.current, Math.floor(now.current / columns), TILE.height);
   };
   const wanted = [];
   for (let place = first * columns; place < Math.min(total, last * columns); place += 1) wanted.push(place);
@@ -146,7 +151,7 @@ export function Gallery({ run, total, load, onOpen, selected, label }) {
     const item = kept.get(Math.floor(place / size))?.[place % size];
     const style = { top: `${Math.floor(place / columns) * TILE.height}px`, left: `${(place % columns) * TILE.width}px` };
     const tile = item
-      ? html`<${Tile} run=${run} item=${item} onOpen=${onOpen} selected=${item.image === selected} place=${place} reached=${place === active} />`
+      ? html`<${Tile} run=${run} item=${item} onOpen=${(image) => (reach(place), onOpen(image))} selected=${item.image === selected} place=${place} reached=${place === active} />`
       : html`<span class="tile waiting"></span>`;
     return html`<li key=${place} style=${style} aria-setsize=${total} aria-posinset=${place + 1}>${tile}</li>`;
   });
