@@ -4,7 +4,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 EXTRAS := vision,text,demo,data,reports,dashboard,export,native,test,dev
 
-.PHONY: help demo test test-dashboard check fmt bench screenshots clean
+.PHONY: help demo test check fmt bench screenshots clean
 help:
 	@echo "make demo    set up and run the main job on embedded data"
 	@echo "make test    set up and run all tests"
@@ -22,12 +22,8 @@ help:
 demo: .venv/ready
 	@$(BIN)/mumoe demo
 
-# The dashboard's walk in a browser depends on timing on a busy machine: it is run by itself.
 test: .venv/ready
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q --ignore tests/dashboard/test_pages.py
-
-test-dashboard: .venv/ready
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/dashboard
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 check: .venv/ready
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m 'not slow'

@@ -236,14 +236,14 @@ function Fairness({ fairness }) {
   const rows = after.subgroups.map((group, n) => {
     const old = before.subgroups[n].accuracy;
     const aim = group.subgroup.label === target.label && group.subgroup.sensitive === target.sensitive;
-    return html`<tr key=${n} class=${aim ? "target" : ""}><th scope="row">${group.subgroup.label} / ${group.subgroup.sensitive}${aim ? html` <small>target</small>` : ""}</th>
-      <td class="num">${count(group.count)}</td><td class="num">${percent(old.value)}</td>
+    return html`<tr key=${n} class=${aim ? "target" : ""}><th scope="row">${group.subgroup.label} / ${group.subgroup.sensitive} <small>${plural(group.count, "image")}${aim ? ", target" : ""}</small></th>
+      <td class="num">${percent(old.value)}</td>
       <td class="num" title=${range(group.accuracy)}>${percent(group.accuracy.value)}${range(group.accuracy) && html`<small>${range(group.accuracy)}</small>`}</td>
       <td class="num"><${Change} before=${old.value} after=${group.accuracy.value} /></td></tr>`;
   });
   const metrics = Object.entries(METRICS).filter(([name]) => name in after.metrics);
   return html`<h3>Subgroups <small>${count(after.rows)} images</small></h3>
-    <div class="scroll" tabindex="0" role="region" aria-label="Subgroups"><table><thead><tr><th scope="col">Label / value</th><th scope="col">Images</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead><tbody>${rows}</tbody></table></div>
+    <div class="scroll" tabindex="0" role="region" aria-label="Subgroups"><table><thead><tr><th scope="col">Label / value</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead><tbody>${rows}</tbody></table></div>
     <h3>Fairness</h3>
     <div class="scroll" tabindex="0" role="region" aria-label="Fairness metrics"><table><thead><tr><th scope="col">Metric</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Change</th></tr></thead>
     <tbody>${metrics.map(([name, text]) => html`<tr key=${name}><th scope="row">${text}</th><td class="num">${name in before.metrics ? number(before.metrics[name].value, 3) : "–"}</td>

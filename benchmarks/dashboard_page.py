@@ -1,0 +1,87 @@
+"""Tables of docs/dashboard.md and docs/report.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def setting(records: Mapping[str, Record]) -> str:
+    """The machine and the runs."""
+    record = records["dashboard"]
+    found = record["machine"]
+    return (
+        f"`{record['command']}`: {found['processor']}, {found['cores']} cores, torch {found['versions']['torch']}, "
+        f"{record['threads']} thread{'s' * (record['threads'] > 1)}; head of the large runs: {record['layer']}."
+    )
+
+
+def start(records: Mapping[str, Record]) -> str:
+    """When it is there, its memory, and its slowest answer."""
+    lines = [
+        _row("run", "experts", "images", "there after, s", "peak memory, MB", "slowest answer, ms", "bound, ms", "")
+    ]
+    lines.append(_row("---", *["--:"] * 6, "---"))
+    for row in records["dashboard"]["settings"]:
+        kept = row["start_seconds"] <= 5 and row["slowest_ms"] <= row["most_ms"]
+        cells = [row["setting"], f"{row['experts']:,}", f"{row['images']:,}", f"{row['start_seconds']:.1f}"]
+        cells += ["" if row["peak_megabytes"] is None else f"{row['peak_megabytes']:,.0f}"]
+        cells += [_milliseconds(row["slowest_ms"]), f"{row['most_ms']:.0f}", "" if kept else "**missed**"]
+        lines.append(_row(*cells))
+    return "\n".join(lines)
+
+
+def answers(records: Mapping[str, Record]) -> str:
+    """Median milliseconds of each interaction: the server's answer, then on the screen."""
+    settings = records["dashboard"]["settings"]
+    lines = [_row("what is asked", *(f"{row['setting']}, ms" for row in settings))]
+    lines.append(_row("---", *["--:"] * len(settings)))
+    for part, where in (("interactions", ""), ("in_the_browser", "in Chromium: ")):
+        found = [_named(row, part) for row in settings]
+        for name in dict.fromkeys(name for table in found for name in table):
+            cells = [_milliseconds(table[name]) if name in table else "" for table in found]
+            lines.append(_row(where + name, *cells))
+    return "\n".join(lines)
+
+
+def _named(row: Record, part: str) -> dict[str, float]:
+    """Milliseconds by name, with the numbers of experts that depend on the run taken out of the names."""
+    experts = row["experts"]
+    few, many = max(1, experts // 250), experts // 25
+    swaps = {f" {many} ": " 4% of the ", f" {experts:,} ": " all "} | ({f" {few} ": " 0.4% of the "} if few > 1 else {})
+    found = {}
+    for name, item in row[part].items():
+        for old, new in swaps.items():
+            name = name.replace(old, new)
+        found[name] = item["median_ms"]
+    return found
+
+
+def report(records: Mapping[str, Record]) -> str:
+    """How the report's pages open and scroll."""
+    record = records["report_pages"]
+    lines = [_row("page", "kB", "elements", "open, s", "most, s", "frame while scrolling, ms", "frames over 50 ms")]
+    lines.append(_row("---", *["--:"] * 6))
+    for name, row in record["pages"].items():
+        cells = [f"`{name}`", f"{row['kilobytes']:,}", f"{row['elements']:,}", f"{row['open_seconds_median']:.2f}"]
+        cells += [f"{row['open_seconds_most']:.2f}", f"{row['frame_ms_median']:.0f}"]
+        lines.append(_row(*cells, f"{row['frames_over_50_ms']} of {row['frames']}"))
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[Mapping[str, Record]], str]] = {
+    "dashboard-setting": setting,
+    "dashboard-start": start,
+    "dashboard-answers": answers,
+    "report-pages": report,
+}
