@@ -237,19 +237,19 @@ def interactions(page: Page) -> dict[str, Callable[[int], Any]]:
         ),
         "ablate 1 expert": lambda n: compare([edit("ablate", 7 * n)]),
         "scale 1 expert": lambda n: compare([edit("scale", 7 * n, factor=-0.5 * n)]),
-        f"ablate {few} experts": lambda n: compare(ablated(n, few)),
-        f"ablate {many} experts": lambda n: compare(ablated(n, many)),
+        "ablate a few experts": lambda n: compare(ablated(n, few)),
+        "ablate many experts": lambda n: compare(ablated(n, many)),
         "correct 1 output by 1 expert": lambda n: compare(
             [{"name": "c", "kind": "correct", "head": n, "terms": [[[n], 1.0]], "strength": 1}]
         ),
         "rewrite 1 output by all experts": lambda n: compare([{**every, "strength": 1.0 + n}]),
         "undo: no edits": lambda n: compare([]),
-        f"images that {few} ablations mend": lambda n: images(0, kind="mended", edits=ablated(n, few)),
-        f"save {few} edits": lambda n: page.ask(
+        "images that a few ablations mend": lambda n: images(0, kind="mended", edits=ablated(n, few)),
+        "save a few edits": lambda n: page.ask(
             "POST", "/api/save", {"name": f"n{n}", "split": "val", "edits": ablated(0, few), "replace": True}
         ),
         "list the files": lambda n: page.ask("GET", "/api/edits"),
-        f"load {few} edits": lambda n: page.ask("POST", "/api/load", {"name": f"n{n}"}),
+        "load a few edits": lambda n: page.ask("POST", "/api/load", {"name": f"n{n}"}),
     }
     if multi_label:
         found[LATER] = lambda n: compare([edit("ablate", 7 * n)], resamples=500)
@@ -339,7 +339,7 @@ def clicks(view: Any, page: Page) -> dict[str, Callable[[int], Any]]:
         still(view)
 
     return {
-        f"sort {experts:,} experts": sort,
+        "sort all experts": sort,
         "scroll the list": scroll,
         "open an expert": open_expert,
         "ablate it": ablate,

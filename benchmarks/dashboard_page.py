@@ -1,4 +1,4 @@
-"""Tables of docs/dashboard.md and docs/report.md."""
+"""Tables of docs/dashboard.md."""
 
 from __future__ import annotations
 
@@ -47,35 +47,10 @@ def answers(records: Mapping[str, Record]) -> str:
     lines = [_row("what is asked", *(f"{row['setting']}, ms" for row in settings))]
     lines.append(_row("---", *["--:"] * len(settings)))
     for part, where in (("interactions", ""), ("in_the_browser", "in Chromium: ")):
-        found = [_named(row, part) for row in settings]
+        found = [{name: item["median_ms"] for name, item in row[part].items()} for row in settings]
         for name in dict.fromkeys(name for table in found for name in table):
             cells = [_milliseconds(table[name]) if name in table else "" for table in found]
             lines.append(_row(where + name, *cells))
-    return "\n".join(lines)
-
-
-def _named(row: Record, part: str) -> dict[str, float]:
-    """Milliseconds by name, with the numbers of experts that depend on the run taken out of the names."""
-    experts = row["experts"]
-    few, many = max(1, experts // 250), experts // 25
-    swaps = {f" {many} ": " 4% of the ", f" {experts:,} ": " all "} | ({f" {few} ": " 0.4% of the "} if few > 1 else {})
-    found = {}
-    for name, item in row[part].items():
-        for old, new in swaps.items():
-            name = name.replace(old, new)
-        found[name] = item["median_ms"]
-    return found
-
-
-def report(records: Mapping[str, Record]) -> str:
-    """How the report's pages open and scroll."""
-    record = records["report_pages"]
-    lines = [_row("page", "kB", "elements", "open, s", "most, s", "frame while scrolling, ms", "frames over 50 ms")]
-    lines.append(_row("---", *["--:"] * 6))
-    for name, row in record["pages"].items():
-        cells = [f"`{name}`", f"{row['kilobytes']:,}", f"{row['elements']:,}", f"{row['open_seconds_median']:.2f}"]
-        cells += [f"{row['open_seconds_most']:.2f}", f"{row['frame_ms_median']:.0f}"]
-        lines.append(_row(*cells, f"{row['frames_over_50_ms']} of {row['frames']}"))
     return "\n".join(lines)
 
 
@@ -83,5 +58,4 @@ TABLES: dict[str, Callable[[Mapping[str, Record]], str]] = {
     "dashboard-setting": setting,
     "dashboard-start": start,
     "dashboard-answers": answers,
-    "report-pages": report,
 }

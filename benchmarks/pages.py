@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md, complexity.md, dashboard.md and report.md, written from results/*.json between markers.
+"""The tables of docs/benchmarks.md, complexity.md and dashboard.md, written from results/*.json between markers.
 
     python -m benchmarks.pages
 
@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import complexity_page, dashboard_page, measuring, targets
 
 DOCS = measuring.HERE.parent / "docs"
-PAGES = ("benchmarks.md", "complexity.md", "dashboard.md", "report.md")
+PAGES = ("benchmarks.md", "complexity.md", "dashboard.md")
 FIGURES = "results/complexity"
 """Folder of the figures beside the pages."""
 

@@ -199,7 +199,9 @@ def shoot_dashboard(browser: Any, runs: Runs) -> None:
         shoot(browser, server.url + strong, "dashboard-expert", phone=1300, looks=(PHONE,))
         shoot(browser, server.url + "#/images", "dashboard-image", height=900, phone=1100, prepare=_take_apart)
     with serving(lambda report: open_session(runs.bias, report)) as server:
-        shoot(browser, server.url + "#/edits", "dashboard-edits", height=1100, phone=1500, prepare=_rewrite)
+        strong = f"#/expert/0/{_most_lost(runs.bias)}"
+        shoot(browser, server.url + strong, "dashboard-edits", height=1000, prepare=_rewrite, looks=(WIDE,))
+        shoot(browser, server.url + "#/edits", "dashboard-edits", phone=1500, prepare=_rewrite, looks=(PHONE,))
     with serving(lambda report: open_text(runs.text)) as server:
         shoot(browser, server.url, "dashboard-tokens", height=900, phone=1300, prepare=_read)
 

@@ -8,7 +8,7 @@ import { Grid } from "/grid.js";
 import { Choice, html, Problem, ShareBar } from "/parts.js";
 
 const SORTS = {
-  effect: ["worth (loss added without it)", -1],
+  effect: ["worth", -1],
   mean: ["mean coefficient", -1],
   used: ["share of tokens that use it", -1],
   expert: ["number", 1],
@@ -46,7 +46,7 @@ export function TextDashboard({ run, theme, tab }) {
 }
 
 function layers(run) {
-  return run.layers.map((item, n) => [String(n), `${item.layer} (${item.num_experts} experts)`]);
+  return run.layers.map((item, n) => [String(n), `${item.layer} (${item.num_experts})`]);
 }
 
 function Experts({ run, layer, setLayer, expert, setExpert }) {
@@ -77,7 +77,7 @@ function Experts({ run, layer, setLayer, expert, setExpert }) {
   };
   const direction = SORTS[sort][1] * (reversed ? -1 : 1) > 0 ? "ascending" : "descending";
   return html`<section class="pane list" aria-label="Experts" aria-busy=${busy}><div class="fields">
-      <${Choice} label="Layer" value=${String(layer)} onChange=${(value) => setLayer(Number(value))} options=${layers(run)} />
+      <${Choice} label="Layer (experts)" value=${String(layer)} onChange=${(value) => setLayer(Number(value))} options=${layers(run)} />
       <${Choice} label="Sort by" value=${sort} onChange=${choose} options=${Object.entries(SORTS).map(([key, [text]]) => [key, text])} /></div>
     <${Problem} text=${problem} />
     <p class="note">Worth: how much the loss rises, in nats per token, when the expert is ablated; a dash where it was not measured.</p>
@@ -96,7 +96,7 @@ function Expert({ run, layer, expert }) {
     <dl class="facts"><div><dt>Worth</dt><dd>${worth}</dd></div><div><dt>Mean coefficient</dt><dd>${number(found.mean, 4)}</dd></div>
       <div><dt>Used by</dt><dd>${percent(found.used)} of tokens</dd></div><div><dt>At least a half</dt><dd>${percent(found.half)}</dd></div></dl>
     <h3>By kind of token</h3>
-    <div class="scroll" tabindex="0" role="region" aria-label="By kind of token"><table><thead><tr><th scope="col">Kind</th><th scope="col">Mean coefficient</th><th scope="col">Worth</th></tr></thead>
+    <div class="scroll" tabindex="0" role="region" aria-label="By kind of token"><table><thead><tr><th scope="col">Kind</th><th scope="col">Mean coefficient</th><th scope="col" class="right">Worth</th></tr></thead>
       <tbody>${run.classes.map((name) => html`<tr key=${name}><th scope="row">${name}</th><td><span class="meanbar"><${ShareBar} value=${found.by_class[name] ?? 0} />${number(found.by_class[name], 3)}</span></td>
         <td class="num">${found.effect ? signed(found.effect.by_class[name], 4) : "–"}</td></tr>`)}</tbody></table></div>
     <h3>Tokens with the largest coefficients <small>with the text around them; darker is a larger coefficient</small></h3>
@@ -119,7 +119,7 @@ function Texts({ run, onOpen }) {
   const mine = [...tokens[at]].sort((a, b) => b[1] - a[1]);
   return html`<section class="pane detail only" aria-label="Text"><div class="fields">
       <${Choice} label="Text" value=${String(which)} onChange=${(value) => (setWhich(Number(value)), setAt(0))} options=${[...Array(run.excerpts).keys()].map((n) => [String(n), `text ${n + 1}`])} />
-      <${Choice} label="Layer" value=${String(layer)} onChange=${(value) => (setLayer(Number(value)), setExpert(""))} options=${layers(run)} />
+      <${Choice} label="Layer (experts)" value=${String(layer)} onChange=${(value) => (setLayer(Number(value)), setExpert(""))} options=${layers(run)} />
       <${Choice} label="Coefficient of" value=${expert} onChange=${setExpert} options=${[["", "the largest expert"], ...used.map((n) => [String(n), `expert ${n}`])]} /></div>
     <p class="quote whole">${found.pieces.map((piece, n) => html`<${Token} key=${n} piece=${piece} coefficient=${of(tokens[n])} current=${n === at} onClick=${() => setAt(n)}
       words=${`loss ${number(found.losses[n])}, coefficient ${number(of(tokens[n]), 3)}`} />`)}</p>
