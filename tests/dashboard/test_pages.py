@@ -143,7 +143,7 @@ def test_edits_change_numbers_are_undone_saved_and_loaded(browser, running, run)
 def subgroups(page) -> list[list[str]]:
     """Before and after of every subgroup, as the page says."""
     rows = page.get_by_role("region", name="Subgroups").locator("tbody tr").all()
-    return [[row.locator("td").nth(n).inner_text().split()[0] for n in (1, 2)] for row in rows]
+    return [[row.locator("td").nth(n).inner_text().split()[0] for n in (0, 1)] for row in rows]
 
 
 def recorded(provenance) -> list[list[str]]:
