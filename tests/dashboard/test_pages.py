@@ -222,6 +222,9 @@ def test_an_own_picture_and_one_that_is_none(browser, running, tmp_path):  # noq
         page.wait_for_selector("table.apart")
         assert page.get_by_text("<b>own.png").is_visible()
         assert faults(watched) == ([], 0)
+        page.dispatch_event(".drop", "drop", {"dataTransfer": dragged(page, picture, "dropped.png")})
+        page.get_by_text("dropped.png").wait_for()
+        assert watched.still().locator("table.apart tbody tr").count() > 0
         page.set_viewport_size({"width": 390, "height": 844})
         page.emulate_media(color_scheme="dark")
         page.set_input_files("input[type=file]", none)
@@ -230,6 +233,16 @@ def test_an_own_picture_and_one_that_is_none(browser, running, tmp_path):  # noq
         refused = [text for text in watched.problems if "status 400" in text or "400 (Bad Request)" in text]
         assert refused == watched.problems
         watched.problems.clear()
+
+
+def dragged(page, path, name: str):
+    """What a browser hands over when a file is dropped."""
+    make = """([bytes, name]) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([new Uint8Array(bytes)], name));
+      return transfer;
+    }"""
+    return page.evaluate_handle(make, [list(path.read_bytes()), name])
 
 
 def test_a_phone_has_every_page(browser, running):  # noqa: F811
