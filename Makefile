@@ -7,7 +7,7 @@ EXTRAS := vision,text,demo,data,reports,dashboard,export,native,test,dev
 # Packages are installed without bytecode; what is imported is compiled once, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-dashboard check fmt bench screenshots clean
+.PHONY: help demo test check fmt bench screenshots clean
 help:
 	@echo "make demo    set up and run the main job on embedded data"
 	@echo "make test    set up and run all tests"
@@ -25,12 +25,8 @@ help:
 demo: .venv/ready
 	@$(BIN)/mumoe demo
 
-# The dashboard's walk in a browser depends on timing on a busy machine: it is run by itself.
 test: .venv/ready
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q --ignore tests/dashboard/test_pages.py
-
-test-dashboard: .venv/ready
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/dashboard
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 check: .venv/ready
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m 'not slow'

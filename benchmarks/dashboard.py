@@ -1,20 +1,22 @@
 """The dashboard on 5,000 experts and 100,000 cached images: how soon it is there, and how long each interaction takes.
 
-    python -m benchmarks.dashboard
+    python -m benchmarks.dashboard [--keep DIR] [SETTING ...]
 
 A run is made first: features of clustered images with 40 attributes (or 70 classes) and a group, a head trained for
-a few steps, its coefficients as `mumoe analyze` caches them, and a made-up analysis of the same size as a real one.
-Then `mumoe dashboard` is started as a user starts it, and asked over HTTP what its page asks; with playwright and
-Chromium the page itself is timed as well, from a click to the change on the screen. Seconds are of the wall clock.
+a few steps, its coefficients as `mumoe analyze` caches them, and a made-up analysis of the same size as a real one;
+and, as a run of a usual size, 128 experts on the embedded images, as `mumoe demo` trains them. Then `mumoe dashboard`
+is started as a user starts it, and asked over HTTP what its page asks; with playwright and Chromium the page itself is
+timed as well, from a click to the change on the screen. Seconds are of the wall clock. With ``--keep`` runs are made
+once and kept in a folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -22,22 +24,50 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from mumoe.analysis.files import write_json
-from mumoe.analysis.results import Effect, Specialization
-from mumoe.analysis.studies import LayerStudy, UnitStudy, write_coefficients
-from mumoe.editing.runs import open_run
-from mumoe.training import TrainConfig, train
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
 
-RESULT = Path(__file__).parent / "results" / "dashboard.json"
+from benchmarks import measuring  # noqa: E402
+from browsing import launched  # noqa: E402
+from mumoe.analysis.files import write_json  # noqa: E402
+from mumoe.analysis.results import Effect, Specialization  # noqa: E402
+from mumoe.analysis.studies import LayerStudy, UnitStudy, write_coefficients  # noqa: E402
+from mumoe.editing.runs import open_run  # noqa: E402
+from mumoe.training import TrainConfig, train  # noqa: E402
+
 EXPERTS, IMAGES, TRAINING, WIDTH, RANK = 5_000, 100_000, 3_000, 512, 256
-SETTINGS = {"40 attributes": (40, True), "70 classes": (70, False)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is looked at.
+
+    Attributes:
+        make: Makes the run in a folder.
+        most_ms: What an interaction may take.
+    """
+
+    make: Callable[[Path], Path]
+    most_ms: float
+
+
+SETTINGS: dict[str, Setting] = {
+    "40 attributes": Setting(lambda folder: make_run(folder, 40, True), 500),
+    "70 classes": Setting(lambda folder: make_run(folder, 70, False), 500),
+    "embedded images": Setting(lambda folder: make_usual(folder), 200),
+}
+LATER = "intervals of 500 resamples"
+"""Comes by itself once a slider rests; nobody waits for it."""
+
 REPEATS = 7
 
 
@@ -83,6 +113,22 @@ def make_run(folder: Path, classes: int, multi_label: bool) -> Path:
     return run.path
 
 
+def make_usual(folder: Path) -> Path:
+    """A run of a usual size: the demo's head of 128 experts on the embedded images."""
+    config = TrainConfig(
+        data="emoji",
+        data_options=("split_by=image", "size=96"),
+        image_size=96,
+        head="CPMuMoE-r256-e128",
+        epochs=14,
+        weight_decay=3.0,
+        keep=1,
+        out=str(folder / "run"),
+    )
+    train(config, progress=False)
+    return folder / "run"
+
+
 def made_up_study(usage: Any, classes: int) -> LayerStudy:
     """Numbers of the size and form that an analysis has, drawn at random."""
     rng = np.random.default_rng(0)
@@ -106,6 +152,7 @@ class Page:
         assert found is not None
         self.url, self.port, self.token = url, int(found[1]), found[2]
         self.secret = ""
+        self.run: dict[str, Any] = {}
 
     def ask(self, method: str, path: str, given: Any = None) -> Any:
         """The JSON of an answer."""
@@ -129,7 +176,8 @@ class Page:
             if "run" in found:
                 break
             time.sleep(0.02)
-        self.ask("GET", "/api/experts?level=0&gap=sex")
+        self.run = found["run"]
+        self.ask("GET", f"/api/experts?level=0&gap={self.run['sensitive'][0]}")
 
 
 @contextmanager
@@ -153,9 +201,14 @@ def edit(kind: str, expert: int, **fields: Any) -> dict[str, Any]:
     return {"name": f"{kind}-{expert}", "kind": kind, "expert": expert, "level": 0, "strength": 1.0, **fields}
 
 
-def interactions(page: Page, multi_label: bool) -> dict[str, Callable[[int], Any]]:
+def interactions(page: Page) -> dict[str, Callable[[int], Any]]:
     """What a page asks for, by what somebody did; the number makes each one new."""
-    subgroup = {"head": "class 0" if multi_label else "", "sensitive": "sex", "value": "man" if multi_label else ""}
+    classes, experts = page.run["classes"], page.run["num_experts"][0]
+    sensitive = next(name for name in page.run["sensitive"] if name != classes[0])
+    value = page.run["attributes"][sensitive][-1]
+    multi_label = page.run["multi_label"]
+    subgroup = {"head": classes[0] if multi_label else "", "sensitive": sensitive, "value": value * multi_label}
+    few, many = max(1, experts // 250), experts // 25
 
     def compare(edits: list[dict[str, Any]], **more: Any) -> Any:
         return page.ask("POST", "/api/compare", {"split": "val", "edits": edits, "subgroup": subgroup, **more})
@@ -163,37 +216,43 @@ def interactions(page: Page, multi_label: bool) -> dict[str, Callable[[int], Any
     def images(n: int, **more: Any) -> Any:
         return page.ask("POST", "/api/images", {"split": "val", "offset": 100 * n, "limit": 100, **more})
 
-    every = {"name": "r", "kind": "rewrite", "head": 0, "factors": [[[1 / EXPERTS]] * EXPERTS]}
+    def listed(**query: str) -> Any:
+        return page.ask("GET", "/api/experts?" + urlencode({"level": 0, "gap": sensitive, **query}))
+
+    def ablated(n: int, count: int) -> list[dict[str, Any]]:
+        return [edit("ablate", (count * n + k) % experts) for k in range(count)]
+
+    shown = images(0)["items"]
+    every = {"name": "r", "kind": "rewrite", "head": 0, "factors": [[[1 / experts]] * experts]}
     found: dict[str, Callable[[int], Any]] = {
-        "list of all experts": lambda n: page.ask("GET", f"/api/experts?level=0&gap=sex&n={n}"),
-        "experts filtered by class": lambda n: page.ask("GET", f"/api/experts?level=0&gap=sex&label=class+{n}"),
-        "experts filtered by subgroup": lambda n: page.ask(
-            "GET", f"/api/experts?level=0&gap=sex&label=class+{n}&attribute=sex&value=man"
-        ),
+        "list of all experts": lambda n: listed(n=str(n)),
+        "experts filtered by class": lambda n: listed(label=classes[n]),
+        "experts filtered by subgroup": lambda n: listed(label=classes[n], attribute=sensitive, value=value),
         "one expert": lambda n: page.ask("GET", f"/api/expert?level=0&expert={11 * n}"),
         "images of an expert": lambda n: images(0, level=0, expert=11 * n),
         "images, a page of 100": images,
         "images with wrong answers": lambda n: images(n, kind="wrong"),
-        "one image taken apart": lambda n: page.ask("POST", "/api/image", {"image": TRAINING + 997 * n}),
+        "one image taken apart, and without each expert": lambda n: page.ask(
+            "POST", "/api/image", {"image": shown[9 * n]["image"]}
+        ),
         "ablate 1 expert": lambda n: compare([edit("ablate", 7 * n)]),
         "scale 1 expert": lambda n: compare([edit("scale", 7 * n, factor=-0.5 * n)]),
-        "ablate 20 experts": lambda n: compare([edit("ablate", 20 * n + k) for k in range(20)]),
-        "ablate 200 experts": lambda n: compare([edit("ablate", 200 * n + k) for k in range(200)]),
+        "ablate a few experts": lambda n: compare(ablated(n, few)),
+        "ablate many experts": lambda n: compare(ablated(n, many)),
         "correct 1 output by 1 expert": lambda n: compare(
             [{"name": "c", "kind": "correct", "head": n, "terms": [[[n], 1.0]], "strength": 1}]
         ),
         "rewrite 1 output by all experts": lambda n: compare([{**every, "strength": 1.0 + n}]),
-        "images that 20 ablations mend": lambda n: images(
-            0, kind="mended", edits=[edit("ablate", 20 * n + k) for k in range(20)]
-        ),
-        "save 20 edits": lambda n: page.ask(
-            "POST", "/api/save", {"name": f"n{n}", "split": "val", "edits": [edit("ablate", k) for k in range(20)]}
+        "undo: no edits": lambda n: compare([]),
+        "images that a few ablations mend": lambda n: images(0, kind="mended", edits=ablated(n, few)),
+        "save a few edits": lambda n: page.ask(
+            "POST", "/api/save", {"name": f"n{n}", "split": "val", "edits": ablated(0, few), "replace": True}
         ),
         "list the files": lambda n: page.ask("GET", "/api/edits"),
-        "load 20 edits": lambda n: page.ask("POST", "/api/load", {"name": f"n{n}"}),
+        "load a few edits": lambda n: page.ask("POST", "/api/load", {"name": f"n{n}"}),
     }
     if multi_label:
-        found["intervals of 500 resamples"] = lambda n: compare([edit("ablate", 7 * n)], resamples=500)
+        found[LATER] = lambda n: compare([edit("ablate", 7 * n)], resamples=500)
     return found
 
 
@@ -204,6 +263,15 @@ def processor_seconds(process: int) -> float:
     except OSError:
         return float("nan")
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_megabytes(process: int) -> float | None:
+    """The most memory that a process has held, in 10^6 bytes; None where the system does not tell it."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((round(int(line.split()[1]) * 1024 / 1e6, 1) for line in lines if line.startswith("VmHWM")), None)
 
 
 def measured(work: Callable[[int], Any], process: int) -> dict[str, float]:
@@ -221,78 +289,83 @@ def measured(work: Callable[[int], Any], process: int) -> dict[str, float]:
     }
 
 
-def on_the_screen(page: Page) -> dict[str, dict[str, float]] | None:
-    """Milliseconds from a click to the change in Chromium; None where it or playwright is missing."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        return None
-    if chromium is None:
-        return None
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, chromium_sandbox=False, args=["--disable-gpu"])
+def on_the_screen(page: Page) -> dict[str, dict[str, float]]:
+    """Milliseconds from a click to the change in Chromium."""
+    with launched() as browser:
         view = browser.new_page(viewport={"width": 1280, "height": 860})
         start = time.perf_counter()
         view.goto(page.url)
         view.wait_for_selector(".experts .row:not(.head)")
         found = {"page until its first rows": {"median_ms": round(1000 * (time.perf_counter() - start), 1)}}
-        found |= {name: measured(work, page.process) for name, work in clicks(view).items()}
-        browser.close()
+        still(view)
+        found |= {name: measured(work, page.process) for name, work in clicks(view, page).items()}
     return found
 
 
-def clicks(view: Any) -> dict[str, Callable[[int], Any]]:
+def still(view: Any) -> None:
+    """Wait until no part of the page is busy: what was asked for is drawn."""
+    view.locator("[aria-busy=true]").first.wait_for(state="detached")
+
+
+def clicks(view: Any, page: Page) -> dict[str, Callable[[int], Any]]:
     """Interactions with the page; each returns when what it changes is there."""
-    first = "document.querySelector('.experts .row:not(.head) .num').textContent"
+    experts = page.run["num_experts"][0]
+    sorts = ("gap", "mean", "accuracy", "load")
 
     def sort(n: int) -> None:
-        before = view.evaluate(first)
-        view.select_option("label:has-text('Sort by') select", ("polysemanticity", "load", "loss", "mean")[n % 4])
-        view.wait_for_function(f"{first} !== '{before}'")
+        view.get_by_label("Sort by").select_option(sorts[n % len(sorts)])
+        still(view)
 
     def scroll(n: int) -> None:
-        view.evaluate(f"document.querySelector('.experts').scrollTop = {15000 * (n + 1)}")
-        view.wait_for_function(f"{first} !== '{view.evaluate(first)}' || true")
+        place = (n + 1) * experts // 10
+        view.evaluate(f"document.querySelector('.experts').scrollTop = {40 * place}")
+        view.wait_for_selector(f".experts .row[aria-rowindex='{place + 3}']")
 
     def open_expert(n: int) -> None:
         view.evaluate(f"location.hash = '#/expert/0/{13 * n + 1}'")
         view.get_by_role("heading", name=f"Expert {13 * n + 1}", exact=True).wait_for()
-        view.wait_for_selector(".facts")
+        still(view)
 
     def ablate(n: int) -> None:
         view.get_by_role("button", name="Ablate it").click()
-        view.wait_for_function(f"document.querySelectorAll('.edit b[title]').length === {n + 1}")
+        still(view)
 
     def slide(n: int) -> None:
-        before = view.evaluate("document.querySelector('.overall').textContent")
-        view.locator(".edit input[type=number]").first.fill(str(round(0.1 * n, 1)))
-        view.locator(".edit input[type=number]").first.press("Tab")
-        view.wait_for_function(
-            "before => document.querySelector('.overall').textContent !== before", arg=before, timeout=5000
-        )
+        view.get_by_label("ablate-1: strength", exact=True).fill(str(round(0.1 * n, 1)))
+        still(view)
+
+    def undo(n: int) -> None:
+        view.get_by_role("button", name="Undo").click()
+        still(view)
 
     return {
-        "sort 5,000 experts": sort,
+        "sort all experts": sort,
         "scroll the list": scroll,
         "open an expert": open_expert,
         "ablate it": ablate,
-        "change a strength": slide,
+        "move a slider": slide,
+        "undo": undo,
     }
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, keep: Path | None = None) -> dict[str, Any]:
     """The record of one setting."""
-    classes, multi_label = SETTINGS[name]
-    with tempfile.TemporaryDirectory() as folder:
-        run = make_run(Path(folder), classes, multi_label)
-        return measure_run(name, run, multi_label)
+    if keep is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return measure_run(name, SETTINGS[name].make(Path(folder)))
+    folder = keep / name.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / "made"
+    if not made.is_file():
+        made.write_text(str(SETTINGS[name].make(folder)))
+    return measure_run(name, Path(made.read_text()))
 
 
-def measure_run(name: str, run: Path, multi_label: bool) -> dict[str, Any]:
+def measure_run(name: str, run: Path) -> dict[str, Any]:
     """The record of one setting whose run is made."""
     opened = open_run(run, progress=False)
-    a = opened.coefficients(opened.data.indices("val")[:2000], "benchmark")[0]
+    rows = opened.data.indices("val")
+    a = opened.coefficients(rows[:2000], "benchmark")[0]
     starts, cpu = [], []
     for last in (False, False, True):
         with started(run) as (page, seconds):
@@ -300,43 +373,45 @@ def measure_run(name: str, run: Path, multi_label: bool) -> dict[str, Any]:
             cpu.append(processor_seconds(page.process))
             if not last:
                 continue
-            found = {text: measured(work, page.process) for text, work in interactions(page, multi_label).items()}
+            found = {text: measured(work, page.process) for text, work in interactions(page).items()}
             screen = on_the_screen(page)
+            peak = peak_megabytes(page.process)
+    at_once = [item["median_ms"] for text, item in found.items() if text != LATER]
     return {
         "setting": name,
+        "experts": page.run["num_experts"][0],
+        "images": len(rows),
+        "classes": len(page.run["classes"]),
         "experts_per_image": round(float((a > 0).sum(1).float().mean()), 1),
-        "start_seconds": round(min(starts), 2),
-        "start_cpu_seconds": round(min(cpu), 2),
+        "start_seconds": round(statistics.median(starts), 2),
+        "start_cpu_seconds": round(statistics.median(cpu), 2),
         "start_seconds_all": [round(seconds, 2) for seconds in starts],
+        "most_ms": SETTINGS[name].most_ms,
         "interactions": found,
-        "slowest_ms": max(item["median_ms"] for item in found.values()),
+        "slowest_ms": max(at_once),
+        "peak_megabytes": peak,
         "load_average": round(os.getloadavg()[0], 1),
         "in_the_browser": screen,
     }
 
 
 def main() -> None:
-    """Measure every setting and write the record."""
-    record: dict[str, Any] = {
-        "command": "python -m benchmarks.dashboard",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "experts": EXPERTS,
-        "images": IMAGES,
-        "layer": f"CPMuMoE-r{RANK}-e{EXPERTS}, {WIDTH} features",
-        "settings": [],
-    }
-    for name in sys.argv[1:] or SETTINGS:
-        record["settings"].append(measure(name))
-        row = record["settings"][-1]
-        print(
-            f"{name}: there after {row['start_seconds']} s, slowest interaction {row['slowest_ms']:.0f} ms", flush=True
-        )
-        for text, item in {**row["interactions"], **(row["in_the_browser"] or {})}.items():
+    """Measure every setting and write the record; settings that are not measured now keep their numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("setting", nargs="*", choices=[*SETTINGS, []], default=[])
+    parser.add_argument("--keep", type=Path, help="folder in which runs are made once")
+    asked = parser.parse_args()
+    path = measuring.RESULTS / "dashboard.json"
+    known = {row["setting"]: row for row in json.loads(path.read_text())["settings"]} if path.is_file() else {}
+    for name in asked.setting or SETTINGS:
+        row = known[name] = measure(name, asked.keep)
+        print(f"{name}: there after {row['start_seconds']} s, slowest {row['slowest_ms']:.0f} ms", flush=True)
+        for text, item in {**row["interactions"], **row["in_the_browser"]}.items():
             print(f"  {text}: {item['median_ms']:.0f} ms", flush=True)
-    if not sys.argv[1:]:
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps(record, indent=1) + "\n")
+        ordered = [known[name] for name in SETTINGS if name in known]
+        layer = f"CPMuMoE-r{RANK}-e{EXPERTS}, {WIDTH} features"
+        record = {"threads": torch.get_num_threads(), "layer": layer, "settings": ordered}
+        measuring.write("dashboard", measuring.Options(False, measuring.RESULTS, ()), {**record, "mode": "full"})
 
 
 if __name__ == "__main__":

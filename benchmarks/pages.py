@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md and docs/complexity.md, written from results/*.json between markers.
+"""The tables of docs/benchmarks.md, complexity.md and dashboard.md, written from results/*.json between markers.
 
     python -m benchmarks.pages
 
@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import complexity_page, measuring, targets
+from benchmarks import complexity_page, dashboard_page, measuring, targets
 
 DOCS = measuring.HERE.parent / "docs"
-PAGES = ("benchmarks.md", "complexity.md")
+PAGES = ("benchmarks.md", "complexity.md", "dashboard.md")
 FIGURES = "results/complexity"
 """Folder of the figures beside the pages."""
 
@@ -263,6 +263,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "training": training,
     "interventions": interventions,
     **complexity_page.TABLES,
+    **dashboard_page.TABLES,
 }
 
 

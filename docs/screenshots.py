@@ -13,7 +13,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Runs:
         hierarchy: 64 x 2 experts, analyzed.
         linear: A linear head on three seeds.
         bias: 0/1 attributes of features with a planted bias, corrected.
+        text: A small language model, analyzed.
     """
 
     many: Path
@@ -48,6 +49,7 @@ class Runs:
     hierarchy: Path
     linear: Path
     bias: Path
+    text: Path
 
 
 def call(*arguments: object) -> None:
@@ -60,7 +62,7 @@ def call(*arguments: object) -> None:
 
 def make_runs() -> Runs:
     """The runs, trained and analyzed if they are not there yet."""
-    runs = Runs(*(RUNS / name for name in ("many", "few", "hierarchy", "linear", "bias")))
+    runs = Runs(*(RUNS / name for name in ("many", "few", "hierarchy", "linear", "bias", "text")))
     heads = {runs.many: ("CPMuMoE-r256-e128", 3), runs.few: ("CPMuMoE-r256-e8", 3), runs.linear: ("linear", 3)}
     for path, (head, seeds) in {**heads, runs.hierarchy: ("CPMuMoE-r256-e64x2", 1)}.items():
         if not (path / "summary.json").is_file():
@@ -70,6 +72,11 @@ def make_runs() -> Runs:
             if head != "linear" and not (run / "analysis" / "analysis.json").is_file():
                 call("analyze", run)
     _make_bias(runs.bias)
+    if not (runs.text / "summary.json").is_file():
+        config = ROOT / "src" / "mumoe" / "recipes" / "gpt2-small.toml"
+        call("train", "--config", config.relative_to(ROOT), "--against", "--seeds", 1, "--out", runs.text)
+    if not (runs.text / "analysis" / "experts.json").is_file():
+        call("analyze", runs.text)
     return runs
 
 
@@ -124,18 +131,32 @@ def _write_features(path: Path) -> None:
     save_file(tensors, path, metadata=names)
 
 
+WIDE, PHONE, DARK = ("", 1280, False), ("-phone", 390, True), ("-dark", 1280, True)
+"""Ending of the file's name, width in pixels, and whether it is night."""
+
+
 def shoot(
-    browser: Any, url: str, name: str, *, height: int = 1500, prepare: Callable[[Any], None] | None = None
+    browser: Any,
+    url: str,
+    name: str,
+    *,
+    height: int = 1500,
+    phone: int = 0,
+    prepare: Callable[[Any], None] | None = None,
+    looks: Sequence[tuple[str, int, bool]] = (WIDE, PHONE),
 ) -> None:
-    """NAME.png and NAME-phone.png of a page; `prepare` may click first."""
+    """A page in every look; `prepare` may click first, `phone` is the height there if it is another."""
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for ending, width, dark in (("", 1280, False), ("-phone", 390, True)):
-        with opened(browser, url, width=width, height=height, dark=dark) as watched:
+    for ending, width, dark in looks:
+        tall = phone or height if ending == PHONE[0] else height
+        with opened(browser, url, width=width, height=tall, dark=dark) as watched:
+            watched.page.set_default_timeout(120_000)
             if prepare:
                 prepare(watched.page)
+            watched.still()
             watched.page.wait_for_load_state("networkidle")
             _save(watched.page.screenshot(), IMAGES / f"{name}{ending}.png")
-    print(f"docs/images/{name}.png, {name}-phone.png", flush=True)
+            print(f"docs/images/{name}{ending}.png", flush=True)
 
 
 def _save(picture: bytes, path: Path) -> None:
@@ -166,39 +187,55 @@ def _strongest(folder: Path) -> int:
 
 
 def shoot_dashboard(browser: Any, runs: Runs) -> None:
-    """The dashboard: an expert that is left out, an image taken apart, a subgroup that is rewritten."""
+    """The dashboard: the list, an expert, an image taken apart, a subgroup that is rewritten, and tokens."""
     from mumoe.dashboard.server import serving
     from mumoe.dashboard.session import open_session
-
-    strong = f"#/expert/0/{_most_lost(runs.many / 'seed-0')}"
-
-    def ablate(page: Any) -> None:
-        page.set_default_timeout(120_000)
-        page.get_by_role("button", name="Ablate it").click()
-        page.get_by_role("button", name=re.compile("mended")).wait_for()
-        page.get_by_text("Ablate expert").wait_for()
-
-    def take_apart(page: Any) -> None:
-        page.set_default_timeout(120_000)
-        page.get_by_label("Show", exact=True).select_option("wrong")
-        page.locator(".tile.wrong").nth(2).click()
-        page.wait_for_selector("table.apart")
-
-    def rewrite(page: Any) -> None:
-        page.set_default_timeout(120_000)
-        page.get_by_label("Attribute predicted").last.select_option("Animals & Nature")
-        page.get_by_text("Rewrite for a subgroup").click()
-        page.get_by_label("Its value").first.select_option("openmoji")
-        page.get_by_role("button", name="Choose lambda on validation").click()
-        page.get_by_text("Rewrite Animals").wait_for()
-        page.get_by_text("Rewrite for a subgroup").click()
-        page.wait_for_timeout(1500)  # until the intervals are there
+    from mumoe.dashboard.texts import open_text
 
     with serving(lambda report: open_session(runs.many / "seed-0", report)) as server:
-        shoot(browser, server.url + strong, "dashboard-expert", height=900, prepare=ablate)
-        shoot(browser, server.url + "#/images", "dashboard-image", height=900, prepare=take_apart)
+        strong = f"#/expert/0/{_most_lost(runs.many / 'seed-0')}"
+        shoot(browser, server.url, "dashboard-experts", height=860, prepare=_list)
+        shoot(browser, server.url + strong, "dashboard-expert", height=900, looks=(WIDE, DARK), prepare=_ablate)
+        shoot(browser, server.url + strong, "dashboard-expert", phone=1300, looks=(PHONE,))
+        shoot(browser, server.url + "#/images", "dashboard-image", height=900, phone=1100, prepare=_take_apart)
     with serving(lambda report: open_session(runs.bias, report)) as server:
-        shoot(browser, server.url + "#/edits", "dashboard-edits", height=1300, prepare=rewrite)
+        strong = f"#/expert/0/{_most_lost(runs.bias)}"
+        shoot(browser, server.url + strong, "dashboard-edits", height=1000, prepare=_rewrite, looks=(WIDE,))
+        shoot(browser, server.url + "#/edits", "dashboard-edits", phone=1500, prepare=_rewrite, looks=(PHONE,))
+    with serving(lambda report: open_text(runs.text)) as server:
+        shoot(browser, server.url, "dashboard-tokens", height=900, phone=1300, prepare=_read)
+
+
+def _list(page: Any) -> None:
+    page.wait_for_selector(".experts .row:not(.head)")
+    if page.viewport_size["width"] > 700:
+        page.get_by_label("Sort by").select_option("loss")
+
+
+def _ablate(page: Any) -> None:
+    page.get_by_role("button", name="Ablate it").click()
+    page.get_by_text("Ablate expert").wait_for()
+
+
+def _take_apart(page: Any) -> None:
+    page.get_by_label("Show", exact=True).select_option("wrong")
+    page.locator("button.tile.wrong").nth(2).click()
+    page.wait_for_selector("table.apart")
+
+
+def _rewrite(page: Any) -> None:
+    page.get_by_label("Attribute predicted").last.select_option("Animals & Nature")
+    page.get_by_text("Rewrite for a subgroup").click()
+    page.get_by_label("Its value").first.select_option("openmoji")
+    page.get_by_role("button", name="Choose lambda on validation").click()
+    page.get_by_text("Rewrite Animals").wait_for()
+    page.get_by_text("Rewrite for a subgroup").click()
+    page.get_by_text(re.compile(r"\d+ to \d+%")).first.wait_for()
+
+
+def _read(page: Any) -> None:
+    page.locator(".experts .row:not(.head)").first.click()
+    page.wait_for_selector(".quotes .token.center")
 
 
 def _most_lost(run: Path) -> int:

@@ -95,13 +95,19 @@ class Watched:
         """What axe-core finds serious or critical, one line per rule with the first elements."""
         from axe_playwright_python.sync_playwright import Axe
 
-        options = {"preload": False}  # it would fetch style sheets, which pages opened from disk may not
+        # preload would fetch style sheets, which pages opened from disk may not; the other result types take most time
+        options = {"preload": False, "resultTypes": ["violations"]}
         found = Axe().run(self.page, options=options).response["violations"]
         return [
             f"{rule['id']}: {rule['help']} ({'; '.join(node['html'][:120] for node in rule['nodes'][:3])})"
             for rule in found
             if rule["impact"] in SERIOUS
         ]
+
+    def still(self) -> Any:
+        """The page once nothing on it is busy: all that was asked for by clicks and keys so far is drawn."""
+        self.page.locator("[aria-busy=true], [role=status] progress").first.wait_for(state="detached")
+        return self.page
 
     def sideways(self) -> int:
         """Pixels by which the page is wider than the window; 0 if nothing is cut or has to be scrolled to."""

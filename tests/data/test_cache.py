@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mumoe.data import cache
-from mumoe.data.cache import cache_root, damage, sealed_folder
+from mumoe.data.cache import _AHEAD, cache_root, damage, digest_ahead, digest_file, sealed_folder
 from mumoe.errors import JobError, UserError
 
 
@@ -147,3 +148,17 @@ def test_two_processes_write_once(tmp_path: Path) -> None:
     answers = sorted(process.communicate(timeout=60)[0].strip() for process in running)
     assert answers == ["False", "True"]
     assert (tmp_path / "log").read_text() == "written "
+
+
+def test_a_digest_begun_ahead_is_that_of_the_file_as_it_is_now(tmp_path):
+    path = tmp_path / "features"
+    path.write_bytes(b"one" * 9_000_000)
+    digest_ahead(path)
+    assert digest_file(path) == hashlib.sha256(b"one" * 9_000_000).hexdigest()
+    digest_ahead(path)
+    _AHEAD[path].result()
+    path.write_bytes(b"changed since")
+    assert digest_file(path) == hashlib.sha256(b"changed since").hexdigest()
+    digest_ahead(tmp_path / "none")
+    with pytest.raises(FileNotFoundError):
+        digest_file(tmp_path / "none")

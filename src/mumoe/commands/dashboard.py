@@ -46,6 +46,7 @@ def run(options: Options) -> None:
     for package in ("starlette", "uvicorn"):
         require(package, "dashboard", "mumoe dashboard")
     require("PIL", "vision", "mumoe dashboard")
+    _read_ahead(Path(options.run))
     folder = _folder(options.run)
     from mumoe.dashboard.server import serve
     from mumoe.dashboard.session import open_session
@@ -57,6 +58,20 @@ def run(options: Options) -> None:
         options.port,
         lambda running: _opened(running, options.browser),
     )
+
+
+def _read_ahead(run: Path) -> None:
+    """Begin to check a file of features while torch is being imported; a run that cannot be read is told of later."""
+    import tomllib
+
+    from mumoe.data.cache import digest_ahead
+
+    try:
+        data = str(tomllib.loads((run / "config.toml").read_text("utf-8"))["input"]["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if data.startswith("features:"):
+        digest_ahead(Path(data.removeprefix("features:")))
 
 
 def _folder(run: str) -> str:

@@ -139,8 +139,8 @@ def compare(
         if not session.run.data.multi_label:
             return found | {"by_value": by_value(split.scores, split.require_rows(), changed, subgroup.sensitive)}
         groups, target = _groups(session, split, subgroup)
-        after = split.scores.after(changed)
-        return found | {"fairness": groups.compared(split.scores.decided, after, target, resamples)}
+    after = split.scores.after(changed)  # without the lock: nobody waits for a bootstrap
+    return found | {"fairness": groups.compared(split.scores.decided, after, target, resamples)}
 
 
 def _groups(session: Session, split: Split, subgroup: Subgroup) -> tuple[Groups, tuple[int, str]]:

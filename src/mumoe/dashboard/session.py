@@ -22,14 +22,14 @@ from mumoe.analysis.studies import write_coefficients
 from mumoe.baselines import SparseMoE
 from mumoe.dashboard.jobs import Report
 from mumoe.dashboard.measures import Groups, Scores
-from mumoe.dashboard.whatif import Level, Rows, decisions, open_rows
+from mumoe.dashboard.whatif import Level, Rows, begun, decisions, open_rows
 from mumoe.data.base import SPLITS
 from mumoe.editing.runs import EditingRun, open_run
 from mumoe.errors import UserError, unknown_name
 from mumoe.layers import MuMoE
 from mumoe.reports.experts import Analyzed, read_experts
 from mumoe.results import EvalResult
-from mumoe.training.run import RunFolder
+from mumoe.training.run import RunFolder, find_run
 
 __all__ = ["WHO", "Session", "Split", "open_session", "silent"]
 
@@ -149,6 +149,8 @@ def open_session(run: str | Path | EditingRun, report: Report = silent, *, split
         JobError: If it has no whole checkpoint.
     """
     report(0, 3, "Reading the run")
+    path = run.path if isinstance(run, EditingRun) else find_run(run)[0].path
+    analyzed = begun(lambda: read_analyzed(path, RunFolder.open(path).facts()))
     opened = run if isinstance(run, EditingRun) else open_run(run, progress=False)
     if not isinstance(opened.head.layer, MuMoE | SparseMoE):
         raise UserError(
@@ -156,9 +158,9 @@ def open_session(run: str | Path | EditingRun, report: Report = silent, *, split
             "Train one with --head CPMuMoE-r256-e128."
         )
     facts = RunFolder.open(opened.path).facts()
-    report(1, 3, "Reading what mumoe analyze measured")
-    session = Session(opened, facts, read_analyzed(opened.path, facts))
+    session = Session(opened, facts, Analyzed())
     session.split(split or session.default_split(), lambda done, total, note: report(2 * total + done, 3 * total, note))
+    session.analyzed = analyzed.result()
     report(3, 3, "Ready")
     return session
 

@@ -13,8 +13,10 @@ Where two logits are closer than rounding errors the layer itself is asked, with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,8 @@ from mumoe.editing.operations import AddedTerm, CoefficientMap, EditedFactorizat
 from mumoe.editing.runs import EditingRun
 
 __all__ = ["Changed", "Level", "Rows", "decisions", "open_rows"]
+
+T = TypeVar("T")
 
 BLOCK = 8_000_000
 """Numbers held at once while logits are computed."""
@@ -276,15 +280,26 @@ def open_rows(run: EditingRun, images: npt.NDArray[np.int64], levels: Sequence[C
         levels: Their coefficients, one level after the other.
     """
     form = form_of(run.require_layer("mumoe dashboard").factorization)
+    sorted_levels = begun(lambda: tuple(map(Level.of, levels)))
+    hidden = torch.zeros(0, run.features.shape[1])
     with torch.no_grad():
-        parts = []
         for place in _blocks(len(images), run.features.shape[1]):
             x = run.inputs(images[place])
-            parts.append(x if form is None else form.hidden(x))
-    empty = torch.zeros(0, run.features.shape[1])
-    rows = Rows(run, images, tuple(map(Level.of, levels)), form, torch.cat(parts) if parts else empty)
+            part = x if form is None else form.hidden(x)
+            if place.start == 0:
+                hidden = part.new_empty(len(images), part.shape[1])
+            hidden[place] = part
+    rows = Rows(run, images, sorted_levels.result(), form, hidden)
     rows.start()
     return rows
+
+
+def begun(work: Callable[[], T]) -> Future[T]:
+    """Work in a thread of its own, beside products and hashes, which leave the interpreter to it."""
+    pool = ThreadPoolExecutor(1)
+    found = pool.submit(work)
+    pool.shutdown(wait=False)
+    return found
 
 
 def decisions(logits: Tensor, multi_label: bool) -> Tensor:

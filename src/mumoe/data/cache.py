@@ -13,7 +13,9 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from mumoe.errors import JobError, UserError
 
-__all__ = ["cache_root", "damage", "digest_file", "sealed_folder"]
+__all__ = ["cache_root", "damage", "digest_ahead", "digest_file", "sealed_folder"]
 
 MANIFEST = "manifest.json"
 logger = logging.getLogger("mumoe")
@@ -35,8 +37,42 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 def digest_file(path: Path) -> str:
     """SHA-256 of a file as hex digits."""
+    ahead = _AHEAD.pop(path.absolute(), None)
+    if ahead is not None:
+        seen, found = ahead.result()
+        if found and seen == _state(path):
+            return found
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_AHEAD: dict[Path, Future[tuple[tuple[int, ...], str]]] = {}
+
+
+def digest_ahead(path: Path) -> None:
+    """Begin `digest_file` in a thread, so that the next call with this path finds it done.
+
+    What it finds counts only if size, time and inode of the file are then as they were at the beginning.
+    """
+    ahead: Future[tuple[tuple[int, ...], str]] = Future()
+
+    def work() -> None:
+        try:
+            seen, digest = _state(path), hashlib.sha256()
+            with path.open("rb") as file:
+                while part := file.read(2**24):  # much at a time: after each part other threads hold this one up
+                    digest.update(part)
+            ahead.set_result((seen, digest.hexdigest()))
+        except OSError:
+            ahead.set_result(((), ""))
+
+    _AHEAD[path.absolute()] = ahead
+    threading.Thread(target=work, name="mumoe-digest", daemon=True).start()
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def damage(folder: Path) -> str | None:

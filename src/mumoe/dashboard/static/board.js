@@ -1,6 +1,6 @@
 // Edits, and what they change: accuracy, subgroups, classes.
 
-import { useEffect, useMemo, useRef, useState } from "/vendor/hooks.js";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "/vendor/hooks.js";
 import { get, latest, post, watch } from "/api.js";
 import { count, number, percent, plural, points, signed, tone } from "/format.js";
 import { Choice, html, Problem, Progress } from "/parts.js";
@@ -13,6 +13,9 @@ const METRICS = {
   min_accuracy: "Worst subgroup ↑",
   accuracy: "All images ↑",
 };
+
+const RESAMPLES = 500; // of the bootstrap intervals
+const REST = 400; // milliseconds without a change before they are asked for
 
 // What a slider of each kind of edit moves: its value, its range, and the edit with another value.
 function dial(edit) {
@@ -44,36 +47,14 @@ export function entries(edits) {
 
 export function Board({ run, split, edits, setEdits, addEdits, history, onUndo, onRedo, onSettle, selected, setSelected, onOpenImages, onOpenExpert }) {
   const [subgroup, setSubgroup] = useState(() => firstSubgroup(run));
-  const [result, setResult] = useState(null);
-  const [problem, setProblem] = useState("");
-  const [slow, setSlow] = useState(false);
   const sent = useMemo(() => entries(edits), [edits]);
-  const ask = useRef(null);
-  ask.current ??= latest(async (given) => {
-    const started = performance.now();
-    const waiting = setTimeout(() => setSlow(true), 400);
-    try {
-      const found = await post("/api/compare", given);
-      setResult({ ...found, given, milliseconds: Math.round(performance.now() - started) });
-      setProblem("");
-    } catch (error) {
-      setProblem(error.message);
-    }
-    clearTimeout(waiting);
-    setSlow(false);
-  });
-  useEffect(() => {
-    ask.current({ split, edits: sent, subgroup });
-    if (!run.multi_label || !subgroup.sensitive) return undefined;
-    const later = setTimeout(() => ask.current({ split, edits: sent, subgroup, resamples: 500 }), 500);
-    return () => clearTimeout(later);
-  }, [split, sent, subgroup]);
+  const { result, problem, slow, busy } = useComparison(run, split, sent, subgroup);
   if (!run.editable) {
     return html`<section class="pane board" aria-label="Edits"><h2>Edits</h2>
       <p class="note">The experts of this run do not make the logits (a linear layer follows them, or they are a sparse mixture), so that they cannot be edited.
       Train with <code>--head CPMuMoE-r256-e128 --position final</code>.</p></section>`;
   }
-  return html`<section class="pane board" aria-label="Edits">
+  return html`<section class="pane board" aria-label="Edits" aria-busy=${busy}>
     <header class="panehead"><h2>Edits</h2><span class="tools">
       <button type="button" disabled=${history.at === 0} onClick=${onUndo} title="Undo (Ctrl+Z)">Undo</button>
       <button type="button" disabled=${history.at + 1 >= history.steps.length} onClick=${onRedo} title="Redo (Ctrl+Shift+Z)">Redo</button></span></header>
@@ -90,6 +71,47 @@ export function Board({ run, split, edits, setEdits, addEdits, history, onUndo, 
     ${result && html`<${Classes} run=${run} classes=${result.classes} />`}
     <${Files} edits=${edits} sent=${sent} setEdits=${setEdits} split=${split} subgroup=${subgroup} />
   </section>`;
+}
+
+// What the edits change. While a slider moves, the newest position is asked for as soon as the last answer is there;
+// once it rests, the bootstrap intervals of the subgroups follow, which no later position waits for.
+function useComparison(run, split, sent, subgroup) {
+  const [told, setTold] = useState({ question: null, result: null, problem: "" });
+  const [intervals, setIntervals] = useState({ question: null, fairness: null });
+  const [slow, setSlow] = useState(false);
+  const given = { split, edits: sent, subgroup };
+  const question = useMemo(() => JSON.stringify(given), [split, sent, subgroup]);
+  const ask = useRef(null);
+  ask.current ??= latest(async (asked, content) => {
+    const started = performance.now();
+    const waiting = setTimeout(() => setSlow(true), 400);
+    try {
+      const found = await post("/api/compare", content);
+      setTold({ question: asked, result: { ...found, milliseconds: Math.round(performance.now() - started) }, problem: "" });
+    } catch (error) {
+      setTold((old) => ({ ...old, question: asked, problem: error.message }));
+    }
+    clearTimeout(waiting);
+    setSlow(false);
+  });
+  const busy = run.editable && told.question !== question;
+  useLayoutEffect(() => {
+    if (run.editable) ask.current(question, given);
+  }, [question]);
+  useEffect(() => {
+    if (busy || !told.result?.fairness || told.problem) return undefined;
+    let current = true;
+    const later = setTimeout(() => {
+      post("/api/compare", { ...given, resamples: RESAMPLES }).then((found) => current && setIntervals({ question, fairness: found.fairness }), () => {});
+    }, REST);
+    return () => {
+      current = false;
+      clearTimeout(later);
+    };
+  }, [question, busy]);
+  const known = told.result?.fairness && intervals.question === question;
+  const result = known ? { ...told.result, fairness: intervals.fairness } : told.result;
+  return { result, problem: told.problem, slow, busy };
 }
 
 function firstSubgroup(run) {
@@ -214,14 +236,14 @@ function Fairness({ fairness }) {
   const rows = after.subgroups.map((group, n) => {
     const old = before.subgroups[n].accuracy;
     const aim = group.subgroup.label === target.label && group.subgroup.sensitive === target.sensitive;
-    return html`<tr key=${n} class=${aim ? "target" : ""}><th scope="row">${group.subgroup.label} / ${group.subgroup.sensitive}${aim ? html` <small>target</small>` : ""}</th>
-      <td class="num">${count(group.count)}</td><td class="num">${percent(old.value)}</td>
+    return html`<tr key=${n} class=${aim ? "target" : ""}><th scope="row">${group.subgroup.label} / ${group.subgroup.sensitive} <small>${plural(group.count, "image")}${aim ? ", target" : ""}</small></th>
+      <td class="num">${percent(old.value)}</td>
       <td class="num" title=${range(group.accuracy)}>${percent(group.accuracy.value)}${range(group.accuracy) && html`<small>${range(group.accuracy)}</small>`}</td>
       <td class="num"><${Change} before=${old.value} after=${group.accuracy.value} /></td></tr>`;
   });
   const metrics = Object.entries(METRICS).filter(([name]) => name in after.metrics);
   return html`<h3>Subgroups <small>${count(after.rows)} images</small></h3>
-    <div class="scroll" tabindex="0" role="region" aria-label="Subgroups"><table><thead><tr><th scope="col">Label / value</th><th scope="col">Images</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead><tbody>${rows}</tbody></table></div>
+    <div class="scroll" tabindex="0" role="region" aria-label="Subgroups"><table><thead><tr><th scope="col">Label / value</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead><tbody>${rows}</tbody></table></div>
     <h3>Fairness</h3>
     <div class="scroll" tabindex="0" role="region" aria-label="Fairness metrics"><table><thead><tr><th scope="col">Metric</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Change</th></tr></thead>
     <tbody>${metrics.map(([name, text]) => html`<tr key=${name}><th scope="row">${text}</th><td class="num">${name in before.metrics ? number(before.metrics[name].value, 3) : "–"}</td>

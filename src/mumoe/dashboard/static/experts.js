@@ -1,6 +1,7 @@
 // The list of experts, and one expert.
 
-import { useCallback, useEffect, useMemo, useState } from "/vendor/hooks.js";
+import { useCallback, useMemo, useState } from "/vendor/hooks.js";
+import { useAnswer } from "/answers.js";
 import { get, post } from "/api.js";
 import { count, number, percent, plural } from "/format.js";
 import { Grid } from "/grid.js";
@@ -41,19 +42,8 @@ export function ExpertList({ run, split, level, setLevel, opened, onOpen, select
   const [sort, setSort] = useState("load");
   const [reversed, setReversed] = useState(false);
   const [unused, setUnused] = useState(false);
-  const [columns, setColumns] = useState(null);
-  const [problem, setProblem] = useState("");
-  useEffect(() => {
-    let current = true;
-    const query = { split, level, gap, ...(filter.attribute && !filter.value ? { label: filter.label } : filter) };
-    get("/api/experts", query).then(
-      (found) => current && (setColumns(found), setProblem("")),
-      (error) => current && setProblem(error.message),
-    );
-    return () => {
-      current = false;
-    };
-  }, [split, level, gap, filter]);
+  const query = { split, level, gap, ...(filter.attribute && !filter.value ? { label: filter.label } : filter) };
+  const { found: columns, problem, busy } = useAnswer(JSON.stringify(query), () => get("/api/experts", query));
   const places = useMemo(() => (columns ? order(columns, sort, reversed, unused) : []), [columns, sort, reversed, unused]);
   const choose = (key) => {
     if (key === sort) setReversed(!reversed);
@@ -62,7 +52,7 @@ export function ExpertList({ run, split, level, setLevel, opened, onOpen, select
       setReversed(false);
     }
   };
-  return html`<section class="pane list" aria-label="Experts">
+  return html`<section class="pane list" aria-label="Experts" aria-busy=${busy}>
     <details class="filters" open=${window.innerWidth > 700}>
       <summary>Sort and filter</summary>
       <div class="fields">
@@ -124,32 +114,20 @@ function Table({ run, columns, places, level, sort, reversed, choose, opened, on
 }
 
 export function ExpertDetail({ run, split, level, expert, onOpenExpert, onOpenImage, onEdit, onClose }) {
-  const [found, setFound] = useState(null);
-  const [problem, setProblem] = useState("");
-  const [total, setTotal] = useState(0);
+  const query = { split, level, expert };
+  const { found, problem, busy } = useAnswer(JSON.stringify(query), () => get("/api/expert", query), { fresh: true });
   const load = useCallback(
-    (offset, limit) => post("/api/images", { split, level, expert, offset, limit }).then((page) => (setTotal(page.total), page)),
+    (offset, limit) => post("/api/images", { split, level, expert, offset, limit }),
     [split, level, expert],
   );
-  useEffect(() => {
-    let current = true;
-    setFound(null);
-    get("/api/expert", { split, level, expert }).then(
-      (answer) => current && (setFound(answer), setTotal(answer.touched), setProblem("")),
-      (error) => current && setProblem(error.message),
-    );
-    return () => {
-      current = false;
-    };
-  }, [split, level, expert]);
   const title = run.num_experts.length > 1 ? `Expert ${expert} of level ${level}` : `Expert ${expert}`;
-  return html`<section class="pane detail" aria-label=${title}>
+  return html`<section class="pane detail" aria-label=${title} aria-busy=${busy}>
     <header class="panehead"><button type="button" class="back" onClick=${onClose}>‹ Experts</button><h2>${title}</h2></header>
     <${Problem} text=${problem} />
     ${found && html`<${Facts} run=${run} found=${found} split=${split} onOpenExpert=${onOpenExpert} />`}
     ${found && run.editable && html`<${Actions} run=${run} level=${level} expert=${expert} onEdit=${onEdit} />`}
     ${found && html`<h3>Images it treats, largest coefficient first <small>(${count(found.touched)} of ${count(found.rows)} ${split} images)</small></h3>
-      <${Gallery} run=${run} total=${total} load=${load} onOpen=${onOpenImage} label=${`Images of expert ${expert}`} />`}
+      <${Gallery} run=${run} total=${found.touched} load=${load} onOpen=${onOpenImage} label=${`Images of expert ${expert}`} />`}
   </section>`;
 }
 

@@ -1,6 +1,6 @@
 // A table of any length: only the rows in sight exist. Arrow keys move, Enter opens, the space bar selects.
 
-import { useEffect, useRef, useState } from "/vendor/hooks.js";
+import { useLayoutEffect, useRef, useState } from "/vendor/hooks.js";
 import { html, scrollTo, useBox, visible } from "/parts.js";
 
 const ROW = 40;
@@ -11,14 +11,15 @@ export function Grid({ label, heads, places, cells, sort, direction, choose, ope
   const box = useBox(ref);
   const [active, setActive] = useState(0);
   const [first, last] = visible(box, ROW, places.length);
-  useEffect(() => setActive((place) => Math.min(place, Math.max(0, places.length - 1))), [places]);
-  const now = useRef(0); // the active row, also for keys that come before the page is drawn again
-  useEffect(() => {
-    now.current = active;
-  }, [active]);
-  const move = (step) => {
-    now.current = Math.max(0, Math.min(places.length - 1, now.current + step));
+  // The active row, also for keys that come before the page is drawn again: nothing but `activate` may set it.
+  const now = useRef(0);
+  const activate = (place) => {
+    now.current = Math.max(0, Math.min(places.length - 1, place));
     setActive(now.current);
+  };
+  useLayoutEffect(() => activate(now.current), [places]);
+  const move = (step) => {
+    activate(now.current + step);
     scrollTo(ref.current, now.current, ROW, HEAD);
   };
   const onKeyDown = (event) => {
@@ -36,7 +37,7 @@ export function Grid({ label, heads, places, cells, sort, direction, choose, ope
     const chosen = picked?.(n) ?? false;
     return html`<div key=${n} role="row" id=${`row-${n}`} aria-rowindex=${place + 2} aria-selected=${onPick ? chosen : n === opened}
         class="row ${place === active ? "active" : ""} ${n === opened ? "opened" : ""}" style=${{ top: `${HEAD + place * ROW}px` }}
-        onClick=${() => (setActive(place), onOpen(n))}>
+        onClick=${() => (activate(place), onOpen(n))}>
       ${onPick && html`<span role="gridcell" class="pick" onClick=${(event) => event.stopPropagation()}><label>
         <input type="checkbox" tabindex="-1" aria-label=${`Select expert ${n}`} checked=${chosen} onChange=${() => onPick(n)} /></label></span>`}
       ${cells(n).map((cell, k) => html`<span key=${k} role="gridcell" class=${heads[k][2]}>${cell}</span>`)}</div>`;

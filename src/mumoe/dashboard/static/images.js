@@ -1,6 +1,7 @@
 // Lists of images, one image taken apart, and pictures of one's own.
 
-import { useCallback, useEffect, useRef, useState } from "/vendor/hooks.js";
+import { useCallback, useRef, useState } from "/vendor/hooks.js";
+import { useAnswer } from "/answers.js";
 import { post, upload } from "/api.js";
 import { count, index, number, percent, plural, signed } from "/format.js";
 import { Filters } from "/experts.js";
@@ -16,45 +17,29 @@ const KINDS = [
 
 export function ImageList({ run, split, edits, kind, setKind, opened, onOpen }) {
   const [filter, setFilter] = useState({ label: "", attribute: "", value: "" });
-  const [total, setTotal] = useState(null);
-  const [problem, setProblem] = useState("");
   const changed = kind === "mended" || kind === "broken";
   const used = changed ? edits : null;
   const load = useCallback(
     (offset, limit) =>
-      post("/api/images", { split, ...filter, kind, edits: used ?? [], offset, limit }).then(
-        (page) => (setTotal(page.total), setProblem(""), page),
-        (error) => {
-          setProblem(error.message);
-          throw error;
-        },
-      ),
+      post("/api/images", { split, ...filter, kind, edits: used ?? [], offset, limit }),
     [split, filter, kind, used],
   );
-  useEffect(() => {
-    let current = true;
-    post("/api/images", { split, ...filter, kind, edits: used ?? [], offset: 0, limit: 0 }).then(
-      (page) => current && (setTotal(page.total), setProblem("")),
-      (error) => current && setProblem(error.message),
-    );
-    return () => {
-      current = false;
-    };
-  }, [load]);
-  return html`<section class="pane list wide" aria-label="Images">
+  const question = JSON.stringify([split, filter, kind, used]);
+  const { found, problem, busy } = useAnswer(question, () => load(0, 0), { fresh: true });
+  return html`<section class="pane list wide" aria-label="Images" aria-busy=${busy}>
     <div class="fields"><${Choice} label="Show" value=${kind} onChange=${setKind} options=${KINDS} />
       <${Filters} run=${run} filter=${filter} setFilter=${setFilter} /></div>
     <${Problem} text=${problem} />
-    <p class="note" role="status">${total == null ? "Counting." : `${plural(total, "image")} of ${split}.`} ${changed && !edits.length ? "There are no edits." : ""}</p>
-    <${Gallery} run=${run} total=${total ?? 0} load=${load} onOpen=${onOpen} selected=${opened} label="Images" />
+    <p class="note" role="status">${found ? `${plural(found.total, "image")} of ${split}.` : problem ? "" : "Counting."} ${changed && !edits.length ? "There are no edits." : ""}</p>
+    <${Gallery} run=${run} total=${found?.total ?? 0} load=${load} onOpen=${onOpen} selected=${opened} label="Images" />
     ${run.credits.length > 0 && html`<p class="credits" tabindex="0" role="note" aria-label="Credits">${run.credits.join(" ")}</p>`}
   </section>`;
 }
 
 export function ImageDetail({ run, image, edits, onOpenExpert, onClose }) {
   const [labels, setLabels] = useState([]);
-  const [found, problem] = useApart({ image }, labels, edits);
-  return html`<section class="pane detail" aria-label="Image">
+  const { found, problem, busy } = useApart({ image }, labels, edits);
+  return html`<section class="pane detail" aria-label="Image" aria-busy=${busy}>
     <header class="panehead"><button type="button" class="back" onClick=${onClose}>‹ Back</button><h2>Image ${image}</h2></header>
     <${Problem} text=${problem} />
     ${found && html`<div class="picturefacts"><${Picture} run=${run} image=${image} size=${192} name=${`Image ${found.name}`} />
@@ -78,19 +63,10 @@ function Answers({ run, found }) {
 }
 
 function useApart(which, labels, edits) {
-  const [found, setFound] = useState(null);
-  const [problem, setProblem] = useState("");
-  const key = JSON.stringify(which);
-  useEffect(() => setFound(null), [key]);
-  useEffect(() => {
-    const stop = new AbortController();
-    post("/api/image", { ...which, labels, edits }, stop.signal).then(
-      (answer) => (setFound(answer), setProblem("")),
-      (error) => error.name !== "AbortError" && setProblem(error.message),
-    );
-    return () => stop.abort();
-  }, [key, labels, edits]);
-  return [found, problem];
+  const asked = { ...which, labels, edits };
+  const { found, ...rest } = useAnswer(JSON.stringify(asked), () => post("/api/image", asked).then((answer) => ({ ...answer, which })));
+  const same = found && found.which.image === which.image && found.which.upload === which.upload;
+  return { ...rest, found: same ? found : null };
 }
 
 // The sum that a logit is: one line per expert, one column per label.
@@ -159,7 +135,7 @@ export function OwnPicture({ run, edits, onOpenExpert }) {
     return html`<section class="pane detail only" aria-label="Your picture"><h2>Your picture</h2>
       <p class="note">This run was trained on features computed elsewhere: the network that would see a picture is not known.</p></section>`;
   }
-  return html`<section class="pane detail only" aria-label="Your picture"><h2>Your picture</h2>
+  return html`<section class="pane detail only" aria-label="Your picture" aria-busy=${busy}><h2>Your picture</h2>
     <div class="drop ${over ? "over" : ""}" onDragOver=${(event) => (event.preventDefault(), setOver(true))} onDragLeave=${() => setOver(false)} onDrop=${drop}>
       <p>Drop a picture here, or</p>
       <button type="button" onClick=${() => input.current.click()}>choose a file</button>
@@ -174,8 +150,8 @@ export function OwnPicture({ run, edits, onOpenExpert }) {
 
 function OwnApart({ run, shown, edits, onOpenExpert }) {
   const [labels, setLabels] = useState([]);
-  const [found, problem] = useApart({ upload: shown.upload }, labels, edits);
-  return html`<div class="picturefacts"><img src=${shown.picture} alt=${shown.name} width="192" height="192" />
+  const { found, problem, busy } = useApart({ upload: shown.upload }, labels, edits);
+  return html`<div class="picturefacts" aria-busy=${busy}><img src=${shown.picture} alt=${shown.name} width="192" height="192" />
       <dl><div><dt>File</dt><dd class="break">${shown.name}</dd></div><div><dt>Size</dt><dd>${shown.width} × ${shown.height}</dd></div>
         ${found && html`<${Answers} run=${run} found=${found} />`}</dl></div>
     <${Problem} text=${problem} />

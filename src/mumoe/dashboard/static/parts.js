@@ -80,10 +80,10 @@ export function short(names, most = 2) {
   return names.slice(0, most).join(", ") + (names.length > most ? ` +${names.length - most}` : "");
 }
 
-export function Tile({ run, item, onOpen, selected }) {
+function Tile({ run, item, onOpen, selected, place, reached }) {
   const words = `${item.name}: ${short(item.truth)}, answer ${short(item.answer)}`;
   return html`<button type="button" class="tile ${item.right ? "" : "wrong"}" aria-current=${selected ? "true" : undefined}
-      aria-label=${words} title=${words} onClick=${() => onOpen(item.image)}>
+      aria-label=${words} title=${words} data-place=${place} tabindex=${reached ? 0 : -1} onClick=${() => onOpen(item.image)}>
     <${Picture} run=${run} image=${item.image} name="" />
     <span class="caption">${short(item.truth, 1)}</span>
     <span class="caption second"><span>${item.right ? "" : `✗ ${short(item.answer, 1)}`}</span>
@@ -93,47 +93,69 @@ export function Tile({ run, item, onOpen, selected }) {
 
 const TILE = { width: 112, height: 158 };
 
-// A list of images of any length: pages are asked for as they come into sight.
+// A list of images of any length: pages are asked for as they come into sight. One image is reached by Tab, the others
+// by arrow keys, so that what follows the list is one step away.
 export function Gallery({ run, total, load, onOpen, selected, label }) {
   const ref = useRef(null);
   const box = useBox(ref);
-  const pages = useRef(new Map());
+  const pages = useRef({ load: null, kept: null });
+  if (pages.current.load !== load) pages.current = { load, kept: new Map() };
+  const { kept } = pages.current;
   const [, setFresh] = useState(0);
-  useEffect(() => {
-    pages.current = new Map();
-    if (ref.current) ref.current.scrollTop = 0;
-    setFresh((n) => n + 1);
+  const [active, setActive] = useState(0);
+  const now = useRef(0); // the same, also for keys that come before the page is drawn again
+  const focus = useRef(false); // whether the active image takes the focus as soon as it is drawn
+  useLayoutEffect(() => {
+    ref.current.scrollTop = 0;
+    reach(0);
   }, [load]);
+  useLayoutEffect(() => {
+    const tile = focus.current && ref.current.querySelector(`[data-place="${active}"]`);
+    if (!tile) return;
+    focus.current = false;
+    tile.focus({ preventScroll: true });
+  });
   const columns = Math.max(1, Math.floor(box.width / TILE.width));
   const rows = Math.ceil(total / columns);
   const [first, last] = visible(box, TILE.height, rows, 2);
   const size = 100;
+  const reach = (place) => {
+    now.current = place;
+    setActive(place);
+  };
+  const onKeyDown = (event) => {
+    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, Home: -total, End: total };
+    if (!(event.key in steps) || !total) return;
+    event.preventDefault();
+    reach(Math.max(0, Math.min(total - 1, now.current + steps[event.key])));
+    focus.current = true;
+    ref.current.focus({ preventScroll: true }); // the list has it until then: the image that had it may go out of sight
+    scrollTo(ref.current, Math.floor(now.current / columns), TILE.height);
+  };
   const wanted = [];
   for (let place = first * columns; place < Math.min(total, last * columns); place += 1) wanted.push(place);
   useEffect(() => {
-    const kept = pages.current;
     for (const number of new Set(wanted.map((place) => Math.floor(place / size)))) {
       if (kept.has(number)) continue;
       kept.set(number, null);
       load(number * size, size).then(
         (found) => {
-          if (pages.current !== kept) return;
           kept.set(number, found.items);
-          setFresh((n) => n + 1);
+          if (pages.current.kept === kept) setFresh((n) => n + 1);
         },
         () => kept.delete(number),
       );
     }
   });
   const tiles = wanted.map((place) => {
-    const item = pages.current.get(Math.floor(place / size))?.[place % size];
+    const item = kept.get(Math.floor(place / size))?.[place % size];
     const style = { top: `${Math.floor(place / columns) * TILE.height}px`, left: `${(place % columns) * TILE.width}px` };
     const tile = item
-      ? html`<${Tile} run=${run} item=${item} onOpen=${onOpen} selected=${item.image === selected} />`
+      ? html`<${Tile} run=${run} item=${item} onOpen=${(image) => (reach(place), onOpen(image))} selected=${item.image === selected} place=${place} reached=${place === active} />`
       : html`<span class="tile waiting"></span>`;
     return html`<li key=${place} style=${style} aria-setsize=${total} aria-posinset=${place + 1}>${tile}</li>`;
   });
-  return html`<div class="gallery" ref=${ref} tabindex="0" role="region" aria-label=${label}>
+  return html`<div class="gallery" ref=${ref} tabindex="0" role="region" aria-label=${`${label} (arrow keys move)`} onKeyDown=${onKeyDown} aria-busy=${wanted.some((place) => !kept.get(Math.floor(place / size)))}>
     ${total === 0 && html`<p class="empty">No image is in this list.</p>`}
     <ul style=${{ height: `${rows * TILE.height}px` }}>${tiles}</ul></div>`;
 }

@@ -1,13 +1,14 @@
 // The token view of a language model.
 
-import { useEffect, useMemo, useState } from "/vendor/hooks.js";
+import { useMemo, useState } from "/vendor/hooks.js";
+import { useAnswer } from "/answers.js";
 import { get } from "/api.js";
 import { count, number, percent, plural, signed } from "/format.js";
 import { Grid } from "/grid.js";
 import { Choice, html, Problem, ShareBar } from "/parts.js";
 
 const SORTS = {
-  effect: ["worth (loss added without it)", -1],
+  effect: ["worth", -1],
   mean: ["mean coefficient", -1],
   used: ["share of tokens that use it", -1],
   expert: ["number", 1],
@@ -45,17 +46,13 @@ export function TextDashboard({ run, theme, tab }) {
 }
 
 function layers(run) {
-  return run.layers.map((item, n) => [String(n), `${item.layer} (${item.num_experts} experts)`]);
+  return run.layers.map((item, n) => [String(n), `${item.layer} (${item.num_experts})`]);
 }
 
 function Experts({ run, layer, setLayer, expert, setExpert }) {
-  const [columns, setColumns] = useState(null);
+  const { found: columns, problem, busy } = useAnswer(String(layer), () => get("/api/text/layer", { layer }), { fresh: true });
   const [sort, setSort] = useState("effect");
   const [reversed, setReversed] = useState(false);
-  const [problem, setProblem] = useState("");
-  useEffect(() => {
-    get("/api/text/layer", { layer }).then(setColumns, (error) => setProblem(error.message));
-  }, [layer]);
   const choose = (key) => {
     setReversed(key === sort && !reversed);
     setSort(key);
@@ -79,8 +76,8 @@ function Experts({ run, layer, setLayer, expert, setExpert }) {
       html`<span class="ellipsis">${columns.most[at]} <code>${shown(columns.example[at])}</code></span>`];
   };
   const direction = SORTS[sort][1] * (reversed ? -1 : 1) > 0 ? "ascending" : "descending";
-  return html`<section class="pane list" aria-label="Experts"><div class="fields">
-      <${Choice} label="Layer" value=${String(layer)} onChange=${(value) => setLayer(Number(value))} options=${layers(run)} />
+  return html`<section class="pane list" aria-label="Experts" aria-busy=${busy}><div class="fields">
+      <${Choice} label="Layer (experts)" value=${String(layer)} onChange=${(value) => setLayer(Number(value))} options=${layers(run)} />
       <${Choice} label="Sort by" value=${sort} onChange=${choose} options=${Object.entries(SORTS).map(([key, [text]]) => [key, text])} /></div>
     <${Problem} text=${problem} />
     <p class="note">Worth: how much the loss rises, in nats per token, when the expert is ablated; a dash where it was not measured.</p>
@@ -91,23 +88,15 @@ function Experts({ run, layer, setLayer, expert, setExpert }) {
 }
 
 function Expert({ run, layer, expert }) {
-  const [found, setFound] = useState(null);
-  const [problem, setProblem] = useState("");
-  useEffect(() => {
-    let current = true;
-    get("/api/text/expert", { layer, expert }).then((answer) => current && (setFound(answer), setProblem("")), (error) => current && setProblem(error.message));
-    return () => {
-      current = false;
-    };
-  }, [layer, expert]);
+  const { found, problem, busy } = useAnswer(`${layer}/${expert}`, () => get("/api/text/expert", { layer, expert }), { fresh: true });
   const title = `Expert ${expert} of ${run.layers[layer].layer}`;
-  if (!found) return html`<section class="pane detail" aria-label=${title}><h2>${title}</h2><${Problem} text=${problem} /></section>`;
+  if (!found) return html`<section class="pane detail" aria-label=${title} aria-busy=${busy}><h2>${title}</h2><${Problem} text=${problem} /></section>`;
   const worth = found.effect ? `${signed(found.effect.all, 4)} nats` : "not measured";
   return html`<section class="pane detail" aria-label=${title}><h2>${title}</h2>
     <dl class="facts"><div><dt>Worth</dt><dd>${worth}</dd></div><div><dt>Mean coefficient</dt><dd>${number(found.mean, 4)}</dd></div>
       <div><dt>Used by</dt><dd>${percent(found.used)} of tokens</dd></div><div><dt>At least a half</dt><dd>${percent(found.half)}</dd></div></dl>
     <h3>By kind of token</h3>
-    <div class="scroll" tabindex="0" role="region" aria-label="By kind of token"><table><thead><tr><th scope="col">Kind</th><th scope="col">Mean coefficient</th><th scope="col">Worth</th></tr></thead>
+    <div class="scroll" tabindex="0" role="region" aria-label="By kind of token"><table><thead><tr><th scope="col">Kind</th><th scope="col">Mean coefficient</th><th scope="col" class="right">Worth</th></tr></thead>
       <tbody>${run.classes.map((name) => html`<tr key=${name}><th scope="row">${name}</th><td><span class="meanbar"><${ShareBar} value=${found.by_class[name] ?? 0} />${number(found.by_class[name], 3)}</span></td>
         <td class="num">${found.effect ? signed(found.effect.by_class[name], 4) : "–"}</td></tr>`)}</tbody></table></div>
     <h3>Tokens with the largest coefficients <small>with the text around them; darker is a larger coefficient</small></h3>
@@ -121,21 +110,16 @@ function Texts({ run, onOpen }) {
   const [layer, setLayer] = useState(0);
   const [expert, setExpert] = useState("");
   const [at, setAt] = useState(0);
-  const [found, setFound] = useState(null);
-  const [problem, setProblem] = useState("");
-  useEffect(() => {
-    setAt(0);
-    get("/api/text/excerpt", { number: which }).then(setFound, (error) => setProblem(error.message));
-  }, [which]);
+  const { found, problem, busy } = useAnswer(String(which), () => get("/api/text/excerpt", { number: which }), { fresh: true });
   if (!run.excerpts) return html`<section class="pane detail only"><p class="note">The analysis kept no texts.</p></section>`;
-  if (!found) return html`<section class="pane detail only"><${Problem} text=${problem} /></section>`;
+  if (!found) return html`<section class="pane detail only" aria-busy=${busy}><${Problem} text=${problem} /></section>`;
   const tokens = found.layers[run.layers[layer].layer];
   const of = (pairs) => (expert === "" ? Math.max(0, ...pairs.map(([, a]) => a)) : pairs.find(([n]) => n === Number(expert))?.[1] ?? 0);
   const used = [...new Set(tokens.flatMap((pairs) => pairs.map(([n]) => n)))].sort((a, b) => a - b);
   const mine = [...tokens[at]].sort((a, b) => b[1] - a[1]);
   return html`<section class="pane detail only" aria-label="Text"><div class="fields">
-      <${Choice} label="Text" value=${String(which)} onChange=${(value) => setWhich(Number(value))} options=${[...Array(run.excerpts).keys()].map((n) => [String(n), `text ${n + 1}`])} />
-      <${Choice} label="Layer" value=${String(layer)} onChange=${(value) => (setLayer(Number(value)), setExpert(""))} options=${layers(run)} />
+      <${Choice} label="Text" value=${String(which)} onChange=${(value) => (setWhich(Number(value)), setAt(0))} options=${[...Array(run.excerpts).keys()].map((n) => [String(n), `text ${n + 1}`])} />
+      <${Choice} label="Layer (experts)" value=${String(layer)} onChange=${(value) => (setLayer(Number(value)), setExpert(""))} options=${layers(run)} />
       <${Choice} label="Coefficient of" value=${expert} onChange=${setExpert} options=${[["", "the largest expert"], ...used.map((n) => [String(n), `expert ${n}`])]} /></div>
     <p class="quote whole">${found.pieces.map((piece, n) => html`<${Token} key=${n} piece=${piece} coefficient=${of(tokens[n])} current=${n === at} onClick=${() => setAt(n)}
       words=${`loss ${number(found.losses[n])}, coefficient ${number(of(tokens[n]), 3)}`} />`)}</p>
