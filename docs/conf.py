@@ -20,7 +20,7 @@ version = release = mumoe.__version__
 html_title = f"mumoe {release}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docstrings", "pages", "verbs"]
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "results/*/table.md"]  # these tables are in the READMEs beside them
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 nitpicky = True
 # Annotations name other projects' classes: to check them would need their inventories, and so the network.
