@@ -37,7 +37,7 @@ fmt: .venv/ready
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 docs: .venv/ready
-	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 bench: .venv/ready
