@@ -6,8 +6,8 @@
 A page runs from top to bottom in an empty folder. ```python blocks share their names; ```sh blocks call `mumoe`,
 which run in the same process. A ```text block shows what the block before it printed: three dots stand for any
 lines. Trained numbers differ between processors: below `<!-- numbers within 0.1 -->` they may by that share, below
-`<!-- numbers may differ -->` only the words are compared, below `<!-- lines may differ -->` those of the first and the
-last line, and below `<!-- order may differ -->` words in any order. A block below `<!-- not run -->` is shown only.
+`<!-- numbers may differ -->` only the words are compared, below `<!-- lines may differ -->` those of the last line,
+and below `<!-- order may differ -->` words in any order. A block below `<!-- not run -->` is shown only.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def compared(block: Block, printed: str) -> str:
     """`differences` as the note above a block allows them."""
     texts = [block.text, printed]
     if block.note == "lines may differ":
-        texts = ["\n".join([*_lines(text)[:1], *_lines(text)[-1:]]) for text in texts]
+        texts = ["\n".join(_lines(text)[-1:]) for text in texts]
     if block.note == "order may differ":
         texts = ["\n".join(sorted(_NUMBER.sub("0", text).split())) for text in texts]
     return differences(*texts, block.tolerance)
