@@ -20,7 +20,7 @@ version = release = mumoe.__version__
 html_title = f"mumoe {release}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docstrings", "pages", "verbs"]
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "results/*/table.md"]  # these tables are in the READMEs beside them
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 nitpicky = True
 # Annotations name other projects' classes: to check them would need their inventories, and so the network.
@@ -32,7 +32,7 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Shape", "params_style"), "Cost", "Source"]
+napoleon_custom_sections = ["Shape", "Cost", "Source"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -44,6 +44,7 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
+html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"

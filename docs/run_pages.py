@@ -6,7 +6,8 @@
 A page runs from top to bottom in an empty folder. ```python blocks share their names; ```sh blocks call `mumoe`,
 which run in the same process. A ```text block shows what the block before it printed: three dots stand for any
 lines. Trained numbers differ between processors: below `<!-- numbers within 0.1 -->` they may by that share, below
-`<!-- numbers may differ -->` only the words are compared. A block below `<!-- not run -->` is shown only.
+`<!-- numbers may differ -->` only the words are compared, below `<!-- lines may differ -->` those of the last line,
+and below `<!-- order may differ -->` words in any order. A block below `<!-- not run -->` is shown only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Block", "differences", "parse", "run"]
+__all__ = ["Block", "compared", "differences", "parse", "run"]
 
 _FENCE = re.compile(r"(?ms)^(?:<!-- (?P<note>[^\n]*) -->\n)?```(?P<kind>python|sh|text)\n(?P<text>.*?)^```$")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
@@ -44,7 +45,7 @@ class Block:
     @property
     def tolerance(self) -> float:
         """Share by which numbers may differ."""
-        if self.note == "numbers may differ":
+        if self.note in ("numbers may differ", "lines may differ", "order may differ"):
             return math.inf
         found = re.fullmatch(r"numbers within ([\d.]+)", self.note)
         return float(found[1]) if found else 0.0
@@ -99,6 +100,16 @@ def differences(expected: str, printed: str, tolerance: float) -> str:
     return f"the page shows\n\n{expected}\nbut the code printed\n\n{printed}"
 
 
+def compared(block: Block, printed: str) -> str:
+    """`differences` as the note above a block allows them."""
+    texts = [block.text, printed]
+    if block.note == "lines may differ":
+        texts = ["\n".join(_lines(text)[-1:]) for text in texts]
+    if block.note == "order may differ":
+        texts = ["\n".join(sorted(_NUMBER.sub("0", text).split())) for text in texts]
+    return differences(*texts, block.tolerance)
+
+
 def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip("\n").splitlines()]
 
@@ -131,9 +142,9 @@ def check(path: Path, *, write: bool) -> list[str]:
     page, wrong, changes = path.read_text(), [], []
     with _empty_folder():
         for block, printed in run(page, str(path)):
-            said = differences(block.text, printed, block.tolerance)
+            said = compared(block, printed)
             wrong += [f"{path}: {said}"] if said else []
-            changes += [(block, printed.strip("\n") + "\n")] if said else []
+            changes += [(block, printed.strip("\n") + "\n")] if differences(block.text, printed, 0.0) else []
     if not write:
         return wrong
     for block, text in reversed(changes):

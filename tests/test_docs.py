@@ -1,12 +1,17 @@
-"""The documentation: links lead somewhere, the code of pages runs and prints what they show, pictures are the script's."""
+"""The documentation: links lead somewhere, code prints what its page shows, the site builds and lacks nothing."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.util
+import io
 import re
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import unquote
 
 import pytest
 
@@ -14,6 +19,10 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+PUBLIC = [
+    "mumoe",
+    *(f"mumoe.{room}" for room in ("analysis", "data", "deploy", "models.surgery", "native", "training")),
+]
 RUN = ["quickstart", "costs", "tutorials/inspect", "tutorials/bias", "tutorials/replace", "tutorials/layer"]
 
 
@@ -77,7 +86,7 @@ def test_pages_run_and_show_what_is_printed(name, tmp_path, monkeypatch):
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     shown = list(pages.run(page, f"{name}.md"))
     assert shown
-    assert [said for block, printed in shown if (said := pages.differences(block.text, printed, block.tolerance))] == []
+    assert [said for block, printed in shown if (said := pages.compared(block, printed))] == []
 
 
 def test_every_tutorial_is_run():
@@ -92,6 +101,21 @@ def test_what_a_page_shows_is_compared():
     assert pages.differences("a\n...\nc\n", "a\nb\nb\nc\n", 0.0) == ""
     assert pages.differences("a\n...\nc\n", "a\nb\n", 0.0) != ""
     assert pages.differences("a 1 2\n", "a 1\n", 1.0) != ""
+
+
+def test_what_may_differ_is_said_above_a_block():
+    def said(note, shown, printed):
+        (block,) = pages.parse(f"<!-- {note} -->\n```text\n{shown}\n```\n")
+        return bool(pages.compared(block, printed))
+
+    assert (said("order may differ", "b 1\na 2", "a 3\nb 1"), said("order may differ", "b 1\na 2", "a 3\nc 1")) == (
+        False,
+        True,
+    )
+    assert (said("lines may differ", "a\nb\nc 1", "a\nx\ny\nc 2"), said("lines may differ", "a\nc", "a\nd")) == (
+        False,
+        True,
+    )
 
 
 def test_a_page_that_fails_or_shows_something_else_is_found(tmp_path, monkeypatch):
@@ -112,3 +136,73 @@ def test_pictures_are_those_that_the_script_draws(tmp_path):
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == {path.name for path in (DOCS / "pictures").glob("*.svg")}
     assert {f"pictures/{name}" for name in drawn} == {link for link in links(DOCS / "method.md") if "pictures" in link}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site: the application, what it warned of, and the folder of its pages."""
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+    out = tmp_path_factory.mktemp("site")
+    warned = io.StringIO()
+    with warnings.catch_warnings(), patch_docutils(DOCS), docutils_namespace():
+        warnings.simplefilter("ignore")
+        app = Sphinx(DOCS, DOCS, out / "html", out / "trees", "html", status=None, warning=warned, freshenv=True)
+        app.build()
+    return app, warned.getvalue(), out / "html"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(site):
+    app, warned, html = site
+    assert warned == ""
+    assert len(list(html.rglob("*.html"))) >= len(PAGES)
+    in_navigation = {page for pages in app.env.toctree_includes.values() for page in pages}
+    assert app.env.found_docs - in_navigation == {"index"}
+
+
+@pytest.mark.slow
+def test_the_site_asks_no_other_host_for_anything(site):
+    _, _, html = site
+    loads = re.compile(r"<(?:(?:script|img|iframe|source)[^>]+src|link[^>]+href)=\"https?:[^\"]+")
+    assert {str(page): found for page in html.rglob("*.html") if (found := loads.findall(page.read_text()))} == {}
+    assert [css.name for css in html.rglob("*.css") if re.search(r"url\(\W?https?:|@import", css.read_text())] == []
+
+
+@pytest.mark.slow
+def test_links_of_the_site_lead_somewhere(site):
+    _, _, html = site
+    ids = {page: set(re.findall(r' id="([^"]+)"', page.read_text())) for page in html.rglob("*.html")}
+    dead = set()
+    for page in ids:
+        for target in re.findall(r'<(?:a|img|link|script)[^>]+(?:href|src)="([^":]+)"', page.read_text()):
+            path, _, anchor = unquote(target).partition("#")
+            file = (page.parent / path.partition("?")[0]).resolve() if path else page
+            if not file.is_file() or (anchor and file in ids and anchor not in ids[file]):
+                dead.add((str(page.relative_to(html)), target))
+    assert dead == set()
+
+
+@pytest.mark.slow
+def test_every_public_name_is_in_the_reference(site):
+    app, _, _ = site
+    entries = app.env.domains.python_domain.objects.items()
+    listed = [resolve(name) for name, entry in entries if entry.objtype != "module"]
+    documented = {id(thing) for thing in listed if callable(thing)}
+    rooms = {room: importlib.import_module(room) for room in PUBLIC}
+    names = [(room, name, getattr(module, name)) for room, module in rooms.items() for name in module.__all__]
+    assert len(names) > 80
+    assert [f"{room}.{name}" for room, name, thing in names if callable(thing) and id(thing) not in documented] == []
+
+
+def resolve(name: str) -> object:
+    """What a dotted name of the reference stands for, or None for an attribute that only objects have."""
+    parts = name.split(".")
+    for split in range(len(parts), 0, -1):
+        with contextlib.suppress(ImportError):
+            found: object = importlib.import_module(".".join(parts[:split]))
+            for part in parts[split:]:
+                found = getattr(found, part, None)
+            return found
+    return None

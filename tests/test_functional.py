@@ -177,3 +177,16 @@ def test_learnable_alpha_is_trained():
     assert "alpha=1.5, learnable=True" in repr(gate)
     gate(torch.randn(4, 9)).square().sum().backward()
     assert gate.logit.grad.abs() > 0
+
+
+def test_every_rotation_of_a_ring_is_the_same_tensor():
+    """Equation 4 contracts the cores in the order O, I, N; docs/paper.md says that the order of the trace is free."""
+    out, inner, experts = (torch.randn(*size, dtype=torch.float64) for size in ((3, 2, 4), (5, 4, 6), (7, 6, 2)))
+    each = [(o, i, n) for n in experts for i in inner for o in out]
+    rings = [[o @ i @ n for o, i, n in each], [i @ n @ o for o, i, n in each], [n @ o @ i for o, i, n in each]]
+    weights = [torch.stack([ring.trace() for ring in rotation]).view(7, 5, 3) for rotation in rings]
+    assert torch.allclose(weights[0], weights[1])
+    assert torch.allclose(weights[0], weights[2])
+    x, a = torch.randn(8, 5, dtype=torch.float64), torch.rand(8, 7, dtype=torch.float64)
+    expected = torch.einsum("rn,nio,ri->ro", a, weights[1], x)
+    assert torch.allclose(MF.ring_contract(x, [a], [out, inner, experts]), expected)

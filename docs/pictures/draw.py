@@ -91,7 +91,7 @@ def gate_picture() -> Figure:
     logits = torch.tensor([2.1, 1.7, 1.2, 0.6, 0.3, 0.0, -0.4, -0.8, -1.3, -2.0])
     gates: list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = [
         ("softmax", lambda z: torch.softmax(z, -1)),
-        ("entmax, alpha = 1.5", functional.entmax15),
+        ("entmax 1.5", functional.entmax15),
         ("sparsemax", functional.sparsemax),
     ]
     panels = figure.subplots(1, 3, sharey=True)
