@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
-EXTRAS := vision,text,demo,data,reports,dashboard,export,native,test,docs,dev
+EXTRAS := vision,text,demo,data,reports,dashboard,export,native,bench,test,docs,dev
 
 # Packages are installed without bytecode; what is imported is compiled once, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=

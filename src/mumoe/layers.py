@@ -224,6 +224,8 @@ class MuMoE(_Gated):
 
     def _few_rows(self, rows: Tensor) -> Tensor | None:
         """The output for a row or two without gradients, where calls cost more than numbers; None: the usual way."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():  # a traced graph must hold for any number of rows
+            return None
         part = self.factorization
         if len(rows) > streaming.ALONE or self._ablated or type(part) is not CP or streaming.has_hooks(part):
             return None
