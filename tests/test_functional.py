@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
+from mumoe import MuMoE
 from mumoe import functional as MF
 from mumoe.errors import UserError
 from mumoe.gating import GATES as REGISTERED
@@ -190,3 +191,20 @@ def test_every_rotation_of_a_ring_is_the_same_tensor():
     x, a = torch.randn(8, 5, dtype=torch.float64), torch.rand(8, 7, dtype=torch.float64)
     expected = torch.einsum("rn,nio,ri->ro", a, weights[1], x)
     assert torch.allclose(MF.ring_contract(x, [a], [out, inner, experts]), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 33, 64])
+def test_tucker_in_parts_is_tucker(rows, monkeypatch):
+    monkeypatch.setattr(MF, "_TUCKER_BLOCK", 1)  # 16 rows at a time
+    torch.manual_seed(0)
+    layer = MuMoE(6, 5, (4, 3), "tucker", 3, dtype=torch.float64).eval()
+    x = torch.randn(rows, 6, dtype=torch.float64)
+    whole = layer(x)  # with gradients: all rows at once
+    sizes = []
+    real = MF._through_core
+    monkeypatch.setattr(MF, "_through_core", lambda *given: sizes.append(len(given[0])) or real(*given))
+    with torch.no_grad():
+        assert (layer(x) - whole).abs().max() < 1e-14
+        assert torch.equal(layer(x), layer(x))
+    assert max(sizes) <= 16
+    assert sum(sizes) == 3 * rows

@@ -35,6 +35,10 @@ __all__ = [
 _FIRST_K = 64  # candidates taken before the size of a support is known; doubled four-fold where it is larger
 _FEW = 256  # experts up to which Newton's method on all of them is faster than a selection
 _SMALL = 2**14  # logits in all up to which the same holds
+_TUCKER_BLOCK, _TUCKER_ROWS = 2**20, 16  # elements of the matrices held at a time without gradients; rows at least
+    2**20,
+    16,
+)  # elements of the rows' matrices held at a time without gradients; rows at least
 _NEWTON_STEPS = 64  # many more than are ever needed
 _SOFTRANK_BLOCK = 2**24  # elements of the table that softrank builds at a time
 
@@ -474,8 +478,17 @@ def tucker_contract(x: Tensor, coefficients: Sequence[Tensor], core: Tensor, fac
     out_factor, in_factor, *expert_factors = factors
     hidden = _project(x, in_factor)
     mixed = _outer([a @ factor for a, factor in zip(coefficients, expert_factors, strict=True)])
+    step = max(_TUCKER_ROWS, _TUCKER_BLOCK // math.prod(core.shape[:2]))
+    if _is_recorded(hidden, 0.0) or torch.is_grad_enabled() or hidden.is_meta or len(hidden) <= step:
+        return F.linear(_through_core(mixed, hidden, core), out_factor)
+    parts = zip(mixed.split(step), hidden.split(step), strict=True)  # the matrices of a few rows stay in the cache
+    return F.linear(torch.cat([_through_core(*part, core) for part in parts]), out_factor)
+
+
+def _through_core(mixed: Tensor, hidden: Tensor, core: Tensor) -> Tensor:
+    """(rows, ranks of the experts), (rows, rank_in) -> (rows, rank_out)."""
     matrices = F.linear(mixed, core.reshape(-1, mixed.shape[-1])).unflatten(-1, core.shape[:2])
-    return F.linear(torch.bmm(matrices, hidden.unsqueeze(-1)).squeeze(-1), out_factor)
+    return torch.bmm(matrices, hidden.unsqueeze(-1)).squeeze(-1)
 
 
 def ring_contract(x: Tensor, coefficients: Sequence[Tensor], cores: Sequence[Tensor]) -> Tensor:
