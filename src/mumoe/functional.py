@@ -36,9 +36,6 @@ _FIRST_K = 64  # candidates taken before the size of a support is known; doubled
 _FEW = 256  # experts up to which Newton's method on all of them is faster than a selection
 _SMALL = 2**14  # logits in all up to which the same holds
 _TUCKER_BLOCK, _TUCKER_ROWS = 2**20, 16  # elements of the matrices held at a time without gradients; rows at least
-    2**20,
-    16,
-)  # elements of the rows' matrices held at a time without gradients; rows at least
 _NEWTON_STEPS = 64  # many more than are ever needed
 _SOFTRANK_BLOCK = 2**24  # elements of the table that softrank builds at a time
 
