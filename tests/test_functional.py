@@ -194,15 +194,16 @@ def test_every_rotation_of_a_ring_is_the_same_tensor():
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 33, 64])
-def test_tucker_in_parts_is_tucker(rows, monkeypatch):
-    monkeypatch.setattr(MF, "_TUCKER_BLOCK", 1)  # 16 rows at a time
+@pytest.mark.parametrize(("kind", "part"), [("tucker", "_through_core"), ("tr", "_close"), ("tt", "_close")])
+def test_a_few_rows_at_a_time_are_all_rows(kind, part, rows, monkeypatch):
+    monkeypatch.setattr(MF, "_HELD", 1)  # 16 rows at a time
     torch.manual_seed(0)
-    layer = MuMoE(6, 5, (4, 3), "tucker", 3, dtype=torch.float64).eval()
+    layer = MuMoE(6, 5, (4, 3), kind, 3, dtype=torch.float64).eval()
     x = torch.randn(rows, 6, dtype=torch.float64)
     whole = layer(x)  # with gradients: all rows at once
     sizes = []
-    real = MF._through_core
-    monkeypatch.setattr(MF, "_through_core", lambda *given: sizes.append(len(given[0])) or real(*given))
+    real = getattr(MF, part)
+    monkeypatch.setattr(MF, part, lambda *given: sizes.append(len(given[0])) or real(*given))
     with torch.no_grad():
         assert (layer(x) - whole).abs().max() < 1e-14
         assert torch.equal(layer(x), layer(x))

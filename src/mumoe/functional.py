@@ -35,7 +35,8 @@ __all__ = [
 _FIRST_K = 64  # candidates taken before the size of a support is known; doubled four-fold where it is larger
 _FEW = 256  # experts up to which Newton's method on all of them is faster than a selection
 _SMALL = 2**14  # logits in all up to which the same holds
-_TUCKER_BLOCK, _TUCKER_ROWS = 2**20, 16  # elements of the matrices held at a time without gradients; rows at least
+_HELD = 2**20  # elements of a contraction's largest result that are held at a time where nothing is saved
+_FEWEST_ROWS = 16  # rows at a time at least
 _NEWTON_STEPS = 64  # many more than are ever needed
 _SOFTRANK_BLOCK = 2**24  # elements of the table that softrank builds at a time
 
@@ -475,10 +476,10 @@ def tucker_contract(x: Tensor, coefficients: Sequence[Tensor], core: Tensor, fac
     out_factor, in_factor, *expert_factors = factors
     hidden = _project(x, in_factor)
     mixed = _outer([a @ factor for a, factor in zip(coefficients, expert_factors, strict=True)])
-    step = max(_TUCKER_ROWS, _TUCKER_BLOCK // math.prod(core.shape[:2]))
-    if _is_recorded(hidden, 0.0) or torch.is_grad_enabled() or hidden.is_meta or len(hidden) <= step:
+    step = _rows_at_a_time(hidden, math.prod(core.shape[:2]))
+    if step is None:
         return F.linear(_through_core(mixed, hidden, core), out_factor)
-    parts = zip(mixed.split(step), hidden.split(step), strict=True)  # the matrices of a few rows stay in the cache
+    parts = zip(mixed.split(step), hidden.split(step), strict=True)
     return F.linear(torch.cat([_through_core(*part, core) for part in parts]), out_factor)
 
 
@@ -512,9 +513,26 @@ def ring_contract(x: Tensor, coefficients: Sequence[Tensor], cores: Sequence[Ten
         matrix = (a @ core.flatten(1)).unflatten(-1, core.shape[1:])
         chain = matrix if chain is None else torch.bmm(chain, matrix)
     assert chain is not None
+    step = _rows_at_a_time(x, in_core[0].numel())
+    if step is None:
+        return _close(x, chain, out_core, in_core)
+    parts = zip(x.split(step), chain.split(step), strict=True)
+    return torch.cat([_close(*part, out_core, in_core) for part in parts])
+
+
+def _close(x: Tensor, chain: Tensor, out_core: Tensor, in_core: Tensor) -> Tensor:
+    """The ring of x, the product of the levels' matrices (rows, r, s), and both large cores: (rows, out)."""
     hidden = _project(x, in_core.flatten(1)).unflatten(-1, in_core.shape[1:])
     closed = torch.bmm(hidden, chain).transpose(1, 2)  # many times faster than the transposed product
     return F.linear(closed.flatten(1), out_core.flatten(1))
+
+
+def _rows_at_a_time(x: Tensor, width: int) -> int | None:
+    """Rows whose `width` numbers each stay in the cache; None: all at once, as where something is saved or traced."""
+    step = max(_FEWEST_ROWS, _HELD // width)
+    if torch.is_grad_enabled() or _is_recorded(x, 0.0) or x.is_meta or len(x) <= step:
+        return None
+    return step
 
 
 def _project(x: Tensor, factor: Tensor) -> Tensor:
