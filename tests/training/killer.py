@@ -94,7 +94,9 @@ def main(kills: int) -> None:
     while done < kills and attempts < 3 * kills and not wrong:
         run = folder / f"run-{attempts}"
         attempts += 1
-        killed, busy, after = trial(run, rng.uniform(0, duration))
+        delay = rng.uniform(0, duration)
+        killed, busy, after = trial(run, delay)
+        duration = duration if killed else min(duration, delay)  # the machine is less busy than it was
         done, writing = done + killed, writing + busy
         if after != 0 or digests(run) != wanted:
             wrong.append(f"{run.name}: status {after}, {digests(run) if after == 0 else 'not resumed'}")
