@@ -229,16 +229,12 @@ class _Entmax(torch.autograd.Function):
         p, *rest = ctx.saved_tensors
         alpha = rest[0] if ctx.learned else ctx.alpha
         grad = grads[0]
-        if (
-            alpha in _COMPILED
-            and p.numel()
-            and not torch.is_grad_enabled()
-            and (kernels := dense_kernels(p)) is not None
-        ):
+        once = not ctx.learned and not torch.is_grad_enabled()
+        if once and alpha in _COMPILED and p.numel() and (kernels := dense_kernels(p)) is not None:
             width = p.shape[-1]
             found = kernels.dense_backward(p.reshape(-1, width), grad.reshape(-1, width), _COMPILED[alpha])
             return found.view(p.shape), None
-        if not ctx.learned and alpha == 1.5 and not torch.is_grad_enabled():
+        if once and alpha == 1.5:
             return _entmax15_backward(p, grad), None
         inside = p > 0
         safe = torch.where(inside, p, 1)
@@ -444,7 +440,14 @@ def cp_contract(x: Tensor, coefficients: Sequence[Tensor], factors: Sequence[Ten
 
 
 def cp_mixed(x: Tensor, mixed: Sequence[Tensor], out_factor: Tensor, in_factor: Tensor) -> Tensor:
-    """The same, where the experts of each level are mixed already: mixed[e] = a_e @ N_e, (rows, rank)."""
+    """The end of `cp_contract`, where the experts of each level are mixed already.
+
+    Shape:
+        x (rows, in); mixed[e] = a_e @ N_e (rows, rank); out_factor (out, rank); in_factor (in [+ 1], rank);
+        returns (rows, out).
+
+    Source: Oldfield et al. 2024, eq. 7.
+    """
     hidden = _project(x, in_factor)
     for vector in mixed:
         hidden = hidden * vector

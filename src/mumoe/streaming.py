@@ -68,9 +68,9 @@ def mixtures(gate: Gate, x: Tensor, factors: Sequence[Tensor]) -> list[Tensor] |
         x (rows, in_features), factors[e] (num_experts[e], rank) -> one (rows, rank) per level; or None where that is
         not possible, or more than a row's 64 largest logits would have to be looked at.
     """
-    if torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu" or _forced:
+    if _forced or not _alone(x) or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return None
-    if torch.is_autocast_enabled("cpu") or not _possible(gate, x):
+    if not _possible(gate, x):
         return None
     levels = zip(gate.norms, gate.activations, gate.weights, factors, strict=True)
     backend = backends.of(x)
@@ -87,7 +87,7 @@ def _mixture(
     mean = rstd = None
     if type(norm) is BatchNorm:
         mean, var = norm.running_mean, norm.running_var
-        if norm.training or mean is None or var is None:
+        if norm.training or mean is None or var is None or mean.dtype != x.dtype:
             return None
         rstd = torch.rsqrt(var + norm.eps)
     elif type(norm) is not nn.Identity:
@@ -126,10 +126,6 @@ def has_hooks(*modules: nn.Module) -> bool:
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in modules
     )
-
-
-def _is_autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
 
 
 def _counting() -> bool:
