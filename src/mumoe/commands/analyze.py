@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mumoe.analysis.files import write_json
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from mumoe.errors import UserError, require
-from mumoe.training.files import read_json
+from mumoe.files import read_json
 from mumoe.training.run import RunFolder, find_run
 
 if TYPE_CHECKING:
