@@ -46,7 +46,10 @@ def test_every_verb_has_help(capsys):
         (["train", "--mode", "feature"], "Did you mean 'features'?"),
         (["train", "--data", "emojy"], "Did you mean 'emoji'?"),
         (["train", "--data-options", "splitby=image"], "got 'splitby'. Did you mean 'split_by'?"),
-        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "cp=0"], "expected rank >= 1, got 0"),
+        (
+            ["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "cp=0"],
+            "expected rank as an int >= 1, got 0",
+        ),
         (["cost", "--in", "8", "--out", "4", "--experts", "0"], "expected num_experts as an int >= 1, got 0"),
         (["cost", "--in", "0", "--out", "4", "--experts", "8"], "expected in_features as an int >= 1, got 0"),
         (["cost", "--in", "8", "--out", "-4", "--experts", "8"], "expected out_features as an int >= 1, got -4"),

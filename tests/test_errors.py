@@ -53,10 +53,10 @@ def test_wrong_dtype(dtype):
         ({"norm": "bach"}, "expected a norm out of batch, layer, none, got 'bach'. Did you mean 'batch'?"),
         ({"init": "papr"}, "expected a init out of paper, uniform, got 'papr'. Did you mean 'paper'?"),
         ({"gate_init": "zero"}, "Did you mean 'zeros'?"),
-        ({"rank": 0}, "MuMoE: expected rank >= 1, got 0. Give a whole number of at least 1."),
-        ({"rank": 2.5}, "MuMoE: expected rank as an int, got 2.5."),
+        ({"rank": 0}, "MuMoE: expected rank as an int >= 1, got 0. Give a positive whole number."),
+        ({"rank": 2.5}, "MuMoE: expected rank as an int >= 1, got 2.5."),
         ({"rank": None}, "expected a rank for factorization='cp', got none. Give rank=..., or solve it with mumoe.costs.rank_for_budget."),
-        ({"rank": {"rnk": 3}}, "expected rank names out of rank for factorization='cp', got 'rnk'. Did you mean 'rank'?"),
+        ({"rank": {"rnk": 3}}, "expected a rank name of 'cp' out of rank, got 'rnk'. Did you mean 'rank'?"),
         ({"factorization": "tucker", "rank": {"out": 3, "in": 3}}, "expected rank['experts'] for factorization='tucker'"),
         ({"factorization": "tucker", "rank": {"out": 3, "in": 3, "experts": (2, 2)}}, "expected rank['experts'] as an int, or 1 of them for 1 levels, got (2, 2)"),
         ({"factorization": "tr", "rank": {"in-expert": 3}}, "expected rank['out-in'] for factorization='tr'"),
@@ -121,7 +121,7 @@ def test_non_finite_weights_are_refused_and_nothing_is_loaded(bad):
             "expected one rank or 3 (in order: out-in, in-expert, expert-expert, expert-out) for 1 levels of 'tr', got 5x6",
         ),
         ("CPMuMoE-e128", "expected a rank for factorization='cp'"),
-        ("CPMuMoE-r0-e128", "expected rank >= 1, got 0"),
+        ("CPMuMoE-r0-e128", "expected rank as an int >= 1, got 0"),
     ],
 )
 def test_wrong_specifications(spec, expected):
@@ -133,7 +133,7 @@ def test_other_wrong_calls():
     assert "expected bias=True" in message(lambda: mumoe.MuMoE.from_linear(linear, 4, bias=False))
     assert "rank as one, or a list of 2" in message(lambda: mumoe.MuMoEBlock(8, 9, 5, num_experts=4, rank=[3]))
     assert "1 <= k <= num_experts == 4, got 5" in message(lambda: mumoe.SparseMoE(8, 5, 4, 5))
-    assert "HighRankLinear: expected rank >= 1, got 0" in message(lambda: mumoe.HighRankLinear(8, 5, 0))
+    assert "HighRankLinear: expected rank as an int >= 1, got 0" in message(lambda: mumoe.HighRankLinear(8, 5, 0))
     assert "expected a new name, got 'cp'" in message(lambda: register_factorization("cp")(CP))
     assert "expected a new name, got 'entmax15'" in message(lambda: register_gate("entmax15")(nn.Softmax))
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.ablation import Ablation
-from mumoe.errors import UserError
-from mumoe.specs import check_rows, check_size
+from mumoe.errors import UserError, check_size
+from mumoe.specs import check_rows
 
 __all__ = ["HighRankLinear", "SparseMoE"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mumoe import functional
-from mumoe.errors import UserError, nearest, unknown_name
+from mumoe.errors import UserError, check_size, unknown_name
 
 __all__ = [
     "CP",
@@ -200,14 +200,14 @@ class Factorization(nn.Module, ABC):
     ) -> int | tuple[int, ...]:
         what = "rank" if name == "rank" else f"rank[{name!r}]"
         if count is None:
-            return _int_rank(value, who, what)
+            return check_size(value, what, who)
         values = value if isinstance(value, Sequence) else cls._spread(value, num_experts, count)
         if len(values) != count:
             raise UserError(
                 f"{who}: expected {what} as an int, or {count} of them for {len(num_experts)} levels, "
                 f"got {tuple(values)}. Give an int or {count} of them."
             )
-        return tuple(_int_rank(each, who, what) for each in values)
+        return tuple(check_size(each, what, who) for each in values)
 
     @classmethod
     def _spread(cls, rank: int, num_experts: Sequence[int], count: int) -> Sequence[int]:
@@ -364,9 +364,20 @@ class Factorization(nn.Module, ABC):
             value.requires_grad_(trained.get(name, any(trained.values())))
         return new.train(self.training)
 
-    def _per_level(self, name: str) -> list[Tensor]:
-        """The parameters NAME_0 .. NAME_{E-1}."""
-        return [getattr(self, f"{name}_{level}") for level in range(len(self.num_experts))]
+    @property
+    def _experts(self) -> list[Tensor]:
+        """The parameter of each level's experts."""
+        return [self.get_parameter(self.mode(level)[0]) for level in range(len(self.num_experts))]
+
+    def _renamed(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Tensors of the output, the input and each level by their parameters' names."""
+        inputs = self.mode(None)[0]
+        names = [
+            inputs.replace("in_", "out_"),
+            inputs,
+            *(self.mode(level)[0] for level in range(len(self.num_experts))),
+        ]
+        return dict(zip(names, tensors, strict=True))
 
     def extra_repr(self) -> str:
         ranks = ", ".join(f"{name}={value}" for name, value in self.ranks.items())
@@ -380,29 +391,14 @@ def _svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, vt.mT
 
 
-def _int_rank(rank: Any, who: str, what: str) -> int:
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        raise UserError(f"{who}: expected {what} as an int, got {rank!r}. Give a whole number of at least 1.")
-    if rank < 1:
-        raise UserError(f"{who}: expected {what} >= 1, got {rank}. Give a whole number of at least 1.")
-    return rank
-
-
 def _check_names(given: Ranks, required: Sequence[str], optional: Sequence[str], who: str, kind: str) -> None:
     known = [*required, *optional]
     for name in given:
         if name not in known:
-            close = nearest(name, known)
-            remedy = f"Did you mean {close!r}?" if close else "Use these names."
-            raise UserError(
-                f"{who}: expected rank names out of {', '.join(known)} for factorization={kind!r}, got {name!r}. "
-                f"{remedy}"
-            )
-    missing = [name for name in required if name not in given]
-    if missing:
-        raise UserError(
-            f"{who}: expected rank[{missing[0]!r}] for factorization={kind!r}, got {dict(given)!r}. Add it."
-        )
+            raise unknown_name(who, f"rank name of {kind!r}", name, known)
+    for name in required:
+        if name not in given:
+            raise UserError(f"{who}: expected rank[{name!r}] for factorization={kind!r}, got {dict(given)!r}. Add it.")
 
 
 def _sigmas(sigma: Sequence[float] | None, levels: int) -> Sequence[float]:
@@ -451,7 +447,7 @@ class CP(Factorization):
     @property
     def factors(self) -> list[Tensor]:
         """O, I, N_1 .. N_E, each (size of its mode, rank), as in tensorly."""
-        return [self.out_factor, self.in_factor, *self._per_level("expert_factor")]
+        return [self.out_factor, self.in_factor, *self._experts]
 
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
         return functional.cp_contract(x, coefficients, self.factors)
@@ -481,9 +477,8 @@ class CP(Factorization):
     def add_term(self, out: Tensor, inputs: Tensor, experts: Sequence[Tensor]) -> Factorization:
         count = experts[0].shape[1]
         added = [out[:, None].expand(-1, count), inputs[:, None].expand(-1, count), *experts]
-        names = ["out_factor", "in_factor", *(self.mode(level)[0] for level in range(len(experts)))]
         grown = [torch.cat([factor.detach(), more], 1) for factor, more in zip(self.factors, added, strict=True)]
-        return self._rebuilt(dict(zip(names, grown, strict=True)), {"rank": grown[0].shape[1]}, kind=CP)
+        return self._rebuilt(self._renamed(grown), {"rank": grown[0].shape[1]}, kind=CP)
 
 
 @register_factorization("hadamard")
@@ -521,19 +516,19 @@ class Hadamard(CP):
     @property
     def factors(self) -> list[Tensor]:
         """As those of the CP that it is; the identity comes first."""
-        return [torch.eye(self.out_features).to(self.in_factor), self.in_factor, *self._per_level("expert_factor")]
+        return [torch.eye(self.out_features).to(self.in_factor), self.in_factor, *self._experts]
 
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
-        return functional.hadamard_contract(x, coefficients, self.in_factor, self._per_level("expert_factor"))
+        return functional.hadamard_contract(x, coefficients, self.in_factor, self._experts)
 
     def expert(self, index: Sequence[int]) -> Tensor:
         weight = self.in_factor.mT
-        for factor, n in zip(self._per_level("expert_factor"), index, strict=True):
+        for factor, n in zip(self._experts, index, strict=True):
             weight = factor[n][:, None] * weight
         return weight
 
     def to_dense(self) -> Tensor:
-        joint = _joint(self._per_level("expert_factor"))
+        joint = _joint(self._experts)
         return torch.einsum("io,no->oin", self.in_factor, joint).unflatten(-1, self.num_experts)
 
     def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
@@ -595,7 +590,7 @@ class Tucker(Factorization):
     @property
     def factors(self) -> list[Tensor]:
         """O, I, N_1 .. N_E, each (size of its mode, its rank), as in tensorly."""
-        return [self.out_factor, self.in_factor, *self._per_level("expert_factor")]
+        return [self.out_factor, self.in_factor, *self._experts]
 
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
         return functional.tucker_contract(x, coefficients, self.core, self.factors)
@@ -632,10 +627,9 @@ class Tucker(Factorization):
 
     def add_term(self, out: Tensor, inputs: Tensor, experts: Sequence[Tensor]) -> Factorization:
         """Ones on the core's new diagonal pick one component of every level."""
-        state, core, count = self._tensors(), self.core.detach(), experts[0].shape[1]
-        names = ["out_factor", "in_factor", *(self.mode(level)[0] for level in range(len(experts)))]
-        for name, added in zip(names, [out[:, None], inputs[:, None], *experts], strict=True):
-            state[name] = torch.cat([state[name], added], dim=1)
+        core, count = self.core.detach(), experts[0].shape[1]
+        pairs = zip(self.factors, [out[:, None], inputs[:, None], *experts], strict=True)
+        state = self._renamed([torch.cat([factor.detach(), added], dim=1) for factor, added in pairs])
         levels = tuple(size + count for size in core.shape[2:])
         grown = core.new_zeros(core.shape[0] + 1, core.shape[1] + 1, *levels)
         grown[tuple(slice(size) for size in core.shape)] = core
@@ -695,7 +689,7 @@ class TensorRing(Factorization):
 
     @property
     def _stored(self) -> list[Tensor]:
-        return [self.out_core, self.in_core, *self._per_level("expert_core")]
+        return [self.out_core, self.in_core, *self._experts]
 
     @property
     def cores(self) -> list[Tensor]:
@@ -757,10 +751,9 @@ class TensorRing(Factorization):
         added = [out[:, None].expand(-1, count), inputs[:, None].expand(-1, count), *experts]
         pairs = zip(self._stored, added, strict=True)
         grown = [self._grown(position, core.detach(), more) for position, (core, more) in enumerate(pairs)]
-        names = ["out_core", "in_core", *(self.mode(level)[0] for level in range(len(experts)))]
         between = tuple(core.shape[2] for core in grown[2:-1])
         ends = {"out-in": grown[0].shape[2], "in-expert": grown[1].shape[2], "expert-out": grown[0].shape[1]}
-        return self._rebuilt(dict(zip(names, grown, strict=True)), {**ends, "expert-expert": between})
+        return self._rebuilt(self._renamed(grown), {**ends, "expert-expert": between})
 
     def _grown(self, position: int, core: Tensor, added: Tensor) -> Tensor:
         """(mode, r, s) and (mode, K) -> (mode, r + K, s + K)."""

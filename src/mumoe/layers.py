@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from mumoe import functional, streaming
 from mumoe.ablation import Ablation, contract_ablated
 from mumoe.costs import rank_for_block
-from mumoe.errors import UserError
+from mumoe.errors import UserError, check_size
 from mumoe.factorizations import CP, Factorization, Rank, get_factorization
 from mumoe.gating import Gate
-from mumoe.specs import check_levels, check_rows, check_size, join_spec, parse_spec
+from mumoe.specs import check_levels, check_rows, join_spec, parse_spec
 from mumoe.streaming import Coefficients
 
 __all__ = ["MuMoE", "MuMoEBlock", "MuMoEGatedBlock"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mumoe.errors import UserError, unknown_name
+from mumoe.errors import UserError, check_size, unknown_name
 from mumoe.factorizations import FACTORIZATIONS, Rank, get_factorization
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Spec",
     "check_levels",
     "check_rows",
-    "check_size",
     "closest_rank",
     "format_spec",
     "parse_spec",
@@ -108,17 +107,6 @@ def join_spec(title: str, ranks: str, num_experts: Sequence[int]) -> str:
 
 
 # Sizes and ranks ------------------------------------------------------------------------------------------
-
-
-def check_size(value: Any, name: str, who: str) -> int:
-    """The value, an int of at least 1.
-
-    Raises:
-        UserError: For anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{who}: expected {name} as an int >= 1, got {value!r}. Give a positive whole number.")
-    return value
 
 
 def check_levels(num_experts: int | Sequence[int], who: str) -> tuple[int, ...]:
