@@ -56,7 +56,7 @@ class BlockTerm(Factorization):
         return ("in_factor" if level is None else f"expert_factor_{level}"), 1
 
     def blocks(self):
-        factors = [self.out_factor, self.in_factor, *self._per_level("expert_factor")]
+        factors = self.factors
         return [(self.core[b], [factor[b] for factor in factors]) for b in range(len(self.core))]
 
     def forward(self, x, coefficients):
@@ -91,14 +91,13 @@ class BlockTerm(Factorization):
     def add_term(self, out, inputs, experts):
         count = experts[0].shape[1]
         state = {
-            name: torch.cat([value, value.new_zeros(count, *value.shape[1:])])
-            for name, value in self._tensors().items()
+            name: torch.cat([value, value.new_zeros(count, *value.shape[1:])]) for name, value in self.tensors().items()
         }
         state["core"][(slice(-count, None), *[0] * (state["core"].ndim - 1))] = 1
         state["out_factor"][-count:, :, 0], state["in_factor"][-count:, :, 0] = out, inputs
         for level, vectors in enumerate(experts):
             state[self.mode(level)[0]][-count:, :, 0] = vectors.mT
-        return self._rebuilt(state, {"rank": len(state["core"])})
+        return self.rebuilt(state, {"rank": len(state["core"])})
 
 
 class Squared(nn.Module):

@@ -126,6 +126,9 @@ class Factorization(nn.Module, ABC):
     typical_rank: ClassVar[int | None] = None
     """The rank at which the command `cost` compares it."""
 
+    suffix: ClassVar[str] = "factor"
+    """What the names of the parameters in `factors` end with."""
+
     rank_defaults: ClassVar[Ranks] = {}
     """Ranks that may be left out. An int given as the rank stands for all others."""
 
@@ -307,22 +310,22 @@ class Factorization(nn.Module, ABC):
 
     def mode(self, level: int | None) -> tuple[str, int]:
         """The parameter, and its dimension, along which a level's experts lie; None: the inputs."""
-        return ("in_factor" if level is None else f"expert_factor_{level}"), 0
+        return (f"in_{self.suffix}" if level is None else f"expert_{self.suffix}_{level}"), 0
 
     def map_level(self, level: int, change: Callable[[Tensor, int], Tensor]) -> Factorization:
         """With experts of a level replaced by linear combinations of them: ``change(parameter, dimension)``."""
         name, dim = self.mode(level)
-        state = self._tensors()
-        return self._rebuilt(state | {name: change(state[name], dim)})
+        state = self.tensors()
+        return self.rebuilt(state | {name: change(state[name], dim)})
 
     def add_bias(self) -> Factorization:
         """With a bias of 0 for every expert."""
         if self.bias:
             return self
         name, dim = self.mode(None)
-        state = self._tensors()
+        state = self.tensors()
         zeros = torch.zeros_like(state[name].narrow(dim, 0, 1))
-        return self._rebuilt(state | {name: torch.cat([state[name], zeros], dim)}, bias=True)
+        return self.rebuilt(state | {name: torch.cat([state[name], zeros], dim)}, bias=True)
 
     @abstractmethod
     def add_term(self, out: Tensor, inputs: Tensor, experts: Sequence[Tensor]) -> Factorization:
@@ -336,10 +339,10 @@ class Factorization(nn.Module, ABC):
             experts: v_e as (N_e, K), one for each level.
         """
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.named_parameters()}
 
-    def _rebuilt(
+    def rebuilt(
         self,
         state: Mapping[str, Tensor],
         ranks: Ranks | None = None,
@@ -365,19 +368,17 @@ class Factorization(nn.Module, ABC):
         return new.train(self.training)
 
     @property
-    def _experts(self) -> list[Tensor]:
-        """The parameter of each level's experts."""
-        return [self.get_parameter(self.mode(level)[0]) for level in range(len(self.num_experts))]
+    def factors(self) -> list[Tensor]:
+        """Factors (cores) of the output, the input and each level, with their mode first."""
+        kind = self.suffix
+        experts = [getattr(self, f"expert_{kind}_{level}") for level in range(len(self.num_experts))]
+        return [getattr(self, f"out_{kind}"), getattr(self, f"in_{kind}"), *experts]
 
-    def _renamed(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Tensors of the output, the input and each level by their parameters' names."""
-        inputs = self.mode(None)[0]
-        names = [
-            inputs.replace("in_", "out_"),
-            inputs,
-            *(self.mode(level)[0] for level in range(len(self.num_experts))),
-        ]
-        return dict(zip(names, tensors, strict=True))
+    def _named(self, factors: Iterable[Tensor]) -> dict[str, Tensor]:
+        """The same by name."""
+        levels = range(len(self.num_experts))
+        names = [f"out_{self.suffix}", f"in_{self.suffix}", *(f"expert_{self.suffix}_{level}" for level in levels)]
+        return dict(zip(names, factors, strict=True))
 
     def extra_repr(self) -> str:
         ranks = ", ".join(f"{name}={value}" for name, value in self.ranks.items())
@@ -444,11 +445,6 @@ class CP(Factorization):
     def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
         return min(outputs, inputs)
 
-    @property
-    def factors(self) -> list[Tensor]:
-        """O, I, N_1 .. N_E, each (size of its mode, rank), as in tensorly."""
-        return [self.out_factor, self.in_factor, *self._experts]
-
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
         return functional.cp_contract(x, coefficients, self.factors)
 
@@ -478,7 +474,7 @@ class CP(Factorization):
         count = experts[0].shape[1]
         added = [out[:, None].expand(-1, count), inputs[:, None].expand(-1, count), *experts]
         grown = [torch.cat([factor.detach(), more], 1) for factor, more in zip(self.factors, added, strict=True)]
-        return self._rebuilt(self._renamed(grown), {"rank": grown[0].shape[1]}, kind=CP)
+        return self.rebuilt(self._named(grown), {"rank": grown[0].shape[1]}, kind=CP)
 
 
 @register_factorization("hadamard")
@@ -517,6 +513,10 @@ class Hadamard(CP):
     def factors(self) -> list[Tensor]:
         """As those of the CP that it is; the identity comes first."""
         return [torch.eye(self.out_features).to(self.in_factor), self.in_factor, *self._experts]
+
+    @property
+    def _experts(self) -> list[Tensor]:
+        return [getattr(self, f"expert_factor_{level}") for level in range(len(self.num_experts))]
 
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
         return functional.hadamard_contract(x, coefficients, self.in_factor, self._experts)
@@ -587,11 +587,6 @@ class Tucker(Factorization):
         rank = min(outputs, inputs)
         return {"out": rank, "in": rank, "experts": tuple(min(4, size) for size in num_experts)}
 
-    @property
-    def factors(self) -> list[Tensor]:
-        """O, I, N_1 .. N_E, each (size of its mode, its rank), as in tensorly."""
-        return [self.out_factor, self.in_factor, *self._experts]
-
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
         return functional.tucker_contract(x, coefficients, self.core, self.factors)
 
@@ -629,7 +624,7 @@ class Tucker(Factorization):
         """Ones on the core's new diagonal pick one component of every level."""
         core, count = self.core.detach(), experts[0].shape[1]
         pairs = zip(self.factors, [out[:, None], inputs[:, None], *experts], strict=True)
-        state = self._renamed([torch.cat([factor.detach(), added], dim=1) for factor, added in pairs])
+        state = self._named([torch.cat([factor.detach(), added], dim=1) for factor, added in pairs])
         levels = tuple(size + count for size in core.shape[2:])
         grown = core.new_zeros(core.shape[0] + 1, core.shape[1] + 1, *levels)
         grown[tuple(slice(size) for size in core.shape)] = core
@@ -637,7 +632,7 @@ class Tucker(Factorization):
         corner: list[Any] = [-1, -1, *(size + k for size in core.shape[2:])]
         grown[tuple(corner)] = 1
         ranks = {"out": grown.shape[0], "in": grown.shape[1], "experts": levels}
-        return self._rebuilt(state | {"core": grown}, ranks)
+        return self.rebuilt(state | {"core": grown}, ranks)
 
 
 @register_factorization("tr")
@@ -654,6 +649,7 @@ class TensorRing(Factorization):
 
     title = "TRMuMoE"
     takes_sparse = True
+    suffix = "core"
     typical_rank = 512
     rank_defaults: ClassVar[Ranks] = {"in-expert": 4, "expert-expert": 4, "expert-out": 4}
     out_core: Tensor
@@ -684,30 +680,23 @@ class TensorRing(Factorization):
     def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
         return {"out-in": math.ceil(min(outputs, inputs) / cls.rank_defaults["expert-out"])}
 
-    def mode(self, level: int | None) -> tuple[str, int]:
-        return ("in_core" if level is None else f"expert_core_{level}"), 0
-
-    @property
-    def _stored(self) -> list[Tensor]:
-        return [self.out_core, self.in_core, *self._experts]
-
     @property
     def cores(self) -> list[Tensor]:
         """Out, in, level 1 .. E, each (rank before, size of its mode, rank after): views, as in tensorly."""
-        return [core.movedim(0, 1) for core in self._stored]
+        return [core.movedim(0, 1) for core in self.factors]
 
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
-        return functional.ring_contract(x, coefficients, self._stored)
+        return functional.ring_contract(x, coefficients, self.factors)
 
     def expert(self, index: Sequence[int]) -> Tensor:
-        out_core, in_core, *experts = self._stored
+        out_core, in_core, *experts = self.factors
         chain = experts[0][index[0]]
         for core, n in zip(experts[1:], index[1:], strict=True):
             chain = chain @ core[n]
         return out_core.flatten(1) @ (in_core @ chain).transpose(1, 2).flatten(1).mT
 
     def to_dense(self) -> Tensor:
-        out_core, in_core, *experts = self._stored
+        out_core, in_core, *experts = self.factors
         joint = experts[0]
         for core in experts[1:]:
             joint = torch.einsum("nrs,mst->nmrt", joint, core).flatten(0, 1)
@@ -732,12 +721,12 @@ class TensorRing(Factorization):
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
         self.reset_parameters("paper", sigma)
         u, s, v = _svd(weight)
-        ends = min([self.in_core.shape[2], *(core.shape[2] for core in self._stored[2:])])
+        ends = min([self.in_core.shape[2], *(core.shape[2] for core in self.factors[2:])])
         bond = self.in_core.shape[1]
         k = min(len(s), ends * bond)
         self.out_core.zero_()
         self.in_core[:, :, ends:] = 0
-        for core in self._stored[2:]:  # paths below `ends` stay where they are; those above start silent
+        for core in self.factors[2:]:  # paths below `ends` stay where they are; those above start silent
             core[:, :ends] *= torch.eye(ends, core.shape[2]).to(core)
         for start in range(0, k, bond):  # one block of singular values for each closed path of the ring
             path, stop = start // bond, min(start + bond, k)
@@ -749,11 +738,11 @@ class TensorRing(Factorization):
         """A diagonal block in every core: the trace of a block-diagonal product is the sum of the traces."""
         count = experts[0].shape[1]
         added = [out[:, None].expand(-1, count), inputs[:, None].expand(-1, count), *experts]
-        pairs = zip(self._stored, added, strict=True)
+        pairs = zip(self.factors, added, strict=True)
         grown = [self._grown(position, core.detach(), more) for position, (core, more) in enumerate(pairs)]
         between = tuple(core.shape[2] for core in grown[2:-1])
         ends = {"out-in": grown[0].shape[2], "in-expert": grown[1].shape[2], "expert-out": grown[0].shape[1]}
-        return self._rebuilt(self._renamed(grown), {**ends, "expert-expert": between})
+        return self.rebuilt(self._named(grown), {**ends, "expert-expert": between})
 
     def _grown(self, position: int, core: Tensor, added: Tensor) -> Tensor:
         """(mode, r, s) and (mode, K) -> (mode, r + K, s + K)."""
@@ -849,7 +838,7 @@ class Dense(Factorization):
 
     def add_term(self, out: Tensor, inputs: Tensor, experts: Sequence[Tensor]) -> Factorization:
         joint = _joint(experts).sum(-1).unflatten(0, self.num_experts)
-        return self._rebuilt({"weight": self.weight.detach() + joint[..., None, None] * torch.outer(out, inputs)})
+        return self.rebuilt({"weight": self.weight.detach() + joint[..., None, None] * torch.outer(out, inputs)})
 
 
 def _joint(factors: Sequence[Tensor]) -> Tensor:
