@@ -15,6 +15,7 @@ GATES = {
     "sparsemax": {},
     "softmax": {},
     "topk": {"k": 2},
+    "relu_topk": {"k": 2},
     "softrank": {"regularization": 0.5},
 }
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 from torch import Tensor, nn
 
+from mumoe.coefficients import Coefficients
 from mumoe.errors import UserError
 from mumoe.factorizations import Rank, get_factorization
-from mumoe.layers import MuMoEBlock
+from mumoe.layers import Asked, MuMoEBlock
 
 __all__ = ["MLPBlock", "MuMoEGatedBlock"]
 
@@ -34,25 +35,20 @@ class MLPBlock(MuMoEBlock):
         self.drop = nn.Identity() if drop is None else drop
         self.channels_first = channels_first
 
-    @overload
-    def forward(self, x: Tensor, return_coefficients: Literal[False] = False) -> Tensor: ...
-    @overload
-    def forward(self, x: Tensor, return_coefficients: Literal[True]) -> tuple[Tensor, tuple[Tensor, ...]]: ...
-
-    def forward(self, x: Tensor, return_coefficients: bool = False) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, return_coefficients: Asked = False, *, gate_input: Tensor | None = None) -> Any:
         """y, or (y, coefficients), these with the experts last. An ablated expert is zero in every layer."""
-        x = x.movedim(1, -1) if self.channels_first else x
-        if return_coefficients:
-            y, coefficients = self._mix(x)
-            return self._finish(y), coefficients
-        return self._finish(self._mix(x)[0])
+        if self.channels_first:
+            x, gate_input = x.movedim(1, -1), None if gate_input is None else gate_input.movedim(1, -1)
+        rows = self._rows(x)
+        a = self._gated(rows, x, gate_input)
+        y = self.drop(self._mix(rows, a).reshape(*x.shape[:-1], self.out_features))
+        answer = self._answer(y, x, a, return_coefficients)
+        if not self.channels_first:
+            return answer
+        return answer.movedim(-1, 1) if return_coefficients is False else (answer[0].movedim(-1, 1), answer[1])
 
-    def _mix(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return super().forward(x, return_coefficients=True)
-
-    def _finish(self, y: Tensor) -> Tensor:
-        y = self.drop(y)
-        return y.movedim(-1, 1) if self.channels_first else y
+    def _mix(self, rows: Tensor, a: Sequence[Coefficients]) -> Tensor:
+        return self._contract(self.fc2, self.act(self._contract(self.fc1, rows, a)), a)
 
 
 class MuMoEGatedBlock(MLPBlock):
@@ -109,10 +105,7 @@ class MuMoEGatedBlock(MLPBlock):
         super().reset_parameters()
         self.fc_gate.reset_parameters(self.init, self.sigma)
 
-    def _mix(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        rows = self._rows(x)
-        a = self.gate(rows)
+    def _mix(self, rows: Tensor, a: Sequence[Coefficients]) -> Tensor:
         factor = self.act(self._contract(self.fc_gate, rows, a))
         hidden = self.inner(factor * self._contract(self.fc1, rows, a))
-        y = self._contract(self.fc2, hidden, a).reshape(*x.shape[:-1], self.out_features)
-        return y, tuple(level.reshape(*x.shape[:-1], level.shape[-1]) for level in a)
+        return self._contract(self.fc2, hidden, a)
