@@ -204,7 +204,7 @@ def _apply_entmax(logits: Tensor, alpha: float | Tensor) -> Tensor:
     logits = _at_least_float32(logits)
     if isinstance(alpha, Tensor):
         alpha = alpha.to(logits)
-    result: Tensor = _Entmax.apply(logits, alpha)
+    result: Tensor = _entmax_function().apply(logits, alpha)
     return result
 
 
@@ -239,18 +239,26 @@ class _Entmax(torch.autograd.Function):
         return by_logits, by_alpha
 
     @staticmethod
+    def vmap(info: Any, in_dims: Any, logits: Tensor, alpha: float | Tensor) -> tuple[Tensor, int]:
+        if in_dims[1] is not None:
+            raise UserError("entmax: expected one alpha for all rows, got a batch of them. Loop over alpha.")
+        moved = logits.movedim(in_dims[0], 0)
+        return _entmax_function().apply(moved, alpha), 0
+
+
+class _EntmaxWithJvp(_Entmax):
+    """The same with forward-mode derivatives, which torch.compile does not trace."""
+
+    @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         p, *rest = ctx.saved_tensors
         alpha, (logits, learned) = rest[0] if rest else ctx.alpha, tangents
         found = torch.zeros_like(p) if logits is None else _entmax_slope(p, alpha, logits)
         return found if not rest or learned is None else found + learned * _entmax_by_alpha(p, alpha)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, logits: Tensor, alpha: float | Tensor) -> tuple[Tensor, int]:
-        if in_dims[1] is not None:
-            raise UserError("entmax: expected one alpha for all rows, got a batch of them. Loop over alpha.")
-        moved = logits.movedim(in_dims[0], 0)
-        return _Entmax.apply(moved, alpha), 0
+
+def _entmax_function() -> type[_Entmax]:
+    return _Entmax if torch.compiler.is_compiling() else _EntmaxWithJvp
 
 
 def _entmax_slope(p: Tensor, alpha: float | Tensor, vector: Tensor) -> Tensor:
@@ -310,8 +318,8 @@ def threshold(
         else:
             mass, slope = total(slack), total((slack > 0).to(x.dtype))
             step = (mass - 1) / slope
-        tau = tau + step.clamp_(min=0)
-        if not fixed and not bool((step > _CONVERGED[x.dtype]).any()):
+        tau = tau + step
+        if not fixed and float(step.max()) <= _CONVERGED[x.dtype]:  # a row with NaN never converges
             break
     return tau
 

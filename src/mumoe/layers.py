@@ -141,9 +141,10 @@ class _Gated(nn.Module):
     def _contract(self, part: Factorization, x: Tensor, coefficients: Sequence[Coefficients]) -> Tensor:
         dtype = torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype
         cast = [a if a.dtype == dtype else a.to(dtype) for a in coefficients]
+        contract = _contract_tensors(part) if torch.compiler.is_compiling() else part
         if active := ablations(self):
-            return contract_ablated(part, x, cast, active)
-        y: Tensor = part(x, cast)
+            return contract_ablated(contract, x, cast, active)
+        y: Tensor = contract(x, cast)
         return y
 
     def _answer(self, y: Tensor, x: Tensor, a: tuple[Coefficients, ...], asked: Asked) -> Any:
@@ -152,6 +153,11 @@ class _Gated(nn.Module):
         if asked is False:
             return y
         return y, a if asked == "sparse" else _unflatten(a, x)
+
+
+def _contract_tensors(part: Factorization) -> Callable[[Tensor, Sequence[Coefficients]], Tensor]:
+    """The factorization on matrices: torch.compile does not trace ``a @ factor`` for an object a."""
+    return lambda x, coefficients: part(x, [a.to_dense() for a in coefficients])
 
 
 def _unflatten(levels: Sequence[Coefficients], x: Tensor) -> tuple[Tensor, ...]:

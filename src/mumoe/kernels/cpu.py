@@ -239,7 +239,7 @@ def _scan_row(row, first, mean, rstd, normed, kind, k, values, index, count, top
     return count, top, floor, 0
 
 
-_LISTS = f"{MATRIX}, i8[:,::1], {INTS}, {VECTOR}, {VECTOR}"
+_LISTS = f"{MATRIX}, i4[:,::1], {INTS}, {VECTOR}, {VECTOR}"
 
 
 @njit(
@@ -404,7 +404,7 @@ class _Lists:
     def __init__(self, rows, kind, k, capacity):
         self.kind, self.k = kind, k
         self.values = np.empty((rows, capacity), np.float32)
-        self.index = np.empty((rows, capacity), np.int64)
+        self.index = np.empty((rows, capacity), np.int32)
         self.count = np.zeros(rows, np.int64)
         start = 0.0 if kind == RELU_TOPK else -np.inf
         self.top, self.floor = np.full((2, rows), start, np.float32)
@@ -496,9 +496,10 @@ def support(x, weight, mean, rstd, kind, k, eps, dense_share):
     """
     (rows, _), experts, code = x.shape, weight.shape[0], KINDS[kind]
     k, columns = min(k, experts), _columns(rows, experts)
+    room = min(max(CAPACITY, 4 * k + 2 * STEP), 2 * experts + 2 * STEP)
     if k > dense_share * experts:
         return None
-    buffer, lists = x.new_empty(rows * columns), _Lists(rows, code, k, max(CAPACITY, 4 * k + 2 * STEP))
+    buffer, lists = x.new_empty(rows * columns), _Lists(rows, code, k, room)
     means, variances = np.empty((2, experts if eps is not None else 0))
     m, r = (_NONE, _NONE) if mean is None else (mean.numpy(), rstd.numpy())
     for first in range(0, experts, columns):
