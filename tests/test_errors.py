@@ -105,7 +105,7 @@ def test_non_finite_weights_are_refused_and_nothing_is_loaded(bad):
     before = model[1].factorization.in_factor.detach().clone()
     assert message(lambda: model.load_state_dict(state)) == (
         "MuMoE: expected finite weights, got 1 NaN or infinite values in '1.factorization.in_factor'. "
-        "Load another checkpoint."
+        "Load another checkpoint, or examine this one: with mumoe.layers.allow_non_finite()."
     )
     assert torch.equal(model[1].factorization.in_factor, before)
 

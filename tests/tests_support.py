@@ -17,6 +17,7 @@ GATES = {
     "sparsemax": {},
     "softmax": {},
     "topk": {"k": 2},
+    "relu_topk": {"k": 2},
     "softrank": {"regularization": 0.5},
 }
 

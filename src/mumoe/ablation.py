@@ -3,20 +3,25 @@
 Ablating experts zeroes their slices of the weight tensor. As the layer is linear in the coefficients of each
 level, zeroing slices at one level is zeroing those coefficients. A set of single combinations is left out by
 splitting the rest into products of index sets, one contraction each: no cancellation, and exact zeros.
+
+Which layers are ablated now is a context variable: every thread and asyncio task has its own, and neither a copy of a
+layer nor its saved state holds any of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from mumoe.coefficients import Coefficients
 from mumoe.errors import UserError
 
-__all__ = ["Ablation", "contract_ablated"]
+__all__ = ["Ablation", "ablated", "ablations", "contract_ablated"]
 
 
 @dataclass(frozen=True)
@@ -28,23 +33,50 @@ class Ablation:
     combinations: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def parse(cls, experts: int | Iterable[Any], level: int | None, num_experts: Sequence[int], who: str) -> Ablation:
-        """From what a user writes: one index, indices, index tuples, or indices of one level.
+    def parse(cls, experts: Any, level: int | None, num_experts: Sequence[int], who: str) -> Ablation:
+        """From what a user writes: one index, indices, a boolean mask, index tuples, or indices of one level.
 
         Raises:
-            UserError: If a level or an index does not exist.
+            UserError: If a level or an index does not exist, or a mask has another length than the level.
         """
-        listed = [experts] if isinstance(experts, int) else list(experts)
+        listed = _listed(experts)
         if level is None and len(num_experts) > 1:
             return cls(None, (), tuple(_combination(item, num_experts, who) for item in listed))
-        chosen = 0 if level is None else level
-        if not 0 <= chosen < len(num_experts):
-            raise UserError(
-                f"{who}: expected level in 0..{len(num_experts) - 1}, got {level}. "
-                f"The layer has {len(num_experts)} levels."
-            )
-        indices = tuple(_index(_alone(item), num_experts[chosen], who) for item in listed)
+        chosen = 0 if level is None else _index_of_level(level, len(num_experts), who)
+        size = num_experts[chosen]
+        if any(_is_bool(item) for item in listed):
+            indices = _from_mask(listed, size, who)
+        else:
+            indices = tuple(_index(_alone(item), size, who) for item in listed)
         return cls(chosen, indices, tuple((n,) for n in indices) if len(num_experts) == 1 else ())
+
+
+def _listed(experts: Any) -> list[Any]:
+    """The indices as a list; a single one, also of numpy or torch, as a list of itself."""
+    if hasattr(experts, "tolist"):
+        experts = experts.tolist()
+    return list(experts) if isinstance(experts, Iterable) and not isinstance(experts, str) else [experts]
+
+
+def _is_bool(item: Any) -> bool:
+    return isinstance(item.item() if hasattr(item, "item") else item, bool)
+
+
+def _from_mask(mask: Sequence[Any], size: int, who: str) -> tuple[int, ...]:
+    if len(mask) != size or not all(_is_bool(item) for item in mask):
+        raise UserError(
+            f"{who}: expected indices, or a mask of {size} booleans, got {len(mask)} values with booleans among them. "
+            "Give mask.nonzero() or a mask of the level's length."
+        )
+    return tuple(n for n, chosen in enumerate(mask) if chosen)
+
+
+def _index_of_level(level: Any, levels: int, who: str) -> int:
+    if _is_bool(level) or not hasattr(level, "__index__") or not 0 <= level < levels:
+        raise UserError(
+            f"{who}: expected level in 0..{levels - 1}, got {level}. The layer has {levels} level{'s' * (levels > 1)}."
+        )
+    return int(level)
 
 
 def _alone(item: Any) -> Any:
@@ -52,16 +84,16 @@ def _alone(item: Any) -> Any:
 
 
 def _index(item: Any, size: int, who: str) -> int:
-    try:
-        number = int(item.__index__())
-    except AttributeError:
-        raise UserError(f"{who}: expected an expert's index, got {item!r}. Give a number in 0..{size - 1}.") from None
+    if _is_bool(item) or not hasattr(item, "__index__"):
+        raise UserError(f"{who}: expected an expert's index, got {item!r}. Give a number in 0..{size - 1}.")
+    number = int(item.__index__())
     if not 0 <= number < size:
         raise UserError(f"{who}: expected an expert in 0..{size - 1}, got {number}. There are {size} experts.")
     return number
 
 
 def _combination(item: Any, num_experts: Sequence[int], who: str) -> tuple[int, ...]:
+    item = item.tolist() if hasattr(item, "tolist") else item
     if not isinstance(item, Sequence) or len(item) != len(num_experts):
         raise UserError(
             f"{who}: expected one index for each of {len(num_experts)} levels, such as "
@@ -70,11 +102,37 @@ def _combination(item: Any, num_experts: Sequence[int], who: str) -> tuple[int, 
     return tuple(_index(n, size, who) for n, size in zip(item, num_experts, strict=True))
 
 
+class _Entry:
+    """One context of one layer."""
+
+    def __init__(self, layer: object, ablation: Ablation) -> None:
+        self.layer, self.ablation = layer, ablation
+
+
+_entries: ContextVar[tuple[_Entry, ...]] = ContextVar("mumoe_ablations", default=())
+
+
+@contextmanager
+def ablated(layer: object, ablation: Ablation) -> Iterator[None]:
+    """Within the context `ablations(layer)` has one more; on leaving, this one goes, whatever else came or went."""
+    entry = _Entry(layer, ablation)
+    _entries.set((*_entries.get(), entry))
+    try:
+        yield
+    finally:
+        _entries.set(tuple(other for other in _entries.get() if other is not entry))
+
+
+def ablations(layer: object) -> tuple[Ablation, ...]:
+    """The layer's ablations in this thread or task."""
+    return tuple([entry.ablation for entry in _entries.get() if entry.layer is layer])
+
+
 def contract_ablated(
-    contract: Callable[[Tensor, Sequence[Tensor]], Tensor],
+    contract: Callable[[Tensor, Sequence[Coefficients]], Tensor],
     x: Tensor,
-    coefficients: Sequence[Tensor],
-    ablations: Sequence[Ablation],
+    coefficients: Sequence[Coefficients],
+    active: Sequence[Ablation],
 ) -> Tensor:
     """Contract with the experts of all ablations left out.
 
@@ -82,18 +140,18 @@ def contract_ablated(
     """
     levels = list(coefficients)
     combinations: set[tuple[int, ...]] = set()
-    for ablation in ablations:
+    for ablation in active:
         if ablation.level is None:
             combinations.update(ablation.combinations)
         else:
-            levels[ablation.level] = _without(levels[ablation.level], ablation.experts)
+            levels[ablation.level] = levels[ablation.level].without(ablation.experts)
     return _complement(contract, x, levels, combinations, 0)
 
 
 def _complement(
-    contract: Callable[[Tensor, Sequence[Tensor]], Tensor],
+    contract: Callable[[Tensor, Sequence[Coefficients]], Tensor],
     x: Tensor,
-    levels: list[Tensor],
+    levels: list[Coefficients],
     combinations: set[tuple[int, ...]],
     depth: int,
 ) -> Tensor:
@@ -101,24 +159,11 @@ def _complement(
     if not combinations:
         return contract(x, levels)
     firsts = sorted({combination[depth] for combination in combinations})
-    rest = [*levels]
-    rest[depth] = _without(levels[depth], firsts)
-    y = contract(x, rest)
+    y = contract(x, [*levels[:depth], levels[depth].without(firsts), *levels[depth + 1 :]])
     if depth == len(levels) - 1:
         return y
     for first in firsts:
-        alone = [*levels]
-        alone[depth] = _only(levels[depth], first)
+        alone = [*levels[:depth], levels[depth].only(first), *levels[depth + 1 :]]
         inside = {combination for combination in combinations if combination[depth] == first}
         y = y + _complement(contract, x, alone, inside, depth + 1)
     return y
-
-
-def _without(a: Tensor, experts: Sequence[int]) -> Tensor:
-    return a.index_fill(-1, torch.tensor(experts, dtype=torch.long, device=a.device), 0)
-
-
-def _only(a: Tensor, expert: int) -> Tensor:
-    mask = torch.zeros(a.shape[-1], dtype=torch.bool, device=a.device)
-    mask[expert] = True
-    return a.where(mask, 0)

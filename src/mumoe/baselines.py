@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from typing import Literal, Self, overload
+from collections.abc import Iterator
+from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
 
-from mumoe.ablation import Ablation
+from mumoe.ablation import Ablation, ablated, ablations
 from mumoe.errors import UserError, check_size
 from mumoe.specs import check_rows
 
@@ -104,7 +104,6 @@ class SparseMoE(nn.Module):
         self.bias = empty(num_experts, out_features) if bias else None
         self.gate_weight = empty(num_experts, in_features)
         self.noise_weight = empty(num_experts, in_features) if noisy else None
-        self._ablated: tuple[int, ...] = ()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -152,11 +151,12 @@ class SparseMoE(nn.Module):
         y = rows.new_zeros(rows.shape[0], self.out_features)
         slots = index.reshape(-1)
         order = slots.argsort(stable=True)
+        without = {expert for ablation in ablations(self) for expert in ablation.experts}
         counts = torch.bincount(slots, minlength=self.num_experts[0]).tolist()
         weights = self.weight.unbind()  # indexing would make a gradient of all experts for each of them
         biases = [None] * len(weights) if self.bias is None else self.bias.unbind()
         for expert, places in enumerate(order.split(counts)):
-            if len(places) and expert not in self._ablated:
+            if len(places) and expert not in without:
                 row = places // index.shape[1]
                 out = nn.functional.linear(rows[row], weights[expert], biases[expert])
                 y = y.index_add(0, row, (out * chosen.reshape(-1)[places, None]).to(y.dtype))
@@ -185,15 +185,10 @@ class SparseMoE(nn.Module):
         return None if self.bias is None else self.bias[index]
 
     @contextlib.contextmanager
-    def ablate(self, experts: int | Iterable[int]) -> Iterator[Self]:
+    def ablate(self, experts: Any) -> Iterator[Self]:
         """Within the context the weight and bias of these experts are zero, as in `MuMoE.ablate`."""
-        before = self._ablated
-        parsed = Ablation.parse(experts, None, self.num_experts, "SparseMoE")
-        self._ablated = (*before, *parsed.experts)
-        try:
+        with ablated(self, Ablation.parse(experts, None, self.num_experts, "SparseMoE")):
             yield self
-        finally:
-            self._ablated = before
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={self.out_features}, experts={self.num_experts[0]}, k={self.k}"

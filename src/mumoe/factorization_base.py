@@ -124,9 +124,6 @@ class Factorization(nn.Module, ABC):
     rank_defaults: ClassVar[Ranks] = {}
     """Ranks that may be left out. An int given as the rank stands for all others."""
 
-    takes_sparse: ClassVar[bool] = False
-    """Whether `forward` uses each level's coefficients only as ``a @ factor``, so that they may be sparse."""
-
     ranks: dict[str, int | tuple[int, ...]]
 
     def __init__(

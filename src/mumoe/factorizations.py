@@ -53,7 +53,6 @@ class CP(Factorization):
     """
 
     title = "CPMuMoE"
-    takes_sparse = True
     typical_rank: ClassVar[int | None] = 512
     out_factor: Tensor
     in_factor: Tensor
@@ -180,7 +179,6 @@ class Tucker(Factorization):
     """
 
     title = "TuckerMuMoE"
-    takes_sparse = True
     typical_rank = 128
     core: Tensor
     out_factor: Tensor
@@ -276,7 +274,6 @@ class TensorRing(Factorization):
     """
 
     title = "TRMuMoE"
-    takes_sparse = True
     suffix = "core"
     typical_rank = 512
     rank_defaults: ClassVar[Ranks] = {"in-expert": 4, "expert-expert": 4, "expert-out": 4}

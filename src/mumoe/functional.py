@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ __all__ = [
     "entmax",
     "entmax15",
     "hadamard_contract",
+    "relu_topk",
     "ring_contract",
     "softrank",
     "sparsemax",
@@ -33,24 +34,14 @@ __all__ = [
     "tucker_contract",
 ]
 
-_FIRST_K = 64  # candidates taken before the size of a support is known; doubled four-fold where it is larger
-_FEW = 256  # experts up to which Newton's method on all of them is faster than a selection
-_SMALL = 2**14  # logits in all up to which the same holds
+BUCKETS = 64
+"""Groups of a row's experts whose largest logits give a first lower bound of the threshold."""
+
+_LONG_ROW = 512  # entries of a row from which that bound saves more than it costs
+_CONVERGED = {torch.float32: 2e-7, torch.float64: 1e-15}  # steps of the threshold below this are rounding
 _HELD = 2**20  # elements of a contraction's largest result that are held at a time where nothing is saved
 _FEWEST_ROWS = 16  # rows at a time at least
-_NEWTON_STEPS = 64  # many more than are ever needed
 _SOFTRANK_BLOCK = 2**24  # elements of the table that softrank builds at a time
-
-
-class DenseKernels(Protocol):
-    """Compiled forms of entmax15 and sparsemax over the rows of a matrix."""
-
-    def dense(self, logits: Tensor, kind: str) -> Tensor: ...
-    def dense_backward(self, coefficients: Tensor, grad: Tensor, kind: str) -> Tensor: ...
-
-
-dense_kernels: Callable[[Tensor], DenseKernels | None] = lambda tensor: None  # noqa: E731 - `backends` puts its own here
-_COMPILED = {1.5: "entmax15", 2.0: "sparsemax"}  # alphas that they know
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -111,8 +102,14 @@ def entmax(logits: Tensor, alpha: float | Tensor = 1.5) -> Tensor:
     return _apply_entmax(logits, alpha)
 
 
-def topk_softmax(logits: Tensor, k: int) -> Tensor:
+def topk_softmax(logits: Tensor, k: int, normalize: bool = True) -> Tensor:
     """Softmax over the k largest logits of each row, 0 elsewhere.
+
+    Args:
+        logits: Scores.
+        k: Number of experts to keep; all of them if there are fewer.
+        normalize: If False, the softmax runs over all logits before the k largest are kept, so that a row sums to
+            at most 1.
 
     Shape:
         (..., num_experts) -> (..., num_experts), float32 or float64; rows sum to 1.
@@ -121,10 +118,28 @@ def topk_softmax(logits: Tensor, k: int) -> Tensor:
     """
     logits = _at_least_float32(logits)
     values, index = torch.topk(logits, min(k, logits.shape[-1]), dim=-1)
-    return torch.zeros_like(logits).scatter(-1, index, torch.softmax(values, dim=-1))
+    if normalize:
+        kept = torch.softmax(values, dim=-1)
+    else:
+        kept = (values - torch.logsumexp(logits, dim=-1, keepdim=True)).exp()
+    return torch.zeros_like(logits).scatter(-1, index, kept)
 
 
-def softrank(logits: Tensor, regularization: float = 1.0) -> Tensor:
+def relu_topk(logits: Tensor, k: int) -> Tensor:
+    """The k largest logits of each row as they are, where they are positive; 0 elsewhere. Rows are not normalized.
+
+    Shape:
+        (..., num_experts) -> (..., num_experts), float32 or float64, at least 0. A row with NaN or +inf is NaN.
+
+    Source: Oldfield et al. 2025 (arXiv 2505.21364), section 3.
+    """
+    logits = _at_least_float32(logits)
+    values, index = torch.topk(logits, min(k, logits.shape[-1]), dim=-1)
+    values = torch.where(values.isposinf(), torch.nan, values)
+    return torch.zeros_like(logits).scatter(-1, index, values.relu())
+
+
+def softrank(logits: Tensor, regularization: float = 1.0, normalize: bool = True) -> Tensor:
     """Soft ranks of the logits, scaled to sum to 1: the largest logit has the largest coefficient.
 
     The soft ranks are the Euclidean projection of ``logits / regularization`` onto the permutahedron, the
@@ -134,9 +149,10 @@ def softrank(logits: Tensor, regularization: float = 1.0) -> Tensor:
     Args:
         logits: Scores.
         regularization: Strength of the smoothing, above 0.
+        normalize: If False, the soft ranks themselves, which sum to N (N + 1) / 2.
 
     Shape:
-        (..., num_experts) -> (..., num_experts), float32 or float64; rows sum to 1.
+        (..., num_experts) -> (..., num_experts), float32 or float64; rows sum to 1 if normalized.
 
     Cost: N^2 operations a row, and blocks of rows in a table of N x N each: for comparisons, not for speed.
 
@@ -152,7 +168,7 @@ def softrank(logits: Tensor, regularization: float = 1.0) -> Tensor:
     count = torch.zeros_like(gap).scatter_add(-1, block, torch.ones_like(gap))
     pooled = (total / count.clamp(min=1)).gather(-1, block)
     projection = torch.zeros_like(gap).scatter(-1, order, ordered - pooled)
-    return projection / (size * (size + 1) / 2)
+    return projection / (size * (size + 1) / 2) if normalize else projection
 
 
 def _decreasing_blocks(y: Tensor) -> Tensor:
@@ -162,7 +178,7 @@ def _decreasing_blocks(y: Tensor) -> Tensor:
     """
     size = y.shape[-1]
     flat = y.reshape(-1, size)
-    if _is_traced(y):
+    if is_traced(y):
         fit = _isotonic_fit(flat)
     else:
         rows = max(1, _SOFTRANK_BLOCK // (size * size))
@@ -189,203 +205,158 @@ def _apply_entmax(logits: Tensor, alpha: float | Tensor) -> Tensor:
     logits = _at_least_float32(logits)
     if isinstance(alpha, Tensor):
         alpha = alpha.to(logits)
-    if not _is_recorded(logits, alpha):
-        return _Entmax.forward(logits, alpha)
-    result: Tensor = _Entmax.apply(logits, alpha)
+    result: Tensor = _entmax_function().apply(logits, alpha)
     return result
 
 
-def _is_recorded(logits: Tensor, alpha: float | Tensor) -> bool:
-    """Whether somebody differentiates, traces or transforms; if not, calling the function alone is faster."""
-    if torch.compiler.is_compiling() or isinstance(alpha, Tensor) or logits.requires_grad:
-        return True
-    return torch._C._are_functorch_transforms_active()
-
-
 class _Entmax(torch.autograd.Function):
-    """Entmax over the last dimension. Saves its output alone; its backward can be differentiated again."""
+    """Entmax over the last dimension. Saves its output alone; its derivatives can be differentiated again."""
 
     @staticmethod
     def forward(logits: Tensor, alpha: float | Tensor) -> Tensor:
-        if isinstance(alpha, Tensor):
-            return _entmax_newton(logits, alpha)
-        if alpha in _COMPILED and logits.numel() and (kernels := dense_kernels(logits)) is not None:
-            flat = logits.reshape(-1, logits.shape[-1])
-            return kernels.dense(flat, _COMPILED[alpha]).view(logits.shape)
-        if alpha == 1.5:
-            return _threshold(logits, tau15, 0.5).square_()
-        if alpha == 2.0:
-            return _threshold(logits, tau2, 1.0)
-        return _entmax_newton(logits, torch.tensor(alpha, dtype=logits.dtype, device=logits.device))
+        top = logits.amax(-1, keepdim=True)
+        x = (logits - top) * (alpha - 1)
+        tau = threshold(x, alpha, lambda values: values.sum(-1, keepdim=True), _first_bound(x, alpha))
+        inside = (x - tau).clamp_(min=0)
+        if isinstance(alpha, Tensor) or alpha not in (1.5, 2.0):
+            p = torch.where(inside > 0, inside ** (1 / (alpha - 1)), inside)
+            return p / p.sum(-1, keepdim=True)
+        return inside.square_() if alpha == 1.5 else inside
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float | Tensor], output: Tensor) -> None:
         alpha = inputs[1]
-        ctx.learned = isinstance(alpha, Tensor)
-        ctx.alpha = None if ctx.learned else alpha
-        ctx.save_for_backward(output, *([alpha] if ctx.learned else []))
+        saved = (output, alpha) if isinstance(alpha, Tensor) else (output,)
+        ctx.alpha = None if isinstance(alpha, Tensor) else alpha
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         p, *rest = ctx.saved_tensors
-        alpha = rest[0] if ctx.learned else ctx.alpha
-        grad = grads[0]
-        once = not ctx.learned and not torch.is_grad_enabled()
-        if once and alpha in _COMPILED and p.numel() and (kernels := dense_kernels(p)) is not None:
-            width = p.shape[-1]
-            found = kernels.dense_backward(p.reshape(-1, width), grad.reshape(-1, width), _COMPILED[alpha])
-            return found.view(p.shape), None
-        if once and alpha == 1.5:
-            return _entmax15_backward(p, grad), None
-        inside = p > 0
-        safe = torch.where(inside, p, 1)
-        weight = torch.where(inside, _power(safe, 2 - alpha), 0)
-        weight = torch.where(p.isnan(), p, weight)
-        total = weight.sum(-1, keepdim=True)
-        mean = (weight * grad).sum(-1, keepdim=True) / total
-        logits_grad = weight * (grad - mean)
-        if not ctx.learned:
-            return logits_grad, None
-        entropy = -torch.where(inside, p * safe.log(), 0)
-        share = weight / total
-        first = (p - share) / (alpha - 1) ** 2
-        second = (entropy - share * entropy.sum(-1, keepdim=True)) / (alpha - 1)
-        return logits_grad, (grad * (first + second)).sum()
+        alpha, (grad,) = rest[0] if rest else ctx.alpha, grads
+        by_logits = _entmax_slope(p, alpha, grad) if ctx.needs_input_grad[0] else None
+        by_alpha = (grad * _entmax_by_alpha(p, alpha)).sum() if rest and ctx.needs_input_grad[1] else None
+        return by_logits, by_alpha
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, logits: Tensor, alpha: float | Tensor) -> tuple[Tensor, int]:
         if in_dims[1] is not None:
             raise UserError("entmax: expected one alpha for all rows, got a batch of them. Loop over alpha.")
         moved = logits.movedim(in_dims[0], 0)
-        return _Entmax.apply(moved, alpha), 0
+        return _entmax_function().apply(moved, alpha), 0
 
 
-def _entmax15_backward(p: Tensor, grad: Tensor) -> Tensor:
-    """Gradient of the logits, in as few passes as there are; entries outside the support are 0 by themselves."""
-    weight = p.sqrt()
-    mean = (weight * grad).sum(-1, keepdim=True).div_(weight.sum(-1, keepdim=True))
-    return (grad - mean).mul_(weight)  # in this order equal gradients cancel to the bit
+class _EntmaxWithJvp(_Entmax):
+    """The same with forward-mode derivatives, which torch.compile does not trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        p, *rest = ctx.saved_tensors
+        alpha, (logits, learned) = rest[0] if rest else ctx.alpha, tangents
+        found = torch.zeros_like(p) if logits is None else _entmax_slope(p, alpha, logits)
+        return found if not rest or learned is None else found + learned * _entmax_by_alpha(p, alpha)
 
 
-def _power(base: Tensor, exponent: float | Tensor) -> Tensor:
-    if isinstance(exponent, Tensor):
-        return base**exponent
-    if exponent == 0.5:
-        return base.sqrt()
-    return torch.ones_like(base) if exponent == 0 else base**exponent
+def _entmax_function() -> type[_Entmax]:
+    return _Entmax if torch.compiler.is_compiling() else _EntmaxWithJvp
 
 
-def _threshold(logits: Tensor, solve: Any, scale: float) -> Tensor:
-    """max(scale * (x - max) - tau, 0), with tau from the largest entries of each row alone where possible."""
-    top = logits.amax(-1, keepdim=True)
-    if _is_traced(logits):
-        ordered = torch.sort(logits, dim=-1, descending=True).values
-        tau, _ = solve((ordered - top) * scale)
-        return ((logits - top) * scale - tau).clamp(min=0)
-    if logits.shape[-1] <= _FEW or logits.numel() <= _SMALL:
-        return _slack_by_newton((logits - top).mul_(scale), scale)
-    tau = _tau_of_largest(logits.reshape(-1, logits.shape[-1]), solve, scale)
-    if tau is None:
-        return _slack_by_newton((logits - top).mul_(scale), scale)
-    return (logits - top).mul_(scale).sub_(tau.reshape(top.shape)).clamp_(min=0)
+def _entmax_slope(p: Tensor, alpha: float | Tensor, vector: Tensor) -> Tensor:
+    """The Jacobian of entmax by its logits, which is symmetric, times a vector."""
+    if not isinstance(alpha, Tensor) and alpha == 1.5 and not torch.is_grad_enabled():
+        weight = p.sqrt()  # 0 outside the support, where the square root has no derivative
+    else:
+        inside = p > 0
+        weight = torch.where(inside, torch.where(inside, p, 1) ** (2 - alpha), 0)
+        weight = torch.where(p.isnan(), p, weight)
+    mean = (weight * vector).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
+    return (vector - mean) * weight  # in this order equal entries cancel to the bit
 
 
-def _slack_by_newton(x: Tensor, scale: float) -> Tensor:
-    """max(x - tau, 0) for rows x with maximum 0, of entmax15 (scale 0.5) or sparsemax (1).
+def _entmax_by_alpha(p: Tensor, alpha: float | Tensor) -> Tensor:
+    """The derivative of every coefficient by alpha: Correia et al. 2019, proposition 1."""
+    inside = p > 0
+    safe = torch.where(inside, p, 1)
+    weight = torch.where(inside, safe ** (2 - alpha), 0)
+    share = weight / weight.sum(-1, keepdim=True)
+    entropy = -torch.where(inside, p * safe.log(), 0)
+    first = (p - share) / (alpha - 1) ** 2
+    return first + (entropy - share * entropy.sum(-1, keepdim=True)) / (alpha - 1)
 
-    Newton's method from tau = -1 never overshoots, and ends where no step is left but rounding.
+
+def threshold(
+    x: Tensor,
+    alpha: float | Tensor,
+    total: Callable[[Tensor], Tensor],
+    start: float | Tensor = -1.0,
+    steps: int = 64,
+) -> Tensor:
+    """The tau with total(max(x - tau, 0)^(1 / (alpha - 1))) = 1 for each row.
+
+    Newton's method on the norm of the slack, a convex function of tau: from a lower bound it never overshoots, and
+    every step is a lower bound, too.
+
+    Args:
+        x: (alpha - 1) times the logits, shifted so that the maximum of each row is 0.
+        alpha: In (1, 2].
+        total: Sums values shaped like x over each row; the result broadcasts against x.
+        start: A lower bound of tau; -1 always is one.
+        steps: Steps at most: fewer than it takes to converge leave a lower bound.
     """
-    tau = torch.full_like(x[..., :1], -1.0)
-    slack = x + 1
-    for _ in range(_NEWTON_STEPS):
-        slack.clamp_(min=0)
-        if scale == 0.5:
-            excess = torch.linalg.vector_norm(slack, dim=-1, keepdim=True).square_().sub_(1)
-            step = excess.div_(slack.sum(-1, keepdim=True)).mul_(0.5)
+    power = 1 / (alpha - 1)
+    fixed, tau = not _may_branch(x), torch.zeros_like(total(x)) + start
+    for _ in range(min(steps, _traced_steps(x.shape[-1])) if fixed else steps):
+        slack = (x - tau).clamp_(min=0)
+        if isinstance(alpha, Tensor) or alpha not in (1.5, 2.0):
+            slope = torch.where(slack > 0, slack ** (power - 1), 0)
+            mass, slope = total(slope * slack), total(slope)
+            step = (mass - mass ** (1 - 1 / power)) / slope
+        elif alpha == 1.5:
+            slope = total(slack)
+            mass = total(slack.square_())
+            step = (mass - mass.sqrt()) / slope
         else:
-            step = slack.sum(-1, keepdim=True).sub_(1).div_((slack > 0).sum(-1, keepdim=True))
-        tau.add_(step)
-        torch.sub(x, tau, out=slack)
-        if not bool((step > 2e-7).any()):
+            mass, slope = total(slack), total((slack > 0).to(x.dtype))
+            step = (mass - 1) / slope
+        tau = tau + step
+        if not fixed and float(step.max()) <= _CONVERGED[x.dtype]:  # a row with NaN never converges
             break
-    return slack.clamp_(min=0)
-
-
-def _tau_of_largest(logits: Tensor, solve: Any, scale: float) -> Tensor | None:
-    """Tau per row; rows whose support may reach beyond the entries looked at are solved again with more.
-
-    None where these are many, as with a gate that starts at zero: then all entries at once are faster.
-    """
-    size, k = logits.shape[-1], min(_FIRST_K, logits.shape[-1])
-    values = torch.topk(logits, k, dim=-1).values
-    tau, support = solve((values - values[:, :1]) * scale)
-    while k < size:
-        again = (support == k).nonzero()[:, 0]
-        if not len(again):
-            break
-        if 4 * len(again) > len(logits):
-            return None
-        k = min(4 * k, size)
-        values = torch.topk(logits[again], k, dim=-1).values
-        tau[again], support[again] = solve((values - values[:, :1]) * scale)
     return tau
 
 
-def tau15(ordered: Tensor) -> tuple[Tensor, Tensor]:
-    """Threshold and support size (rows, 1) of entmax15 for rows in descending order that begin with 0."""
-    count = _counts(ordered)
-    mean = ordered.cumsum(-1) / count
-    spread = (ordered * ordered).cumsum(-1) - count * mean * mean
-    tau = mean - ((1 - spread) / count).clamp(min=0).sqrt()
-    support = (tau <= ordered).sum(-1, keepdim=True)
-    tau = tau.gather(-1, (support - 1).clamp(min=0))
-    inside = (ordered - tau).clamp(min=0)  # one Newton step takes the rounding of the running sums out
-    tau = tau + (inside.square().sum(-1, keepdim=True) - 1) / (2 * inside.sum(-1, keepdim=True))
-    return tau, support.squeeze(-1)
+def _traced_steps(size: int) -> int:
+    """Steps that Newton's method needs at most where it must not look at values."""
+    return 8 + int(size).bit_length()
 
 
-def tau2(ordered: Tensor) -> tuple[Tensor, Tensor]:
-    """Threshold and support size of sparsemax, as `tau15`."""
-    count = _counts(ordered)
-    tau = (ordered.cumsum(-1) - 1) / count
-    support = (tau < ordered).sum(-1, keepdim=True)
-    tau = tau.gather(-1, (support - 1).clamp(min=0))
-    inside = (ordered - tau).clamp(min=0)
-    tau = tau + (inside.sum(-1, keepdim=True) - 1) / (inside > 0).sum(-1, keepdim=True)
-    return tau, support.squeeze(-1)
+def _first_bound(x: Tensor, alpha: float | Tensor) -> float | Tensor:
+    """A lower bound of tau from the largest entry of each of 64 groups, for long rows: tau grows with every entry."""
+    size = x.shape[-1]
+    if size < _LONG_ROW or isinstance(alpha, Tensor) or not _may_branch(x):
+        return -1.0
+    whole = size // BUCKETS * BUCKETS
+    largest = x[..., :whole].unflatten(-1, (-1, BUCKETS)).amax(-2)
+    bound = threshold(largest, alpha, lambda values: values.sum(-1, keepdim=True))
+    return (bound - 1e-5).clamp_(min=-1)
 
 
-def _counts(ordered: Tensor) -> Tensor:
-    return torch.arange(1, ordered.shape[-1] + 1, dtype=ordered.dtype, device=ordered.device)
+def _may_branch(x: Tensor) -> bool:
+    """Whether control flow may depend on values: not under tracing, and not where reading one waits for a device."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    return not torch.jit.is_tracing() and not torch._C._len_torch_dispatch_stack()
 
 
-def _entmax_newton(logits: Tensor, alpha: Tensor) -> Tensor:
-    """Entmax of any alpha. Newton from tau = max - 1, where the sum is at least 1: monotone, no overshoot."""
-    x = (logits - logits.amax(-1, keepdim=True)) * (alpha - 1)
-    power = 1 / (alpha - 1)
-    tau = torch.full_like(x[..., :1], -1.0)
-    steps = 8 + math.ceil(math.log(x.shape[-1]))  # the sum falls by e or so a step, then quadratically
-    for _ in range(steps):
-        inside = (x - tau).clamp(min=0)
-        slope = inside ** (power - 1)
-        slope = torch.where(inside > 0, slope, 0)
-        value = (slope * inside).sum(-1, keepdim=True) - 1
-        step = value / (power * slope.sum(-1, keepdim=True))
-        tau = tau + step.clamp(min=0)
-        if not _is_traced(x) and not bool((step > 1e-7 * (1 + tau.abs())).any()):
-            break
-    inside = (x - tau).clamp(min=0)
-    p = torch.where(inside > 0, inside**power, inside)
-    return p / p.sum(-1, keepdim=True)
+def is_traced(x: Tensor) -> bool:
+    """Whether the operations are recorded instead of, or beside, being computed."""
+    if torch.compiler.is_compiling() or x.is_meta or torch.jit.is_tracing():
+        return True
+    return bool(torch._C._are_functorch_transforms_active()) or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _is_traced(x: Tensor) -> bool:
-    """Whether control flow must not depend on values: under torch.compile, export, or on the meta device."""
-    return torch.compiler.is_compiling() or x.is_meta
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -410,7 +381,7 @@ def dense_contract(x: Tensor, coefficients: Sequence[Tensor], weight: Tensor) ->
 
     Source: Oldfield et al. 2024, eq. 1.
     """
-    joint = _outer(coefficients)
+    joint = _outer([a if isinstance(a, Tensor) else a.to_dense() for a in coefficients])
     flat = weight.reshape(joint.shape[-1], *weight.shape[-2:])
     width = x.shape[-1]
     mixed = (joint[:, :, None] * x[:, None, :]).flatten(1)
@@ -560,7 +531,7 @@ def _close(x: Tensor, chain: Tensor, out_core: Tensor, in_core: Tensor) -> Tenso
 def _rows_at_a_time(x: Tensor, width: int) -> int | None:
     """Rows whose `width` numbers each stay in the cache; None: all at once, as where something is saved or traced."""
     step = max(_FEWEST_ROWS, _HELD // width)
-    if torch.is_grad_enabled() or _is_recorded(x, 0.0) or x.is_meta or len(x) <= step:
+    if torch.is_grad_enabled() or x.requires_grad or is_traced(x) or len(x) <= step:
         return None
     return step
 

@@ -1,45 +1,58 @@
-"""The gate: projection -> normalization -> sparse activation -> one vector of expert coefficients per level.
+"""The gate: router -> normalization -> activation -> the coefficients of every expert level.
 
-    a_e = activation(normalize(G_e z)),  e = 1 .. E
+    a_e = activation(normalize(router_e(z))),  e = 1 .. E
 
-The projection has no bias and the normalization nothing to learn (paper, section 4). Everything is computed
-in float32 or better, whatever the input's dtype or autocast, so that each row of coefficients sums to 1.
+By default a router is a linear layer without bias and the normalization has nothing to learn (paper, section 4). All of
+it is computed in float32 or better, whatever the input's dtype or autocast, so that each row of coefficients sums to 1.
+
+`takes_sparse` is the one place that chooses between the dense gate and the sparse one (`mumoe.sparse_gate`), which gives
+the same coefficients without a (rows, num_experts) matrix.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
-from mumoe import functional
+from mumoe import functional, kernels, sparse_gate
+from mumoe.coefficients import Coefficients, DenseCoefficients, full_precision
 from mumoe.errors import UserError, nearest, unknown_name
+from mumoe.sparse_gate import Plan
 
 __all__ = [
     "GATES",
     "NORMS",
+    "ROUTES",
     "BatchNorm",
     "Entmax",
     "Entmax15",
     "Gate",
     "LayerNorm",
+    "ReLUTopK",
+    "Router",
     "SoftRank",
     "Softmax",
     "Sparsemax",
     "TopK",
     "register_gate",
+    "takes_sparse",
 ]
 
 GATES: dict[str, type[nn.Module]] = {}
-"""Activations by name: modules made with keyword options, (rows, num_experts) -> the same, rows sum to 1."""
+"""Activations by name: modules made with keyword options, (rows, num_experts) -> the same."""
 
 NORMS = ("batch", "layer", "none")
+
+ROUTES = ("auto", "dense", "sparse")
+"""How a gate computes: ``dense`` forms every logit of the batch, ``sparse`` keeps the support alone."""
 
 
 def register_gate(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
@@ -72,8 +85,14 @@ class Entmax(nn.Module):
         if not 1 < alpha <= 2 or (learnable and alpha == 2):
             raise UserError(f"Entmax: expected {limit}, got {alpha}. Use gate='softmax' for alpha = 1.")
         self.fixed = float(alpha)
-        start = math.log((alpha - 1) / (2 - alpha)) if learnable else 0.0
-        self.logit = nn.Parameter(torch.tensor(start)) if learnable else None
+        self.logit = nn.Parameter(torch.empty(())) if learnable else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set a learned alpha to where it started."""
+        if self.logit is not None:
+            self.logit.fill_(math.log((self.fixed - 1) / (2 - self.fixed)))
 
     @property
     def alpha(self) -> float | Tensor:
@@ -107,36 +126,64 @@ class Softmax(nn.Module):
 
 @register_gate("topk")
 class TopK(nn.Module):
-    """Softmax over the k largest logits; a level of fewer experts takes them all."""
+    """Softmax over the k largest logits; a level of fewer experts uses them all.
+
+    With ``normalize=False`` the softmax runs over all logits first. See `functional.topk_softmax`.
+    """
+
+    def __init__(self, k: int = 2, normalize: bool = True) -> None:
+        super().__init__()
+        self.k, self.normalize = _at_least_one(k, "TopK"), normalize
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return functional.topk_softmax(logits, self.k, self.normalize)
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, normalize={self.normalize}"
+
+
+@register_gate("relu_topk")
+class ReLUTopK(nn.Module):
+    """The k largest logits where they are positive, not normalized. See `functional.relu_topk`."""
+
+    router_bias: ClassVar[bool] = True
+    """Rows that do not sum to 1 need a level of their own: the gate's routers get a bias."""
 
     def __init__(self, k: int = 2) -> None:
         super().__init__()
-        if k < 1:
-            raise UserError(f"TopK: expected k >= 1, got {k}. Give the number of experts to keep.")
-        self.k = k
+        self.k = _at_least_one(k, "ReLUTopK")
 
     def forward(self, logits: Tensor) -> Tensor:
-        return functional.topk_softmax(logits, self.k)
+        return functional.relu_topk(logits, self.k)
 
     def extra_repr(self) -> str:
         return f"k={self.k}"
 
 
+def _at_least_one(k: Any, who: str) -> int:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise UserError(f"{who}: expected k >= 1, got {k!r}. Give the number of experts to keep.")
+    return k
+
+
 @register_gate("softrank")
 class SoftRank(nn.Module):
-    """Scaled soft ranks, to compare how experts specialize. O(N^2) a row. See `functional.softrank`."""
+    """Scaled soft ranks, to compare how experts specialize; ``normalize=False`` gives the soft ranks themselves.
 
-    def __init__(self, regularization: float = 1.0) -> None:
+    O(N^2) a row. See `functional.softrank`.
+    """
+
+    def __init__(self, regularization: float = 1.0, normalize: bool = True) -> None:
         super().__init__()
         if not regularization > 0:
             raise UserError(f"SoftRank: expected regularization > 0, got {regularization}. Smaller is closer to ranks.")
-        self.regularization = regularization
+        self.regularization, self.normalize = regularization, normalize
 
     def forward(self, logits: Tensor) -> Tensor:
-        return functional.softrank(logits, self.regularization)
+        return functional.softrank(logits, self.regularization, self.normalize)
 
     def extra_repr(self) -> str:
-        return f"regularization={self.regularization}"
+        return f"regularization={self.regularization}, normalize={self.normalize}"
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -220,7 +267,7 @@ def _make_activation(gate: str | nn.Module, options: Mapping[str, Any]) -> nn.Mo
     if isinstance(gate, nn.Module):
         if options:
             raise UserError(f"MuMoE: expected no gate_options beside a gate module, got {dict(options)}. Drop them.")
-        return gate
+        return copy.deepcopy(gate)
     if gate not in GATES:
         raise unknown_name("MuMoE", "gate", gate, GATES)
     accepted = list(inspect.signature(GATES[gate]).parameters)
@@ -232,11 +279,49 @@ def _make_activation(gate: str | nn.Module, options: Mapping[str, Any]) -> nn.Mo
     return GATES[gate](**options)
 
 
-def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """A context without autocast on the tensor's device."""
-    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+def _make_routers(
+    router: nn.Module | Sequence[nn.Module] | None,
+    in_features: int,
+    num_experts: Sequence[int],
+    bias: bool,
+    where: Mapping[str, Any],
+) -> list[nn.Module]:
+    if router is None:
+        return [Router(in_features, size, bias=bias, **where) for size in num_experts]
+    routers = [router] if isinstance(router, nn.Module) else list(router)
+    if len(routers) != len(num_experts):
+        raise UserError(
+            f"Gate: expected one router for each of {len(num_experts)} levels, got {len(routers)}. "
+            "Give a list with one module per level."
+        )
+    return routers
+
+
+class Router(nn.Linear):
+    """The default router: a linear layer that computes in float32 or better, whatever the dtype of its weight."""
+
+    def reset_parameters(self) -> None:
+        """Draw a weight of standard deviation 1 / sqrt(in_features); a bias starts at zero."""
+        with torch.no_grad():
+            self.weight.normal_(std=self.in_features**-0.5)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def forward(self, input: Tensor) -> Tensor:
+        wide = _wide(input)
+        with full_precision(input):
+            return F.linear(input.to(wide), self.weight.to(wide), None if self.bias is None else self.bias.to(wide))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _reset(module: nn.Module) -> None:
+    """Call the module's `reset_parameters`, if it has one; a batch norm forgets its running statistics."""
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
 
 
 class Gate(nn.Module):
@@ -245,16 +330,23 @@ class Gate(nn.Module):
     Args:
         in_features: Width of the input.
         num_experts: Number of experts per level.
-        gate: Name of an activation in `GATES`, or a module (shared by the levels).
+        gate: Name of an activation in `GATES`, or a module, of which every level gets a copy.
         norm: ``batch`` (running statistics, in training those of the batch), ``layer`` or ``none``.
         options: Keyword options of the activation, such as ``{"alpha": 1.3}`` or ``{"k": 4}``.
         init: ``normal`` (standard deviation 1 / sqrt(in_features)) or ``zeros`` (uniform coefficients).
+        router: Module (rows, in_features) -> (rows, num_experts[0]) logits, or a list of one per level. None makes
+            linear layers, with a bias only for an activation that asks for it (`ReLUTopK`).
+        route: ``dense`` forms the logits of the whole batch, ``sparse`` keeps the support alone wherever both give the
+            same values, ``auto`` chooses the faster of the two (`takes_sparse`).
 
     Attributes:
-        weights: One (num_experts[e], in_features) parameter per level.
+        routers: One module per level; so are `norms` and `activations`.
 
     Shape:
-        (rows, in_features) -> one (rows, num_experts[e]) per level, float32 or float64.
+        (rows, in_features) -> one (rows, num_experts[e]) `Coefficients` per level, float32 or float64.
+
+    Raises:
+        UserError: For an unknown name or option, or another number of routers than levels.
     """
 
     def __init__(
@@ -266,54 +358,190 @@ class Gate(nn.Module):
         *,
         options: Mapping[str, Any] | None = None,
         init: str = "normal",
+        router: nn.Module | Sequence[nn.Module] | None = None,
+        route: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if init not in ("normal", "zeros"):
-            raise unknown_name("MuMoE", "gate_init", init, ("normal", "zeros"))
+        for name, value, known in (("gate_init", init, ("normal", "zeros")), ("route", route, ROUTES)):
+            if value not in known:
+                raise unknown_name("MuMoE", name, value, known)
         self.in_features, self.num_experts = in_features, tuple(num_experts)
         self.name = gate if isinstance(gate, str) else type(gate).__name__
-        self.norm, self.options, self.init = norm, dict(options or {}), init
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.empty(size, in_features, device=device, dtype=dtype)) for size in num_experts
-        )
+        self.norm, self.options, self.init, self.route = norm, dict(options or {}), init, route
+        where = {"device": device, "dtype": dtype}
+        activations = [_make_activation(gate, self.options) for _ in num_experts]
+        bias = bool(getattr(activations[0], "router_bias", False))
+        self.routers = nn.ModuleList(_make_routers(router, in_features, self.num_experts, bias, where))
         self.norms = nn.ModuleList(_make_norm(norm, size, device, dtype) for size in num_experts)
-        self.activations = nn.ModuleList(_make_activation(gate, self.options) for _ in num_experts)
+        self.activations = nn.ModuleList(activations)
         if device is not None:
             self.activations.to(device)
-        self.reset_parameters()
+        self.register_load_state_dict_pre_hook(_rename_old_weights)  # type: ignore[no-untyped-call]
+        if router is None and init == "zeros":
+            self._zero_routers()
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The weight (num_experts[e], in_features) of every level's router, where these are linear."""
+        return [router.weight for router in self.routers]  # type: ignore[misc]
+
+    def reset_parameters(self) -> None:
+        """Draw new routers, set learned activations to where they started and forget the running statistics."""
+        for module in (*self.routers, *self.norms, *self.activations):
+            _reset(module)
+        if self.init == "zeros":
+            self._zero_routers()
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw new projections and forget the running statistics."""
-        for weight, norm in zip(self.weights, self.norms, strict=True):
-            weight.zero_() if self.init == "zeros" else weight.normal_(std=self.in_features**-0.5)
-            if isinstance(norm, BatchNorm):
-                norm.reset_running_stats()
+    def _zero_routers(self) -> None:
+        for router in self.routers:
+            if isinstance(router, Router):
+                router.weight.zero_()
 
     def logits(self, x: Tensor) -> tuple[Tensor, ...]:
         """Normalized logits of every level, before the activation."""
-        return tuple(self._logits(level, x) for level in range(len(self.num_experts)))
+        return tuple([self._logits(level, x) for level in range(len(self.num_experts))])
 
     def _logits(self, level: int, x: Tensor) -> Tensor:
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        norm, weight = self.norms[level], self.weights[level].to(wide)
+        router, norm, wide = self.routers[level], self.norms[level], _wide(x)
         with full_precision(x):
-            if type(norm) is BatchNorm and norm.training and len(x) > 1:  # a large mean would cost digits
-                centre = x.detach().to(wide).mean(0)
-                return norm(F.linear(x.to(wide) - centre, weight), weight.detach() @ centre)
-            y: Tensor = norm(F.linear(x.to(wide), weight))
-            return y
+            if type(norm) is BatchNorm and norm.training and len(x) > 1 and is_plain(router):
+                centre = x.detach().to(wide).mean(0)  # a large mean would cost digits
+                shift = F.linear(centre, router.weight.detach().to(wide))  # type: ignore[operator, arg-type]
+                return norm(router(x.to(wide) - centre), shift)  # type: ignore[no-any-return]
+            own = x if isinstance(router, Router) else x.to(_dtype_of(router, wide))
+            return norm(router(own).to(wide))  # type: ignore[no-any-return]
 
-    def level(self, level: int, x: Tensor) -> Tensor:
-        """Coefficients of one level: (rows, in_features) -> (rows, num_experts[level])."""
+    def forward(self, x: Tensor) -> tuple[Coefficients, ...]:
+        return tuple([self._level(level, x) for level in range(len(self.num_experts))])
+
+    def _level(self, level: int, x: Tensor) -> Coefficients:
+        if takes_sparse(self, level, x):
+            found = self._sparse_level(level, x)
+            if found is not None:
+                return found
         with full_precision(x):
-            a: Tensor = self.activations[level](self._logits(level, x))
-        return a
+            return DenseCoefficients(self.activations[level](self._logits(level, x)))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.level(level, x) for level in range(len(self.num_experts)))
+    def _sparse_level(self, level: int, x: Tensor) -> Coefficients | None:
+        """The coefficients by their support; None where they are dense or not finite."""
+        router: Any = self.routers[level]
+        norm, wide, x = self.norms[level], _wide(x), x.to(_wide(x))
+        weight, bias = router.weight.to(wide), None if router.bias is None else router.bias.to(wide)
+        share = 1.0 if self.route == "sparse" else DENSE_SHARE
+        found = sparse_gate.sparse_coefficients(x, weight, bias, self._plan(level, wide), share)
+        if found is None:
+            return None
+        coefficients, support = found
+        if isinstance(norm, BatchNorm) and support.mean is not None and support.var is not None:
+            shift = F.linear(x.detach().mean(0), weight.detach(), None if bias is None else bias.detach())
+            norm.remember(support.mean + shift, support.var, len(x))
+        return coefficients
+
+    def _plan(self, level: int, dtype: torch.dtype) -> Plan:
+        activation, norm = self.activations[level], self.norms[level]
+        kind, k = SPARSE_KINDS[type(activation)], int(getattr(activation, "k", 0))
+        if not isinstance(norm, BatchNorm):
+            return Plan(kind, k)
+        if norm.training:
+            return Plan(kind, k, eps=norm.eps)
+        mean, var = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert var is not None
+        return Plan(kind, k, mean.to(dtype), torch.rsqrt(var.to(dtype) + norm.eps))
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, experts={self.num_experts}, gate={self.name!r}, norm={self.norm!r}"
+
+
+def _dtype_of(router: nn.Module, default: torch.dtype) -> torch.dtype:
+    return next((p.dtype for p in router.parameters() if p.is_floating_point()), default)
+
+
+def _rename_old_weights(gate: Gate, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Checkpoints from before the routers have ``weights.N`` for ``routers.N.weight``."""
+    for level in range(len(gate.num_experts)):
+        if (old := f"{prefix}weights.{level}") in state:
+            state[f"{prefix}routers.{level}.weight"] = state.pop(old)
+
+
+# Dense or sparse ------------------------------------------------------------------------------------------
+
+SPARSE_KINDS: dict[type[nn.Module], str] = {
+    Entmax15: "entmax15",
+    Sparsemax: "sparsemax",
+    TopK: "topk",
+    ReLUTopK: "relu_topk",
+}
+"""Activations whose support `mumoe.sparse_gate` finds."""
+
+DENSE_SHARE = 0.25
+"""Share of the experts in the support of a row from which the dense gate is as fast."""
+
+
+class Limit(NamedTuple):
+    """From where on the sparse gate is the faster one."""
+
+    experts: int
+    logits: int
+
+
+LIMITS = {
+    "compiled": Limit(experts=512, logits=2**16),
+    "cpu": Limit(experts=512, logits=2**16),
+    "other": Limit(experts=512, logits=2**24),
+}
+"""By what computes: compiled kernels; PyTorch on the processor; PyTorch on another device, where the sparse gate is
+chosen for its memory (64 MB for each matrix of float32), as its speed there has not been measured."""
+
+
+def takes_sparse(gate: Gate, level: int, x: Tensor) -> bool:
+    """Whether a level of the gate is computed by its support: because it is faster, or because the route says so.
+
+    Never where somebody could tell: under tracing, transforms and dispatch modes, for tensor subclasses, and where the
+    router, norm or activation has hooks, is patched or is of a class that the sparse gate does not know.
+    """
+    experts, rows = gate.num_experts[level], x.shape[0]
+    if gate.route == "dense" or rows == 0 or functional.is_traced(x):
+        return False
+    if gate.route == "auto":
+        computes = "compiled" if kernels.of(x) else "cpu" if x.device.type == "cpu" else "other"
+        limit = LIMITS[computes]
+        if experts < limit.experts or experts * rows < limit.logits:
+            return False
+    if type(x) not in (Tensor, nn.Parameter) or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return _has_sparse_form(gate.routers[level], gate.norms[level], gate.activations[level], rows)
+
+
+def _has_sparse_form(router: Any, norm: nn.Module, activation: nn.Module, rows: int) -> bool:
+    if type(router) is not Router or type(activation) not in SPARSE_KINDS:
+        return False
+    if type(router.weight) is not nn.Parameter or not getattr(activation, "normalize", True):
+        return False
+    if type(norm) is BatchNorm:
+        if norm.running_mean is None or (norm.training and rows < 2):
+            return False
+    elif type(norm) is not nn.Identity:
+        return False
+    return is_plain(router) and is_plain(norm) and is_plain(activation)
+
+
+_FORWARDS = {kind: kind.forward for kind in (Router, BatchNorm, nn.Identity, *SPARSE_KINDS)}
+_SHARED = (nn.Module.__call__, nn.Module._call_impl, nn.BatchNorm1d.forward)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling the module does what its class says and nothing else: no hook and no patch, here or globally."""
+    kind, own = type(module), vars(module)
+    if kind not in _FORWARDS or kind.forward is not _FORWARDS[kind] or kind.__call__ is not _SHARED[0]:
+        return False
+    if _SHARED != (nn.Module.__call__, nn.Module._call_impl, nn.BatchNorm1d.forward) or "forward" in own:
+        return False
+    if own.get("_compiled_call_impl") is not None or nn_module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return False
+    return not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -4,37 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, ClassVar, Literal, Self, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mumoe import functional, streaming
-from mumoe.ablation import Ablation, contract_ablated
+from mumoe.ablation import Ablation, ablated, ablations, contract_ablated
+from mumoe.coefficients import Coefficients, DenseCoefficients, as_coefficients
 from mumoe.costs import rank_for_block
 from mumoe.errors import UserError, check_size
-from mumoe.factorizations import CP, Factorization, Rank, get_factorization
+from mumoe.factorizations import Factorization, Rank, get_factorization
 from mumoe.gating import Gate
 from mumoe.specs import check_levels, check_rows, join_spec, parse_spec
-from mumoe.streaming import Coefficients
 
-__all__ = ["MuMoE", "MuMoEBlock", "MuMoEGatedBlock"]
+__all__ = ["MuMoE", "MuMoEBlock", "MuMoEGatedBlock", "allow_non_finite"]
 
 Drop = float | nn.Module
 """Probability of dropout, or a module in its place."""
 
 
+_non_finite_allowed: ContextVar[bool] = ContextVar("mumoe_non_finite_allowed", default=False)
+
+
+@contextlib.contextmanager
+def allow_non_finite() -> Iterator[None]:
+    """Within the context, layers load weights that are NaN or infinite, to examine a checkpoint that diverged."""
+    token = _non_finite_allowed.set(True)
+    try:
+        yield
+    finally:
+        _non_finite_allowed.reset(token)
+
+
 def _refuse_non_finite(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    for name, value in state.items():
+    for name, value in {} if _non_finite_allowed.get() else state.items():
         tensor = isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta
         if name.startswith(prefix) and tensor and not bool(value.isfinite().all()):
             bad = int((~value.isfinite()).sum())
             raise UserError(
                 f"{type(module).__name__}: expected finite weights, got {bad} NaN or infinite values in {name!r}. "
-                "Load another checkpoint."
+                "Load another checkpoint, or examine this one: with mumoe.layers.allow_non_finite()."
             )
+
+
+Asked = bool | Literal["sparse"]
+"""What `return_coefficients` may be."""
 
 
 class _Gated(nn.Module):
@@ -49,7 +66,6 @@ class _Gated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ablated: tuple[Ablation, ...] = ()
         self.register_load_state_dict_pre_hook(_refuse_non_finite)  # type: ignore[no-untyped-call]
 
     def _add_layers(
@@ -82,60 +98,75 @@ class _Gated(nn.Module):
 
     def _rows(self, x: Tensor) -> Tensor:
         """x as (rows, in_features)."""
-        return check_rows(x, self.in_features, self.gate.weights[0].dtype, type(self).__name__)
+        dtype = next(self.parts[0].parameters()).dtype
+        return check_rows(x, self.in_features, dtype, type(self).__name__)
 
     def coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
         """Expert coefficients of every level.
 
         Shape:
-            x (..., in_features); returns one (..., num_experts[e]) per level, each row summing to 1.
+            x (..., in_features); returns one (..., num_experts[e]) per level.
         """
-        return _unflatten(self.gate(self._rows(x)), x)
+        return _unflatten(self._gated(self._rows(x), x, None), x)
 
     @contextlib.contextmanager
-    def ablate(self, experts: int | Iterable[Any], *, level: int | None = None) -> Iterator[Self]:
+    def ablate(self, experts: Any, *, level: int | None = None) -> Iterator[Self]:
         """Within the context, the weight of these experts is zero: W_n := 0, and nothing else changes.
 
-        Coefficients stay as they are and are not normalized again. Contexts nest; the state before is restored
-        also after an exception.
+        Coefficients stay as they are and are not normalized again. Contexts nest, and each removes its own experts when
+        it ends, also after an exception. Other threads and asyncio tasks, copies of the layer and its saved state are
+        not ablated.
 
         Args:
-            experts: Indices; in a hierarchy index tuples (one number per level), unless `level` is given.
+            experts: Indices, or a boolean mask over the experts of the level; in a hierarchy index tuples (one number
+                per level), unless `level` is given.
             level: Ablate every combination that has one of these experts at this level.
 
         Raises:
-            UserError: If an index does not exist.
+            UserError: If an index does not exist, or a mask has another length than the level.
         """
-        before = self._ablated
-        self._ablated = (*before, Ablation.parse(experts, level, self.num_experts, type(self).__name__))
-        try:
+        with ablated(self, Ablation.parse(experts, level, self.num_experts, type(self).__name__)):
             yield self
-        finally:
-            self._ablated = before
 
-    def _mixture(self, x: Tensor, parts: Sequence[Factorization], asked: bool) -> Sequence[Coefficients]:
-        """The gate's coefficients; by their support alone where nobody asked for them."""
-        if asked or self._ablated or not all(part.takes_sparse for part in parts):
-            levels: tuple[Tensor, ...] = self.gate(x)
-            return levels
-        return streaming.coefficients(self.gate, x)
+    def _gated(self, rows: Tensor, x: Tensor, gate_input: Tensor | None) -> tuple[Coefficients, ...]:
+        """What the gate returns for the rows of x, or of another tensor with as many."""
+        if gate_input is not None:
+            if gate_input.shape[:-1] != x.shape[:-1]:
+                raise UserError(
+                    f"{type(self).__name__}: expected gate_input of shape {tuple(x.shape[:-1])} but for its last "
+                    f"dimension, as x has, got {tuple(gate_input.shape)}. Give one row for each row of x."
+                )
+            rows = gate_input.reshape(-1, gate_input.shape[-1])
+        return tuple([as_coefficients(a) for a in self.gate(rows)])
 
     def _contract(self, part: Factorization, x: Tensor, coefficients: Sequence[Coefficients]) -> Tensor:
-        cast = [a.to(x.dtype) for a in coefficients]
-        if not self._ablated:
-            y: Tensor = part(x, cast)
+        dtype = torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype
+        cast = [a if a.dtype == dtype else a.to(dtype) for a in coefficients]
+        contract = _contract_tensors(part) if torch.compiler.is_compiling() else part
+        if active := ablations(self):
+            return contract_ablated(contract, x, cast, active)
+        y: Tensor = contract(x, cast)
+        return y
+
+    def _answer(self, y: Tensor, x: Tensor, a: tuple[Coefficients, ...], asked: Asked) -> Any:
+        """y in the leading shape of x, and the coefficients as they were asked for."""
+        y = y.reshape(*x.shape[:-1], y.shape[-1])
+        if asked is False:
             return y
-        return contract_ablated(part, x, _dense(cast), self._ablated)
+        return y, a if asked == "sparse" else _unflatten(a, x)
 
 
-def _dense(levels: Sequence[Coefficients]) -> list[Tensor]:
-    """Coefficients as matrices: `_mixture` answers with them wherever they are asked for."""
-    assert all(isinstance(a, Tensor) for a in levels)
-    return [a for a in levels if isinstance(a, Tensor)]
+def _contract_tensors(part: Factorization) -> Callable[[Tensor, Sequence[Coefficients]], Tensor]:
+    """The factorization on matrices: torch.compile does not trace ``a @ factor`` for an object a."""
+    return lambda x, coefficients: part(x, [a.to_dense() for a in coefficients])
 
 
 def _unflatten(levels: Sequence[Coefficients], x: Tensor) -> tuple[Tensor, ...]:
-    return tuple(a.reshape(*x.shape[:-1], a.shape[-1]) for a in _dense(levels))
+    return tuple([a.to_dense().reshape(*x.shape[:-1], a.shape[-1]) for a in levels])
+
+
+def _autocast(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 class MuMoE(_Gated):
@@ -202,41 +233,57 @@ class MuMoE(_Gated):
         self._add_layers(factorization, [(in_features, out_features)], [rank], init, sigma, bias=bias, **where)
 
     @overload
-    def forward(self, x: Tensor, return_coefficients: Literal[False] = False) -> Tensor: ...
+    def forward(
+        self, x: Tensor, return_coefficients: Literal[False] = False, *, gate_input: Tensor | None = None
+    ) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, return_coefficients: Literal[True]) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+    def forward(
+        self, x: Tensor, return_coefficients: Literal[True], *, gate_input: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+    @overload
+    def forward(
+        self, x: Tensor, return_coefficients: Literal["sparse"], *, gate_input: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Coefficients, ...]]: ...
 
-    def forward(self, x: Tensor, return_coefficients: bool = False) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """y, or (y, coefficients) where coefficients is one (..., num_experts[e]) tensor per level."""
+    def forward(self, x: Tensor, return_coefficients: Asked = False, *, gate_input: Tensor | None = None) -> Any:
+        """y, or (y, coefficients).
+
+        Args:
+            x: (..., in_features).
+            return_coefficients: True for one (..., num_experts[e]) tensor per level; ``"sparse"`` for what the gate
+                returned, one (rows, num_experts[e]) `Coefficients` per level, with the leading dimensions as rows.
+            gate_input: What the gate reads instead of x, with as many rows.
+        """
         rows = self._rows(x)
-        if not return_coefficients and (few := self._few_rows(rows)) is not None:
-            return few.reshape(*x.shape[:-1], self.out_features)
-        a = self._mixture(rows, [self.factorization], return_coefficients)
-        y = self._contract(self.factorization, rows, a).reshape(*x.shape[:-1], self.out_features)
-        if not return_coefficients:
-            return y
-        return y, _unflatten(a, x)
+        a = self._gated(rows, x, gate_input)
+        return self._answer(self._contract(self.factorization, rows, a), x, a, return_coefficients)
 
-    def _few_rows(self, rows: Tensor) -> Tensor | None:
-        """The output for a row or two without gradients, where calls cost more than numbers; None: the usual way."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():  # a traced graph must hold for any number of rows
-            return None
-        part = self.factorization
-        if len(rows) > streaming.ALONE or self._ablated or type(part) is not CP or streaming.has_hooks(part):
-            return None
-        out_factor, in_factor, *experts = part.factors
-        mixed = streaming.mixtures(self.gate, rows, experts)
-        return None if mixed is None else functional.cp_mixed(rows, mixed, out_factor, in_factor)
-
-    def contract(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+    def contract(self, x: Tensor, coefficients: Sequence[Tensor | Coefficients]) -> Tensor:
         """The layer with coefficients given instead of the gate's; they need not sum to 1.
 
         Shape:
-            x (..., in_features); coefficients[e] (..., num_experts[e]); returns (..., out_features).
+            x (..., in_features); coefficients[e] (..., num_experts[e]), or `Coefficients` over all rows; returns
+            (..., out_features).
+
+        Raises:
+            UserError: If there is not one for each level, or one has another shape.
         """
         rows = self._rows(x)
-        levels = [a.reshape(-1, size) for a, size in zip(coefficients, self.num_experts, strict=True)]
-        return self._contract(self.factorization, rows, levels).reshape(*x.shape[:-1], self.out_features)
+        if isinstance(coefficients, Tensor) or len(coefficients) != len(self.num_experts):
+            raise UserError(
+                f"MuMoE.contract: expected coefficients as a list of {len(self.num_experts)} tensors, one per level, "
+                f"got {'a tensor' if isinstance(coefficients, Tensor) else len(coefficients)}. Wrap them in a list."
+            )
+        levels = []
+        for level, (a, size) in enumerate(zip(coefficients, self.num_experts, strict=True)):
+            expected = (*x.shape[:-1], size) if isinstance(a, Tensor) else (len(rows), size)
+            if tuple(a.shape) != expected:
+                raise UserError(
+                    f"MuMoE.contract: expected coefficients[{level}] of shape {expected}, got {tuple(a.shape)}. "
+                    "Their rows are those of x, and the experts come last."
+                )
+            levels.append(DenseCoefficients(a.reshape(-1, size)) if isinstance(a, Tensor) else a)
+        return self._answer(self._contract(self.factorization, rows, levels), x, (), False)  # type: ignore[no-any-return]
 
     def to_dense(self) -> Tensor:
         """The weight tensor in full, (out, in + 1, N_1, .., N_E); the last input column is the bias."""
@@ -419,19 +466,30 @@ class MuMoEBlock(_Gated):
         self.channels_first = channels_first
 
     @overload
-    def forward(self, x: Tensor, return_coefficients: Literal[False] = False) -> Tensor: ...
+    def forward(
+        self, x: Tensor, return_coefficients: Literal[False] = False, *, gate_input: Tensor | None = None
+    ) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, return_coefficients: Literal[True]) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+    def forward(
+        self, x: Tensor, return_coefficients: Literal[True], *, gate_input: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+    @overload
+    def forward(
+        self, x: Tensor, return_coefficients: Literal["sparse"], *, gate_input: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Coefficients, ...]]: ...
 
-    def forward(self, x: Tensor, return_coefficients: bool = False) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """y, or (y, coefficients), these with the experts last. An ablated expert is zero in every layer."""
-        x = x.movedim(1, -1) if self.channels_first else x
+    def forward(self, x: Tensor, return_coefficients: Asked = False, *, gate_input: Tensor | None = None) -> Any:
+        """y, or (y, coefficients) as `MuMoE.forward`, the experts last. An ablated expert is zero in every layer."""
+        if self.channels_first:
+            x, gate_input = x.movedim(1, -1), None if gate_input is None else gate_input.movedim(1, -1)
         rows = self._rows(x)
-        a = self._mixture(rows, self.parts, return_coefficients)
+        a = self._gated(rows, x, gate_input)
         hidden = self.norm(self.drop1(self._hidden(rows, a)))
         y = self.drop2(self._contract(self.fc2, hidden, a).reshape(*x.shape[:-1], self.out_features))
         y = y.movedim(-1, 1) if self.channels_first else y
-        return (y, _unflatten(a, x)) if return_coefficients else y
+        if return_coefficients is False:
+            return y
+        return y, a if return_coefficients == "sparse" else _unflatten(a, x)
 
     def _hidden(self, x: Tensor, a: Sequence[Coefficients]) -> Tensor:
         h: Tensor = self.act(self._contract(self.fc1, x, a))

@@ -200,7 +200,7 @@ def test_what_decays():
     model = create_mixer("CPMuMoE-e4", num_classes=3, shape=MixerShape(16, 4, 1, 8, 16, 32))
     found = decayed(model, "mumoe")
     block = ["blocks.0.mlp_tokens", "blocks.0.mlp_channels"]
-    inner = [f"{name}.{part}" for name in block for part in ("fc1.in_factor", "fc2.in_factor", "gate.weights.0")]
+    inner = [f"{name}.{part}" for name in block for part in ("fc1.in_factor", "fc2.in_factor", "gate.routers.0.weight")]
     assert found == {"stem.proj.weight", "head.weight", *inner}
     factors = {f"{b}.fc{k}.{f}" for b in block for k in (1, 2) for f in ("out_factor", "expert_factor_0")}
     assert decayed(model, "matrices") == found | factors

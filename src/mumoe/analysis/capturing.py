@@ -71,7 +71,7 @@ def watching_coefficients(layers: dict[str, Gated], see: Callable[[str, Sequence
 
     def hook(name: str) -> Callable[..., None]:
         def seen(module: nn.Module, args: Any, output: Any) -> None:
-            see(name, [a.detach() for a in output])
+            see(name, [a.to_dense().detach() for a in output])
 
         return seen
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mumoe.coefficients import Coefficients
 from mumoe.analysis.capturing import Gated, evaluating, find_layer, watching_coefficients
 from mumoe.analysis.contributions import Mode
 from mumoe.analysis.interventions import (
@@ -190,8 +191,8 @@ class _Again:
     def _changed(self, unit: Tensor) -> Iterator[None]:
         """The gate's coefficients with unit[i] taken out of all rows of image i."""
 
-        def hook(module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            a = output[self.level].unflatten(0, (len(unit), -1)).clone()
+        def hook(module: nn.Module, args: Any, output: tuple[Coefficients, ...]) -> tuple[Any, ...]:
+            a = output[self.level].to_dense().unflatten(0, (len(unit), -1)).clone()
             chosen = unit[:, None, None].expand(-1, a.shape[1], 1)
             share = a.gather(2, chosen)
             a.scatter_(2, chosen, 0.0)

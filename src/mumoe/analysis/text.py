@@ -42,6 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mumoe.coefficients import Coefficients
 from mumoe.analysis.capturing import Gated, evaluating, find_layer, watching_coefficients
 from mumoe.data.text import TOKEN_CLASSES, TextData, classify
 from mumoe.errors import UserError
@@ -421,11 +422,12 @@ def steer(layer: Gated, experts: Mapping[int, float], *, level: int = 0) -> Iter
         if not 0 <= expert <= last:
             raise UserError(f"steer: expected an expert in 0..{last}, got {expert}. Take one of these.")
 
-    def hook(module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        scale = torch.ones_like(output[level][:1])
+    def hook(module: nn.Module, args: Any, output: tuple[Coefficients, ...]) -> tuple[Any, ...]:
+        a = output[level].to_dense()
+        scale = torch.ones_like(a[:1])
         for expert, factor in experts.items():
             scale[0, expert] = factor
-        return (*output[:level], output[level] * scale, *output[level + 1 :])
+        return (*output[:level], a * scale, *output[level + 1 :])
 
     handle = layer.gate.register_forward_hook(hook)
     try:
