@@ -222,7 +222,8 @@ class CP(Factorization):
     @property
     def factors(self) -> list[Tensor]:
         """O, I, N_1 .. N_E, each (size of its mode, rank), as in tensorly."""
-        return [self.out_factor, self.in_factor, *self._per_level("expert_factor")]
+        names = map("expert_factor_{}".format, range(len(self.num_experts)))
+        return [self.out_factor, self.in_factor, *map(self.get_parameter, names)]
 
     def forward(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
         return functional.cp_contract(x, coefficients, self.factors)

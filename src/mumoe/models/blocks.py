@@ -40,7 +40,7 @@ class MLPBlock(MuMoEBlock):
         if self.channels_first:
             x, gate_input = x.movedim(1, -1), None if gate_input is None else gate_input.movedim(1, -1)
         rows = self._rows(x)
-        a = self._gated(rows, x, gate_input)
+        a = self.gate(rows if gate_input is None else self._gate_rows(x, gate_input))
         y = self.drop(self._mix(rows, a).reshape(*x.shape[:-1], self.out_features))
         answer = self._answer(y, x, a, return_coefficients)
         if not self.channels_first:
