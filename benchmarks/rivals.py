@@ -106,7 +106,7 @@ class Reconstructed(nn.Module):
         with self.tensorly.backend_context("pytorch"):
             weight = self.tensorly.cp_to_tensor((None, list(self.factors)))
         z = torch.cat([x, x.new_ones(len(x), 1)], dim=-1)
-        return torch.einsum("oin,bi,bn->bo", weight, z, self.gate(x)[0])
+        return torch.einsum("oin,bi,bn->bo", weight, z, self.gate(x)[0].to_dense())
 
 
 class Floor:

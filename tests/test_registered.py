@@ -56,7 +56,8 @@ class BlockTerm(Factorization):
         return ("in_factor" if level is None else f"expert_factor_{level}"), 1
 
     def blocks(self):
-        factors = self.factors
+        experts = [getattr(self, f"expert_factor_{level}") for level in range(len(self.num_experts))]
+        factors = [self.out_factor, self.in_factor, *experts]
         return [(self.core[b], [factor[b] for factor in factors]) for b in range(len(self.core))]
 
     def forward(self, x, coefficients):

@@ -21,7 +21,7 @@ from torch import Tensor
 from mumoe.coefficients import Coefficients
 from mumoe.errors import UserError
 
-__all__ = ["Ablation", "ablated", "ablations", "contract_ablated"]
+__all__ = ["Ablation", "active", "ablated", "ablations", "contract_ablated"]
 
 
 @dataclass(frozen=True)
@@ -109,30 +109,31 @@ class _Entry:
         self.layer, self.ablation = layer, ablation
 
 
-_entries: ContextVar[tuple[_Entry, ...]] = ContextVar("mumoe_ablations", default=())
+active: ContextVar[tuple[_Entry, ...]] = ContextVar("mumoe_ablations", default=())
+"""The contexts of all layers in this thread or task."""
 
 
 @contextmanager
 def ablated(layer: object, ablation: Ablation) -> Iterator[None]:
     """Within the context `ablations(layer)` has one more; on leaving, this one goes, whatever else came or went."""
     entry = _Entry(layer, ablation)
-    _entries.set((*_entries.get(), entry))
+    active.set((*active.get(), entry))
     try:
         yield
     finally:
-        _entries.set(tuple(other for other in _entries.get() if other is not entry))
+        active.set(tuple(other for other in active.get() if other is not entry))
 
 
 def ablations(layer: object) -> tuple[Ablation, ...]:
     """The layer's ablations in this thread or task."""
-    return tuple([entry.ablation for entry in _entries.get() if entry.layer is layer])
+    return tuple([entry.ablation for entry in active.get() if entry.layer is layer])
 
 
 def contract_ablated(
     contract: Callable[[Tensor, Sequence[Coefficients]], Tensor],
     x: Tensor,
     coefficients: Sequence[Coefficients],
-    active: Sequence[Ablation],
+    left_out: Sequence[Ablation],
 ) -> Tensor:
     """Contract with the experts of all ablations left out.
 
@@ -140,7 +141,7 @@ def contract_ablated(
     """
     levels = list(coefficients)
     combinations: set[tuple[int, ...]] = set()
-    for ablation in active:
+    for ablation in left_out:
         if ablation.level is None:
             combinations.update(ablation.combinations)
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -144,25 +145,23 @@ class DenseCoefficients(Coefficients):
         return type(self)(change(self.matrix), dtype)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseCoefficients(Coefficients):
     """Coefficients by their support, row after row: a product reads the chosen rows of the factor and nothing else.
 
-    Args:
-        values: Coefficients, which may need a gradient.
-        indices: Expert of each value, ascending in each row.
-        offsets: Where each row begins, and the number of values at the end.
+    Attributes:
+        values: Coefficients (nnz,), which may need a gradient.
+        indices: Expert (nnz,) int64 of each value, ascending in each row.
+        offsets: Where each row begins (rows + 1,) int64, and the number of values at the end.
         num_experts: Number of columns.
-        dtype: Type of a product; None is that of `values`.
-
-    Shape:
-        values (nnz,); indices (nnz,) int64; offsets (rows + 1,) int64.
+        dtype: Type of a product and of the dense form.
     """
 
-    def __init__(
-        self, values: Tensor, indices: Tensor, offsets: Tensor, num_experts: int, dtype: torch.dtype | None = None
-    ) -> None:
-        self.values, self.indices, self.offsets, self.num_experts = values, indices, offsets, num_experts
-        self.dtype = dtype or values.dtype
+    values: Tensor
+    indices: Tensor
+    offsets: Tensor
+    num_experts: int
+    dtype: torch.dtype
 
     @property
     def shape(self) -> torch.Size:
@@ -173,9 +172,14 @@ class SparseCoefficients(Coefficients):
         return self.values.device
 
     def __matmul__(self, factor: Tensor) -> Tensor:
-        wide = _wide(self.values.dtype, factor.dtype)
+        wide = torch.promote_types(self.values.dtype, factor.dtype)  # float32 or float64, as the values are
         values, factor = self.values.to(wide), factor.to(wide).contiguous()
-        product: Tensor = _Bag.apply(values, factor, self.indices, self.offsets)
+        recorded = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        if recorded or torch.autograd.forward_ad._current_level >= 0:
+            product: Tensor = _Bag.apply(values, factor, self.indices, self.offsets)
+        else:
+            compiled = kernels.of(factor)
+            product = (compiled.bag if compiled else _bag_in_torch)(values, self.indices, self.offsets, factor)
         return product.to(self.dtype)
 
     def to_dense(self) -> Tensor:
@@ -220,9 +224,11 @@ def segment_sum(values: Tensor, rows: Tensor, count: int) -> Tensor:
 def bag(values: Tensor, indices: Tensor, offsets: Tensor, factor: Tensor) -> Tensor:
     """sum_j values_j factor[indices_j] for each row, without a gradient: (rows, width)."""
     compiled = kernels.of(factor)
-    if compiled is not None:
-        found: Tensor = compiled.bag(values, indices, offsets, factor)
-        return found
+    found: Tensor = (compiled.bag if compiled else _bag_in_torch)(values, indices, offsets, factor)
+    return found
+
+
+def _bag_in_torch(values: Tensor, indices: Tensor, offsets: Tensor, factor: Tensor) -> Tensor:
     return F.embedding_bag(indices, factor, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
 
 

@@ -356,19 +356,6 @@ class Factorization(nn.Module, ABC):
             value.requires_grad_(trained.get(name, any(trained.values())))
         return new.train(self.training)
 
-    @property
-    def factors(self) -> list[Tensor]:
-        """Factors (cores) of the output, the input and each level, with their mode first."""
-        kind = self.suffix
-        experts = [getattr(self, f"expert_{kind}_{level}") for level in range(len(self.num_experts))]
-        return [getattr(self, f"out_{kind}"), getattr(self, f"in_{kind}"), *experts]
-
-    def _named(self, factors: Iterable[Tensor]) -> dict[str, Tensor]:
-        """The same by name."""
-        levels = range(len(self.num_experts))
-        names = [f"out_{self.suffix}", f"in_{self.suffix}", *(f"expert_{self.suffix}_{level}" for level in levels)]
-        return dict(zip(names, factors, strict=True))
-
     def extra_repr(self) -> str:
         ranks = ", ".join(f"{name}={value}" for name, value in self.ranks.items())
         rank = f", rank({ranks})" if ranks else ""

@@ -44,8 +44,25 @@ __all__ = [
 ]
 
 
+class _Factored(Factorization):
+    """Parameters out_<suffix>, in_<suffix> and expert_<suffix>_<level>."""
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """Factors (cores) of the output, the input and each level, with their mode first."""
+        kind = self.suffix
+        names = map(f"expert_{kind}_{{}}".format, range(len(self.num_experts)))
+        return [*map(self.get_parameter, (f"out_{kind}", f"in_{kind}", *names))]
+
+    def _named(self, factors: Iterable[Tensor]) -> dict[str, Tensor]:
+        """The same by name."""
+        levels = range(len(self.num_experts))
+        names = [f"out_{self.suffix}", f"in_{self.suffix}", *(f"expert_{self.suffix}_{level}" for level in levels)]
+        return dict(zip(names, factors, strict=True))
+
+
 @register_factorization("cp")
-class CP(Factorization):
+class CP(_Factored):
     """CP: W = sum_r O[:, r] x I[:, r] x N_1[:, r] x .. (eq. 2). Rank: one int, or {"rank": int}.
 
     Parameters: `out_factor` (out, R), `in_factor` (in [+ 1], R), `expert_factor_<level>` (N_e, R). An added term
@@ -168,7 +185,7 @@ class Hadamard(CP):
 
 
 @register_factorization("tucker")
-class Tucker(Factorization):
+class Tucker(_Factored):
     """Tucker: a core with one factor per mode (eq. 3).
 
     Rank: an int is the rank of the out, in and first expert mode, further levels having as many as they have
@@ -262,7 +279,7 @@ class Tucker(Factorization):
 
 
 @register_factorization("tr")
-class TensorRing(Factorization):
+class TensorRing(_Factored):
     """Tensor ring: W[o, i, n..] = trace(G_out[o] G_in[i] G_1[n_1] ..) (eq. 4).
 
     Rank: an int is the bond between output and input, all others being 4 (the paper's choice); or bonds by

@@ -21,7 +21,6 @@ from mumoe.errors import UserError
 
 __all__ = [
     "cp_contract",
-    "cp_mixed",
     "dense_contract",
     "entmax",
     "entmax15",
@@ -407,22 +406,10 @@ def cp_contract(x: Tensor, coefficients: Sequence[Tensor], factors: Sequence[Ten
     Source: Oldfield et al. 2024, eq. 2 and 7.
     """
     out_factor, in_factor, *expert_factors = factors
-    mixed = [a @ factor for a, factor in zip(coefficients, expert_factors, strict=True)]
-    return cp_mixed(x, mixed, out_factor, in_factor)
-
-
-def cp_mixed(x: Tensor, mixed: Sequence[Tensor], out_factor: Tensor, in_factor: Tensor) -> Tensor:
-    """The end of `cp_contract`, where the experts of each level are mixed already.
-
-    Shape:
-        x (rows, in); mixed[e] = a_e @ N_e (rows, rank); out_factor (out, rank); in_factor (in [+ 1], rank);
-        returns (rows, out).
-
-    Source: Oldfield et al. 2024, eq. 7.
-    """
-    hidden = _project(x, in_factor)
-    for vector in mixed:
-        hidden = hidden * vector
+    width = x.shape[-1]
+    hidden = F.linear(x, in_factor[:width].mT, in_factor[width] if len(in_factor) > width else None)
+    for a, factor in zip(coefficients, expert_factors, strict=True):
+        hidden = hidden * (a @ factor)
     return F.linear(hidden, out_factor)
 
 

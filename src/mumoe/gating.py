@@ -415,42 +415,37 @@ class Gate(nn.Module):
             return norm(router(own).to(wide))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> tuple[Coefficients, ...]:
-        return tuple([self._level(level, x) for level in range(len(self.num_experts))])
+        levels: list[Coefficients] = []
+        for level in range(len(self.num_experts)):
+            found = self._sparse_level(level, x) if takes_sparse(self, level, x) else None
+            levels.append(self._dense_level(level, x) if found is None else found)
+        return tuple(levels)
 
-    def _level(self, level: int, x: Tensor) -> Coefficients:
-        if takes_sparse(self, level, x):
-            found = self._sparse_level(level, x)
-            if found is not None:
-                return found
+    def _dense_level(self, level: int, x: Tensor) -> Coefficients:
         with full_precision(x):
             return DenseCoefficients(self.activations[level](self._logits(level, x)))
 
     def _sparse_level(self, level: int, x: Tensor) -> Coefficients | None:
         """The coefficients by their support; None where they are dense or not finite."""
         router: Any = self.routers[level]
-        norm, wide, x = self.norms[level], _wide(x), x.to(_wide(x))
-        weight, bias = router.weight.to(wide), None if router.bias is None else router.bias.to(wide)
+        norm: Any = self.norms[level]
+        activation = self.activations[level]
+        kind, k, mean, rstd, eps = SPARSE_KINDS[type(activation)], getattr(activation, "k", 0), None, None, None
+        x = x if x.dtype == torch.float64 else x.float()
+        if type(norm) is BatchNorm and norm.training:
+            eps = norm.eps
+        elif type(norm) is BatchNorm:
+            mean, rstd = norm.running_mean.to(x.dtype), torch.rsqrt(norm.running_var.to(x.dtype) + norm.eps)
+        weight, bias = router.weight.to(x.dtype), None if router.bias is None else router.bias.to(x.dtype)
         share = 1.0 if self.route == "sparse" else DENSE_SHARE
-        found = sparse_gate.sparse_coefficients(x, weight, bias, self._plan(level, wide), share)
+        found = sparse_gate.sparse_coefficients(x, weight, bias, Plan(kind, k, mean, rstd, eps), share)
         if found is None:
             return None
         coefficients, support = found
-        if isinstance(norm, BatchNorm) and support.mean is not None and support.var is not None:
+        if eps is not None:
             shift = F.linear(x.detach().mean(0), weight.detach(), None if bias is None else bias.detach())
             norm.remember(support.mean + shift, support.var, len(x))
         return coefficients
-
-    def _plan(self, level: int, dtype: torch.dtype) -> Plan:
-        activation, norm = self.activations[level], self.norms[level]
-        kind, k = SPARSE_KINDS[type(activation)], int(getattr(activation, "k", 0))
-        if not isinstance(norm, BatchNorm):
-            return Plan(kind, k)
-        if norm.training:
-            return Plan(kind, k, eps=norm.eps)
-        mean, var = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert var is not None
-        return Plan(kind, k, mean.to(dtype), torch.rsqrt(var.to(dtype) + norm.eps))
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, experts={self.num_experts}, gate={self.name!r}, norm={self.norm!r}"
@@ -500,48 +495,45 @@ chosen for its memory (64 MB for each matrix of float32), as its speed there has
 def takes_sparse(gate: Gate, level: int, x: Tensor) -> bool:
     """Whether a level of the gate is computed by its support: because it is faster, or because the route says so.
 
-    Never where somebody could tell: under tracing, transforms and dispatch modes, for tensor subclasses, and where the
-    router, norm or activation has hooks, is patched or is of a class that the sparse gate does not know.
+    Only where the values are the same as those of the dense gate and nothing is there to see a difference: not under
+    tracing, transforms and dispatch modes, not for tensor subclasses, and not where the router, norm or activation has
+    hooks, is patched, or is of a class that the sparse gate does not know.
     """
     experts, rows = gate.num_experts[level], x.shape[0]
     if gate.route == "dense" or rows == 0 or functional.is_traced(x):
         return False
     if gate.route == "auto":
-        computes = "compiled" if kernels.of(x) else "cpu" if x.device.type == "cpu" else "other"
-        limit = LIMITS[computes]
+        limit = LIMITS["compiled" if kernels.of(x) else "cpu" if x.device.type == "cpu" else "other"]
         if experts < limit.experts or experts * rows < limit.logits:
             return False
+    router, norm, activation = gate.routers[level], gate.norms[level], gate.activations[level]
     if type(x) not in (Tensor, nn.Parameter) or torch.autograd.forward_ad._current_level >= 0:
         return False
-    return _has_sparse_form(gate.routers[level], gate.norms[level], gate.activations[level], rows)
-
-
-def _has_sparse_form(router: Any, norm: nn.Module, activation: nn.Module, rows: int) -> bool:
-    if type(router) is not Router or type(activation) not in SPARSE_KINDS:
+    if type(activation) not in SPARSE_KINDS or not getattr(activation, "normalize", True):
         return False
-    if type(router.weight) is not nn.Parameter or not getattr(activation, "normalize", True):
+    if type(norm) is BatchNorm and (norm.running_mean is None or (norm.training and rows < 2)):
         return False
-    if type(norm) is BatchNorm:
-        if norm.running_mean is None or (norm.training and rows < 2):
-            return False
-    elif type(norm) is not nn.Identity:
+    if type(norm) not in (BatchNorm, nn.Identity) or type(router) is not Router:
         return False
-    return is_plain(router) and is_plain(norm) and is_plain(activation)
+    return type(router.weight) is nn.Parameter and is_plain(router, norm, activation)
 
 
 _FORWARDS = {kind: kind.forward for kind in (Router, BatchNorm, nn.Identity, *SPARSE_KINDS)}
 _SHARED = (nn.Module.__call__, nn.Module._call_impl, nn.BatchNorm1d.forward)
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether calling the module does what its class says and nothing else: no hook and no patch, here or globally."""
-    kind, own = type(module), vars(module)
-    if kind not in _FORWARDS or kind.forward is not _FORWARDS[kind] or kind.__call__ is not _SHARED[0]:
+def is_plain(*modules: nn.Module) -> bool:
+    """Whether calling the modules does what their classes say and nothing else: no hook and no patch anywhere."""
+    if _SHARED != (nn.Module.__call__, nn.Module._call_impl, nn.BatchNorm1d.forward):
         return False
-    if _SHARED != (nn.Module.__call__, nn.Module._call_impl, nn.BatchNorm1d.forward) or "forward" in own:
+    if nn_module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return False
-    if own.get("_compiled_call_impl") is not None or nn_module._has_any_global_hook():  # type: ignore[no-untyped-call]
-        return False
-    return not (
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    for module in modules:
+        kind, own = type(module), vars(module)
+        if kind not in _FORWARDS or kind.forward is not _FORWARDS[kind] or kind.__call__ is not _SHARED[0]:
+            return False
+        if "forward" in own or own.get("_compiled_call_impl") is not None:
+            return False
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return False
+    return True

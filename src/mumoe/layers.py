@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mumoe.ablation import Ablation, ablated, ablations, contract_ablated
+from mumoe.ablation import Ablation, ablated, ablations, active, contract_ablated
 from mumoe.coefficients import Coefficients, DenseCoefficients, as_coefficients
 from mumoe.costs import rank_for_block
 from mumoe.errors import UserError, check_size
@@ -98,7 +98,9 @@ class _Gated(nn.Module):
 
     def _rows(self, x: Tensor) -> Tensor:
         """x as (rows, in_features)."""
-        dtype = next(self.parts[0].parameters()).dtype
+        dtype = next(self._modules[self.LAYERS[0]].parameters()).dtype  # type: ignore[union-attr]
+        if x.ndim and x.shape[-1] == self.in_features and x.dtype == dtype:  # check_rows without a call
+            return x.reshape(-1, self.in_features)
         return check_rows(x, self.in_features, dtype, type(self).__name__)
 
     def coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -107,7 +109,7 @@ class _Gated(nn.Module):
         Shape:
             x (..., in_features); returns one (..., num_experts[e]) per level.
         """
-        return _unflatten(self._gated(self._rows(x), x, None), x)
+        return _unflatten(self.gate(self._rows(x)), x)
 
     @contextlib.contextmanager
     def ablate(self, experts: Any, *, level: int | None = None) -> Iterator[Self]:
@@ -128,32 +130,34 @@ class _Gated(nn.Module):
         with ablated(self, Ablation.parse(experts, level, self.num_experts, type(self).__name__)):
             yield self
 
-    def _gated(self, rows: Tensor, x: Tensor, gate_input: Tensor | None) -> tuple[Coefficients, ...]:
-        """What the gate returns for the rows of x, or of another tensor with as many."""
-        if gate_input is not None:
-            if gate_input.shape[:-1] != x.shape[:-1]:
-                raise UserError(
-                    f"{type(self).__name__}: expected gate_input of shape {tuple(x.shape[:-1])} but for its last "
-                    f"dimension, as x has, got {tuple(gate_input.shape)}. Give one row for each row of x."
-                )
-            rows = gate_input.reshape(-1, gate_input.shape[-1])
-        return tuple([as_coefficients(a) for a in self.gate(rows)])
+    def _gate_rows(self, x: Tensor, gate_input: Tensor) -> Tensor:
+        """What the gate reads instead of x, as (rows, features)."""
+        if gate_input.ndim < 1 or gate_input.shape[:-1] != x.shape[:-1]:
+            raise UserError(
+                f"{type(self).__name__}: expected gate_input of shape {tuple(x.shape[:-1])} but for its last "
+                f"dimension, as x has, got {tuple(gate_input.shape)}. Give one row for each row of x."
+            )
+        return gate_input.reshape(-1, gate_input.shape[-1])
 
-    def _contract(self, part: Factorization, x: Tensor, coefficients: Sequence[Coefficients]) -> Tensor:
-        dtype = torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype
-        cast = [a if a.dtype == dtype else a.to(dtype) for a in coefficients]
+    def _contract(self, part: Factorization, x: Tensor, coefficients: Sequence[Tensor | Coefficients]) -> Tensor:
+        dtype, levels = x.dtype, []
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        for a in coefficients:
+            level = a if isinstance(a, Coefficients) else DenseCoefficients(a)
+            levels.append(level if level.dtype == dtype else level.to(dtype))
         contract = _contract_tensors(part) if torch.compiler.is_compiling() else part
-        if active := ablations(self):
-            return contract_ablated(contract, x, cast, active)
-        y: Tensor = contract(x, cast)
+        if active.get() and (left_out := ablations(self)):
+            return contract_ablated(contract, x, levels, left_out)
+        y: Tensor = contract(x, levels)
         return y
 
-    def _answer(self, y: Tensor, x: Tensor, a: tuple[Coefficients, ...], asked: Asked) -> Any:
+    def _answer(self, y: Tensor, x: Tensor, a: Sequence[Tensor | Coefficients], asked: Asked) -> Any:
         """y in the leading shape of x, and the coefficients as they were asked for."""
         y = y.reshape(*x.shape[:-1], y.shape[-1])
         if asked is False:
             return y
-        return y, a if asked == "sparse" else _unflatten(a, x)
+        return y, tuple(map(as_coefficients, a)) if asked == "sparse" else _unflatten(a, x)
 
 
 def _contract_tensors(part: Factorization) -> Callable[[Tensor, Sequence[Coefficients]], Tensor]:
@@ -161,7 +165,8 @@ def _contract_tensors(part: Factorization) -> Callable[[Tensor, Sequence[Coeffic
     return lambda x, coefficients: part(x, [a.to_dense() for a in coefficients])
 
 
-def _unflatten(levels: Sequence[Coefficients], x: Tensor) -> tuple[Tensor, ...]:
+def _unflatten(levels: Sequence[Tensor | Coefficients], x: Tensor) -> tuple[Tensor, ...]:
+    levels = [as_coefficients(a) for a in levels]
     return tuple([a.to_dense().reshape(*x.shape[:-1], a.shape[-1]) for a in levels])
 
 
@@ -255,8 +260,11 @@ class MuMoE(_Gated):
             gate_input: What the gate reads instead of x, with as many rows.
         """
         rows = self._rows(x)
-        a = self._gated(rows, x, gate_input)
-        return self._answer(self._contract(self.factorization, rows, a), x, a, return_coefficients)
+        a = self.gate(rows if gate_input is None else self._gate_rows(x, gate_input))
+        y = self._contract(self.factorization, rows, a)
+        if return_coefficients is False:
+            return y.reshape(*x.shape[:-1], self.out_features)
+        return self._answer(y, x, a, return_coefficients)
 
     def contract(self, x: Tensor, coefficients: Sequence[Tensor | Coefficients]) -> Tensor:
         """The layer with coefficients given instead of the gate's; they need not sum to 1.
@@ -483,7 +491,7 @@ class MuMoEBlock(_Gated):
         if self.channels_first:
             x, gate_input = x.movedim(1, -1), None if gate_input is None else gate_input.movedim(1, -1)
         rows = self._rows(x)
-        a = self._gated(rows, x, gate_input)
+        a = self.gate(rows if gate_input is None else self._gate_rows(x, gate_input))
         hidden = self.norm(self.drop1(self._hidden(rows, a)))
         y = self.drop2(self._contract(self.fc2, hidden, a).reshape(*x.shape[:-1], self.out_features))
         y = y.movedim(-1, 1) if self.channels_first else y

@@ -58,9 +58,9 @@ class Plan:
     rstd: Tensor | None = None
     eps: float | None = None
 
-    def shifted(self, bias: Tensor | None) -> Plan:
+    def shifted(self, bias: Tensor) -> Plan:
         """The same on logits that lack the router's bias; the statistics of a batch take it off in any case."""
-        if bias is None or self.eps is not None:
+        if self.eps is not None:
             return self
         mean = -bias if self.mean is None else self.mean - bias
         return Plan(self.kind, self.k, mean, torch.ones_like(bias) if self.rstd is None else self.rstd)
@@ -115,10 +115,9 @@ def sparse_coefficients(
     Returns:
         The coefficients and their support; None where they are dense, or a logit that matters is not finite.
     """
-    with full_precision(x):
-        centre = x.detach().mean(0) if plan.eps is not None else None
-        rows = x.detach().contiguous() if centre is None else x.detach() - centre
-        shifted = plan.shifted(None if bias is None else bias.detach())
+    with torch.autocast(x.device.type, enabled=False):
+        rows = x.detach().contiguous() if plan.eps is None else x.detach() - x.detach().mean(0)
+        shifted = plan if bias is None else plan.shifted(bias.detach())
         find = _find if (compiled := kernels.of(rows)) is None else compiled.support
         found = find(
             rows, weight.detach().contiguous(), shifted.mean, shifted.rstd, plan.kind, plan.k, plan.eps, dense_share
@@ -126,8 +125,11 @@ def sparse_coefficients(
         if found is None:
             return None
         support = Support(*found)
-        values: Tensor = _Values.apply(x, weight, bias, support, plan)
-    return SparseCoefficients(values, support.indices, support.offsets, len(weight)), support
+        if torch.is_grad_enabled():
+            values: Tensor = _Values.apply(x, weight, bias, support, plan)
+        else:
+            values = support.slack.square() if plan.kind == "entmax15" else support.slack
+    return SparseCoefficients(values, support.indices, support.offsets, len(weight), x.dtype), support
 
 
 # Derivatives ----------------------------------------------------------------------------------------------

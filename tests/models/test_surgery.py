@@ -348,10 +348,14 @@ def test_presets_find_their_architecture_within_another_model():
 
 def test_the_documentation_runs(tmp_path, monkeypatch, capsys):
     blocks = (Path(__file__).parents[2] / "docs" / "surgery.md").read_text().split("```python\n")[1:]
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     monkeypatch.chdir(tmp_path)
+    names = {}
     with torch.no_grad():
-        exec(compile(blocks[0].partition("```")[0], "surgery.md", "exec"), {})
+        for block in blocks:
+            exec(compile(block.partition("```")[0], "surgery.md", "exec"), names)
+    assert type(names["vit"].blocks[0].mlp) is MuMoEBlock
+    assert names["model"].num_classes == 7
     assert "whole network, divergence" in capsys.readouterr().out
 
 

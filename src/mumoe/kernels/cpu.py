@@ -34,8 +34,8 @@ BLOCK, LARGE_BLOCK = 1 << 18, 1 << 21
 NARROW, NARROWEST = 512, 128
 CAPACITY = 256
 """Entries that a row's list has room for at first."""
-SAMPLE = 8
-"""Rows of the first block whose support tells whether coefficients are dense."""
+SAMPLE = 16
+"""Rows of the first block whose support tells whether coefficients are dense, where there are many candidates."""
 STEP = 32
 """Entries that the scan looks at together; with 16, LLVM unrolls the comparison instead of vectorizing it."""
 FIRST_THINNING = 64
@@ -62,14 +62,14 @@ def _pool():
     return _pools[pid]
 
 
-def _share(run, size, work):
-    """Results of `run(begin, end)` over 0..size, in as many parts as there are threads if the work is worth it."""
+def _share(loop, size, work, *arguments):
+    """Results of `loop(begin, end, *arguments)` over 0..size, in as many parts as there are threads if that pays."""
     threads = min(torch.get_num_threads(), size)
     if threads <= 1 or work < WORTH_THREADS:
-        return [run(0, size)]
+        return [loop(0, size, *arguments)]
     edges = [size * part // threads for part in range(threads + 1)]
-    waiting = [_pool().submit(run, edges[part], edges[part + 1]) for part in range(1, threads)]
-    return [run(edges[0], edges[1]), *(task.result() for task in waiting)]
+    waiting = [_pool().submit(loop, edges[part], edges[part + 1], *arguments) for part in range(1, threads)]
+    return [loop(edges[0], edges[1], *arguments), *(task.result() for task in waiting)]
 
 
 # Loops ----------------------------------------------------------------------------------------------------
@@ -174,8 +174,8 @@ def _add_squares(total, row, mean):
         total[j] += d * d
 
 
-@njit(f"({MATRIX}, i8, i8, {WIDE}, {WIDE})", nogil=True, cache=True, fastmath=LOOSE)
-def _moments(block, begin, end, mean, var):
+@njit(f"(i8, i8, {MATRIX}, {WIDE}, {WIDE})", nogil=True, cache=True, fastmath=LOOSE)
+def _moments(begin, end, block, mean, var):
     """Means and biased variances of columns begin..end."""
     m, v = mean[begin:end], var[begin:end]
     m[:] = 0.0
@@ -239,30 +239,6 @@ def _scan_row(row, first, mean, rstd, normed, kind, k, values, index, count, top
     return count, top, floor, 0
 
 
-_LISTS = f"{MATRIX}, i4[:,::1], {INTS}, {VECTOR}, {VECTOR}"
-
-
-@njit(
-    f"i8({MATRIX}, i8, i8, i8, {VECTOR}, {VECTOR}, i8, i8, {_LISTS}, {VECTOR})", nogil=True, cache=True, fastmath=LOOSE
-)
-def _scan(block, first, begin, end, mean, rstd, kind, k, values, index, count, top, floor, scratch):
-    """Scan rows begin..end of a block; the row that needs a longer list + 1, minus the row that has a NaN - 1, or 0."""
-    normed = len(mean) > 0
-    for b in range(begin, end):
-        held = count[b]
-        while held > 0 and index[b, held - 1] >= first:  # the row is scanned again, with a longer list
-            held -= 1
-        held, high, low, status = _scan_row(
-            block[b], first, mean, rstd, normed, kind, k, values[b], index[b], held, top[b], floor[b], scratch
-        )
-        count[b], top[b], floor[b] = held, high, low
-        if status == 1:
-            return b + 1
-        if status == 2:
-            return -b - 1
-    return 0
-
-
 @njit
 def _keep_largest(values, index, count, k, scratch):
     """Keep the k largest, of equals the first."""
@@ -303,37 +279,46 @@ def _slack(value, kind, top, tau):
     return value if kind == RELU_TOPK else (value - top) * _scale(kind) - tau
 
 
-@njit(f"(i8, i8, i8, i8, {_LISTS}, {WIDE}, {VECTOR})", nogil=True, cache=True, fastmath=LOOSE)
-def _solve(begin, end, kind, k, values, index, count, top, floor, tau, scratch):
-    """Thresholds of rows begin..end; their lists are cut to the support."""
-    for b in range(begin, end):
-        v, x = values[b], index[b]
-        if kind >= TOPK:
-            held = _keep_largest(v, x, count[b], k, scratch)
-            tau[b] = _log_sum(v, held) if kind == TOPK else 0.0
-        else:
-            held = _thin(v, x, count[b], _lowered(top[b] - 1.0 / _scale(kind), top[b]))
-            tau[b] = _threshold(v, held, top[b], kind, 200)
-        kept = 0
-        for j in range(held):
-            v[kept] = v[j]
-            x[kept] = x[j]
-            kept += 1 if np.float32(_slack(v[kept], kind, top[b], tau[b])) > 0.0 else 0
-        count[b] = kept
+@njit
+def _solve_row(values, index, count, top, kind, k, scratch):
+    """Cut a row's list to its support; the number of entries and the threshold."""
+    if kind >= TOPK:
+        held = _keep_largest(values, index, count, k, scratch)
+        tau = _log_sum(values, held) if kind == TOPK else 0.0
+    else:
+        held = _thin(values, index, count, _lowered(top - 1.0 / _scale(kind), top))
+        tau = _threshold(values, held, top, kind, 200)
+    kept = 0
+    for j in range(held):
+        values[kept] = values[j]
+        index[kept] = index[j]
+        kept += 1 if np.float32(_slack(values[kept], kind, top, tau)) > 0.0 else 0
+    return kept, tau
 
 
 @njit(
-    f"(i8, i8, i8, {_LISTS}, {WIDE}, {INTS}, {VECTOR}, {INTS}, {VECTOR})", nogil=True, cache=True, fastmath=LOOSE
-)
-def _emit(begin, end, kind, values, index, count, top, floor, tau, offsets, slack, indices, normalized):
-    """Copy the lists of rows begin..end to their places in the flat arrays."""
+    f"i8(i8, i8, {MATRIX}, i8, {VECTOR}, {VECTOR}, i8, i8, {MATRIX}, i4[:,::1], {INTS}, {VECTOR}, {VECTOR}, {WIDE}, b1)",
+    nogil=True, cache=True, fastmath=LOOSE,
+)  # fmt: skip
+def _scan(begin, end, block, first, mean, rstd, kind, k, values, index, count, top, floor, tau, last):
+    """Scan rows begin..end of a block; after the last block solve them, and cut their lists to the support.
+
+    Returns 0, 1 if a row needs a longer list, or -1 if a row has a NaN. To scan a block again is harmless.
+    """
+    scratch = np.empty(values.shape[1], np.float32)
     for b in range(begin, end):
-        at = offsets[b]
-        for j in range(count[b]):
-            value = values[b, j]
-            indices[at + j] = index[b, j]
-            normalized[at + j] = value
-            slack[at + j] = _slack(value, kind, top[b], tau[b])
+        held = count[b]
+        while held > 0 and index[b, held - 1] >= first:
+            held -= 1
+        held, high, low, status = _scan_row(
+            block[b], first, mean, rstd, len(mean) > 0, kind, k, values[b], index[b], held, top[b], floor[b], scratch
+        )
+        count[b], top[b], floor[b] = held, high, low
+        if status:
+            return 1 if status == 1 else -1
+        if last:
+            count[b], tau[b] = _solve_row(values[b], index[b], held, high, kind, k, scratch)
+    return 0
 
 
 @njit(f"i8({INTS}, {INTS}, {INTS}, {INTS}, {INTS})", nogil=True, cache=True)
@@ -398,82 +383,8 @@ def _gather(begin, end, starts, row_of, place, values, source, factor, dots, out
 # The four functions ---------------------------------------------------------------------------------------
 
 
-class _Lists:
-    """Per row, the entries that may be in the support so far, in ascending order of their expert."""
-
-    def __init__(self, rows, kind, k, capacity):
-        self.kind, self.k = kind, k
-        self.values = np.empty((rows, capacity), np.float32)
-        self.index = np.empty((rows, capacity), np.int32)
-        self.count = np.zeros(rows, np.int64)
-        start = 0.0 if kind == RELU_TOPK else -np.inf
-        self.top, self.floor = np.full((2, rows), start, np.float32)
-
-    @property
-    def arrays(self):
-        return self.values, self.index, self.count, self.top, self.floor
-
-    def scan(self, block, first, mean, rstd):
-        """Scan the logits of experts from `first` on; False if there is a NaN among them."""
-
-        def run(begin, end):
-            scratch = np.empty(self.values.shape[1], np.float32)
-            found = _scan(block, first, begin, end, mean, rstd, self.kind, self.k, *self.arrays, scratch)
-            return found, end
-
-        pending = _share(run, len(block), block.size)
-        while pending:
-            if any(status < 0 for status, _ in pending):
-                return False
-            late = [(status - 1, end) for status, end in pending if status > 0]
-            if late:
-                self.values, self.index = (np.concatenate([a, np.empty_like(a)], 1) for a in (self.values, self.index))
-            pending = [run(begin, end) for begin, end in late]
-        return True
-
-    def solve(self):
-        """slack, indices, offsets, normalized as tensors."""
-        rows, tau = len(self.count), np.empty(len(self.count))
-
-        def solve(begin, end):
-            scratch = np.empty(self.values.shape[1], np.float32)
-            _solve(begin, end, self.kind, self.k, *self.arrays, tau, scratch)
-
-        _share(solve, rows, 1024 * rows)
-        offsets = np.zeros(rows + 1, np.int64)
-        np.cumsum(self.count, out=offsets[1:])
-        slack, normalized = np.empty((2, offsets[-1]), np.float32)
-        indices = np.empty(offsets[-1], np.int64)
-
-        def emit(begin, end):
-            _emit(begin, end, self.kind, *self.arrays, tau, offsets, slack, indices, normalized)
-
-        _share(emit, rows, len(indices))
-        return tuple(map(torch.from_numpy, (slack, indices, offsets, normalized)))
-
-
 _NONE = np.empty(0, np.float32)
 _NO_MATRIX = np.empty((0, 0), np.float32)
-
-
-def _is_dense(block, mean, rstd, kind, k, share):
-    """Whether the support of a sample of rows has more than this share of a block."""
-    if kind >= TOPK or share >= 1:
-        return False
-    sample = np.ascontiguousarray(block[:: -(-len(block) // SAMPLE)])
-    lists = _Lists(len(sample), kind, k, block.shape[1] * 2 + 2 * STEP)
-    return lists.scan(sample, 0, mean, rstd) and len(lists.solve()[1]) > share * sample.size
-
-
-def _columns(rows, experts):
-    """Experts of a block."""
-    return min(experts, max(NARROWEST, BLOCK // rows // 16 * 16, min(NARROW, LARGE_BLOCK // rows // 16 * 16)))
-
-
-def _statistics(block, mean, var, eps):
-    """Fill in mean and variance of the columns; what normalizes them, in float32."""
-    _share(lambda begin, end: _moments(block, begin, end, mean, var), block.shape[1], block.size)
-    return mean.astype(np.float32), (1 / np.sqrt(var + eps)).astype(np.float32)
 
 
 def support(x, weight, mean, rstd, kind, k, eps, dense_share):
@@ -495,32 +406,68 @@ def support(x, weight, mean, rstd, kind, k, eps, dense_share):
         the coefficients are dense or a row's largest logit is not finite.
     """
     (rows, _), experts, code = x.shape, weight.shape[0], KINDS[kind]
-    k, columns = min(k, experts), _columns(rows, experts)
-    room = min(max(CAPACITY, 4 * k + 2 * STEP), 2 * experts + 2 * STEP)
+    columns = min(experts, max(NARROWEST, BLOCK // rows // 16 * 16, min(NARROW, LARGE_BLOCK // rows // 16 * 16)))
+    k, room = min(k, experts), min(max(CAPACITY, 4 * k + 2 * STEP), 2 * experts + 2 * STEP)
     if k > dense_share * experts:
         return None
-    buffer, lists = x.new_empty(rows * columns), _Lists(rows, code, k, room)
-    means, variances = np.empty((2, experts if eps is not None else 0))
-    m, r = (_NONE, _NONE) if mean is None else (mean.numpy(), rstd.numpy())
+    buffer, statistics = x.new_empty(rows * columns), np.empty((2, experts if eps is not None else 0))
+    start = np.float32(0.0 if code == RELU_TOPK else -np.inf)  # nothing at or below 0 counts, or everything may
+    values, index = np.empty((rows, room), np.float32), np.empty((rows, room), np.int32)
+    lists = values, index, np.zeros(rows, np.int64), *np.full((2, rows), start), np.empty(rows)
     for first in range(0, experts, columns):
-        last = min(first + columns, experts)
-        logits = buffer[: rows * (last - first)].view(rows, last - first)
-        torch.mm(x, weight[first:last].t(), out=logits)
-        block, part = logits.numpy(), slice(first, last)
+        part = slice(first, min(first + columns, experts))
+        logits = buffer[: rows * (part.stop - first)].view(rows, -1)
+        torch.mm(x, weight[part].t(), out=logits)
         if eps is not None:
-            near, inverse = _statistics(block, means[part], variances[part], eps)
+            centre, scale = _statistics(logits.numpy(), *statistics[:, part], eps)
         else:
-            near, inverse = m[part], r[part]
-        if first == 0 and _is_dense(block, near, inverse, code, k, dense_share):
+            centre, scale = (None, None) if mean is None else (mean[part], rstd[part])
+        lists = _scanned(logits, first, centre, scale, code, k, lists, part.stop == experts)
+        if lists is None:
             return None
-        if not lists.scan(block, first, near, inverse):
-            return None
-    if not np.isfinite(lists.top).all():
+        if first == 0 and lists[2].sum() > dense_share * logits.numel() and code < TOPK:  # perhaps, or many candidates
+            sample = support(x[:: -(-rows // SAMPLE)].contiguous(), weight[part], centre, scale, kind, k, None, 2.0)
+            if sample is None or len(sample[1]) > dense_share * (len(sample[2]) - 1) * logits.shape[1]:
+                return None
+    if not np.isfinite(lists[3]).all():
         return None
+    found = _flattened(*lists, code)
     if eps is None:
-        return *lists.solve(), None, None, None
+        return *found, None, None, None
     kept = buffer.view(rows, experts) if columns == experts else None
-    return *lists.solve(), *(torch.from_numpy(a.astype(np.float32)) for a in (means, variances)), kept
+    return *found, *torch.from_numpy(statistics.astype(np.float32)), kept
+
+
+def _statistics(block, mean, var, eps):
+    """Fill in mean and variance of the columns; what normalizes them, in float32."""
+    _share(_moments, block.shape[1], block.size, block, mean, var)
+    return (torch.from_numpy(a.astype(np.float32)) for a in (mean, 1 / np.sqrt(var + eps)))
+
+
+def _scanned(logits, first, mean, rstd, kind, k, lists, last):
+    """The lists after one more block, longer if they must be; None if there is a NaN."""
+    centre, scale = (_NONE, _NONE) if mean is None else (mean.numpy(), rstd.numpy())
+    while True:
+        block = logits.numpy()
+        status = _share(_scan, len(block), block.size, block, first, centre, scale, kind, k, *lists, last)
+        if min(status) < 0:
+            return None
+        if max(status) == 0:
+            return lists
+        lists = (*(np.concatenate([a, np.empty_like(a)], 1) for a in lists[:2]), *lists[2:])
+
+
+def _flattened(values, index, count, top, _, tau, kind):
+    """The lists of all rows one after the other: slack, indices, offsets, normalized logits."""
+    inside = np.arange(values.shape[1]) < count[:, None]
+    normalized, indices = values[inside], index[inside].astype(np.int64)
+    top, tau = np.repeat(top, count), np.repeat(tau, count)
+    if kind == TOPK:
+        slack = np.exp(normalized - tau)
+    else:
+        slack = normalized if kind == RELU_TOPK else (normalized - top) * (0.5 if kind == ENTMAX15 else 1.0) - tau
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(count)])
+    return tuple(map(torch.from_numpy, (slack.astype(np.float32), indices, offsets, normalized)))
 
 
 def _zeros(*shape):
@@ -538,10 +485,7 @@ def _gathered(values, indices, offsets, source, experts, factor, out):
     matrix, target = (_NO_MATRIX if t is None else t.numpy() for t in (factor, out))
     source, values = source.numpy(), values.numpy()
 
-    def run(begin, end):
-        _gather(begin, end, starts, row_of, place, values, source, matrix, dots, target)
-
-    _share(run, experts, values.size * source.shape[1])
+    _share(_gather, experts, values.size * source.shape[1], starts, row_of, place, values, source, matrix, dots, target)
     return None if factor is None else torch.from_numpy(dots)
 
 
