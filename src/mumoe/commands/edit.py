@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from mumoe.commands.opening import opened as open_verb
 from mumoe.errors import UserError, unknown_name
 
 __all__ = ["Options", "export_head", "output_file", "run"]
@@ -25,7 +26,7 @@ class Options:
     """
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of the run"""
+    """folder of a run, or of the job that holds it"""
     head: str = ""
     """the attribute whose logit is corrected, e.g. Blond_Hair"""
     sensitive: str = ""
@@ -57,6 +58,10 @@ class Options:
     """bootstrap resamples of the intervals (0: none)"""
     seed: int = 0
     """of the bootstrap"""
+    data: str = ""
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
     """show no progress"""
 
@@ -81,13 +86,13 @@ def _rewrite(options: Options) -> None:
     from mumoe.editing.fairness import Bootstrap
     from mumoe.editing.files import load_edits, save_edits
     from mumoe.editing.rewriting import rewriting
-    from mumoe.editing.runs import edited_head, open_run
+    from mumoe.editing.runs import edited_head
     from mumoe.editing.stack import EditStack
 
     wanted = _lambda(options.lambda_)
     if options.label not in (0, 1):
         raise UserError(f"mumoe edit: expected a label 0 or 1, got {options.label}. 1 raises the logit.")
-    opened = open_run(options.run, progress=not options.quiet)
+    opened = open_verb(options, "mumoe edit", experts=True).editing()
     layer = opened.require_layer("mumoe edit")
     problem = opened.problem(options.head, options.sensitive, who="mumoe edit")
     stack = load_edits(options.base, layer) if options.base else EditStack(layer)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from mumoe.commands.opening import opened as open_verb
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
 
@@ -20,7 +21,7 @@ class Options:
     """Measure whom a run's model fails: every combination of a 0/1 attribute and a sensitive one."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of the run"""
+    """folder of a run, or of the job that holds it"""
     head: str
     """the attribute that is predicted, e.g. Blond_Hair"""
     sensitive: str
@@ -39,6 +40,10 @@ class Options:
     """of the bootstrap"""
     json: bool = False
     """print JSON instead of tables"""
+    data: str = ""
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
     """show no progress"""
 
@@ -47,12 +52,11 @@ def run(options: Options) -> None:
     """Measure and print."""
     from mumoe.editing.fairness import Bootstrap, fairness_report, subgroup_accuracy
     from mumoe.editing.files import load_edits
-    from mumoe.editing.runs import open_run
     from mumoe.editing.tables import fairness_table, subgroup_table
 
     if options.split not in SPLITS:
         raise unknown_name("mumoe fairness", "split", options.split, SPLITS)
-    opened = open_run(options.run, progress=not options.quiet)
+    opened = open_verb(options, "mumoe fairness").editing()
     problem = opened.problem(options.head, options.sensitive, who="mumoe fairness")
     rows = problem.rows(options.split)
     if not len(rows):
@@ -79,7 +83,7 @@ def run(options: Options) -> None:
         sys.stdout.write(json.dumps(plain, allow_nan=False) + "\n")
         return
     left_out = int((~problem.known[problem.data.indices(options.split)]).sum())  # type: ignore[arg-type]
-    first = f"{options.head} by {options.sensitive} on {len(rows):,} {options.split} images of {options.run}"
+    first = f"{options.head} by {options.sensitive} on {len(rows):,} {options.split} images of {opened.path}"
     unknown = f" ({left_out:,} left out: {options.sensitive} unknown)" if left_out else ""
     tables = [subgroup_table(reports, format="text"), fairness_table(reports, format="text")]
     sys.stdout.write(f"{first}{unknown}\n\n" + "\n".join(tables))

@@ -21,7 +21,7 @@ from mumoe.training.config import TrainConfig, parse_options
 from mumoe.training.network import Network, column_statistics, make_head
 from mumoe.training.sampler import derived_seed
 from mumoe.training.sources import FeatureSource, ImageSource, Source, TextSource
-from mumoe.training.whole import WHOLE, WholeNetwork, context_of, image_transform, make_whole
+from mumoe.training.whole import WHOLE, WholeNetwork, context_of, image_side, image_transform, make_whole
 
 __all__ = ["Data", "Inputs", "load_inputs", "make_network", "make_source"]
 
@@ -72,13 +72,13 @@ def load_inputs(
     data: Data | None = None,
     backbone: nn.Module | None = None,
     features: npt.NDArray[np.float32] | None = None,
-    before_features: Callable[[Any, int], None] | None = None,
+    before_features: Callable[[Any, int, int | None], None] | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Inputs:
     """Find everything that a config names; what is given is taken as it is.
 
-    `before_features(data, num_features)` may check the rest of the job before the long extraction starts.
+    `before_features(data, num_features, image_size)` may check the rest of the job before the long extraction starts.
     """
     if config.mode in WHOLE:
         return _whole_inputs(config, data, before_features, progress)
@@ -94,28 +94,25 @@ def load_inputs(
         network = load_backbone(config)
     width = int(network.num_features) if features is None else _check_features(features, found)
     if before_features is not None:
-        before_features(found, width)
+        before_features(found, width, getattr(network, "image_size", None))
     if features is None and config.mode == "features":
         features = cached_features(config, found, network, device, progress)
     return Inputs(found, network, features, width)
 
 
 def _whole_inputs(
-    config: TrainConfig, data: Data | None, check: Callable[[Any, int], None] | None, progress: bool
+    config: TrainConfig, data: Data | None, check: Callable[[Any, int, int | None], None] | None, progress: bool
 ) -> Inputs:
     """The images or the text of a network trained from random weights."""
-    if data is None and config.mode == "text":
-        context = context_of(config)
-        data = load_text(config.data, context=context, cache_dir=config.cache_dir or None, progress=progress)
-    elif data is None:
-        data = load_images(config, progress)
+    if data is None:
+        data = load_data_of(config, progress)
     if (config.mode == "text") != isinstance(data, TextData):
         other = "text" if config.mode == "text" else "images"
         raise UserError(f"train: expected {other} in mode {config.mode}, got {data.name}. Take another --mode.")
     if len(data.indices("train")) == 0:
         raise UserError(f"{data.name}: expected images in the training split, got none. Check its splits.")
     if check is not None:
-        check(data, 0)
+        check(data, 0, None if config.mode == "text" else image_side(config))
     return Inputs(data, None, None, 0)
 
 
@@ -161,17 +158,27 @@ def load_images(config: TrainConfig, progress: bool = True) -> ImageData:
     return data
 
 
+def load_data_of(config: TrainConfig, progress: bool = True) -> Any:
+    """The images or the text that a config names."""
+    if config.mode != "text":
+        return load_images(config, progress)
+    context = context_of(config)
+    return load_text(config.data, context=context, cache_dir=config.cache_dir or None, progress=progress)
+
+
 def load_backbone(config: TrainConfig) -> Any:
-    """The backbone that a config names, with its weights."""
+    """The backbone that a config names, with its weights; random ones are a function of `backbone_seed` alone."""
     from mumoe.models.backbones import create_backbone
 
-    return create_backbone(
-        config.backbone,
-        weights=config.weights or None,
-        pretrained=config.pretrained,
-        image_size=config.image_size or None,
-        cache_dir=config.cache_dir or None,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derived_seed(config.backbone_seed, 4))
+        return create_backbone(
+            config.backbone,
+            weights=config.weights or None,
+            pretrained=config.pretrained,
+            image_size=config.image_size or None,
+            cache_dir=config.cache_dir or None,
+        )
 
 
 def cached_features(
