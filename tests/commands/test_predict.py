@@ -62,7 +62,7 @@ def test_unreadable_images_are_named_once_and_the_others_predicted(run: Path, im
     assert status == 1
     assert out.count("0.png: ") == out.count("2.png: ") == 1
     assert "1.png" not in out
-    assert err.startswith("mumoe predict: expected 4 images, got 2 that cannot be read: ")
+    assert err.startswith("mumoe predict: expected image files, got 2 of 4 that cannot be read: ")
     assert f"{images / '1.png'} (the image is truncated), {images / 'gone.png'} (no such file)" in err
     assert err.endswith("The others were predicted.\n")
     assert err.count("\n") == 1
@@ -93,7 +93,7 @@ def test_a_name_that_is_no_text_does_not_stop_it(run: Path, tmp_path: Path, caps
 def test_wrong_calls(run: Path, features_run: Path, images: Path, capsys) -> None:
     for arguments, expected in (
         ((run.parent / "finetund", images), "Did you mean"),
-        ((features_run, images), "got one trained on ready features"),
+        ((features_run, images), "got one trained on features that were passed in"),
         ((run,), "expected images or folders of images, got none"),
         ((run, images, "--top", "0"), "expected top >= 1"),
         ((run, images, "--batch-size", "0"), "expected --batch-size >= 1"),

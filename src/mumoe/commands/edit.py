@@ -169,9 +169,11 @@ def _mean(options: Options, opened: Any, problem: Any, train: Any) -> tuple[Any,
 def _direction(opened: Any, rows: Any, mean: Any) -> Any:
     import torch
 
+    from mumoe.devices import host
+
     value = mean.expand(len(rows), *mean.shape)
     for a in opened.coefficients(rows, "mumoe edit"):
-        value = torch.einsum("zn...,zn->z...", value, a.double())
+        value = torch.einsum("zn...,zn->z...", value, host(a))
     return value.numpy()
 
 

@@ -28,6 +28,7 @@ from mumoe.training.config import TrainConfig
 from mumoe.training.files import read_json
 from mumoe.training.network import is_mumoe
 from mumoe.training.opening import StoredRun
+from mumoe.training.state import current_names
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -344,8 +345,8 @@ def _check_head(values: Mapping[str, Any], path: str) -> None:
             head = _make_head(**{key: values[key] for key in known if key in values})
         expected = {f"head.{name}": list(tensor.shape) for name, tensor in head.state_dict().items()}
         with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            found = {name: file.get_slice(name).get_shape() for name in expected if name in names}
+            names = current_names(head, [name[5:] for name in file.keys() if name.startswith("head.")])  # noqa: SIM118
+            found = {f"head.{name}": file.get_slice(f"head.{old}").get_shape() for old, name in names.items()}
     except UserError:
         raise
     except (SafetensorError, OSError, TypeError, ValueError, AttributeError, RuntimeError) as error:
