@@ -1,7 +1,7 @@
 """No float64 on a device that has none: every verb on runs, with a CPU that is declared to have none.
 
-`mumoe.devices.host` is the one way to float64: it goes to the CPU first. On the CPU itself that shows only in who casts,
-so a cast from a narrower float to float64 outside of it is an error here.
+`mumoe.devices.host` is the one way to float64: it goes to the CPU first. On the CPU itself that shows only in who
+casts, so a cast from a narrower float to float64 outside of it is an error here.
 """
 
 from __future__ import annotations

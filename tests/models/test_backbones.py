@@ -169,6 +169,13 @@ def test_damaged_weights(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
         create_backbone(SMALL, weights=path.with_name("none.safetensors"))
 
 
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "pvt_v2_b0"])
+def test_an_image_size_that_timm_runs_is_not_refused(name: str) -> None:
+    backbone = create_backbone(name, pretrained=False, image_size=96)
+    assert backbone(torch.zeros(1, 3, 96, 96)).shape == (1, backbone.num_features)
+    assert not backbone.training
+
+
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
@@ -182,6 +189,7 @@ def test_damaged_weights(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
         ),
         (SMALL, {"pretrained": False, "image_size": 0}, "expected image_size of at least 8 pixels, got 0"),
         ("mixer_s32_224", {"pretrained": False, "image_size": 96}, "expected image_size == 224"),
+        ("levit_128s", {"pretrained": False, "image_size": 96}, "expected image_size == 224"),
     ],
 )
 def test_wrong_calls(name: str, options: dict[str, Any], text: str) -> None:

@@ -244,6 +244,8 @@ def load_text(name: str, *, context: int, cache_dir: str | None = None, progress
     """
     if name.startswith("tokens:"):
         return open_text(Path(name.removeprefix("tokens:")).expanduser(), name, context=context)
+    if (Path(name).expanduser() / META).is_file():
+        raise UserError(f"train: expected a text, got the folder {name!r}. Say tokens:{name}.")
     if name != "stdlib":
         raise unknown_name("train", "text", name, TEXTS)
     from mumoe.data.stdlib_text import stdlib_folder

@@ -194,18 +194,39 @@ def _resize_input(model: Any, config: dict[str, Any], size: int, full_name: str)
     """Set the model and its preprocessing to another input size, in place."""
     if size < 8:
         raise UserError(f"backbone: expected image_size of at least 8 pixels, got {size}. Leave it out, say.")
-    own = config["input_size"][-1]
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
+    own, settable = config["input_size"][-1], hasattr(model, "set_input_size")
+    patch = _patch(model) if settable else 1
     if size % patch:
         raise UserError(
             f"backbone: expected an image_size that is a multiple of {patch} for {full_name!r}, got {size}. "
             f"The nearest is {max(round(size / patch), 1) * patch}."
         )
-    if size != own and hasattr(model, "set_input_size"):
+    if size != own and settable:
         model.set_input_size(img_size=(size, size))
-    elif size != own and model.pretrained_cfg.get("fixed_input_size"):
+    if size != own and not _runs(model, size):
         raise UserError(f"backbone: expected image_size == {own}, all that {full_name!r} takes, got {size}.")
     config.update(input_size=(3, size, size), crop_pct=1.0)
+
+
+def _patch(model: Any) -> int:
+    """Side of the patches that an image is cut into; 1 where it is not."""
+    found = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    return int(found if isinstance(found, int) else found[0])
+
+
+def _runs(model: nn.Module, size: int) -> bool:
+    """Whether a model takes images of this size; timm's flags say less than a try on one image."""
+    weight = next(model.parameters())
+    image = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError):
+        return False
+    finally:
+        model.train(training)
+    return True
 
 
 # Local weights --------------------------------------------------------------------------------------------

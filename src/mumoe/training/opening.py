@@ -113,7 +113,7 @@ class StoredRun:
         """Whether images can go through the network: its backbone is recorded, was trained, or was given."""
         if self.config.mode != "features" or self._backbone is not None:
             return True
-        return not self.on_feature_file and self.facts["backbone"] is not None
+        return not self.on_feature_file and self.facts.get("backbone") is not None
 
     # Data ----------------------------------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class StoredRun:
         built = self._backbone
         if built is None:
             built = load_backbone(self.config if frozen else self.config.replace(pretrained=False, weights=""))
-        if frozen and self.facts["backbone"] != str(getattr(built, "fingerprint", "")):
+        if frozen and self.facts.get("backbone") != str(getattr(built, "fingerprint", "")):
             raise UserError(
                 f"{self.path}: expected the backbone weights that the head was trained on, got others. "
                 "Restore them, or pass the right backbone."

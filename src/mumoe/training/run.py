@@ -45,7 +45,7 @@ _KNOWN = {
 }
 """Keys of run.json."""
 
-_NEEDED = ("seed", "head", "data", "classes", "multi_label", "num_features", "backbone")
+_NEEDED = ("seed", "head", "data", "classes", "multi_label", "num_features")
 
 _WITHOUT_EXPERTS = ("linear", "highrank-linear", "mlp")
 """First words of the heads that have no experts."""
