@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from mumoe.analysis.files import write_json
 from mumoe.commands.opening import opened as open_verb
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -70,7 +70,7 @@ def _read_ahead(run: Path, data: str) -> None:
     """Begin to check a file of features while torch is being imported; a run that cannot be read is reported later."""
     import tomllib
 
-    from mumoe.data.cache import digest_ahead
+    from mumoe.files import digest_ahead
 
     try:
         data = data or str(tomllib.loads((run / "config.toml").read_text("utf-8"))["input"]["data"])

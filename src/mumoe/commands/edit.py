@@ -13,6 +13,7 @@ import tyro
 
 from mumoe.commands.opening import opened as open_verb
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import write_tensors
 
 __all__ = ["Options", "export_head", "output_file", "run"]
 
@@ -209,17 +210,7 @@ def output_file(options: Options, run: Path, name: str) -> Path:
 
 def export_head(path: Path, head: Any) -> None:
     """Write a head's weights with its layer's spec, in one piece."""
-    from safetensors.torch import save_file
-
-    state = {key: value.contiguous() for key, value in head.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        save_file(state, temporary, metadata={"spec": head.layer.spec})
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"mumoe edit: expected a file that can be written, got {error}. Check --export.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, head.state_dict(), {"spec": head.layer.spec}, who="mumoe edit", remedy="Check --export.")
 
 
 def _say(

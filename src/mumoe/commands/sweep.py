@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mumoe.analysis.files import read_json, write_json
 from mumoe.analysis.results import Effect
 from mumoe.errors import UserError
+from mumoe.files import read_json, write_json
 from mumoe.progress import Progress
 from mumoe.reports.figures import EffectRow, Point, effects_figure, save_figure, trend_figure
 from mumoe.training.config import TrainConfig, read_config

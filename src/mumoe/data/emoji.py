@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.base import Attribute, ImageData
-from mumoe.data.cache import cache_root
 from mumoe.data.emoji_drawings import GENDERS, STUDIOS, TONE_VALUES, Row, digest, drawings, read_rows
 from mumoe.data.splits import group_split, holdout_split, stratified_split
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import cache_root
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,7 +83,7 @@ def load_emoji(
     the cache, and need no network.
 
     Args:
-        cache_dir: Where the packages and drawings are kept; None takes $MUMOE_CACHE or ~/.cache/mumoe.
+        cache_dir: Where the packages and drawings are kept; see `mumoe.files.cache_root`.
         split_by: ``character`` keeps every character, with its skin tones and gender variants, in one split:
             the honest choice. ``image`` splits drawings at random, so that a character is often in train
             in one style and in test in another. ``studio`` tests on the style of the studio `held_out`.

@@ -21,11 +21,11 @@ from mumoe.data.base import ImageData
 from mumoe.data.build import UNDECIDED, build
 from mumoe.data.columns import choose_roles, find_column, read_rows
 from mumoe.data.decode import ImageError, damage, read_image
-from mumoe.data.home import cache_home
 from mumoe.data.layout import SPLIT_WORDS
 from mumoe.data.registry import Request, register
 from mumoe.data.verify import Checked, check_blobs, is_full
 from mumoe.errors import JobError, UserError, require
+from mumoe.files import cache_root
 
 __all__ = ["RowImages"]
 
@@ -140,7 +140,7 @@ def _open(library: Any, request: Request, config: str, revision: str) -> Any:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return library.load_from_disk(str(path))
         if path.is_dir():
-            cache = str(cache_home(request.cache_dir) / "datasets")
+            cache = str(cache_root(request.cache_dir) / "datasets")
             return library.load_dataset(str(path), config or None, cache_dir=cache)
         with contextlib.nullcontext() if request.download else _offline(library):
             return library.load_dataset(request.argument, config or None, revision=revision or None)

@@ -56,14 +56,14 @@ def load_data(
 
     Args:
         name: A name of DATASETS; ``folder:PATH``, ``csv:PATH`` and ``hf:NAME`` take an argument.
-        root: Folder that holds the data sets (default ``$MUMOE_DATA``, else ``~/.cache/mumoe/data``).
+        root: Folder that holds the data sets (default ``$MUMOE_DATA``, else ``data`` in the cache).
         download: Fetch the set when it is not there. Nothing is fetched otherwise.
         strict: Raise when anything had to be left out.
         split_seed: Seed of the splits that the set does not fix.
         val_fraction: Share that becomes val.
         test_fraction: Share that becomes test.
         verify: How deep files are checked: ``auto``, ``full`` or ``header`` (see `mumoe.data.verify`).
-        cache_dir: Where the answers of that are kept (default ``$MUMOE_CACHE``, else ``~/.cache/mumoe``).
+        cache_dir: Where the answers of that are kept (default: `mumoe.files.cache_root`).
         progress: Show progress.
         options: What the data set takes besides, such as ``label_column`` of ``csv``.
 

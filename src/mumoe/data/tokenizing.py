@@ -18,6 +18,7 @@ import numpy as np
 from mumoe.data.base import SPLITS
 from mumoe.data.text import BYTES, FORMAT, META, Tokenizer, open_tokenizer
 from mumoe.errors import JobError, UserError, require
+from mumoe.files import new_folder
 
 __all__ = ["documents_of", "split_of", "tokenize", "write_tokens"]
 
@@ -64,21 +65,13 @@ def tokenize(
         raise UserError(f"mumoe tokenize: expected shares that leave some for train, got val={val}, test={test}.")
     paths = _files(files)
     made = open_tokenizer(tokenizer)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with new_folder(folder, who="mumoe tokenize") as part:
         name = BYTES
         if tokenizer != BYTES:
             name = "tokenizer.json"
             shutil.copyfile(Path(tokenizer).expanduser(), part / name)
         documents = (text for path in paths for text in documents_of(path, column))
-        meta = write_tokens(part, documents, made, name, val=val, test=test, credits=credits)
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return meta
+        return write_tokens(part, documents, made, name, val=val, test=test, credits=credits)
 
 
 def _files(names: Sequence[str | Path]) -> list[Path]:

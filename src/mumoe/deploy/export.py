@@ -14,26 +14,23 @@ sizes, and only then renamed: what has the target's name is whole and gives the 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mumoe.baselines import SparseMoE
 from mumoe.deploy.preprocessing import preprocessing
 from mumoe.errors import JobError, UserError, require, unknown_name
+from mumoe.files import OUT, new_file, new_folder
 from mumoe.models.heads import Head
-from mumoe.training.files import flush_file, flush_folder
 
 if TYPE_CHECKING:
     from mumoe.deploy.model import HeadModel, ImageClassifier
@@ -160,11 +157,11 @@ def export_onnx(
     described = _described(model)
     proto = _onnx_proto(model)
     _describe_onnx(proto, described)
-    with _replacing(target) as part:
+    with _new(target) as part:
         part.write_bytes(_serialized(proto))
         report = _check(model, _onnx_forward(part), images, target)
         beside = target.with_suffix(".json")
-        with _replacing(beside) as text:
+        with _new(beside) as text:
             text.write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return _sized(report, [target, beside])
 
@@ -183,7 +180,7 @@ def export_torch(
     program = _traced(model)
     program.example_inputs = None
     extra = {"preprocessing.json": json.dumps(_described(model), indent=1)}
-    with _replacing(target) as part:
+    with _new(target) as part:
         torch.export.save(program, part, extra_files=extra)
         _refuse_pickles(part)
         report = _check(model, _torch_forward(part), images, target)
@@ -201,7 +198,7 @@ def export_safetensors(
     """
     target = Path(path)
     check_ready("safetensors", target, overwrite)
-    with _replacing(target) as part:
+    with _new(target, folder=True) as part:
         model.save_pretrained(part)
         report = _check(model, _forward(type(model).from_pretrained(part)), images, target)
     return _sized(report, sorted(target.iterdir()))
@@ -451,46 +448,6 @@ def _check_replaceable(target: Path, *, folder: bool) -> None:
         raise UserError(f"export: expected {what}, got {str(target)!r}, which is another. Give another --out.")
 
 
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def _new(target: Path, *, folder: bool = False) -> AbstractContextManager[Path]:
     """A temporary path beside the target, which takes its place when all went well and vanishes when not."""
-    part = target.with_name(f".{os.getpid()}.part-{target.name}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        _flush(part)
-        if target.is_dir() and part.is_dir():
-            _swap_folder(part, target)
-        else:
-            os.replace(part, target)
-        flush_folder(target.parent)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        why = "the disk is full" if full or "No space left" in str(error) else str(error)
-        raise JobError(f"export: expected to write {str(target)!r}, got: {why}. What was there is kept.") from error
-    finally:
-        _remove(part)
-
-
-def _flush(part: Path) -> None:
-    for file in [part] if part.is_file() else part.iterdir():
-        flush_file(file)
-
-
-def _swap_folder(part: Path, target: Path) -> None:
-    """Put a folder in the place of another; a folder cannot be renamed onto one that holds files."""
-    old = target.with_name(f".{os.getpid()}.old-{target.name}")
-    os.rename(target, old)
-    try:
-        os.rename(part, target)
-    except OSError:
-        os.rename(old, target)
-        raise
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    return (new_folder if folder else new_file)(target, who="export", remedy="What was there is kept. " + OUT)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import require
-from mumoe.training.files import read_json
+from mumoe.files import read_json
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from mumoe.deploy.card import model_card, public_name
 from mumoe.errors import JobError, UserError, nearest
+from mumoe.files import read_json
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
 from mumoe.training.config import TrainConfig
-from mumoe.training.files import read_json
 from mumoe.training.network import is_mumoe
 from mumoe.training.opening import StoredRun
 from mumoe.training.state import current_names

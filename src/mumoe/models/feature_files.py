@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.base import SPLITS, Attribute, ImageData
-from mumoe.data.cache import digest_file
 from mumoe.data.splits import stratified_split
 from mumoe.errors import JobError, UserError, require, unknown_name
+from mumoe.files import digest_file
 from mumoe.models.features import Features
 
 if TYPE_CHECKING:

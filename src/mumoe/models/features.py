@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mumoe.data.base import ImageData
-from mumoe.data.cache import cache_root, sealed_folder
+from mumoe.data.cache import sealed_folder
 from mumoe.errors import JobError, UserError, unknown_name
+from mumoe.files import cache_root
 from mumoe.progress import Progress
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def extract_features(
     Args:
         data: The images.
         backbone: Its evaluation preprocessing is applied.
-        cache_dir: Where features are kept; None takes $MUMOE_CACHE or ~/.cache/mumoe.
+        cache_dir: Where features are kept; see `mumoe.files.cache_root`.
         batch_size: Images at a time.
         workers: Processes that open and preprocess images; 0 does it in this one.
         device: Where the backbone runs.

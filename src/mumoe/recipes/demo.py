@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mumoe.analysis.files import write_json
 from mumoe.analysis.grids import write_grid
 from mumoe.analysis.results import Specialization
 from mumoe.analysis.studies import study, write_coefficients
@@ -29,6 +28,7 @@ from mumoe.devices import AUTO, resolve
 from mumoe.editing.baselines import Settings
 from mumoe.editing.fairness import FairnessReport
 from mumoe.errors import UserError
+from mumoe.files import write_json
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.features import extract_features

@@ -19,6 +19,7 @@ from torch import nn
 
 from mumoe.data.base import SPLITS
 from mumoe.errors import JobError, UserError, unknown_name
+from mumoe.files import write_text
 from mumoe.models.heads import Head
 from mumoe.results import EvalResult, RunResult, TrainResult, to_json
 from mumoe.training import state
@@ -27,7 +28,6 @@ from mumoe.training.compare import partner_spec, summarize
 from mumoe.training.config import TrainConfig, parse_options, read_config
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
-from mumoe.training.files import write_atomic
 from mumoe.training.inputs import (
     Data,
     Inputs,
@@ -164,7 +164,7 @@ def _run_job(
     runs = [_run_member(member, with_seed(inputs, member.config), accelerator, progress) for member in members]
     result = summarize(str(out), config.head, runs)
     if accelerator.is_main_process:
-        write_atomic(out / "summary.json", json.dumps(to_json(result), indent=1) + "\n")
+        write_text(out / "summary.json", json.dumps(to_json(result), indent=1) + "\n")
     return result
 
 

@@ -19,9 +19,9 @@ from types import TracebackType
 from typing import Any
 
 from mumoe.errors import JobError, UserError, nearest
-from mumoe.training.checkpoint import clean
+from mumoe.files import clean_folder, read_json, sync_file, write_text
+from mumoe.training.checkpoint import disk_errors
 from mumoe.training.config import TrainConfig, read_config, to_toml
-from mumoe.training.files import disk_errors, read_json, write_atomic
 
 __all__ = [
     "SCHEMA",
@@ -82,7 +82,7 @@ class RunFolder:
         with disk_errors("run", run.path):
             run.path.mkdir(parents=True, exist_ok=True)
             run.acquire()
-            write_atomic(run.path / "config.toml", to_toml(config.absolute()))
+            write_text(run.path / "config.toml", to_toml(config.absolute()))
             run.checkpoints.mkdir(exist_ok=True)
             run.write_facts({"schema": SCHEMA, "state": "running", **versions(), **facts})
         return run
@@ -145,7 +145,7 @@ class RunFolder:
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Replace run.json."""
         with disk_errors("run", self.path):
-            write_atomic(self.path / "run.json", json.dumps(facts, indent=1) + "\n")
+            write_text(self.path / "run.json", json.dumps(facts, indent=1) + "\n")
 
     def update(self, **changes: Any) -> None:
         """Change some entries of run.json."""
@@ -169,7 +169,7 @@ class RunFolder:
                 "Wait for it, or give another --out."
             ) from None
         (self.path / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
-        clean(self.checkpoints)
+        clean_folder(self.checkpoints, locked=True)
 
     def _holder(self) -> str:
         try:
@@ -220,8 +220,7 @@ class MetricsLog:
 
     def sync(self) -> int:
         """Put the log on the disk; returns its length in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_file(self._file)
         return self._file.tell()
 
     def close(self) -> None:
@@ -414,4 +413,4 @@ def write_group_config(path: Path, config: TrainConfig) -> None:
     """Make the folder of several runs, with the settings that started them."""
     with disk_errors("run", path):
         path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / "config.toml", to_toml(config.absolute()))
+        write_text(path / "config.toml", to_toml(config.absolute()))
