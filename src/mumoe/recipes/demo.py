@@ -83,8 +83,8 @@ class _Set:
 
     data: ImageData
     by_character: ImageData
-    backbone: Any
     features: Any
+    backbone: Any = None
 
     def batches(self, split: str, head: Any) -> Iterator[tuple[Tensor, Tensor]]:
         rows = self.data.indices(split)  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def _load(settings: DemoSettings, progress: bool) -> _Set:
     backbone = create_backbone("efficientnet-lite0", image_size=settings.size)
     device = resolve(settings.device, who="demo")
     features = extract_features(data, backbone, device=device, progress=progress).x
-    return _Set(data, by_character, backbone, features)
+    return _Set(data, by_character, features, backbone)
 
 
 # Training ------------------------------------------------------------------------------------------------------
