@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +296,43 @@ def test_a_device_that_is_not_there_is_a_wrong_call_of_every_verb(old: Path, cap
         error = capsys.readouterr().err.splitlines()[-1]
         assert "expected a device of this machine (auto, cpu" in error, verb
         assert "got 'cuda:77'" in error, verb
+
+
+WRONG = {
+    "evaluate": ["nope"],
+    "predict": ["nope", "x.png"],
+    "generate": ["nope"],
+    "export": ["nope", "--to", "onnx"],
+    "analyze": ["nope"],
+    "audit": ["nope"],
+    "fairness": ["nope", "--head", "a", "--sensitive", "b"],
+    "edit": ["nope", "--do", "ablate:1"],
+    "dashboard": ["nope"],
+    "train": ["--resume", "nope"],
+}
+
+
+def test_a_run_that_is_not_there_is_answered_before_torch_is_imported(tmp_path: Path) -> None:
+    """The import is most of the seconds that a wrong call cost."""
+    script = (
+        "import sys\nfrom mumoe.cli import main\n"
+        f"for verb, arguments in {WRONG!r}.items():\n"
+        "    assert main([verb, *arguments]) == 2, verb\n"
+        "    assert 'torch' not in sys.modules, verb\n"
+        "assert main(['train', '--epochs', '0']) == 2\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("which does not exist") == len(WRONG)
+
+
+def test_a_run_on_cached_features_is_evaluated_without_timm(old: Path) -> None:
+    script = (
+        "import sys\nfrom mumoe.cli import main\n"
+        f"assert main(['evaluate', {str(old / 'sparse')!r}, '--data', {where('sparse')!r}, '--quiet']) == 0\n"
+        "assert 'torch' in sys.modules\n"
+        "assert 'timm' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

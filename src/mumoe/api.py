@@ -330,13 +330,7 @@ def load_runs(path: str | Path, **given: Any) -> list[Run]:
     return [Run(StoredRun(found.path, **given)) for found in find_run(path)]
 
 
-def open_run(
-    path: str | Path,
-    *,
-    experts: bool = False,
-    note: Callable[[str], None] = lambda line: None,
-    **given: Any,
-) -> Run:
+def open_run(path: str | Path, *, experts: bool = False, **given: Any) -> Run:
     """The run at a path, or the one of a job that `pick_run` picks; `given` as for `load`.
 
     Raises:
@@ -345,4 +339,4 @@ def open_run(
     if is_saved(Path(path)):
         what = "a converted network" if is_converted(Path(path)) else "a saved model"
         raise UserError(f"{path}: expected the folder of a run or a job, got {what}. Give the folder of its run.")
-    return Run(StoredRun(pick_run(path, experts=experts, note=note).path, **given))
+    return Run(StoredRun(pick_run(path, experts=experts).path, **given))

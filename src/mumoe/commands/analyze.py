@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from mumoe.commands.opening import opened as open_verb
+from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import write_json
@@ -90,6 +91,7 @@ class Analysis:
 
 def run(options: Options) -> None:
     """Analyze and print the main numbers."""
+    require_run(options.run)
     _check(options)
     opened = open_verb(options, WHO, experts=True)
     if opened.config.mode == "text":

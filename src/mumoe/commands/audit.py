@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from mumoe.commands.opening import opened as open_verb
+from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
 
@@ -67,6 +68,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Audit and print."""
+    require_run(options.run)
     from mumoe.editing.audit import audit
 
     if options.split not in SPLITS:

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from mumoe.commands.opening import opened as open_verb
+from mumoe.commands.opening import require_run
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import write_tensors
 
@@ -69,6 +70,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Choose, edit, report, and write the file."""
+    require_run(options.run)
     if options.do:
         from mumoe.commands.edit_by_hand import run_by_hand
 

@@ -12,6 +12,7 @@ import tyro
 from mumoe.data.base import SPLITS
 from mumoe.errors import unknown_name
 from mumoe.results import EvalResult, to_json
+from mumoe.training.run import find_run
 
 __all__ = ["Options", "run"]
 
@@ -40,7 +41,8 @@ def run(options: Options) -> None:
     """Evaluate and print."""
     if options.split not in SPLITS:
         raise unknown_name("mumoe evaluate", "split", options.split, SPLITS)
-    from mumoe.api import load_runs
+    find_run(options.run)
+    from mumoe.api import load_runs  # torch is imported only for a run that is there
 
     given = {"data": options.data, "device": options.device, "progress": not options.quiet}
     for run in load_runs(options.run, **given):

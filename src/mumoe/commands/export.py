@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from mumoe.commands.opening import place
+from mumoe.commands.opening import place, require_run
 
 if TYPE_CHECKING:
     from mumoe.deploy.export import ExportReport
@@ -42,6 +42,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Export, and say what was written and how close it is."""
+    require_run(options.run)
     from mumoe.deploy.export import check_ready, export_model
 
     folder, opened = place(options, "mumoe export")

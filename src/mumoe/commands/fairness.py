@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from mumoe.commands.opening import opened as open_verb
+from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
 
@@ -50,6 +51,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Measure and print."""
+    require_run(options.run)
     from mumoe.editing.fairness import Bootstrap, fairness_report, subgroup_accuracy
     from mumoe.editing.files import load_edits
     from mumoe.editing.tables import fairness_table, subgroup_table

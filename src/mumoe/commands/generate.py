@@ -46,12 +46,12 @@ class Options:
 
 def run(options: Options) -> None:
     """Generate and print."""
-    from mumoe.models.gpt2 import generate_text
-
     if options.samples < 1:
         raise UserError(f"mumoe generate: expected samples >= 1, got {options.samples}.")
     wishes = [_wish(text) for text in options.scale]
     run = opened(options, "mumoe generate", experts=bool(wishes))
+    from mumoe.models.gpt2 import generate_text
+
     mode = run.config.mode
     if mode != "text":
         raise UserError(f"mumoe generate: expected a run of mode text, got mode {mode!r}. Give another run.")

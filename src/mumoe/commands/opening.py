@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mumoe.api import Run
     from mumoe.deploy.model import HeadModel, ImageClassifier
 
-__all__ = ["note_for", "opened", "opened_classifier", "place"]
+__all__ = ["note_for", "opened", "opened_classifier", "place", "require_run"]
 
 
 class Opening(Protocol):
@@ -31,12 +31,25 @@ def opened(options: Opening, who: str, *, experts: bool = False, **given: Any) -
     Raises:
         UserError: As `mumoe.api.open_run`.
     """
-    from mumoe.api import open_run
+    from mumoe.training.run import pick_run
+
+    require_run(options.run)
+    path = pick_run(options.run, experts=experts, note=note_for(who)).path
+    from mumoe.api import open_run  # torch is imported only for a run that is there
 
     settings: dict[str, Any] = {"device": options.device, "progress": not getattr(options, "quiet", False)}
     if name := getattr(options, "data", ""):
         settings["data"] = name
-    return open_run(options.run, experts=experts, note=note_for(who), **{**settings, **given})
+    return open_run(path, **{**settings, **given})
+
+
+def require_run(path: str) -> None:
+    """Raise `UserError` unless a path is a run, a job or a saved model; without importing torch."""
+    from mumoe.deploy.load import is_saved
+    from mumoe.training.run import find_run
+
+    if not is_saved(Path(path)):
+        find_run(path)
 
 
 def place(options: Opening, who: str) -> tuple[Path, Callable[[], ImageClassifier | HeadModel]]:

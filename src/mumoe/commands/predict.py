@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from mumoe.commands.opening import opened_classifier
+from mumoe.commands.opening import opened_classifier, require_run
 from mumoe.errors import JobError, UserError
 from mumoe.results import to_json
 
@@ -49,6 +49,7 @@ def run(options: Options) -> None:
     """Predict and print; images that cannot be read are named at the end."""
     if options.batch_size < 1:
         raise UserError(f"mumoe predict: expected --batch-size >= 1, got {options.batch_size}.")
+    require_run(options.run)
     from mumoe.deploy.predict import find_images, note, predict_files
 
     paths = find_images(options.images)

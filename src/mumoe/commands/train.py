@@ -69,7 +69,8 @@ def run(options: Options) -> None:
         device = options.device if options.device != plain.device else ""
         result = training.resume(options.resume, data=data, device=device, **common)
     else:
-        result = training.train(with_data_defaults(options.replace()), **common)
+        config = with_data_defaults(options.replace()).check()
+        result = training.train(config, **common)
     if _is_main_process():
         sys.stdout.write("\n".join(_lines(result)) + "\n")
 

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from mumoe.devices import AUTO, resolve
 from mumoe.errors import require
 from mumoe.files import read_json
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
+    from torch import Tensor, nn
 
 __all__ = ["is_converted", "is_saved", "load_saved"]
 
@@ -36,7 +34,7 @@ def is_converted(folder: Path) -> bool:
 
 
 def load_saved(
-    folder: Path, *, device: str | torch.device = AUTO
+    folder: Path, *, device: str | torch.device = "auto"
 ) -> tuple[nn.Module, Callable[[Image.Image], Tensor] | None]:
     """The model of a saved folder, in eval mode, and the preprocessing of its images (None for a converted network).
 
@@ -44,6 +42,8 @@ def load_saved(
         UserError: If the device is not there.
         JobError: If the files are damaged.
     """
+    from mumoe.devices import resolve
+
     place = resolve(device)
     if is_converted(folder):
         from mumoe.deploy.converted import load_converted

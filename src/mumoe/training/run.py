@@ -6,21 +6,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mumoe.errors import JobError, UserError, nearest
-from mumoe.files import clean_folder, read_json, sync_file, write_text
-from mumoe.training.checkpoint import disk_errors
+from mumoe.files import clean_folder, read_json, sync_file, write_errors, write_text
 from mumoe.training.config import TrainConfig, read_config, to_toml
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "RunFolder",
     "check_free",
     "check_same_data",
+    "disk_errors",
     "find_run",
     "pick_run",
     "unknown_backbone",
@@ -53,6 +54,14 @@ _WITHOUT_EXPERTS = ("linear", "highrank-linear", "mlp")
 _tell = logging.getLogger("mumoe.training").warning
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "accelerate")
+
+
+@contextlib.contextmanager
+def disk_errors(what: str, run: Path) -> Iterator[None]:
+    """Turn a failed write in a run's folder into a `JobError` that says what is safe and how to resume."""
+    remedy = f"Earlier checkpoints are untouched. Resume with: mumoe train --resume {run}"
+    with write_errors(run, who=what, remedy=remedy):
+        yield
 
 
 class RunFolder:
