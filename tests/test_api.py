@@ -336,3 +336,99 @@ def test_a_run_on_cached_features_is_evaluated_without_timm(old: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+# Devices and jobs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch) -> None:
+    """A machine with another device: torch's meta device, on which nothing is computed."""
+    from mumoe import devices
+
+    monkeypatch.setattr(devices, "available", lambda: ["cpu", "meta"])
+
+
+def test_a_finetuned_run_is_extracted_on_the_device_of_the_call(machine, monkeypatch) -> None:
+    from mumoe.models import features
+
+    asked = {}
+
+    def extract(data, backbone, **options):
+        asked.update(options, weights=backbone.conv.weight.device)
+        return features.Features(np.zeros((len(data), 6), dtype=np.float32), "", Path("x"))
+
+    monkeypatch.setattr(features, "extract_features", extract)
+    for name, expected in (("meta", "meta"), ("auto", "meta"), ("cpu", "cpu")):
+        run = mumoe.load(OLD / "finetuned", data=where("finetuned"), device=name, progress=False, **given("finetuned"))
+        assert run.inputs.features is not None
+        assert asked["device"] == asked["weights"] == torch.device(expected)
+        assert next(run.head.parameters()).device == torch.device(expected)
+
+
+def test_a_job_trains_on_the_device_it_names(machine) -> None:
+    from mumoe.training.distributed import make_accelerator
+
+    for name in ("meta", "cpu", "meta", "cpu"):
+        assert make_accelerator(TrainConfig(device=name)).device == torch.device(name)
+    assert make_accelerator(TrainConfig(device="auto")).device == torch.device("meta")
+
+
+def test_several_processes_have_a_device_each(monkeypatch) -> None:
+    from mumoe.training.distributed import make_accelerator
+
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="expected a device for each of several processes, got 'cuda:1' for all"):
+        make_accelerator(TrainConfig(device="cuda:1"))
+
+
+@pytest.fixture
+def job(old: Path) -> Path:
+    """Attributes with two heads of one seed each."""
+    shutil.copytree(old / "attributes", old / "both" / "experts" / "seed-0")
+    linear = old / "both" / "alinear" / "seed-0"
+    shutil.copytree(old / "attributes", linear)
+    facts = json.loads((linear / "run.json").read_text())
+    facts["head"] = "linear"
+    facts["result"]["evaluations"]["val"]["accuracy"] = 2.0
+    (linear / "run.json").write_text(json.dumps(facts))
+    return old / "both"
+
+
+VERBS = {
+    "audit": ["--head", "ant", "--images", "0", "--min-rows", "2"],
+    "fairness": ["--head", "ant", "--sensitive", "kind", "--resamples", "0"],
+    "edit": ["--do", "ablate:1"],
+    "analyze": ["--images", "0", "--resamples", "0"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_about_experts_skip_a_better_head_without_any(verb, job: Path, capsys) -> None:
+    chosen = "alinear" if verb == "fairness" else "experts"
+    assert cli.main([verb, str(job), *VERBS[verb], "--data", where("attributes"), "--quiet", "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    why = "best head on validation (2.0000)" if verb == "fairness" else "only head with experts"
+    assert f"mumoe {verb}: using {job}/{chosen}/seed-0, the first seed of the {why}." in said
+    assert "Runs of this job: alinear/seed-0; experts/seed-0." in said
+
+
+def test_export_writes_into_the_run_it_took(old: Path, capsys) -> None:
+    job = old / "twice"
+    for seed in (0, 1):
+        shutil.copytree(old / "given", job / f"seed-{seed}")
+    assert cli.main(["export", str(job), "--to", "onnx", "--device", "cpu"]) == 0
+    assert (job / "seed-0" / "export" / "model.onnx").is_file()
+    assert (
+        f"mumoe export: using {job}/seed-0, the first seed. Runs of this job: seed-0, seed-1."
+        in capsys.readouterr().err
+    )
+
+
+def test_the_dashboard_opens_a_job_too(job: Path, monkeypatch, capsys) -> None:
+    opened = []
+    monkeypatch.setattr("mumoe.dashboard.server.serve", lambda session, port, ready: opened.append(session))
+    assert cli.main(["dashboard", str(job), "--no-browser", "--data", where("attributes"), "--device", "cpu"]) == 0
+    session = opened[0](lambda done, total, note: None)
+    assert session.folder == job / "experts" / "seed-0"
+    assert session.split("val").scores is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,18 @@ def test_wrong_calls(run: Path, features_run: Path, images: Path, capsys) -> Non
         status, out, err = call(capsys, *arguments)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert expected in err
+
+
+def test_a_job_predicts_with_its_first_seed(run: Path, images: Path, tmp_path: Path, capsys) -> None:
+    for seed in (0, 1):
+        shutil.copytree(run, tmp_path / "job" / f"seed-{seed}")
+    status, out, err = call(capsys, tmp_path / "job", images / "0.png", "--device", "cpu")
+    assert status == 0
+    assert out == call(capsys, run, images / "0.png", "--device", "cpu")[1]
+    assert err == f"mumoe predict: using {tmp_path}/job/seed-0, the first seed. Runs of this job: seed-0, seed-1.\n"
+
+
+def test_a_picture_that_is_not_there_is_counted_as_one(run: Path, tmp_path: Path, capsys) -> None:
+    status, _, err = call(capsys, run, tmp_path / "nope.png")
+    assert status == 1
+    assert f"expected image files, got 1 of 1 that cannot be read: {tmp_path}/nope.png (no such file)" in err

@@ -106,7 +106,7 @@ class RunFolder:
         run = cls(path)
         if not (run.path / "run.json").is_file():
             raise _not_a_run(run.path)
-        run._check_schema(run.facts())
+        run._check_schema(run.facts(), _tell_once)
         return run
 
     def config(self) -> TrainConfig:
@@ -120,7 +120,7 @@ class RunFolder:
 
         return read_config(self.path / "config.toml", unknown=ignored).replace(out=str(self.path))
 
-    def _check_schema(self, facts: Mapping[str, Any]) -> None:
+    def _check_schema(self, facts: Mapping[str, Any], tell: Callable[[str], None]) -> None:
         schema = facts.get("schema", 1)
         if type(schema) is not int or schema > SCHEMA:
             raise UserError(
@@ -128,9 +128,9 @@ class RunFolder:
                 f"{_writer(facts)}. Install that version or a later one."
             )
         if schema < SCHEMA:
-            _tell_once(f"{self.path}: opened a run of the earlier schema {schema}, written by {_writer(facts)}.")
+            tell(f"{self.path}: opened a run of the earlier schema {schema}, written by {_writer(facts)}.")
         if strange := sorted(set(facts) - _KNOWN):
-            _tell_once(f"{self.path}: ignored the unknown {_plural('key', strange)} {', '.join(strange)} of run.json.")
+            tell(f"{self.path}: ignored the unknown {_plural('key', strange)} {', '.join(strange)} of run.json.")
         if missing := [key for key in _NEEDED if key not in facts]:
             raise JobError(
                 f"{self.path}: expected a run, got a run.json without {', '.join(missing)}. "
@@ -263,7 +263,10 @@ def find_run(path: str | Path) -> list[RunFolder]:
     inside = sorted({*folder.glob("seed-*/run.json"), *folder.glob("*/seed-*/run.json")}, key=_by_number)
     if not inside:
         raise _not_a_run(folder)
-    return [RunFolder.open(found.parent) for found in inside]
+    runs = [RunFolder(found.parent) for found in inside]
+    for run in runs:
+        run._check_schema(run.facts(), lambda text: None)  # told when one is opened
+    return runs
 
 
 def pick_run(path: str | Path, *, experts: bool = False, note: Callable[[str], None] = lambda line: None) -> RunFolder:
@@ -291,12 +294,15 @@ def pick_run(path: str | Path, *, experts: bool = False, note: Callable[[str], N
     accuracy = {name: _validation_accuracy(runs) for name, runs in heads.items()}
     first = _started_with(Path(path), heads)
     best = max(heads, key=lambda name: (accuracy[name], name == first))
-    run = heads[best][0]
+    run = RunFolder.open(heads[best][0].path)
+    kind = "head with experts" if experts and len(heads) < len(by_head) else "head"
     why = "the first seed"
-    if len(heads) > 1 and accuracy[best] >= 0:
-        why += f" of the best head on validation ({accuracy[best]:.4f})"
+    if len(heads) == 1 and len(by_head) > 1:
+        why += f" of the only {kind}"
+    elif len(heads) > 1 and accuracy[best] >= 0:
+        why += f" of the best {kind} on validation ({accuracy[best]:.4f})"
     elif len(heads) > 1:
-        why += " of the first head (no validation accuracy)"
+        why += f" of the first {kind} (no validation accuracy)"
     note(f"Using {run.path}, {why}. Runs of this job: {_choices(Path(path), by_head)}.")
     return run
 
