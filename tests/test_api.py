@@ -327,15 +327,28 @@ def test_a_run_that_is_not_there_is_answered_before_torch_is_imported(tmp_path: 
     assert done.stderr.count("which does not exist") == len(WRONG)
 
 
-def test_a_run_on_cached_features_is_evaluated_without_timm(old: Path) -> None:
+def evaluated_without_timm(arguments: list[str], folder: Path) -> str:
     script = (
         "import sys\nfrom mumoe.cli import main\n"
-        f"assert main(['evaluate', {str(old / 'sparse')!r}, '--data', {where('sparse')!r}, '--quiet']) == 0\n"
+        f"assert main({arguments!r}) == 0\n"
         "assert 'torch' in sys.modules\n"
         "assert 'timm' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_run_on_cached_features_is_evaluated_without_timm(old: Path) -> None:
+    evaluated_without_timm(["evaluate", str(old / "sparse"), "--data", where("sparse"), "--quiet"], old)
+    config = TrainConfig(data=f"folder:{old / 'images'}", backbone="test_efficientnet", pretrained=False, image_size=32)
+    config = config.replace(head="CPMuMoE-r4-e3", epochs=1, batch_size=16, out=str(old / "new"), device="cpu")
+    trained = train(config.replace(cache_dir=str(old / "cache")), progress=False).runs[0].evaluations["test"]
+    said = evaluated_without_timm(["evaluate", "new", "--json", "--quiet", "--device", "cpu"], old)
+    assert json.loads(said)["loss"] == pytest.approx(trained.loss)
+    shutil.rmtree(old / "cache")
+    again = mumoe.load(old / "new", device="cpu", progress=False).evaluate("test")
+    assert again.loss == pytest.approx(trained.loss)
 
 
 # Devices and jobs ---------------------------------------------------------------------------------------------------

@@ -154,6 +154,7 @@ def test_a_path_as_data_is_answered_with_its_kind(tmp_path, monkeypatch, capsys,
 
 def test_the_default_data_have_the_demos_settings_and_say_so(monkeypatch, tmp_path, capsys):
     """Data, split, sizes of the splits and of the images are the first line."""
+    from mumoe.models.features import Features
     from mumoe.recipes.demo import DemoSettings
     from mumoe.training import inputs
     from training.made_up_training import make_data, make_features, tiny_backbone
@@ -168,7 +169,8 @@ def test_the_default_data_have_the_demos_settings_and_say_so(monkeypatch, tmp_pa
     monkeypatch.setattr(
         inputs, "load_backbone", lambda config: (asked.update(image_size=config.image_size), tiny_backbone())[1]
     )
-    monkeypatch.setattr(inputs, "cached_features", lambda *given: make_features(make_data(30)))
+    features = Features(make_features(make_data(30)), "", tmp_path)
+    monkeypatch.setattr(inputs, "extracted", lambda *given: features)
     options = ["--head", "linear", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "--quiet"]
     assert main(["train", *options, "--out", str(tmp_path / "run")]) == 0
     assert (asked["name"], asked["split_by"], asked["size"]) == ("emoji", "image", DemoSettings().size)

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mumoe.data.base import ImageData
-from mumoe.data.cache import sealed_folder
+from mumoe.data.cache import damage, sealed_folder
 from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.files import cache_root
+from mumoe.files import cache_root, recovered
 from mumoe.progress import Progress
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from mumoe.models.backbones import Backbone
 
-__all__ = ["DTYPES", "Features", "extract_features", "feature_key"]
+__all__ = ["DTYPES", "Features", "extract_features", "feature_key", "find_features"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FORMAT = 1
@@ -114,6 +114,15 @@ def extract_features(
     x: npt.NDArray[np.float32] = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
     count = len(data)
     return Features(x, key, folder / FILE, extracted=count if made else 0, reused=0 if made else count)
+
+
+def find_features(key: str, cache_dir: str | Path | None = None) -> npt.NDArray[np.float32] | None:
+    """The features that a cache holds under a key, memory-mapped; None where it has none that are whole."""
+    folder = recovered(cache_root(cache_dir) / "features" / key[:32])
+    if damage(folder) is not None:
+        return None
+    found: npt.NDArray[np.float32] = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
+    return found
 
 
 def feature_key(data: ImageData, backbone: Backbone, dtype: str = "float32") -> str:

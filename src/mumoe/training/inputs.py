@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from mumoe.training.network import Network, column_statistics, make_head
 from mumoe.training.sampler import derived_seed
 from mumoe.training.sources import FeatureSource, ImageSource, Source, TextSource
 from mumoe.training.whole import WHOLE, WholeNetwork, context_of, image_side, image_transform, make_whole
+
+if TYPE_CHECKING:
+    from mumoe.models.features import Features
 
 __all__ = ["Data", "Inputs", "load_inputs", "make_network", "make_source"]
 
@@ -43,18 +46,22 @@ class Inputs:
             a whole network is trained from random weights.
         features: (num_images, num_features) float32 in feature mode.
         num_features: Width of the features; 0 for a whole network.
+        feature_key: Key of the features in the cache; empty where they come from elsewhere.
     """
 
     data: Any
     backbone: Any
     features: npt.NDArray[np.float32] | None
     num_features: int
+    feature_key: str = ""
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
         """What run.json records, to find the same inputs again and to know them from others."""
         data, backbone = self.data, self.backbone
-        facts = {"vocabulary": data.tokenizer.vocabulary} if isinstance(data, TextData) else {}
+        facts: dict[str, Any] = {"vocabulary": data.tokenizer.vocabulary} if isinstance(data, TextData) else {}
+        if self.feature_key:
+            facts["features"] = self.feature_key
         return {
             **facts,
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
@@ -95,9 +102,11 @@ def load_inputs(
     width = int(network.num_features) if features is None else _check_features(features, found)
     if before_features is not None:
         before_features(found, width, getattr(network, "image_size", None))
+    key = ""
     if features is None and config.mode == "features":
-        features = cached_features(config, found, network, device, progress)
-    return Inputs(found, network, features, width)
+        cached = extracted(config, found, network, device, progress)
+        features, key = cached.x, cached.key
+    return Inputs(found, network, features, width, key)
 
 
 def _whole_inputs(
@@ -185,11 +194,17 @@ def cached_features(
     config: TrainConfig, data: ImageData, backbone: Any, device: torch.device | str, progress: bool
 ) -> npt.NDArray[np.float32]:
     """The backbone's features of every image, from the cache or extracted into it."""
+    return extracted(config, data, backbone, device, progress).x
+
+
+def extracted(
+    config: TrainConfig, data: ImageData, backbone: Any, device: torch.device | str, progress: bool
+) -> Features:
+    """As `cached_features`, with the key in the cache."""
     from mumoe.models.features import extract_features
 
     folder = config.cache_dir or None
-    found = extract_features(data, backbone, cache_dir=folder, workers=config.workers, device=device, progress=progress)
-    return found.x
+    return extract_features(data, backbone, cache_dir=folder, workers=config.workers, device=device, progress=progress)
 
 
 def with_seed(inputs: Inputs, config: TrainConfig) -> Inputs:

@@ -151,10 +151,22 @@ class StoredRun:
         if self.on_feature_file and self._data is None:
             features = self._precomputed[1]
             return Inputs(data, None, features, int(features.shape[1]))
+        if (found := self._found_features()) is not None:
+            return Inputs(data, self._backbone, found, int(found.shape[1]))
         if self.config.mode == "finetune":
             _ = self.network  # its weights are the backbone's
         features = cached_features(self.config, data, self.backbone, self.device, self.progress)
         return Inputs(data, self.backbone, features, int(features.shape[1]))
+
+    def _found_features(self) -> npt.NDArray[np.float32] | None:
+        """The features that the run was trained on, if the cache still has them: then no backbone is needed."""
+        key = str(self.facts.get("features", ""))
+        if not key or self.config.mode != "features" or self._backbone is not None:
+            return None
+        from mumoe.models.features import find_features
+
+        found = find_features(key, self.config.cache_dir or None)
+        return found if found is not None and len(found) == len(self.data) else None
 
     # Network -------------------------------------------------------------------------------------------------------
 
