@@ -33,6 +33,7 @@ __all__ = ["Analysis", "Options", "analyze_head", "analyze_run", "analyze_text_r
 
 
 WHO = "mumoe analyze"
+_MODES = ("zero", "mean", "resampled")  # those of analysis.contributions, which needs torch
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class Analysis:
 
 def run(options: Options) -> None:
     """Analyze and print the main numbers."""
-    require_run(options.run)
     _check(options)
+    require_run(options.run)
     opened = open_verb(options, WHO, experts=True)
     if opened.config.mode == "text":
         lines = _text_lines(analyze_text(opened, options), opened.path)
@@ -164,13 +165,11 @@ def analyze(run: Run, options: Options) -> Analysis:
 
 
 def _check(options: Options) -> None:
-    from mumoe.analysis.contributions import MODES
-
     if options.split not in SPLITS:
         raise unknown_name("mumoe analyze", "split", options.split, SPLITS)
     for mode in options.modes:
-        if mode not in MODES:
-            raise unknown_name("mumoe analyze", "mode", mode, MODES)
+        if mode not in _MODES:
+            raise unknown_name("mumoe analyze", "mode", mode, _MODES)
     for name, least in (("images", 0), ("resamples", 0), ("batch_size", 1), ("windows", 1), ("ablated_windows", 0)):
         if getattr(options, name) < least:
             raise UserError(f"mumoe analyze: expected {name} >= {least}, got {getattr(options, name)}.")
