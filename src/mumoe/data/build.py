@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,12 @@ from mumoe.data.base import SPLITS, Attribute, ImageData
 from mumoe.data.decode import read_image
 from mumoe.data.fingerprint import fingerprint
 from mumoe.data.registry import Request
+from mumoe.data.same import same_files
 from mumoe.data.splits import TEST, TRAIN, VAL, carve, stratified_split
 from mumoe.data.verify import Checked, check_files, is_full
 from mumoe.errors import UserError
 
-__all__ = ["UNDECIDED", "ArrayImages", "FileImages", "Images", "build", "yes_no"]
+__all__ = ["UNDECIDED", "ArrayImages", "FileImages", "Images", "build"]
 
 UNDECIDED = -1
 """In the `split` that a loader gives to `build`: not fixed by the set."""
@@ -38,6 +40,10 @@ class Images(Protocol):
 
     def subset(self, kept: npt.NDArray[np.int64]) -> Images:
         """Only the images at these positions."""
+        ...
+
+    def repeated(self) -> dict[int, int]:
+        """Position of an image that is the same file as an earlier one -> position of that one."""
         ...
 
     def check(self, request: Request) -> Checked:
@@ -65,6 +71,9 @@ class FileImages:
 
     def subset(self, kept: npt.NDArray[np.int64]) -> FileImages:
         return FileImages(self.root, tuple(self.paths[index] for index in kept))
+
+    def repeated(self) -> dict[int, int]:
+        return same_files([os.path.join(self.root, path) for path in self.paths])
 
     def check(self, request: Request) -> Checked:
         return check_files(
@@ -94,6 +103,9 @@ class ArrayImages:
 
     def subset(self, kept: npt.NDArray[np.int64]) -> ArrayImages:
         return self if len(kept) == len(self) else ArrayImages(self.pixels[kept])
+
+    def repeated(self) -> dict[int, int]:
+        return {}
 
     def check(self, request: Request) -> Checked:
         rows = (hashlib.sha256(image.tobytes()).digest() for image in self.pixels)
@@ -135,7 +147,7 @@ def build(
     found = _checked_labels(request, classes, np.asarray(labels))
     decided = _complete(np.full(len(found), UNDECIDED) if split is None else split, found, request)
     checked = images.check(request)
-    wrong = _repeated(ids) | _out_of_range(found, classes) | checked.problems
+    wrong = _repeated(ids, images) | _out_of_range(found, classes) | checked.problems
     kept = np.array([index for index in range(len(ids)) if index not in wrong], np.int64)
     said = [*problems, *(f"{ids[index]}: {text}" for index, text in sorted(wrong.items()))]
     _require_images(request, len(kept), said)
@@ -156,11 +168,6 @@ def build(
         credits=tuple(credits),
     )
     return _finish(data, request, said, checked.digests[kept])
-
-
-def yes_no(values: npt.ArrayLike) -> Attribute:
-    """A 0/1 column as a subgroup column with the values ``no`` and ``yes``."""
-    return Attribute(np.asarray(values).astype(np.int64), ("no", "yes"))
 
 
 def _checked_labels(
@@ -221,9 +228,12 @@ def _shares(request: Request) -> tuple[float, float]:
     return val, test
 
 
-def _repeated(ids: Sequence[str]) -> dict[int, str]:
+def _repeated(ids: Sequence[str], images: Images) -> dict[int, str]:
+    """Images that are listed twice, whatever their paths; in train and in test they would make the test easier."""
     seen: set[str] = set()
-    again: dict[int, str] = {}
+    again = {
+        index: f"is the same file as {ids[first]}, only the first counts" for index, first in images.repeated().items()
+    }
     for index, name in enumerate(ids):
         if name in seen:
             again[index] = "listed again, only the first time counts"

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from mumoe.data.base import Attribute, ImageData
-from mumoe.data.build import FileImages, build, yes_no
+from mumoe.data.build import FileImages, build
+from mumoe.data.columns import yes_no
 from mumoe.data.folder import class_folders, list_classes
 from mumoe.data.layout import existing, lines, locate, torchvision_fetch
 from mumoe.data.registry import Request, register
