@@ -185,3 +185,13 @@ def test_a_failed_tokenization_leaves_nothing(tmp_path, change, error, words):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="expected a new folder"):
         tokenize([source], tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_listed_is_no_shorter_text(tmp_path, forbid):
+    (tmp_path / "texts/deep").mkdir(parents=True)
+    (tmp_path / "texts/a.txt").write_text("one")
+    (tmp_path / "texts/deep/b.txt").write_text("two")
+    forbid(tmp_path / "texts/deep")
+    with pytest.raises(JobError, match=r"expected folders that can be listed, got .*deep: Permission denied"):
+        tokenize([tmp_path / "texts"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

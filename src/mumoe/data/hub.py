@@ -197,7 +197,7 @@ def _known_splits(opened: Any) -> tuple[dict[str, Any], list[str]]:
 
 def _image_column(who: str, splits: Mapping[str, Any], asked: str) -> str:
     """The column of images: the one asked for, else the first of type ``Image`` in the first split that has one."""
-    features = {name: feature for table in reversed(splits.values()) for name, feature in table.features.items()}
+    features = {name: feature for table in reversed(list(splits.values())) for name, feature in table.features.items()}
     images = [name for table in splits.values() for name, feature in table.features.items() if _is_image(feature)]
     found = find_column(who, features, asked, [name.lower() for name in images])
     if found not in images:

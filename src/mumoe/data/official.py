@@ -131,7 +131,7 @@ def load_imagenet1k(request: Request) -> ImageData:
     folder = locate(request, ["imagenet1k", "imagenet", "ILSVRC2012"], "train")
     places = [(folder / "train", TRAIN)]
     if (folder / "val").is_dir():
-        if not class_folders(folder / "val"):
+        if not class_folders(request.name, folder / "val"):
             raise UserError(
                 f"{request.name}: expected a folder per WordNet id in {str(folder / 'val')!r}, got none. "
                 "torchvision.datasets.ImageNet sorts the validation images into folders."

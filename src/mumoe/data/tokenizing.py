@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mumoe.data.base import SPLITS
+from mumoe.data.layout import files_below
 from mumoe.data.text import BYTES, FORMAT, META, Tokenizer, open_tokenizer
 from mumoe.errors import JobError, UserError, require
 from mumoe.files import new_folder
@@ -79,7 +80,12 @@ def _files(names: Sequence[str | Path]) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            paths += sorted(found for found in path.rglob("*") if found.suffix in SUFFIXES)
+            closed: list[str] = []
+            paths += sorted(found for found in files_below(path, closed) if found.suffix in SUFFIXES)
+            if closed:
+                raise JobError(
+                    f"mumoe tokenize: expected folders that can be listed, got {closed[0]}. Change its permissions."
+                )
         elif path.is_file():
             paths.append(path)
         else:
