@@ -32,6 +32,11 @@ UNDECIDED = -1
 class Images(Protocol):
     """Images by position: picklable, so that loader workers can hold them."""
 
+    @property
+    def side(self) -> int:
+        """Side in pixels that all images have; 0 where they differ or it is not known."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __call__(self, index: int) -> Image.Image:
@@ -62,6 +67,7 @@ class FileImages:
 
     root: Path
     paths: tuple[str, ...]
+    side = 0
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -94,6 +100,11 @@ class ArrayImages:
     """
 
     pixels: npt.NDArray[np.uint8]
+
+    @property
+    def side(self) -> int:
+        height, width = self.pixels.shape[1:3]
+        return int(height) if height == width else 0
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -166,6 +177,8 @@ def build(
         fingerprint="",
         attributes=columns,
         credits=tuple(credits),
+        image_size=images.side,
+        split_by=_split_words(split, decided, request),
     )
     return _finish(data, request, said, checked.digests[kept])
 
@@ -216,6 +229,15 @@ def _complete(split: npt.ArrayLike, labels: npt.NDArray[Any], request: Request) 
         if not (decided == part).any():
             decided = carve(decided, labels, part, fraction=share, seed=request.split_seed)
     return decided
+
+
+def _split_words(split: npt.ArrayLike | None, decided: npt.NDArray[np.int8], request: Request) -> str:
+    """Which splits the set gives, and which were drawn."""
+    given = set() if split is None else set(np.unique(np.asarray(split)).tolist()) - {UNDECIDED}
+    drawn = [SPLITS[part] for part in (VAL, TEST) if part not in given and (decided == part).any()]
+    if not given:
+        return f"at random by class (seed {request.split_seed})"
+    return f"as given, {' and '.join(drawn)} drawn from train (seed {request.split_seed})" if drawn else "as given"
 
 
 def _shares(request: Request) -> tuple[float, float]:

@@ -49,6 +49,7 @@ class RowImages:
     column: str
     where: npt.NDArray[np.int64]
     names: tuple[str, ...]
+    side = 0
 
     def __len__(self) -> int:
         return len(self.where)

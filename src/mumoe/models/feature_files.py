@@ -122,6 +122,7 @@ def load_feature_data(
         open_image=NoImages(str(path)),
         fingerprint=hashlib.sha256(features.key.encode() + labels.tobytes() + split.tobytes()).hexdigest(),
         attributes=_attributes(table, path),
+        split_by="as given" if "split" in table.columns else f"at random by class (seed {split_seed})",
     )
     return data, features
 

@@ -55,6 +55,8 @@ class TrainConfig:
     """safetensors file with the backbone's weights (empty: its pretrained ones)"""
     pretrained: bool = _setting(True, "model")
     """start the backbone from pretrained weights"""
+    backbone_seed: int = _setting(0, "model", 0)
+    """seed of the backbone's weights with --no-pretrained"""
     image_size: int = _setting(0, "model", 0, 4096)
     """side of the images in pixels (0: the backbone's own)"""
     mode: Literal["features", "finetune", "scratch", "text"] = _setting("features", "model")

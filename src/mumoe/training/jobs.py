@@ -39,6 +39,7 @@ from mumoe.training.inputs import (
     load_inputs,
     make_network,
     make_source,
+    settled,
     with_seed,
 )
 from mumoe.training.network import Network, make_head, parameter_count
@@ -85,6 +86,8 @@ def train(
         Interrupted: After Ctrl-C, with a checkpoint written.
     """
     config = config.check()
+    if data is None and backbone is None and features is None:
+        config = settled(config)
     out = Path(config.out or default_out(config))
     check_free(out)
     return _run_job(config, out, {"data": data, "backbone": backbone, "features": features}, progress)
@@ -133,14 +136,14 @@ def _run_job(config: TrainConfig, out: Path, given: Mapping[str, Any], progress:
         batches_per_epoch(len(found.indices("train")), config.batch_size, least)
         members.extend(_plan(config, out, num_features, len(found.classes)))
 
-    with accelerator.main_process_first():
-        inputs = load_inputs(
-            config,
-            **given,
-            before_features=plan,
-            device=accelerator.device,
-            progress=progress and accelerator.is_main_process,
-        )
+    inputs = load_inputs(
+        config,
+        **given,
+        before_features=plan,
+        device=accelerator.device,
+        processes=accelerator,
+        progress=progress and accelerator.is_main_process,
+    )
     if len(members) > 1 and accelerator.is_main_process:
         write_group_config(out, config)
     runs = [_run_member(member, with_seed(inputs, member.config), accelerator, progress) for member in members]
@@ -426,7 +429,7 @@ def evaluate(
     config = opened.config()
     accelerator = make_accelerator(config.replace(precision="fp32") if config.precision == "fp16" else config)
     given: dict[str, Any] = {"data": data, "backbone": backbone, "features": features}
-    inputs = load_inputs(config, **given, device=accelerator.device, progress=progress)
+    inputs = load_inputs(config, **given, device=accelerator.device, processes=accelerator, progress=progress)
     _check_same(opened, inputs)
     if len(inputs.data.indices(split)) == 0:
         raise UserError(f"evaluate: expected images in the {split} split of {config.data}, got none.")
