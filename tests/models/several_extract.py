@@ -17,6 +17,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from mumoe.data.base import ImageData
+from mumoe.errors import JobError
 from mumoe.models import features
 from mumoe.models.backbones import create_backbone
 
@@ -80,7 +81,8 @@ def main(folder: Path) -> None:
             found = case()
             ended[name] = {"extracted": found.extracted, "path": str(found.path)}
         except Exception as error:
-            ended[name] = {"error": f"{type(error).__name__}: {error}"}
+            kind = "JobError" if isinstance(error, JobError) else type(error).__name__
+            ended[name] = {"error": f"{kind}: {error}"}
     (folder / f"{rank}.json").write_text(json.dumps(ended))
     dist.destroy_process_group()
 
