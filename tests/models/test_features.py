@@ -110,6 +110,16 @@ def test_backbone_is_given_back_as_it_came(backbone: Backbone, tmp_path: Path) -
         assert torch.equal(tensor, before[name][1])
 
 
+def test_a_float64_backbone_runs_on_a_device_without_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU plays the device: without the conversion its float64 weights meet float32 images."""
+    made = create_backbone("test_efficientnet", pretrained=False, image_size=64)
+    expected = np.array(extract(noise(), made, tmp_path / "single").x)
+    wide = create_backbone("test_efficientnet", pretrained=False, image_size=64).double()
+    monkeypatch.setattr("mumoe.devices.WITHOUT_FLOAT64", {"cpu"})
+    assert np.array_equal(extract(noise(), wide, tmp_path / "wide").x, expected)
+    assert next(wide.parameters()).dtype == torch.float64
+
+
 def test_second_call_reuses(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = extract(noise(), backbone, tmp_path)
     monkeypatch.setattr(module, "_fill", None)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mumoe.data.base import ImageData
 from mumoe.data.cache import damage, sealed_folder
+from mumoe.devices import widest
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.files import cache_root
 from mumoe.models.shares import Shares, process_count
@@ -220,7 +221,8 @@ def _running(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> It
     try:
         for tensor in tensors:
             layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
-            tensor.data = tensor.data.to(device, memory_format=layout)
+            kind = widest(device) if tensor.dtype == torch.float64 else tensor.dtype
+            tensor.data = tensor.data.to(device, kind, memory_format=layout)
         backbone.eval()
         yield run
     finally:
