@@ -161,13 +161,18 @@ def test_the_default_data_have_the_demos_settings_and_say_so(monkeypatch, tmp_pa
 
     asked = {}
 
+    def sized_backbone(config):
+        backbone = tiny_backbone()
+        backbone.image_size = config.image_size
+        return backbone
+
     def load_data(name, **options):
         asked.update(options, name=name)
         return make_data(30)
 
     monkeypatch.setattr("mumoe.data.load_data", load_data)
     monkeypatch.setattr(
-        inputs, "load_backbone", lambda config: (asked.update(image_size=config.image_size), tiny_backbone())[1]
+        inputs, "load_backbone", lambda config: (asked.update(image_size=config.image_size), sized_backbone(config))[1]
     )
     features = Features(make_features(make_data(30)), "", tmp_path)
     monkeypatch.setattr(inputs, "extracted", lambda *given: features)
@@ -176,7 +181,7 @@ def test_the_default_data_have_the_demos_settings_and_say_so(monkeypatch, tmp_pa
     assert (asked["name"], asked["split_by"], asked["size"]) == ("emoji", "image", DemoSettings().size)
     assert asked["image_size"] == DemoSettings().size
     first = capsys.readouterr().out.splitlines()[0]
-    assert first == "made-up: 18 train, 6 val, 6 test images, split by image, 4 classes"
+    assert first == "made-up: 30 images, 4 classes; split as given: train 18, val 6, test 6; the network reads 96 px"
     assert main(["train", *options, "--out", str(tmp_path / "two"), "--data-options", "split_by=character"]) == 0
     assert (asked["split_by"], asked["size"]) == ("character", 96)
     assert main(["train", *options, "--out", str(tmp_path / "three"), "--image-size", "64"]) == 0

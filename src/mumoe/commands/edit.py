@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Options:
     sensitive: str = ""
     """the sensitive attribute, e.g. Male"""
     value: str = ""
-    """sensitive value of the subgroup to help, e.g. 1"""
+    """sensitive value of the subgroup to help, e.g. 1 (of a 0/1 attribute 1, yes and true are one)"""
     do: tuple[str, ...] = ()
     """edits by hand instead, in this order: ablate:17 scale:3=0.5 swap:4=9 set-output:5:CLASS=2.0
     correct:5:CLASS=0.3 (1/3 is expert 3 of level 1; 5,2 one of a hierarchy's combinations)"""
@@ -98,6 +99,7 @@ def _rewrite(options: Options) -> None:
     opened = open_verb(options, "mumoe edit", experts=True).editing()
     layer = opened.require_layer("mumoe edit")
     problem = opened.problem(options.head, options.sensitive, who="mumoe edit")
+    options = dataclasses.replace(options, value=problem.value(options.value, who="mumoe edit"))
     stack = load_edits(options.base, layer) if options.base else EditStack(layer)
     train, val, sealed = problem.splits.seal(problem.labels, problem.values)
     before = {split: opened.logits(problem.rows(split), problem.position) for split in ("val", "test")}
@@ -133,7 +135,7 @@ def _rewrite(options: Options) -> None:
     save_edits(out, stack, provenance)
     if options.export:
         export_head(Path(options.export), edited_head(opened, stack))
-    _say(options, name, strength, support, choice, first, report, out)
+    _say(options, name, strength, support, choice, first, report, out, problem.left_out("train", "val", "test"))
 
 
 def _lambda(text: str) -> float | Literal["paper"] | None:
@@ -157,8 +159,6 @@ def _mean(options: Options, opened: Any, problem: Any, train: Any) -> tuple[Any,
     """Mean coefficients of the target's training images, and how many there are."""
     from mumoe.editing.rewriting import mean_coefficients
 
-    if options.value not in set(problem.values[problem.known].tolist()):
-        raise unknown_name("mumoe edit", f"value of {options.sensitive}", options.value, set(problem.values.tolist()))
     inside = (train.y_true == options.label) & (train.sensitive_features == options.value)
     if not inside.any():
         raise UserError(
@@ -224,6 +224,7 @@ def _say(
     before: Any,
     after: Any,
     out: Path,
+    left_out: str,
 ) -> None:
     from mumoe.editing.tables import fairness_table, render_table, subgroup_table
 
@@ -231,6 +232,7 @@ def _say(
     lines = [
         f"{name}: {options.head} of {options.sensitive}={options.value} with label {options.label}, "
         f"mean coefficients of {support:,} training images, lambda {strength:+.4g}",
+        *([left_out] if left_out else []),
         "",
     ]
     if choice is not None:

@@ -30,7 +30,7 @@ class Options:
     label: int = 1
     """label of the target subgroup, 0 or 1"""
     value: str = ""
-    """sensitive value of the target subgroup (empty: the one that is right least often)"""
+    """sensitive value of the target subgroup, e.g. 1 or yes (empty: the one that is right least often)"""
     edits: str = ""
     """file of edits to compare with the model as it was trained"""
     split: str = "test"
@@ -65,7 +65,7 @@ def run(options: Options) -> None:
         raise UserError(f"mumoe fairness: expected images in the {options.split} split, got none. Take another.")
     truth, values = problem.labels[rows], problem.values[rows]
     before = opened.logits(rows, problem.position) > 0
-    value = options.value
+    value = problem.value(options.value, who="mumoe fairness") if options.value else ""
     if not value:
         found = subgroup_accuracy(truth, before, sensitive_features=values)
         mine = {group: share for group, share in found.items() if group.label == options.label}
@@ -84,8 +84,8 @@ def run(options: Options) -> None:
         plain = {name: report.to_dict() for name, report in reports.items()}
         sys.stdout.write(json.dumps(plain, allow_nan=False) + "\n")
         return
-    left_out = int((~problem.known[problem.data.indices(options.split)]).sum())  # type: ignore[arg-type]
+    left_out = problem.left_out(options.split)
     first = f"{options.head} by {options.sensitive} on {len(rows):,} {options.split} images of {opened.path}"
-    unknown = f" ({left_out:,} left out: {options.sensitive} unknown)" if left_out else ""
+    unknown = f" ({left_out})" if left_out else ""
     tables = [subgroup_table(reports, format="text"), fairness_table(reports, format="text")]
     sys.stdout.write(f"{first}{unknown}\n\n" + "\n".join(tables))

@@ -11,7 +11,7 @@ from typing import Any
 
 from mumoe.errors import UserError, unknown_name
 from mumoe.results import Comparison, Spread, TrainResult
-from mumoe.training.config import PRESETS, TrainConfig, read_config, with_data_defaults
+from mumoe.training.config import PRESETS, TrainConfig, read_config
 
 __all__ = ["Options", "default", "run"]
 
@@ -69,8 +69,7 @@ def run(options: Options) -> None:
         device = options.device if options.device != plain.device else ""
         result = training.resume(options.resume, data=data, device=device, **common)
     else:
-        config = with_data_defaults(options.replace()).check()
-        result = training.train(config, **common)
+        result = training.train(options.replace().check(), **common)
     if _is_main_process():
         sys.stdout.write("\n".join(_lines(result)) + "\n")
 

@@ -211,6 +211,14 @@ class TextData:
     def __len__(self) -> int:
         return sum(self.rows.values())
 
+    def describe(self) -> str:
+        """One line on what is trained on: windows and tokens of each split, and the vocabulary."""
+        parts = ", ".join(f"{name} {self.rows[name]:,} ({len(self.tokens[name]):,} tokens)" for name in SPLITS)
+        return (
+            f"{self.name}: windows of {self.context:,} tokens out of {self.tokenizer.vocabulary:,}; "
+            f"split by document: {parts}"
+        )
+
     def indices(self, split: Literal["train", "val", "test"]) -> npt.NDArray[np.int64]:
         """Rows of a split; those of train come first, then val, then test."""
         start = sum(self.rows[name] for name in SPLITS[: SPLITS.index(split)])

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mumoe.baselines import SparseMoE
 from mumoe.data.decode import EXTENSIONS, damage, read_image
+from mumoe.data.layout import files_below
 from mumoe.devices import host
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE
@@ -235,11 +236,10 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and file.is_file()
-        )
+        closed: list[str] = []
+        inside = sorted(file for file in files_below(path, closed) if file.suffix.lower() in EXTENSIONS)
+        if closed:
+            raise UserError(f"predict: expected folders that can be listed, got {closed[0]}. Change its permissions.")
         if not inside:
             raise UserError(f"predict: expected images in the folder {str(path)!r}, got none. Check the path.")
         found += inside

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mumoe.data.base import ImageData
+from mumoe.data.columns import require_value
 from mumoe.devices import AUTO, host
 from mumoe.editing.files import load_edits
 from mumoe.editing.splits import Splits
@@ -128,6 +129,21 @@ class Problem:
         """Positions of a split's images whose sensitive value is known."""
         found = self.data.indices(split)  # type: ignore[arg-type]
         return found[self.known[found]]
+
+    def value(self, asked: object, *, who: str) -> str:
+        """A sensitive value as the data writes it; 1, yes and true are one, and so are 0, no and false.
+
+        Raises:
+            UserError: If there is no such value; the nearest is offered.
+        """
+        values = list(dict.fromkeys(self.values[self.known].tolist()))
+        return require_value(who, f"value of {self.sensitive}", values, asked)
+
+    def left_out(self, *splits: str) -> str:
+        """How many images of these splits have no known sensitive value, in words; "" if all have one."""
+        counts = {split: len(self.data.indices(split)) - len(self.rows(split)) for split in splits}  # type: ignore[arg-type]
+        parts = [f"{count:,} {split}" for split, count in counts.items() if count]
+        return f"{self.sensitive} is unknown for {', '.join(parts)} images, left out" if parts else ""
 
     @property
     def splits(self) -> Splits:

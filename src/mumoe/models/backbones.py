@@ -110,6 +110,7 @@ def create_backbone(
     *,
     weights: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
+    seed: int = 0,
     image_size: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Backbone:
@@ -120,6 +121,7 @@ def create_backbone(
         weights: A local safetensors file with timm's tensor names, instead of a download. A classifier in it
             is left out; everything else must fit.
         pretrained: False starts from random weights.
+        seed: Of the random weights: the same seed gives the same backbone.
         image_size: Side of the input in pixels. None takes the backbone's own size and crop. A size of yours
             takes the whole of the shorter side (crop_pct 1); a transformer's position embeddings are
             resampled to it.
@@ -133,7 +135,7 @@ def create_backbone(
     _check_name(name, full_name)
     if name == EMBEDDED and weights is None and pretrained:
         weights = embedded_weights(cache_dir)
-    model = _download(full_name) if pretrained and weights is None else _plain(full_name)
+    model = _download(full_name) if pretrained and weights is None else _plain(full_name, seed)
     if weights is not None:
         _load_weights(model, Path(weights).expanduser(), full_name)
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
@@ -153,8 +155,11 @@ def _check_name(name: str, full_name: str) -> None:
         raise unknown_name("backbone", f"pretrained tag of {architecture}", full_name, tagged)
 
 
-def _plain(full_name: str) -> nn.Module:
-    model: nn.Module = timm.create_model(full_name, pretrained=False, num_classes=0)
+def _plain(full_name: str, seed: int) -> nn.Module:
+    """The model with random weights, a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model: nn.Module = timm.create_model(full_name, pretrained=False, num_classes=0)
     return model
 
 

@@ -18,7 +18,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from mumoe.errors import UserError, nearest, unknown_name
 
 __all__ = [
-    "DATA_DEFAULTS",
     "PRESETS",
     "SECTIONS",
     "TrainConfig",
@@ -26,7 +25,6 @@ __all__ = [
     "parse_options",
     "read_config",
     "to_toml",
-    "with_data_defaults",
 ]
 
 SECTIONS = ("input", "model", "optimization", "job")
@@ -66,7 +64,7 @@ class TrainConfig:
     pretrained: bool = _setting(True, "model")
     """start the backbone from pretrained weights"""
     backbone_seed: int = _setting(0, "model", 0)
-    """seed of a backbone's random weights (without pretrained ones); the same for every seed of a job"""
+    """seed of a backbone's random weights (--no-pretrained); the same for every seed of a job"""
     image_size: int = _setting(0, "model", 0, 4096)
     """side of the images in pixels (0: the backbone's own)"""
     mode: Literal["features", "finetune", "scratch", "text"] = _setting("features", "model")
@@ -210,28 +208,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Settings by name: ``paper`` is the fine-tuning of Oldfield et al. 2024 (AdamW, cosine, clip 1)."""
-
-
-DATA_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "emoji": {"options": {"split_by": "image", "size": 96}, "image_size": 96},
-}
-"""Settings that suit a data set, where none are given: those of the demo for ``emoji``."""
-
-
-def with_data_defaults(config: TrainConfig) -> TrainConfig:
-    """The config with `DATA_DEFAULTS` where it leaves a value open; what is given wins.
-
-    The image size is set only for features of the default backbone, which takes any size.
-    """
-    defaults = DATA_DEFAULTS.get(config.data)
-    if defaults is None:
-        return config
-    given = parse_options(config.data_options)
-    more = [f"{key}={value}" for key, value in defaults["options"].items() if key not in given]
-    size = config.image_size
-    if not size and config.mode == "features" and config.backbone == TrainConfig.backbone:
-        size = int(given.get("size", defaults["image_size"]))
-    return config.replace(data_options=(*config.data_options, *more), image_size=size)
 
 
 def read_config(

@@ -25,7 +25,7 @@ from mumoe.results import EvalResult, RunResult, TrainResult, to_json
 from mumoe.training import state
 from mumoe.training.checkpoint import CheckpointError, read
 from mumoe.training.compare import partner_spec, summarize
-from mumoe.training.config import TrainConfig, parse_options, read_config
+from mumoe.training.config import TrainConfig, read_config
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
 from mumoe.training.inputs import (
@@ -34,6 +34,7 @@ from mumoe.training.inputs import (
     load_inputs,
     make_network,
     make_source,
+    settled,
     with_seed,
 )
 from mumoe.training.network import make_head, parameter_count
@@ -84,6 +85,8 @@ def train(
         Interrupted: After Ctrl-C, with a checkpoint written.
     """
     config = config.check()
+    if data is None and backbone is None and features is None:
+        config = settled(config)
     out = Path(config.out or default_out(config))
     check_free(out)
     return _run_job(config, out, {"data": data, "backbone": backbone, "features": features}, progress, announce)
@@ -146,19 +149,19 @@ def _run_job(
 
     def plan(found: Any, num_features: int, image_size: int | None) -> None:
         if announce is not None and accelerator.is_main_process:
-            announce(_about_data(config, found, image_size))
+            announce(found.describe() + (f"; the network reads {image_size} px" if image_size else ""))
         least = least_rows(config, accelerator.num_processes)
         batches_per_epoch(len(found.indices("train")), config.batch_size, least)
         members.extend(_plan(config, out, num_features, len(found.classes)))
 
-    with accelerator.main_process_first():
-        inputs = load_inputs(
-            config,
-            **given,
-            before_features=plan,
-            device=accelerator.device,
-            progress=progress and accelerator.is_main_process,
-        )
+    inputs = load_inputs(
+        config,
+        **given,
+        before_features=plan,
+        device=accelerator.device,
+        processes=accelerator,
+        progress=progress and accelerator.is_main_process,
+    )
     if len(members) > 1 and accelerator.is_main_process:
         write_group_config(out, config)
     runs = [_run_member(member, with_seed(inputs, member.config), accelerator, progress) for member in members]
@@ -166,17 +169,6 @@ def _run_job(
     if accelerator.is_main_process:
         write_text(out / "summary.json", json.dumps(to_json(result), indent=1) + "\n")
     return result
-
-
-def _about_data(config: TrainConfig, data: Any, image_size: int | None) -> str:
-    """The data, its splits and the size of the images in one line."""
-    what = "windows" if config.mode == "text" else "images"
-    splits = ", ".join(f"{len(data.indices(split)):,} {split}" for split in SPLITS)
-    how = parse_options(config.data_options).get("split_by")
-    parts = [f"{data.name}: {splits} {what}", *([f"split by {how}"] if how else [])]
-    if config.mode != "text":
-        parts.append(f"{len(data.classes)} {'attributes' if data.multi_label else 'classes'}")
-    return ", ".join([*parts, *([f"{image_size} px"] if image_size else [])])
 
 
 def _plan(config: TrainConfig, out: Path, num_features: int, num_classes: int) -> list[_Member]:

@@ -155,7 +155,7 @@ class StoredRun:
             return Inputs(data, self._backbone, found, int(found.shape[1]))
         if self.config.mode == "finetune":
             _ = self.network  # its weights are the backbone's
-        features = cached_features(self.config, data, self.backbone, self.device, self.progress)
+        features = cached_features(self.config, data, self.backbone, self.device, self.progress, together=True)
         return Inputs(data, self.backbone, features, int(features.shape[1]))
 
     def _found_features(self) -> npt.NDArray[np.float32] | None:
@@ -259,6 +259,8 @@ class StoredRun:
             raise unknown_name("evaluate", "split", split, SPLITS)
         config = self.config.replace(precision="fp32") if self.config.precision == "fp16" else self.config
         accelerator = make_accelerator(config)
+        with accelerator.main_process_first():
+            _ = self.data
         if not len(self.data.indices(split)):
             raise UserError(f"evaluate: expected images in the {split} split of {self.data.name}, got none.")
         network = self.network.to(accelerator.device)
