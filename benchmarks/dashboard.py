@@ -38,10 +38,10 @@ sys.path[:0] = [str(ROOT / "tests")]
 
 from benchmarks import measuring  # noqa: E402
 from browsing import launched  # noqa: E402
-from mumoe.analysis.files import write_json  # noqa: E402
 from mumoe.analysis.results import Effect, Specialization  # noqa: E402
 from mumoe.analysis.studies import LayerStudy, UnitStudy, write_coefficients  # noqa: E402
 from mumoe.editing.runs import open_run  # noqa: E402
+from mumoe.files import write_json  # noqa: E402
 from mumoe.training import TrainConfig, train  # noqa: E402
 
 EXPERTS, IMAGES, TRAINING, WIDTH, RANK = 5_000, 100_000, 3_000, 512, 256

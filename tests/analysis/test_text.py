@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from made_up_training import make_text
 
 from mumoe.analysis import expert_layers
-from mumoe.analysis.files import as_json
 from mumoe.analysis.text import steer, steered_classes, study_text
 from mumoe.analysis.text_pages import heat_map, read_text_study, shown, write_text_view
 from mumoe.data.text import TOKEN_CLASSES, classify, open_text
 from mumoe.errors import UserError
+from mumoe.files import as_json
 from mumoe.models.gpt2 import GPT2Shape, create_gpt2, generate_text
 
 LAYER = "transformer.h.1.mlp"

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from dashboard.made_up_run import make_run
-from mumoe.analysis.files import write_json
 from mumoe.analysis.studies import study, write_coefficients
 from mumoe.dashboard.server import Running, serving
 from mumoe.dashboard.session import Session, open_session
 from mumoe.editing.runs import open_run
+from mumoe.files import write_json
 
 
 def analyze(path: Path) -> None:

@@ -8,11 +8,11 @@ import pytest
 
 from browsing import browser, opened  # noqa: F401 (a fixture)
 from dashboard.talking import get, request
-from mumoe.analysis.files import write_json
 from mumoe.analysis.text import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
 from mumoe.dashboard.server import serving
 from mumoe.dashboard.texts import open_text
 from mumoe.errors import UserError
+from mumoe.files import write_json
 
 PIECES = ("The", " <b>cat</b>", "\n", " sat", " 42")
 

@@ -9,9 +9,10 @@ from PIL import Image
 from mumoe.data import DATASETS, Attribute, load_data
 from mumoe.data.build import ArrayImages, build
 from mumoe.data.fingerprint import fingerprint
-from mumoe.data.home import cache_home, data_home
+from mumoe.data.home import data_home
 from mumoe.data.registry import Request, register
 from mumoe.errors import UserError
+from mumoe.files import cache_root
 
 NAMES = {
     "cifar100", "caltech101", "caltech256", "food101", "oxford-pets", "celeba", "imagenet1k", "fashion-mnist",
@@ -107,9 +108,9 @@ def test_homes(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert data_home() == tmp_path / "mumoe/data"
     monkeypatch.setenv("MUMOE_CACHE", str(tmp_path / "c"))
-    assert (cache_home(), data_home()) == (tmp_path / "c", tmp_path / "c/data")
+    assert (cache_root(), data_home()) == (tmp_path / "c", tmp_path / "c/data")
     monkeypatch.setenv("MUMOE_DATA", str(tmp_path / "d"))
-    assert (data_home(), data_home("e"), cache_home("f")) == (tmp_path / "d", data_home("e"), cache_home("f"))
+    assert (data_home(), data_home("e"), cache_root("f")) == (tmp_path / "d", data_home("e"), cache_root("f"))
     assert str(data_home("e")) == "e"
 
 

@@ -168,11 +168,11 @@ def test_a_full_disk_leaves_what_was_there(
     export.export_safetensors(model, tmp_path / "saved")
     before = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
 
-    def full(_: Path) -> None:
+    def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export, "flush_file", full)
-    with pytest.raises(JobError, match="got: the disk is full. What was there is kept"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(JobError, match="got: the disk is full. Free some space. What was there is kept"):
         export.export_safetensors(model, tmp_path / "saved", overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_traced_says_so(run: Path, monkeypatch: pytest.Mo
         return images if float(images.sum()) > 0 else -images
 
     monkeypatch.setattr(export._Traceable, "forward", branch)
-    with pytest.raises(JobError, match=r"expected a model that torch\.export can trace.*Take --to safetensors"):
+    with pytest.raises(JobError, match=r"expected a model that torch\.export can trace.*Use --to safetensors"):
         export._traced(model)
 
 

@@ -13,7 +13,7 @@ from mumoe.editing.edits import Ablate, Correct, Scale, SetOutput, Swap
 from mumoe.editing.files import load_edits, read_edit_file, save_edits
 from mumoe.editing.rewriting import mean_coefficients, rewriting
 from mumoe.editing.stack import EditStack
-from mumoe.errors import UserError
+from mumoe.errors import JobError, UserError
 
 PROVENANCE = {"data": "emoji", "subgroup": "animal / openmoji", "lambda": 12.0, "before": {"accuracy": 0.9}}
 
@@ -92,14 +92,14 @@ def test_nothing_is_half_written(tmp_path, saved, monkeypatch):
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"expected plain JSON values, got .*\. Leave NaN and objects out"):
         save_edits(path, stack_of(layer), {"accuracy": float("nan")})
-    with pytest.raises(UserError, match="expected an existing folder"):
+    with pytest.raises(JobError, match="expected an existing folder"):
         save_edits(tmp_path / "no" / "edits.json", stack_of(layer))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(JobError, match="save_edits: .*the disk is full"):
         save_edits(path, stack_of(layer))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["edits.json"]

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from mumoe.analysis.coefficients import CoefficientStore, CoefficientWriter
-from mumoe.analysis.files import write_json
 from mumoe.analysis.measures import Answers, Changes, shuffle_units, specialization
 from mumoe.data.base import ImageData
+from mumoe.files import write_json
 from mumoe.results import EvalResult, RunResult, to_json
 from mumoe.training.config import TrainConfig, to_toml
 

@@ -75,7 +75,7 @@ def trial(run: Path, delay: float) -> tuple[bool, bool, int]:
     time.sleep(delay)
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    writing = any((run / "checkpoints").glob(".tmp-*"))
+    writing = any((run / "checkpoints").glob(".mumoe-part-*"))
     _, after = os.waitpid(child(lambda: go_on(run)), 0)
     return os.WIFSIGNALED(status), writing, after
 

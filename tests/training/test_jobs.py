@@ -174,7 +174,7 @@ def test_a_head_on_other_backbone_weights_is_refused(config, data, features):
 def test_other_images_than_the_run_was_started_with_are_refused(config, data, features):
     train(config, data=data, features=features, progress=False)
     changed = make_data(fingerprint="beef")
-    with pytest.raises(UserError, match="expected the images that the run was started with"):
+    with pytest.raises(UserError, match="expected the data that it was trained on"):
         evaluate(config.out, data=changed, features=features)
 
 
@@ -307,16 +307,16 @@ def test_a_disk_that_fills_up_while_training_keeps_what_was_saved(config, data, 
 
     import mumoe.training.checkpoint as checkpoint
 
-    real = checkpoint.save_file
+    real = checkpoint.write_tensors
 
-    def full(tensors, path):
+    def full(path, tensors, **how):
         if "step-00000012" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(tensors, path)
+        real(path, tensors, **how)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     config = config.replace(checkpoint_every=3, keep=2)
-    with pytest.raises(JobError, match=r"the disk is full. Earlier checkpoints are untouched"):
+    with pytest.raises(JobError, match=r"the disk is full. Free some space. Earlier checkpoints are untouched"):
         train(config, data=data, features=features, progress=False)
     assert RunFolder.open(config.out).facts()["state"] == "failed"
     assert load_head(config.out)[2]["step"] == 9

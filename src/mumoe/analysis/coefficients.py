@@ -10,7 +10,6 @@ One folder holds ``index.json`` and, for each layer and level, three arrays in r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.analysis.files import new_folder, read_json, write_json
 from mumoe.analysis.results import Usage
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import new_folder, read_json, recovered, write_json
 
 __all__ = ["CoefficientLevel", "CoefficientStore", "CoefficientWriter", "Pairs", "sparse_rows"]
 
@@ -82,8 +81,6 @@ class _Appender:
         """Write the final length into the header, whose size numpy keeps for any length."""
         self._file.seek(0)
         self._header()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
 
     def abandon(self) -> None:
@@ -213,7 +210,7 @@ class CoefficientStore:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = recovered(Path(folder))
         index = read_json(self.folder / "index.json", "CoefficientStore")
         if not isinstance(index, dict) or index.get("format") != FORMAT:
             found = index.get("format") if isinstance(index, dict) else index

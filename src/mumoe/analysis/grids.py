@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from mumoe.analysis.coefficients import CoefficientLevel, Pairs
 from mumoe.analysis.drawing import GREEN, INK, PALE, STRIP, WHITE, encoded, font, shortened, thumbnail, wrapped
-from mumoe.analysis.files import new_folder, write_bytes, write_json
 from mumoe.errors import UserError
+from mumoe.files import new_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -188,7 +188,7 @@ def write_grid(
             f"got {len(images)}. Give the images in the order of the capture."
         )
     found, count = choose_images(level, each=each, threshold=threshold, seed=seed, experts=experts)
-    with new_folder(Path(folder)) as scratch:
+    with new_folder(Path(folder), durable=False) as scratch:
         (scratch / "thumbnails").mkdir()
         shown = tuple(
             ExpertImages(n, int(count[n]), _shown(random, data, images), _shown(top, data, images))

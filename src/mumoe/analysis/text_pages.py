@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mumoe.analysis.drawing import INK, PALE, encoded, font
-from mumoe.analysis.files import as_json, read_json, write_bytes
 from mumoe.analysis.text import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
 from mumoe.errors import UserError
+from mumoe.files import as_json, read_json, write_bytes
 
 if TYPE_CHECKING:
     from PIL import ImageDraw

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.analysis.files import as_json
 from mumoe.dashboard.measures import attribute_groups
 from mumoe.dashboard.session import WHO, Session, Split
 from mumoe.dashboard.whatif import Level
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import as_json
 
 __all__ = ["THRESHOLD", "Filter", "expert_columns", "expert_detail", "expert_images"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mumoe.analysis.files import read_json
 from mumoe.errors import UserError
+from mumoe.files import read_json
 
 __all__ = ["TextSession", "has_text", "open_text"]
 

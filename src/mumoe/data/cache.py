@@ -1,78 +1,26 @@
 """Folders that are written once: by one process at a time, whole or not at all, and checked when read.
 
 A sealed folder holds its files and a ``manifest.json`` with the size and SHA-256 of each. It is written
-under a file lock beside its place, synced to disk and renamed, so a reader finds all of it or nothing; a
+under a file lock beside its place and appears as a whole; a
 folder that no longer matches its manifest is named in a warning of the logger ``mumoe`` and made anew.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import logging
-import os
-import shutil
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mumoe.errors import JobError, UserError
+from mumoe.files import CACHE, digest_file, digest_files, new_folder, recovered, write_errors, write_json
 
-__all__ = ["cache_root", "damage", "digest_ahead", "digest_file", "sealed_folder"]
+__all__ = ["damage", "sealed_folder"]
 
 MANIFEST = "manifest.json"
 logger = logging.getLogger("mumoe")
-
-
-def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of what can be made again: `cache_dir`, else $MUMOE_CACHE, else ~/.cache/mumoe."""
-    chosen = cache_dir if cache_dir is not None else os.environ.get("MUMOE_CACHE") or "~/.cache/mumoe"
-    return Path(chosen).expanduser().absolute()
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file as hex digits."""
-    ahead = _AHEAD.pop(path.absolute(), None)
-    if ahead is not None:
-        seen, found = ahead.result()
-        if found and seen == _state(path):
-            return found
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_AHEAD: dict[Path, Future[tuple[tuple[int, ...], str]]] = {}
-
-
-def digest_ahead(path: Path) -> None:
-    """Begin `digest_file` in a thread, so that the next call with this path finds it done.
-
-    What it finds counts only if size, time and inode of the file are then as they were at the beginning.
-    """
-    ahead: Future[tuple[tuple[int, ...], str]] = Future()
-
-    def work() -> None:
-        try:
-            seen, digest = _state(path), hashlib.sha256()
-            with path.open("rb") as file:
-                while part := file.read(2**24):  # much at a time: after each part other threads hold this one up
-                    digest.update(part)
-            ahead.set_result((seen, digest.hexdigest()))
-        except OSError:
-            ahead.set_result(((), ""))
-
-    _AHEAD[path.absolute()] = ahead
-    threading.Thread(target=work, name="mumoe-digest", daemon=True).start()
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def damage(folder: Path) -> str | None:
@@ -106,12 +54,11 @@ def sealed_folder(folder: Path, write: Callable[[Path], None], *, who: str) -> t
         The folder, and whether this call wrote it.
 
     Raises:
-        UserError: If the place cannot be written.
-        JobError: If the disk is full.
+        JobError: If the place cannot be written or the disk is full.
     """
-    if damage(folder) is None:
-        return folder, False
-    with _place_errors(folder, who):
+    if damage(recovered(folder)) is None:
+        return recovered(folder), False
+    with write_errors(folder, who=who, remedy=CACHE):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _waiting_lock(folder, who):
             problem = damage(folder)
@@ -119,45 +66,15 @@ def sealed_folder(folder: Path, write: Callable[[Path], None], *, who: str) -> t
                 return folder, False
             if folder.exists():
                 logger.warning("%s: the cached %s is damaged (%s); it is made anew.", who, folder, problem)
-                shutil.rmtree(folder)
-            _write_sealed(folder, write)
+            _write_sealed(folder, write, who)
     return folder, True
 
 
-def _write_sealed(folder: Path, write: Callable[[Path], None]) -> None:
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
+def _write_sealed(folder: Path, write: Callable[[Path], None], who: str) -> None:
+    with new_folder(folder, who=who, remedy=CACHE) as part:
         write(part)
-        _seal(part)
-        part.rename(folder)
-        _sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-
-
-def _seal(folder: Path) -> None:
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _sync(path)
-        name = path.relative_to(folder).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
-    _sync(manifest)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in digest_files(part).items()}
+        write_json(part / MANIFEST, {"files": files})
 
 
 @contextmanager
@@ -173,21 +90,3 @@ def _waiting_lock(folder: Path, who: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _place_errors(folder: Path, who: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise JobError(
-                f"{who}: expected room on the disk of {folder.parent}, got a full disk. "
-                "Free some, or set MUMOE_CACHE to a folder on another disk."
-            ) from error
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
-            raise UserError(
-                f"{who}: expected a folder that can be written, got {folder.parent} ({error.strerror}). "
-                "Set MUMOE_CACHE to one that can."
-            ) from error
-        raise

@@ -15,24 +15,27 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.base import Attribute, ImageData
-from mumoe.data.cache import cache_root
 from mumoe.data.emoji_drawings import GENDERS, STUDIOS, TONE_VALUES, Row, digest, drawings, read_rows
 from mumoe.data.splits import group_split, holdout_split, stratified_split
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import cache_root
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ATTRIBUTES", "CREDITS", "SPLIT_BY", "StoredImages", "load_emoji"]
+__all__ = ["ATTRIBUTES", "CREDITS", "SPLIT_BY", "TRAIN_OPTIONS", "StoredImages", "load_emoji"]
 
 ATTRIBUTES = ("group", "subgroup", "character", "studio", "skin_tone", "gender")
 SPLIT_BY = ("image", "character", "studio")
+TRAIN_OPTIONS: dict[str, Any] = {"split_by": "image", "size": 96}
+"""What `mumoe train --data emoji` takes where it is not told: the options of `mumoe demo`."""
+
 CREDITS = tuple(f"{studio.credit} (through npm {studio.package.name} {studio.package.version})" for studio in STUDIOS)
 
 
@@ -83,7 +86,7 @@ def load_emoji(
     the cache, and need no network.
 
     Args:
-        cache_dir: Where the packages and drawings are kept; None takes $MUMOE_CACHE or ~/.cache/mumoe.
+        cache_dir: Where the packages and drawings are kept; see `mumoe.files.cache_root`.
         split_by: ``character`` keeps every character, with its skin tones and gender variants, in one split:
             the honest choice. ``image`` splits drawings at random, so that a character is often in train
             in one style and in test in another. ``studio`` tests on the style of the studio `held_out`.
@@ -133,6 +136,8 @@ def load_emoji(
         fingerprint=digest(images.fingerprint, label, labels, split),
         attributes=attributes,
         credits=CREDITS,
+        image_size=size,
+        split_by=f"by {split_by}" + (f" ({held_out or 'openmoji'} in test)" if split_by == "studio" else ""),
     )
 
 

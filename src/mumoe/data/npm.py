@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mumoe.errors import JobError, UserError
+from mumoe.files import CACHE, new_file
 from mumoe.progress import Progress
 
 __all__ = ["Package", "fetch_packages", "npm_command", "read_members"]
@@ -120,7 +121,7 @@ def _sound(package: Package, path: Path) -> bool:
 
 
 def _fetch(command: Sequence[str], package: Package, path: Path, who: str) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".npm-") as scratch:
+    with new_file(path, who=who, remedy=CACHE) as part, tempfile.TemporaryDirectory(prefix="mumoe-npm-") as scratch:
         _run_npm(
             [*command, "pack", "--silent", "--ignore-scripts", f"{package.name}@{package.version}"],
             scratch,
@@ -137,7 +138,7 @@ def _fetch(command: Sequence[str], package: Package, path: Path, who: str) -> No
                 f"got {integrity}. The registry or a proxy served other bytes; "
                 "check the setting that `npm config get registry` shows."
             )
-        os.replace(fetched, path)
+        shutil.copyfile(fetched, part)
 
 
 def _run_npm(command: Sequence[str], scratch: str, package: Package, path: Path, who: str) -> None:

@@ -16,9 +16,10 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from mumoe.data.cache import cache_root, sealed_folder
+from mumoe.data.cache import sealed_folder
 from mumoe.data.text import BYTES, ByteTokenizer
 from mumoe.data.tokenizing import write_tokens
+from mumoe.files import cache_root
 from mumoe.progress import track
 
 __all__ = ["CREDIT", "docstrings", "stdlib_documents", "stdlib_folder"]

@@ -31,8 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.decode import damage, decode, open_header
-from mumoe.data.home import cache_home
-from mumoe.errors import unknown_name
+from mumoe.errors import JobError, unknown_name
+from mumoe.files import cache_root, new_file
 from mumoe.progress import Progress
 
 __all__ = ["DEPTHS", "FULL_LIMIT", "Checked", "check_blobs", "check_files", "is_full"]
@@ -100,7 +100,7 @@ def check_files(
         root: Folder that the paths start from.
         paths: Relative paths.
         full: Decode and hash the content, or look at the header only.
-        cache_dir: Where to keep the answers; see `mumoe.data.home.cache_home`.
+        cache_dir: Where to keep the answers; see `mumoe.files.cache_root`.
         progress: Show progress.
     """
     cache = _cache_file(root, cache_dir)
@@ -114,7 +114,7 @@ def check_files(
                 fresh[index] = entry
                 bar.advance()
     finally:
-        with contextlib.suppress(OSError):  # a cache that cannot be written is gone without
+        with contextlib.suppress(OSError, JobError):  # the cache is optional
             _remember(cache, known, {paths[index]: entry for index, entry in fresh.items()})
     digests = np.zeros((len(paths), 32), np.uint8)
     for index, (size, at) in stats.items():
@@ -239,7 +239,7 @@ def _ends_well(kind: str | None, tail: bytes) -> bool:
 
 def _cache_file(root: Path, cache_dir: str | os.PathLike[str] | None) -> Path:
     key = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
-    return cache_home(cache_dir) / "checks" / f"{key}.npz"
+    return cache_root(cache_dir) / "checks" / f"{key}.npz"
 
 
 def _load(file: Path) -> dict[str, _Entry]:
@@ -261,14 +261,8 @@ def _remember(file: Path, known: dict[str, _Entry], fresh: dict[str, _Entry]) ->
     fresh = {path: entry for path, entry in fresh.items() if entry.changed < newest}
     if not fresh:
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.stem}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as output:
-            _save(output, {**known, **fresh})
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(file, durable=False) as part, part.open("wb") as output:
+        _save(output, {**known, **fresh})
 
 
 def _save(output: IO[bytes], entries: dict[str, _Entry]) -> None:

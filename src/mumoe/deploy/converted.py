@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from mumoe.deploy.source import build_source, describe_source
 from mumoe.errors import JobError, UserError, nearest
+from mumoe.files import read_json
 from mumoe.models.surgery.describe import describe_layers, rebuild_layers
-from mumoe.training.files import read_json
 
 __all__ = ["ConvertedModel", "load_converted", "save_converted"]
 

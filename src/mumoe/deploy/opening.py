@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mumoe.deploy.converted import ConvertedModel
 from mumoe.deploy.source import CLASSES, quiet
 from mumoe.errors import JobError, UserError, nearest, require, unknown_name
-from mumoe.training.files import read_json
+from mumoe.files import read_json
 
 __all__ = ["Opened", "open_network"]
 

@@ -1,7 +1,7 @@
 """Edits as JSON files: what was done to which model, on what grounds, and with what effect.
 
 A file names the layer it belongs to by a fingerprint of its weights; loading it for another model is refused.
-It is written to a temporary name and then renamed, so that there is never half a file.
+It is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +18,7 @@ from typing import Any
 from mumoe.editing.edits import EDITS, Edit
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import write_text
 from mumoe.layers import MuMoE
 
 __all__ = ["FORMAT", "EditFile", "as_entry", "from_entry", "load_edits", "read_edit_file", "save_edits", "write_json"]
@@ -50,7 +49,8 @@ def save_edits(path: str | Path, stack: EditStack, provenance: Mapping[str, Any]
     """Write a stack with its provenance; an existing file is replaced as a whole.
 
     Raises:
-        UserError: If the provenance is no JSON (NaN included), or the folder does not exist. No file is written then.
+        UserError: If the provenance is not JSON (NaN included); nothing is written.
+        JobError: If the folder does not exist or cannot be written, or the disk is full.
     """
     layer = stack.layer
     content = {
@@ -118,28 +118,17 @@ def read_edit_file(path: str | Path) -> EditFile:
 
 
 def write_json(path: Path, content: Mapping[str, Any], who: str) -> None:
-    """Write JSON in one piece: to a temporary file beside it, flushed, then renamed.
+    """Replace a file by plain JSON values.
 
     Raises:
-        UserError: If the content is no JSON or the folder is not there; nothing is left behind.
+        UserError: If the content is not JSON; nothing is written.
+        JobError: If the folder does not exist or cannot be written, or the disk is full.
     """
     try:
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise UserError(f"{who}: expected plain JSON values, got {error}. Leave NaN and objects out.") from error
-    if not path.parent.is_dir():
-        raise UserError(f"{who}: expected an existing folder, got {path.parent}. Make it first.")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(path, text + "\n", who=who, parents=False)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.analysis.drawing import GREEN, INK, PALE, RED, STRIP, WHITE, encoded, font, shortened, thumbnail, wrapped
-from mumoe.analysis.files import new_folder, write_bytes, write_json
 from mumoe.editing.audit import Finding
+from mumoe.files import new_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,7 +82,7 @@ def write_findings(
     """
     folder = Path(folder)
     wanted = sorted({image for item in findings for image in (*item.wrong, *item.right)})
-    with new_folder(folder) as scratch:
+    with new_folder(folder, durable=False) as scratch:
         (scratch / "thumbnails").mkdir()
         opened = {image: thumbnail(data.open_image(image), size) for image in wanted}
         for image, picture in opened.items():

@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mumoe.data.cache import cache_root, digest_file, sealed_folder
+from mumoe.data.cache import sealed_folder
 from mumoe.errors import JobError, require
+from mumoe.files import cache_root, digest_file
 
 __all__ = ["TIMM_NAME", "create_embedded", "embedded_weights"]
 
@@ -55,7 +56,7 @@ def create_embedded(*, num_classes: int = 0, cache_dir: str | os.PathLike[str] |
 
     Args:
         num_classes: 1000 for the ImageNet classifier, 0 for pooled features.
-        cache_dir: Where the converted weights are kept; None takes $MUMOE_CACHE or ~/.cache/mumoe.
+        cache_dir: Where the converted weights are kept; see `mumoe.files.cache_root`.
 
     Shape:
         images (B, 3, H, W) -> (B, num_classes) or (B, 1280).

@@ -17,10 +17,10 @@ from typing import Any
 
 import tyro
 
-from mumoe.analysis.files import write_json
 from mumoe.analysis.text import TextStudy, steered_classes, study_text
 from mumoe.analysis.text_pages import write_text_view
 from mumoe.data.text import TextData
+from mumoe.files import write_json
 from mumoe.models.gpt2 import generate_text
 from mumoe.recipes.networks import RECIPES, train_recipe, write_results
 from mumoe.results import TrainResult

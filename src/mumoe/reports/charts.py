@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mumoe.analysis.files import write_bytes, write_json
+from mumoe.files import write_bytes, write_json
 from mumoe.reports.figures import COLOURS, GRID, INK, PALE, Point, bare_axes, new_figure, rendered, trend_figure
 from mumoe.reports.views import Curve, ExpertView, LevelView, RunView, SeedView
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mumoe.analysis.files import read_json
 from mumoe.editing.fairness import METRICS
 from mumoe.errors import UserError
+from mumoe.files import read_json
 from mumoe.reports.views import EditView, Estimated, FairnessView, MetricRow, Missing, PlainChange, SubgroupRow
 
 __all__ = ["fairness_view", "read_edits", "read_fairness"]

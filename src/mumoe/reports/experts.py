@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from mumoe.analysis.coefficients import CoefficientStore
-from mumoe.analysis.files import read_json
 from mumoe.analysis.grids import choose_images, image_label
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError
+from mumoe.files import read_json
 from mumoe.reports.views import (
     ClassLoss,
     CombinationView,

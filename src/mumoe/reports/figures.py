@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mumoe.analysis.files import write_bytes, write_json
 from mumoe.analysis.results import Effect, Usage
 from mumoe.errors import UserError, require
+from mumoe.files import write_bytes, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mumoe import __version__
-from mumoe.analysis.files import new_folder, write_json
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError
+from mumoe.files import new_folder, write_json
 from mumoe.progress import Progress
 from mumoe.reports.charts import (
     csv_text,
@@ -139,7 +139,7 @@ def write_report(
         _Run(view, (data or {}).get(view.name), f"{slug}/" if several else "", several)
         for view, slug in zip(views, _slugs([view.name for view in views]), strict=True)
     ]
-    with new_folder(path) as scratch:
+    with new_folder(path, durable=False) as scratch:
         site = _Site(scratch, progress)
         _assets(site)
         for run in runs:

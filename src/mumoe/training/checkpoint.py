@@ -1,19 +1,16 @@
 """Checkpoints that survive: safetensors and JSON in a folder that is renamed into place when complete.
 
 A checkpoint is ``step-NNNNNNNN/`` with one safetensors file per part (model, optimizer, random), a
-``state.json`` and, written last, a ``manifest.json`` with the size and SHA-256 of each. It is written under a
-temporary name, every file fsynced, then renamed, then its parent folder fsynced: a process killed at any
-moment leaves whole checkpoints and perhaps a temporary folder, which the next start removes. Nothing is
+``state.json`` and, written last, a ``manifest.json`` with the size and SHA-256 of each. The folder appears as a
+whole (`mumoe.files.new_folder`); what a killed process leaves is removed by the next start. Nothing is
 pickled, and nothing of a file is believed before its digest, names, shapes and types have been compared.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,11 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mumoe.errors import JobError
-from mumoe.training.files import disk_errors, file_digest, flush_file, flush_folder, read_json
+from mumoe.files import digest_file, digest_files, new_folder, read_json, remove_folder, write_tensors
+from mumoe.training.run import disk_errors
 
 __all__ = [
     "Check",
@@ -34,7 +31,6 @@ __all__ = [
     "Snapshot",
     "Specs",
     "checkpoint_steps",
-    "clean",
     "newest",
     "prune",
     "read",
@@ -85,73 +81,19 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
         JobError: If the disk is full or fails; earlier checkpoints are untouched and no part is left behind.
     """
     target = folder / f"step-{snapshot.step:08d}"
-    temporary = folder / f".tmp-{target.name}-{os.getpid()}"
-    with disk_errors("checkpoint", folder.parent):
-        try:
-            _write_files(temporary, snapshot)
-            _move_aside(target)
-            os.rename(temporary, target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        flush_folder(folder)
+    with disk_errors("checkpoint", folder.parent), new_folder(target) as part:
+        _write_files(part, snapshot)
     return target
 
 
-def _write_files(temporary: Path, snapshot: Snapshot) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for part, tensors in snapshot.tensors.items():
-        save_file(_separate(tensors), temporary / f"{part}.safetensors")
-        flush_file(temporary / f"{part}.safetensors")
-    _write_json(temporary / _STATE, {"step": snapshot.step, **snapshot.state})
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in sorted(temporary.iterdir())
-    }
-    _write_json(temporary / _MANIFEST, {"format": FORMAT, "step": snapshot.step, "files": files})
-    flush_folder(temporary)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, allow_nan=True)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors that share no memory, as safetensors wants them."""
-    seen: set[int] = set()
-    separate: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        shared = plain.untyped_storage().data_ptr() in seen
-        separate[name] = plain.clone() if shared else plain
-        seen.add(plain.untyped_storage().data_ptr())
-    return separate
-
-
-def _move_aside(path: Path) -> None:
-    """Take a checkpoint out of sight in one step, then delete it: it is never seen half deleted."""
-    if not os.path.lexists(path):
-        return
-    hidden = path.with_name(f".tmp-old-{path.name}-{os.getpid()}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.rename(path, hidden)
-    if hidden.is_dir() and not hidden.is_symlink():
-        shutil.rmtree(hidden, ignore_errors=True)
-    else:
-        hidden.unlink(missing_ok=True)
-
-
-def clean(folder: Path) -> None:
-    """Remove what a killed process left half written."""
-    for path in folder.glob(".tmp-*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
+def _write_files(part: Path, snapshot: Snapshot) -> None:
+    for name, tensors in snapshot.tensors.items():
+        write_tensors(part / f"{name}.safetensors", tensors, durable=False)
+    state = json.dumps({"step": snapshot.step, **snapshot.state})
+    (part / _STATE).write_text(state, encoding="utf-8")
+    files = {name: {"size": size, "sha256": digest} for name, (size, digest) in digest_files(part).items()}
+    manifest = json.dumps({"format": FORMAT, "step": snapshot.step, "files": files})
+    (part / _MANIFEST).write_text(manifest, encoding="utf-8")
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -166,7 +108,7 @@ def prune(folder: Path, keep: int, also: int | None = None) -> None:
     """Delete all checkpoints but the last `keep` and the one of step `also`."""
     for step in checkpoint_steps(folder)[:-keep]:
         if step != also:
-            _move_aside(folder / f"step-{step:08d}")
+            remove_folder(folder / f"step-{step:08d}")
 
 
 def newest(folder: Path, check: Check, report: Callable[[str], None]) -> Snapshot | None:
@@ -249,7 +191,7 @@ def _verify(path: Path, facts: Any) -> None:
         raise ValueError(f"{path.name} is not an ordinary file")
     if status.st_size != facts.get("size"):
         raise ValueError(f"{path.name} has {status.st_size} bytes instead of {facts.get('size')}")
-    if file_digest(path) != facts.get("sha256"):
+    if digest_file(path) != facts.get("sha256"):
         raise ValueError(f"{path.name} was changed after it was written (SHA-256 differs)")
 
 

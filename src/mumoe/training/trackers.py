@@ -11,8 +11,7 @@ from typing import Any
 
 from mumoe.errors import require
 from mumoe.training.config import TrainConfig
-from mumoe.training.files import disk_errors
-from mumoe.training.run import MetricsLog, RunFolder
+from mumoe.training.run import MetricsLog, RunFolder, disk_errors
 
 __all__ = ["Trackers"]
 

@@ -165,7 +165,7 @@ def planned_runs(recipe: Recipe) -> int:
 
 def read_records(work: Path, cells: Iterable[Cell], analysis: str, split: str) -> dict[str, dict[str, Any]]:
     """Records of the runs that are finished, and analyzed as far as it is asked for, by key."""
-    from mumoe.analysis.files import read_json
+    from mumoe.files import read_json
 
     found = {}
     for cell in cells:

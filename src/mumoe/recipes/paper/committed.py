@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mumoe.analysis.files import read_json
+from mumoe.files import read_json
 from mumoe.recipes.paper.recipe import Recipe
 
 __all__ = ["STUDIES", "committed_records"]

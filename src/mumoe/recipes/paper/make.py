@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mumoe.analysis.files import as_json, read_json, write_bytes, write_json
 from mumoe.errors import UserError
+from mumoe.files import as_json, read_json, write_bytes, write_json
 from mumoe.recipes.paper import accuracy_pages, bias_pages, cells, exact_pages, expert_pages, mixer_page
 from mumoe.recipes.paper.committed import committed_records
 from mumoe.recipes.paper.recipe import Recipe

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mumoe.analysis.files import read_json, write_json
 from mumoe.data.base import ImageData
 from mumoe.editing.baselines import Settings, fit, oversampling_weights
 from mumoe.editing.rewriting import mean_coefficients
+from mumoe.files import read_json, write_json
 from mumoe.layers import MuMoE
 from mumoe.models.heads import build_head, matched_spec
 from mumoe.progress import Progress

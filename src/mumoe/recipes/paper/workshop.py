@@ -22,9 +22,9 @@ from torch import Tensor
 
 import mumoe.analysis.controls  # noqa: F401 (makes the frozen gates known)
 from mumoe.analysis.batches import layer_batches
-from mumoe.analysis.files import write_json
 from mumoe.analysis.studies import study, write_coefficients
 from mumoe.data.base import ImageData
+from mumoe.files import write_json
 from mumoe.layers import MuMoE
 from mumoe.progress import Progress
 from mumoe.recipes.paper.cells import Cell

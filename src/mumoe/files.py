@@ -1,0 +1,586 @@
+"""The one place that writes files: whole or not at all, also after a kill, a power cut or a full disk.
+
+A file is written beside its place and renamed onto it. A folder cannot be renamed onto another one, so it takes
+three renames: the complete new folder is marked ``new``, the folder in its place steps aside as ``old``, and the new
+one takes the place. A kill between two of them leaves ``old``, ``new`` or both, and `recovered` finishes the work.
+
+Temporary names start with ``.mumoe-`` and carry the machine and the process that made them, so two processes never
+share one, and the next writer in the folder removes those of processes that are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from mumoe.errors import JobError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "as_json",
+    "cache_root",
+    "clean_folder",
+    "digest_ahead",
+    "digest_file",
+    "digest_files",
+    "new_file",
+    "new_folder",
+    "read_json",
+    "recovered",
+    "remove_folder",
+    "sync_file",
+    "write_bytes",
+    "write_errors",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
+
+OUT = "Choose another place with -o/--out."
+CACHE = "Set MUMOE_CACHE to another folder."
+
+_PREFIX = ".mumoe-"
+_CUT = "~"
+_NAME = re.compile(r"\.mumoe-(part|new|old)-([0-9a-f]{6})-(\d+)-[0-9a-f]{8}-(.*)", re.DOTALL)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
+_RETRIES = 7
+
+
+# Writing --------------------------------------------------------------------------------------------------
+
+
+def write_bytes(path: str | Path, content: bytes, **how: Any) -> None:
+    """Replace a file by these bytes; `how` as for `new_file`."""
+    with new_file(path, **how) as part:
+        part.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str, **how: Any) -> None:
+    """Replace a file by a text in UTF-8, line ends as they are; `how` as for `new_file`."""
+    write_bytes(path, text.encode(), **how)
+
+
+def write_json(path: str | Path, value: Any, **how: Any) -> None:
+    """Replace a file by a value as indented JSON (see `as_json`); `how` as for `new_file`."""
+    write_text(path, json.dumps(as_json(value), indent=1, allow_nan=False) + "\n", **how)
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, **how: Any
+) -> None:
+    """Replace a safetensors file; tensors are copied to the CPU, shared ones apart. `how` as for `new_file`."""
+    from safetensors.torch import save_file
+
+    with new_file(path, **how) as part:
+        save_file(_separate(tensors), part, metadata=dict(metadata) if metadata else None)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU that share no memory, as safetensors requires."""
+    seen: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        start = plain.untyped_storage().data_ptr()
+        separate[name] = plain.clone() if start in seen else plain
+        seen.add(start)
+    return separate
+
+
+@contextlib.contextmanager
+def new_file(
+    path: str | Path,
+    *,
+    who: str | None = None,
+    remedy: str | None = None,
+    parents: bool = True,
+    durable: bool = True,
+) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it if the block succeeds and vanishes if not.
+
+    Readers see the old file or the new one. The new file's permissions follow the umask.
+
+    Args:
+        path: The file. Its suffix is kept by the temporary name.
+        who: First word of the messages; by default that of the `write_errors` around it.
+        remedy: Last sentence of the messages, which says where else one may write; by default as for `who`.
+        parents: Make missing parent folders; else they are an error.
+        durable: Wait until the content is on the disk.
+
+    Raises:
+        JobError: If the parent is missing, the folder is read-only or the disk is full.
+    """
+    path = Path(path)
+    with write_errors(path, who=who, remedy=remedy):
+        _prepare_parent(path, parents)
+        part = _beside(path, "part")
+        descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        try:
+            mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+            os.close(descriptor)
+            yield part
+            _set_mode(part, mode)
+            if durable:
+                sync_file(part)
+            _rename(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
+        if durable:
+            _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(
+    path: str | Path,
+    *,
+    who: str | None = None,
+    remedy: str | None = None,
+    parents: bool = True,
+    durable: bool = True,
+) -> Iterator[Path]:
+    """An empty folder that replaces the folder `path` if the block succeeds and vanishes if not.
+
+    Readers that call `recovered` see the old folder or the new one, with all its files. Of two processes that write
+    the same folder at once, the later one replaces the other's. Arguments and errors as for `new_file`.
+    """
+    path = Path(path)
+    with write_errors(path, who=who, remedy=remedy):
+        _prepare_parent(path, parents)
+        recovered(path)
+        if os.path.lexists(path) and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        part = _beside(path, "part")
+        os.mkdir(part)
+        try:
+            yield part
+            _finish_tree(part, durable)
+            _take_place(part, path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        if durable:
+            _sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder (or a file or link of that name) that no reader may see half deleted."""
+    gone = _beside(path, "part")
+    with contextlib.suppress(FileNotFoundError):
+        _rename(path, gone)
+        _delete(gone)
+
+
+def recovered(path: Path) -> Path:
+    """Finish the replacement of a folder whose writer was killed; returns where the folder is to be read.
+
+    That is `path` itself, except on a read-only disk that holds an unfinished replacement.
+    """
+    if os.path.lexists(path):
+        return path
+    with contextlib.suppress(FileNotFoundError):  # its writer is alive and finished the work
+        found = sorted(_remains(path), key=lambda item: (item[0] == "new", item[1].stat().st_mtime_ns))
+        if found:
+            try:
+                _rename(found[-1][1], path)
+            except OSError:
+                return path if os.path.lexists(path) else found[-1][1]
+    return path
+
+
+def clean_folder(folder: Path, *, locked: bool = False) -> None:
+    """Finish or remove what killed processes left in a folder.
+
+    Args:
+        folder: The folder.
+        locked: Whether the caller holds a lock under which alone the folder is written. Then what other machines
+            left is included; by default only this machine's dead processes are known.
+    """
+    for entry in _entries(folder):
+        match = _NAME.fullmatch(entry)
+        if match is None or not (locked or (match[2] == _machine() and not _is_alive(int(match[3])))):
+            continue
+        if match[1] == "part":
+            _delete(folder / entry)
+        elif not match[4].startswith(_CUT) and os.path.lexists(recovered(folder / match[4])):
+            _discard(folder / entry)
+
+
+# Steps ----------------------------------------------------------------------------------------------------
+
+
+def _take_place(part: Path, path: Path) -> None:
+    """Put a complete folder in the place of another, or of none."""
+    new, old = _beside(path, "new"), _beside(path, "old")
+    _rename(part, new)
+    try:
+        while not _exchange(new, path, old):
+            pass
+    except BaseException:
+        for source, target in ((old, path), (new, part)):
+            with contextlib.suppress(OSError):
+                _rename(source, target)
+        raise
+    _discard(old)
+
+
+def _exchange(new: Path, path: Path, old: Path) -> bool:
+    """Let the folder in the place step aside for the new one; False if another process took the place meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        _rename(path, old)
+    try:
+        _rename(new, path)
+    except FileNotFoundError:
+        if not os.path.lexists(path):
+            raise
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        _discard(old)
+        return False
+    return True
+
+
+def _discard(old: Path) -> None:
+    """Delete a folder that was replaced, under a name from which nothing is recovered."""
+    with contextlib.suppress(FileNotFoundError):
+        gone = old.with_name(old.name.replace("-old-", "-part-", 1).replace("-new-", "-part-", 1))
+        _rename(old, gone)
+        _delete(gone)
+
+
+def _finish_tree(folder: Path, durable: bool) -> None:
+    """Give every file the permissions of the umask, and put files and folders on the disk."""
+    allowed = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = Path(root, name)
+            if stat.S_ISREG(path.lstat().st_mode):
+                _set_mode(path, allowed)
+                if durable:
+                    sync_file(path)
+        if durable:
+            _sync_folder(Path(root))
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        os.chmod(path, mode)
+
+
+def sync_file(file: Path | IO[Any]) -> None:
+    """Put the content of a file, by path or open for writing, on the disk."""
+    if not isinstance(file, Path):
+        file.flush()
+        os.fsync(file.fileno())
+        return
+    descriptor = os.open(file, os.O_RDWR)  # Windows refuses to flush what is open for reading
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """`os.replace`, tried again while a virus scanner or an indexer of Windows holds one of the two."""
+    for attempt in range(_RETRIES):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if attempt == _RETRIES - 1:
+                raise
+            time.sleep(0.01 * 2**attempt)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+# Temporary names ------------------------------------------------------------------------------------------
+
+
+def _prepare_parent(path: Path, parents: bool) -> None:
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    _clean_once(os.path.abspath(path.parent), os.getpid())
+
+
+@functools.cache
+def _clean_once(folder: str, process: int) -> None:
+    """Once per process: a folder may hold many files, each written by a call of its own."""
+    clean_folder(Path(folder))
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f"{_PREFIX}{kind}-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}-{_short(path.name)}")
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the prefix in the 255 bytes of a file system."""
+    if len(os.fsencode(name)) <= 200:
+        return name
+    return f"{_CUT}{hashlib.sha256(os.fsencode(name)).hexdigest()}{Path(name).suffix[:20]}"
+
+
+def _remains(path: Path) -> list[tuple[str, Path]]:
+    """The new and old folders of unfinished replacements of `path`, of any process."""
+    matches = [(_NAME.fullmatch(entry), path.with_name(entry)) for entry in _entries(path.parent)]
+    wanted = _short(path.name)
+    return [(match[1], found) for match, found in matches if match and match[1] != "part" and match[4] == wanted]
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if name.startswith(_PREFIX)]
+    except OSError:
+        return []
+
+
+@functools.cache
+def _machine() -> str:
+    """Six digits for this machine: a process id means nothing on another one that shares the disk."""
+    return hashlib.sha256(platform.node().encode("utf-8", "replace")).hexdigest()[:6]
+
+
+def _is_alive(process: int) -> bool:
+    if sys.platform == "win32":  # os.kill would end it
+        import ctypes
+
+        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, process)
+        if handle:
+            ctypes.windll.kernel32.CloseHandle(handle)
+        return bool(handle)
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+# Errors ---------------------------------------------------------------------------------------------------
+
+
+class _NotWritten(JobError):
+    """A failed write, whose sentence an outer `write_errors` completes."""
+
+    def __init__(self, what: str, who: str | None, remedy: str | None) -> None:
+        super().__init__(f"{who or 'mumoe'}: expected {what} {remedy or OUT}")
+        self.what, self.who, self.remedy = what, who, remedy
+
+
+@contextlib.contextmanager
+def write_errors(path: Path, *, who: str | None = None, remedy: str | None = None) -> Iterator[None]:
+    """Turn a failure to write a file or folder, or something inside it, into a `JobError` of one line.
+
+    Other errors pass, and so do those of files elsewhere, which the block may read.
+
+    Args:
+        path: The file or folder.
+        who: First word of the message.
+        remedy: Last sentence of the message, which says where else one may write.
+    """
+    try:
+        yield
+    except _NotWritten as error:
+        raise _NotWritten(error.what, error.who or who, error.remedy or remedy) from error.__cause__
+    except OSError as error:
+        if (what := _failure(path, error)) is None:
+            raise
+        raise _NotWritten(what, who, remedy) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # importing its module takes long
+            raise
+        full = any(word in str(error) for word in ("No space left", "File too large", "quota"))
+        what = _full(path) if full else f"to write {_shown(path)!r}, got: {error}."
+        raise _NotWritten(what, who, remedy) from error
+
+
+def _failure(path: Path, error: OSError) -> str | None:
+    """What was expected and what came, or None if the error is of another matter."""
+    if error.errno in _FULL:
+        return _full(path)
+    if error.filename is None:
+        known = error.errno in {errno.EIO, errno.EROFS}
+        return f"to write {_shown(path)!r}, got: {error.strerror}." if known else None
+    failed = Path(os.path.abspath(os.fsdecode(error.filename)))
+    if not _concerns(Path(os.path.abspath(path)), failed):
+        return None
+    if error.errno in _CLOSED:
+        return f"a folder that can be written, got {_shown(failed.parent)!r} ({error.strerror})."
+    if error.errno == errno.ENOENT and not path.parent.is_dir():
+        return f"an existing folder, got {_shown(path.parent)!r}, which does not exist. Create it first."
+    return f"to write {_shown(path)!r}, got: {error.strerror} ({_shown(failed)})."
+
+
+def _full(path: Path) -> str:
+    return f"room on the disk of {_shown(path.parent)!r}, got: the disk is full. Free some space."
+
+
+def _shown(path: Path) -> str:
+    """A path as the user knows it: temporary names replaced by what they stand for."""
+    matches = ((_NAME.fullmatch(part), part) for part in path.parts)
+    return str(Path(*(match[4] if match else part for match, part in matches)))
+
+
+def _concerns(path: Path, failed: Path) -> bool:
+    """Whether something failed is `path`, inside it, its temporary copy, or a folder above."""
+    if failed.is_relative_to(path) or path.is_relative_to(failed):
+        return True
+    inside = failed.relative_to(path.parent).parts[0] if failed.is_relative_to(path.parent) else ""
+    return inside.startswith(_PREFIX)
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path, who: str = "", *, most: int = 1 << 30) -> Any:
+    """The content of a JSON file of ordinary kind.
+
+    Args:
+        path: The file.
+        who: First word of the message. Without it the message is only a few words, for a caller that adds its own.
+        most: Largest size in bytes.
+
+    Raises:
+        UserError: If it is missing, no ordinary file, too large, or not JSON.
+    """
+    try:
+        return _parsed(path, most)
+    except ValueError as error:
+        if not who:
+            raise UserError(str(error)) from None
+        raise UserError(f"{who}: expected readable JSON in {path}, got: {error}. Write it again.") from None
+
+
+def _parsed(path: Path, most: int) -> Any:
+    try:
+        status = os.stat(path)  # before it is opened: a pipe would wait for its writer
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path.name} is not an ordinary file")
+        if status.st_size > most:
+            raise ValueError(f"{path.name} has {status.st_size} bytes, more than {most}")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
+    except (RecursionError, UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError(f"{path.name} is not JSON") from None
+
+
+def as_json(value: Any) -> Any:
+    """Dataclasses, arrays, tuples and numpy scalars as JSON values; a number that is not finite becomes None."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return as_json(value.tolist()) if hasattr(value, "tolist") else str(value)
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    ahead = _AHEAD.pop(path.absolute(), None)
+    if ahead is not None:
+        seen, found = ahead.result()
+        if found and seen == _state(path):
+            return found
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(folder: Path) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 of every file below a folder, by its relative name with slashes, in order of name."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): (path.stat().st_size, digest_file(path)) for path in paths}
+
+
+_AHEAD: dict[Path, Future[tuple[tuple[int, ...], str]]] = {}
+
+
+def digest_ahead(path: Path) -> None:
+    """Start `digest_file` in a thread, so that the next call with this path finds it done.
+
+    The result counts only if size, time and inode of the file are then what they were at the start.
+    """
+    ahead: Future[tuple[tuple[int, ...], str]] = Future()
+
+    def work() -> None:
+        try:
+            seen, digest = _state(path), hashlib.sha256()
+            with path.open("rb") as file:
+                while part := file.read(2**24):  # large parts: after each one other threads may hold this one up
+                    digest.update(part)
+            ahead.set_result((seen, digest.hexdigest()))
+        except OSError:
+            ahead.set_result(((), ""))
+
+    _AHEAD[path.absolute()] = ahead
+    threading.Thread(target=work, name="mumoe-digest", daemon=True).start()
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of what can be made again: `cache_dir`, else $MUMOE_CACHE, else ``mumoe`` in the user's cache.
+
+    The user's cache is $XDG_CACHE_HOME or ``~/.cache`` on Linux, and where the system keeps it elsewhere.
+    """
+    chosen = cache_dir or os.environ.get("MUMOE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mumoe", appauthor=False)
