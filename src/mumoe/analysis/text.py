@@ -42,8 +42,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mumoe.coefficients import Coefficients
 from mumoe.analysis.capturing import Gated, evaluating, find_layer, watching_coefficients
+from mumoe.coefficients import Coefficients
 from mumoe.data.text import TOKEN_CLASSES, TextData, classify
 from mumoe.devices import host
 from mumoe.errors import UserError
