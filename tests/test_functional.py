@@ -138,7 +138,10 @@ def test_first_and_second_derivatives(gate):
     assert torch.autograd.gradgradcheck(module, x)
 
 
-@pytest.mark.parametrize("gate", [gate for gate in REGISTERED if not gate.endswith("-frozen")])
+NORMALIZED = [gate for gate in REGISTERED if not gate.endswith("-frozen") and gate != "relu_topk"]
+
+
+@pytest.mark.parametrize("gate", NORMALIZED)
 def test_float32_rows_sum_to_one_and_ignore_a_shift(gate):
     module = REGISTERED[gate](**GATES.get(gate, {}))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -209,3 +212,53 @@ def test_a_few_rows_at_a_time_are_all_rows(kind, part, rows, monkeypatch):
         assert torch.equal(layer(x), layer(x))
     assert max(sizes) <= 16
     assert sum(sizes) == 3 * rows
+
+
+def test_relu_topk_by_hand():
+    x = torch.tensor([[0.5, 3.0, -1.0, 2.0], [-1.0, -2.0, 0.0, 0.25], [torch.nan, 1.0, 2.0, 3.0], [torch.inf, 1, 2, 3]])
+    p = MF.relu_topk(x, 2)
+    torch.testing.assert_close(p[:2], torch.tensor([[0.0, 3.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.25]]))
+    assert p[2:].isnan().any(-1).all()
+
+
+def test_without_normalization():
+    x = torch.randn(20, 7, dtype=torch.float64)
+    p = MF.topk_softmax(x, 3, normalize=False)
+    assert ((p > 0).sum(-1) == 3).all()
+    torch.testing.assert_close(p[p > 0], x.softmax(-1)[p > 0])
+    torch.testing.assert_close(MF.softrank(x, 0.3, normalize=False), MF.softrank(x, 0.3) * 28)
+
+
+FORWARD_MODE = [gate for gate in REGISTERED if not gate.endswith("-frozen")]
+
+
+@pytest.mark.parametrize(("gate", "learnable"), [*((gate, False) for gate in FORWARD_MODE), ("entmax", True)])
+def test_forward_mode_derivatives(gate, learnable):
+    options = {"alpha": 1.4, "learnable": True} if learnable else GATES.get(gate, {})
+    module = REGISTERED[gate](**options).double()
+    x, direction = torch.randn(2, 3, 7, dtype=torch.float64).unbind()
+    forward, backward = torch.func.jacfwd(module)(x), torch.func.jacrev(module)(x)
+    torch.testing.assert_close(forward, backward)
+    _, tangent = torch.func.jvp(module, (x,), (direction,))
+    torch.testing.assert_close(tangent, torch.einsum("abcd,cd->ab", backward, direction))
+    double = torch.func.hessian(lambda x: module(x).square().sum())(x)
+    twice = torch.func.jacrev(torch.func.jacrev(lambda x: module(x).square().sum()))(x)
+    torch.testing.assert_close(double, twice)
+    if learnable:
+        names, values = zip(*module.named_parameters(), strict=True)
+        call = lambda *values: torch.func.functional_call(module, dict(zip(names, values, strict=True)), x)  # noqa: E731
+        torch.testing.assert_close(torch.func.jacfwd(call)(*values), torch.func.jacrev(call)(*values))
+
+
+@pytest.mark.parametrize("gate", FORWARD_MODE)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_forward_mode_derivatives_of_layers(gate, norm):
+    torch.manual_seed(0)
+    layer = MuMoE(6, 4, (5, 3), rank=3, gate=gate, norm=norm, gate_options=GATES.get(gate)).double().eval()
+    layer.gate.route = "sparse"
+    x = torch.randn(3, 6, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.jacfwd(layer)(x), torch.func.jacrev(layer)(x))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(layer(dual)).tangent
+    torch.testing.assert_close(tangent, torch.func.jvp(layer, (x,), (torch.ones_like(x),))[1])

@@ -11,8 +11,8 @@ from mumoe.lazy import attach
 
 if TYPE_CHECKING:
     from mumoe import costs, functional
+    from mumoe.api import Job, Run, load
     from mumoe.baselines import HighRankLinear, SparseMoE
-    from mumoe.deploy.load import load
     from mumoe.deploy.model import ImageClassifier
     from mumoe.errors import JobError, UserError
     from mumoe.factorizations import Factorization, register_factorization
@@ -27,10 +27,15 @@ __all__ = [
     "Gate",
     "HighRankLinear",
     "ImageClassifier",
+    "Job",
     "JobError",
     "MuMoE",
     "MuMoEBlock",
+<<<<<<< HEAD
     "MuMoEGatedBlock",
+=======
+    "Run",
+>>>>>>> core
     "SparseMoE",
     "UserError",
     "costs",
@@ -49,13 +54,18 @@ __getattr__, __dir__ = attach(
         "Gate": "gating",
         "HighRankLinear": "baselines",
         "ImageClassifier": "deploy.model",
+        "Job": "api",
         "JobError": "errors",
         "MuMoE": "layers",
         "MuMoEBlock": "layers",
+<<<<<<< HEAD
         "MuMoEGatedBlock": "layers",
+=======
+        "Run": "api",
+>>>>>>> core
         "SparseMoE": "baselines",
         "UserError": "errors",
-        "load": "deploy.load",
+        "load": "api",
         "register_factorization": "factorizations",
         "register_gate": "gating",
         "replace_head": "models.surgery",

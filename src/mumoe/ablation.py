@@ -21,7 +21,7 @@ from torch import Tensor
 from mumoe.coefficients import Coefficients
 from mumoe.errors import UserError
 
-__all__ = ["Ablation", "active", "ablated", "ablations", "contract_ablated"]
+__all__ = ["Ablation", "ablated", "ablations", "active", "contract_ablated"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ is on, and its result is cast to `dtype`: the numbers do not depend on the form.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -189,7 +190,7 @@ class SparseCoefficients(Coefficients):
 
     def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         ends, values = self.offsets.tolist(), self.values.to(self.dtype)
-        for begin, end in zip(ends, ends[1:], strict=False):
+        for begin, end in itertools.pairwise(ends):
             inside = values[begin:end] != 0
             yield self.indices[begin:end][inside], values[begin:end][inside]
 
@@ -254,7 +255,8 @@ class _Bag(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, factor, indices, offsets = ctx.saved_tensors
-        by_values, by_factor, grad = *ctx.needs_input_grad[:2], grads[0]
+        by_values, by_factor, *_ = ctx.needs_input_grad
+        grad = grads[0]
         if torch.is_grad_enabled():
             return *_bag_gradients(grad, values, factor, indices, offsets), None, None
         grad, compiled = grad.contiguous(), kernels.of(factor)

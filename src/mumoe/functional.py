@@ -344,12 +344,12 @@ def _may_branch(x: Tensor) -> bool:
     """Whether control flow may depend on values: not under tracing, and not where reading one waits for a device."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
-    return not torch.jit.is_tracing() and not torch._C._len_torch_dispatch_stack()
+    return torch._C._get_tracing_state() is None and not torch._C._len_torch_dispatch_stack()
 
 
 def is_traced(x: Tensor) -> bool:
     """Whether the operations are recorded instead of, or beside, being computed."""
-    if torch.compiler.is_compiling() or x.is_meta or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or x.is_meta or torch._C._get_tracing_state() is not None:
         return True
     return bool(torch._C._are_functorch_transforms_active()) or torch._C._len_torch_dispatch_stack() > 0
 

@@ -5,8 +5,8 @@
 By default a router is a linear layer without bias and the normalization has nothing to learn (paper, section 4). All of
 it is computed in float32 or better, whatever the input's dtype or autocast, so that each row of coefficients sums to 1.
 
-`takes_sparse` is the one place that chooses between the dense gate and the sparse one (`mumoe.sparse_gate`), which gives
-the same coefficients without a (rows, num_experts) matrix.
+`takes_sparse` is the one place that chooses between the dense gate and the sparse one (`mumoe.sparse_gate`), which
+gives the same coefficients without a (rows, num_experts) matrix.
 """
 
 from __future__ import annotations
@@ -409,10 +409,11 @@ class Gate(nn.Module):
         with full_precision(x):
             if type(norm) is BatchNorm and norm.training and len(x) > 1 and is_plain(router):
                 centre = x.detach().to(wide).mean(0)  # a large mean would cost digits
-                shift = F.linear(centre, router.weight.detach().to(wide))  # type: ignore[operator, arg-type]
-                return norm(router(x.to(wide) - centre), shift)  # type: ignore[no-any-return]
+                shift = F.linear(centre, router.weight.detach().to(wide))  # type: ignore[operator]
+                return norm(router(x.to(wide) - centre), shift)
             own = x if isinstance(router, Router) else x.to(_dtype_of(router, wide))
-            return norm(router(own).to(wide))  # type: ignore[no-any-return]
+            y: Tensor = norm(router(own).to(wide))
+            return y
 
     def forward(self, x: Tensor) -> tuple[Coefficients, ...]:
         levels: list[Coefficients] = []
@@ -429,12 +430,12 @@ class Gate(nn.Module):
         """The coefficients by their support; None where they are dense or not finite."""
         router: Any = self.routers[level]
         norm: Any = self.norms[level]
-        activation = self.activations[level]
+        activation: Any = self.activations[level]
         kind, k, mean, rstd, eps = SPARSE_KINDS[type(activation)], getattr(activation, "k", 0), None, None, None
         x = x if x.dtype == torch.float64 else x.float()
         if type(norm) is BatchNorm and norm.training:
             eps = norm.eps
-        elif type(norm) is BatchNorm:
+        elif not isinstance(norm, nn.Identity):
             mean, rstd = norm.running_mean.to(x.dtype), torch.rsqrt(norm.running_var.to(x.dtype) + norm.eps)
         weight, bias = router.weight.to(x.dtype), None if router.bias is None else router.bias.to(x.dtype)
         share = 1.0 if self.route == "sparse" else DENSE_SHARE
@@ -442,7 +443,7 @@ class Gate(nn.Module):
         if found is None:
             return None
         coefficients, support = found
-        if eps is not None:
+        if support.mean is not None:
             shift = F.linear(x.detach().mean(0), weight.detach(), None if bias is None else bias.detach())
             norm.remember(support.mean + shift, support.var, len(x))
         return coefficients
@@ -518,18 +519,20 @@ def takes_sparse(gate: Gate, level: int, x: Tensor) -> bool:
     return type(router.weight) is nn.Parameter and is_plain(router, norm, activation)
 
 
-_FORWARDS = {kind: kind.forward for kind in (Router, BatchNorm, nn.Identity, *SPARSE_KINDS)}
+_KNOWN: tuple[Any, ...] = (Router, BatchNorm, nn.Identity, *SPARSE_KINDS)
+_FORWARDS = {kind: kind.forward for kind in _KNOWN}
 _SHARED = (nn.Module.__call__, nn.Module._call_impl, nn.BatchNorm1d.forward)
 
 
 def is_plain(*modules: nn.Module) -> bool:
     """Whether calling the modules does what their classes say and nothing else: no hook and no patch anywhere."""
-    if _SHARED != (nn.Module.__call__, nn.Module._call_impl, nn.BatchNorm1d.forward):
+    if (nn.Module.__call__, nn.Module._call_impl, nn.BatchNorm1d.forward) != _SHARED:
         return False
-    if nn_module._has_any_global_hook():  # type: ignore[no-untyped-call]
+    if nn_module._has_any_global_hook():
         return False
     for module in modules:
-        kind, own = type(module), vars(module)
+        kind: Any = type(module)
+        own = vars(module)
         if kind not in _FORWARDS or kind.forward is not _FORWARDS[kind] or kind.__call__ is not _SHARED[0]:
             return False
         if "forward" in own or own.get("_compiled_call_impl") is not None:

@@ -291,7 +291,7 @@ class MuMoE(_Gated):
                     "Their rows are those of x, and the experts come last."
                 )
             levels.append(DenseCoefficients(a.reshape(-1, size)) if isinstance(a, Tensor) else a)
-        return self._answer(self._contract(self.factorization, rows, levels), x, (), False)  # type: ignore[no-any-return]
+        return self._contract(self.factorization, rows, levels).reshape(*x.shape[:-1], self.out_features)
 
     def to_dense(self) -> Tensor:
         """The weight tensor in full, (out, in + 1, N_1, .., N_E); the last input column is the bias."""

@@ -35,7 +35,7 @@ FEWEST, MOST_AT_A_TIME = 256, 1024
 """Experts of a block at least, and in the backward at most."""
 
 NEARLY_ALL = 0.85
-"""Share of experts with an entry from which the backward multiplies by all of them: copies of their weights cost more."""
+"""Share of experts with an entry from which the backward multiplies by all of them, which saves copies of weights."""
 
 ALPHAS = {"entmax15": 1.5, "sparsemax": 2.0}
 

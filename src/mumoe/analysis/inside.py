@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mumoe.coefficients import Coefficients
 from mumoe.analysis.capturing import Gated, evaluating, find_layer, watching_coefficients
 from mumoe.analysis.contributions import Mode
 from mumoe.analysis.interventions import (
@@ -31,6 +30,7 @@ from mumoe.analysis.interventions import (
     is_right,
     margin,
 )
+from mumoe.coefficients import Coefficients
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE
 

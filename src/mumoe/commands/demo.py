@@ -14,6 +14,8 @@ class Options:
     """folder to write; that of an earlier demo is replaced"""
     seeds: int = 3
     """seeds of every head"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
     """show no progress"""
 
@@ -25,6 +27,8 @@ def run(options: Options) -> None:
 
     if options.seeds < 1:
         raise UserError(f"mumoe demo: expected --seeds of at least 1, got {options.seeds}. Leave it out for 3.")
-    lines, page = run_demo(options.out, settings=DemoSettings(seeds=options.seeds), progress=not options.quiet)
+    lines, page = run_demo(
+        options.out, settings=DemoSettings(seeds=options.seeds, device=options.device), progress=not options.quiet
+    )
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.write(f"Report: {page}\n")

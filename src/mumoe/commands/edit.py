@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from mumoe.commands.opening import opened as open_verb
+from mumoe.commands.opening import require_run
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import write_tensors
 
@@ -26,13 +29,13 @@ class Options:
     """
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of the run"""
+    """folder of a run, or of the job that holds it"""
     head: str = ""
     """the attribute whose logit is corrected, e.g. Blond_Hair"""
     sensitive: str = ""
     """the sensitive attribute, e.g. Male"""
     value: str = ""
-    """sensitive value of the subgroup to help, e.g. 1"""
+    """sensitive value of the subgroup to help, e.g. 1 (of a 0/1 attribute 1, yes and true are one)"""
     do: tuple[str, ...] = ()
     """edits by hand instead, in this order: ablate:17 scale:3=0.5 swap:4=9 set-output:5:CLASS=2.0
     correct:5:CLASS=0.3 (1/3 is expert 3 of level 1; 5,2 one of a hierarchy's combinations)"""
@@ -58,12 +61,17 @@ class Options:
     """bootstrap resamples of the intervals (0: none)"""
     seed: int = 0
     """of the bootstrap"""
+    data: str = ""
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
     """show no progress"""
 
 
 def run(options: Options) -> None:
     """Choose, edit, report, and write the file."""
+    require_run(options.run)
     if options.do:
         from mumoe.commands.edit_by_hand import run_by_hand
 
@@ -82,15 +90,16 @@ def _rewrite(options: Options) -> None:
     from mumoe.editing.fairness import Bootstrap
     from mumoe.editing.files import load_edits, save_edits
     from mumoe.editing.rewriting import rewriting
-    from mumoe.editing.runs import edited_head, open_run
+    from mumoe.editing.runs import edited_head
     from mumoe.editing.stack import EditStack
 
     wanted = _lambda(options.lambda_)
     if options.label not in (0, 1):
         raise UserError(f"mumoe edit: expected a label 0 or 1, got {options.label}. 1 raises the logit.")
-    opened = open_run(options.run, progress=not options.quiet)
+    opened = open_verb(options, "mumoe edit", experts=True).editing()
     layer = opened.require_layer("mumoe edit")
     problem = opened.problem(options.head, options.sensitive, who="mumoe edit")
+    options = dataclasses.replace(options, value=problem.value(options.value, who="mumoe edit"))
     stack = load_edits(options.base, layer) if options.base else EditStack(layer)
     train, val, sealed = problem.splits.seal(problem.labels, problem.values)
     before = {split: opened.logits(problem.rows(split), problem.position) for split in ("val", "test")}
@@ -126,7 +135,7 @@ def _rewrite(options: Options) -> None:
     save_edits(out, stack, provenance)
     if options.export:
         export_head(Path(options.export), edited_head(opened, stack))
-    _say(options, name, strength, support, choice, first, report, out)
+    _say(options, name, strength, support, choice, first, report, out, problem.left_out("train", "val", "test"))
 
 
 def _lambda(text: str) -> float | Literal["paper"] | None:
@@ -150,8 +159,6 @@ def _mean(options: Options, opened: Any, problem: Any, train: Any) -> tuple[Any,
     """Mean coefficients of the target's training images, and how many there are."""
     from mumoe.editing.rewriting import mean_coefficients
 
-    if options.value not in set(problem.values[problem.known].tolist()):
-        raise unknown_name("mumoe edit", f"value of {options.sensitive}", options.value, set(problem.values.tolist()))
     inside = (train.y_true == options.label) & (train.sensitive_features == options.value)
     if not inside.any():
         raise UserError(
@@ -165,9 +172,11 @@ def _mean(options: Options, opened: Any, problem: Any, train: Any) -> tuple[Any,
 def _direction(opened: Any, rows: Any, mean: Any) -> Any:
     import torch
 
+    from mumoe.devices import host
+
     value = mean.expand(len(rows), *mean.shape)
     for a in opened.coefficients(rows, "mumoe edit"):
-        value = torch.einsum("zn...,zn->z...", value, a.double())
+        value = torch.einsum("zn...,zn->z...", value, host(a))
     return value.numpy()
 
 
@@ -215,6 +224,7 @@ def _say(
     before: Any,
     after: Any,
     out: Path,
+    left_out: str,
 ) -> None:
     from mumoe.editing.tables import fairness_table, render_table, subgroup_table
 
@@ -222,6 +232,7 @@ def _say(
     lines = [
         f"{name}: {options.head} of {options.sensitive}={options.value} with label {options.label}, "
         f"mean coefficients of {support:,} training images, lambda {strength:+.4g}",
+        *([left_out] if left_out else []),
         "",
     ]
     if choice is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.commands.edit import Options, export_head, output_file
+from mumoe.commands.opening import opened as open_verb
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
 
@@ -25,12 +26,12 @@ _MOST_CLASSES = 8
 def run_by_hand(options: Options) -> None:
     """Edit, measure before and after, and write the file."""
     from mumoe.editing.files import load_edits, save_edits
-    from mumoe.editing.runs import edited_head, open_run
+    from mumoe.editing.runs import edited_head
     from mumoe.editing.stack import EditStack
     from mumoe.editing.texts import parse_edit
 
     _check(options)
-    opened = open_run(options.run, progress=not options.quiet)
+    opened = open_verb(options, WHO, experts=True).editing()
     layer = opened.require_layer(WHO)
     problem = opened.problem(options.head, options.sensitive, who=WHO) if options.sensitive else None
     stack = load_edits(options.base, layer) if options.base else EditStack(layer)

@@ -32,6 +32,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mumoe.devices import host
 from mumoe.editing.edits import Rewrite
 from mumoe.editing.fairness import Estimate
 from mumoe.errors import UserError, unknown_name
@@ -190,7 +191,7 @@ def propose(
         raise UserError(f"propose: expected training rows handled by {finding.experts}, got none. Take another.")
     letters = "abcdefghijk"[: len(coefficients)]
     inputs = ",".join(f"z{letter}" for letter in letters)
-    total: Tensor = torch.einsum(f"{inputs}->{letters}", *(a[inside].double() for a in coefficients))
+    total: Tensor = torch.einsum(f"{inputs}->{letters}", *(host(a[inside]) for a in coefficients))
     mean = total / int(inside.sum())
     return Rewrite.of(head, mean, float(mean.numel()) if finding.label == 1 else -float(mean.numel()))
 
@@ -245,7 +246,7 @@ def fisher_less(k: Tensor, n: Tensor, k_rest: Tensor, n_rest: Tensor) -> Tensor:
     Returns:
         (comparisons,) float64, P(K <= k) of the hypergeometric distribution.
     """
-    k, n, k_rest, n_rest = (value.double().round() for value in (k, n, k_rest, n_rest))
+    k, n, k_rest, n_rest = (host(value).round() for value in (k, n, k_rest, n_rest))
     good, total = k + k_rest, n + n_rest
     low = (n - (total - good)).clamp(min=0)
     steps = torch.arange(int((k - low).max()) + 1, dtype=torch.float64, device=k.device)

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mumoe.devices import host
 from mumoe.editing.edits import Rewrite
 from mumoe.errors import UserError, unknown_name
 from mumoe.layers import MuMoE
@@ -71,7 +72,7 @@ def mean_coefficients(
     layer.eval()
     try:
         for batch in batches:
-            levels = [a.reshape(-1, a.shape[-1]).double() for a in layer.coefficients(batch)]
+            levels = [host(a.reshape(-1, a.shape[-1])) for a in layer.coefficients(batch)]
             count += len(levels[0])
             parts = [_joint_sum(levels)] if reading == "joint" else [a.sum(0) for a in levels]
             sums = [

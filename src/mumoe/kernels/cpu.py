@@ -425,7 +425,8 @@ def support(x, weight, mean, rstd, kind, k, eps, dense_share):
         lists = _scanned(logits, first, centre, scale, code, k, lists, part.stop == experts)
         if lists is None:
             return None
-        if first == 0 and lists[2].sum() > dense_share * logits.numel() and code < TOPK:  # perhaps, or many candidates
+        many = lists[2].sum() > dense_share * logits.numel()  # in the support, or candidates of it
+        if first == 0 and code < TOPK and many:
             sample = support(x[:: -(-rows // SAMPLE)].contiguous(), weight[part], centre, scale, kind, k, None, 2.0)
             if sample is None or len(sample[1]) > dense_share * (len(sample[2]) - 1) * logits.shape[1]:
                 return None

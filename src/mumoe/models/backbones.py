@@ -110,6 +110,7 @@ def create_backbone(
     *,
     weights: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
+    seed: int = 0,
     image_size: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Backbone:
@@ -120,6 +121,7 @@ def create_backbone(
         weights: A local safetensors file with timm's tensor names, instead of a download. A classifier in it
             is left out; everything else must fit.
         pretrained: False starts from random weights.
+        seed: Of the random weights: the same seed gives the same backbone.
         image_size: Side of the input in pixels. None takes the backbone's own size and crop. A size of yours
             takes the whole of the shorter side (crop_pct 1); a transformer's position embeddings are
             resampled to it.
@@ -133,7 +135,7 @@ def create_backbone(
     _check_name(name, full_name)
     if name == EMBEDDED and weights is None and pretrained:
         weights = embedded_weights(cache_dir)
-    model = _download(full_name) if pretrained and weights is None else _plain(full_name)
+    model = _download(full_name) if pretrained and weights is None else _plain(full_name, seed)
     if weights is not None:
         _load_weights(model, Path(weights).expanduser(), full_name)
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
@@ -153,8 +155,11 @@ def _check_name(name: str, full_name: str) -> None:
         raise unknown_name("backbone", f"pretrained tag of {architecture}", full_name, tagged)
 
 
-def _plain(full_name: str) -> nn.Module:
-    model: nn.Module = timm.create_model(full_name, pretrained=False, num_classes=0)
+def _plain(full_name: str, seed: int) -> nn.Module:
+    """The model with random weights, a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model: nn.Module = timm.create_model(full_name, pretrained=False, num_classes=0)
     return model
 
 
@@ -194,18 +199,39 @@ def _resize_input(model: Any, config: dict[str, Any], size: int, full_name: str)
     """Set the model and its preprocessing to another input size, in place."""
     if size < 8:
         raise UserError(f"backbone: expected image_size of at least 8 pixels, got {size}. Leave it out, say.")
-    own = config["input_size"][-1]
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
+    own, settable = config["input_size"][-1], hasattr(model, "set_input_size")
+    patch = _patch(model) if settable else 1
     if size % patch:
         raise UserError(
             f"backbone: expected an image_size that is a multiple of {patch} for {full_name!r}, got {size}. "
             f"The nearest is {max(round(size / patch), 1) * patch}."
         )
-    if size != own and hasattr(model, "set_input_size"):
+    if size != own and settable:
         model.set_input_size(img_size=(size, size))
-    elif size != own and model.pretrained_cfg.get("fixed_input_size"):
+    if size != own and not _runs(model, size):
         raise UserError(f"backbone: expected image_size == {own}, all that {full_name!r} takes, got {size}.")
     config.update(input_size=(3, size, size), crop_pct=1.0)
+
+
+def _patch(model: Any) -> int:
+    """Side of the patches that an image is cut into; 1 where it is not."""
+    found = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    return int(found if isinstance(found, int) else found[0])
+
+
+def _runs(model: nn.Module, size: int) -> bool:
+    """Whether a model takes images of this size; timm's flags say less than a try on one image."""
+    weight = next(model.parameters())
+    image = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError):
+        return False
+    finally:
+        model.train(training)
+    return True
 
 
 # Local weights --------------------------------------------------------------------------------------------

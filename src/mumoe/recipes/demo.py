@@ -24,6 +24,7 @@ from mumoe.analysis.results import Specialization
 from mumoe.analysis.studies import study, write_coefficients
 from mumoe.data import load_data
 from mumoe.data.base import ImageData
+from mumoe.devices import AUTO, resolve
 from mumoe.editing.baselines import Settings
 from mumoe.editing.fairness import FairnessReport
 from mumoe.errors import UserError
@@ -58,6 +59,7 @@ class DemoSettings:
             the linear head and for the mixture alike), also that of the bias experiment (docs/results/bias).
         specialize: Weight decay at which experts specialize (docs/results/specialization).
         size: Side of the images in pixels.
+        device: Where features are extracted and heads are trained.
     """
 
     few: int = 8
@@ -68,6 +70,7 @@ class DemoSettings:
     accurate: float = 1.0
     specialize: float = 3.0
     size: int = 96
+    device: str = AUTO
 
     def spec(self, experts: int) -> str:
         """Specification of the head with so many experts."""
@@ -81,6 +84,7 @@ class _Set:
     data: ImageData
     by_character: ImageData
     features: Any
+    backbone: Any = None
 
     def batches(self, split: str, head: Any) -> Iterator[tuple[Tensor, Tensor]]:
         rows = self.data.indices(split)  # type: ignore[arg-type]
@@ -132,7 +136,9 @@ def _load(settings: DemoSettings, progress: bool) -> _Set:
     by_character = load_data("emoji", split_by="character", size=settings.size, progress=progress)
     assert by_character.ids == data.ids
     backbone = create_backbone("efficientnet-lite0", image_size=settings.size)
-    return _Set(data, by_character, extract_features(data, backbone, progress=progress).x)
+    device = resolve(settings.device, who="demo")
+    features = extract_features(data, backbone, device=device, progress=progress).x
+    return _Set(data, by_character, features, backbone)
 
 
 # Training ------------------------------------------------------------------------------------------------------
@@ -155,6 +161,7 @@ def _train_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) -
         data="emoji",
         data_options=("split_by=image", f"size={settings.size}"),
         image_size=settings.size,
+        device=settings.device,
         epochs=settings.epochs,
         eval_every=0,
         keep=1,
@@ -166,7 +173,8 @@ def _train_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) -
             accuracy[name] = []
             for seed in range(settings.seeds):
                 config = shared.replace(**values, seed=seed, out=str(out / name / f"seed-{seed}"))
-                result = train(config, data=found.data, features=found.features, progress=False)
+                held: dict[str, Any] = {"data": found.data, "backbone": found.backbone, "features": found.features}
+                result = train(config, **held, progress=False)
                 accuracy[name].append(result.runs[0].evaluations["test"].accuracy)
                 bar.advance(note=f"{values['head']}, accuracy {accuracy[name][-1]:.3f}")
     return accuracy
