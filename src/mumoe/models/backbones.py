@@ -122,7 +122,7 @@ def create_backbone(
         pretrained: False starts from random weights.
         image_size: Side of the input in pixels. None takes the backbone's own size and crop. A size of yours
             takes the whole of the shorter side (crop_pct 1); a transformer's position embeddings are
-            resampled to it.
+            resampled to it. A forward at this size is tried before the model is returned.
         cache_dir: Where the embedded backbone's converted weights are kept.
 
     Raises:
@@ -138,7 +138,8 @@ def create_backbone(
         _load_weights(model, Path(weights).expanduser(), full_name)
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     if image_size is not None:
-        _resize_input(model, config, image_size, full_name)
+        model = _at_size(model, image_size, full_name, trained=pretrained or weights is not None)
+        config.update(input_size=(3, image_size, image_size), crop_pct=1.0)
     return Backbone(name, model, config).eval()
 
 
@@ -190,22 +191,58 @@ def _hub_file(full_name: str) -> dict[str, Any] | None:
     return None
 
 
-def _resize_input(model: Any, config: dict[str, Any], size: int, full_name: str) -> None:
-    """Set the model and its preprocessing to another input size, in place."""
+_REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, IndexError, AttributeError, KeyError)
+
+
+def _at_size(model: nn.Module, size: int, full_name: str, *, trained: bool) -> nn.Module:
+    """The model for another input size: as timm resizes it, as it is, or built anew for the size; each is tried."""
     if size < 8:
         raise UserError(f"backbone: expected image_size of at least 8 pixels, got {size}. Leave it out, say.")
-    own = config["input_size"][-1]
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
-    if size % patch:
-        raise UserError(
-            f"backbone: expected an image_size that is a multiple of {patch} for {full_name!r}, got {size}. "
-            f"The nearest is {max(round(size / patch), 1) * patch}."
-        )
-    if size != own and hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=(size, size))
-    elif size != own and model.pretrained_cfg.get("fixed_input_size"):
-        raise UserError(f"backbone: expected image_size == {own}, all that {full_name!r} takes, got {size}.")
-    config.update(input_size=(3, size, size), crop_pct=1.0)
+    own = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index]
+    if size == own:
+        return model
+    resize: Any = getattr(model, "set_input_size", None)
+    reasons = []
+    for way in ("resized",) if resize else ("as it is", "anew"):
+        try:
+            if resize:
+                resize(img_size=(size, size))
+            found = _built_for(model, size, full_name, trained) if way == "anew" else model
+            _try_forward(found, size)
+            return found
+        except _REFUSALS as error:
+            reasons.append(" ".join(str(error).split())[:160])
+    raise UserError(
+        f"backbone: expected an image_size that {full_name!r} takes, got {size} ({reasons[-1]}). "
+        f"{_other_size(model, size)}Its own is {own}."
+    )
+
+
+def _try_forward(model: nn.Module, size: int) -> None:
+    with torch.no_grad():
+        y = model.eval()(torch.zeros(1, 3, size, size))
+    if not isinstance(y, Tensor) or y.ndim != 2:
+        raise ValueError(f"its features are {tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__}")
+
+
+def _built_for(model: nn.Module, size: int, full_name: str, trained: bool) -> nn.Module:
+    """A model that timm builds for an input size, with the weights that were trained, where they fit."""
+    found: nn.Module = timm.create_model(full_name, pretrained=False, num_classes=0, img_size=size)
+    if trained:
+        expected, state = found.state_dict(), model.state_dict()
+        if _misfits(state, expected):
+            state = _translated(state, found)
+        if problems := _misfits(state, expected):
+            raise ValueError(f"its weights are for another size: {problems}")
+        found.load_state_dict(state)
+    return found
+
+
+def _other_size(model: nn.Module, size: int) -> str:
+    """The nearest multiple of the patches, if the size is none."""
+    patch: Any = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    patch = patch[0] if isinstance(patch, tuple | list) else patch
+    return f"A multiple of {patch} is {max(round(size / patch), 1) * patch}. " if size % patch else ""
 
 
 # Local weights --------------------------------------------------------------------------------------------
