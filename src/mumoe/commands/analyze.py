@@ -12,7 +12,7 @@ import tyro
 
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
-from mumoe.files import write_json
+from mumoe.files import check_writable, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,8 +55,15 @@ class Options:
     """windows of text that are read, of a language model"""
     ablated_windows: int = 64
     """windows on which each expert of a language model is ablated"""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    """folder for the results (default: RUN/analysis)"""
     quiet: bool = False
     """show no progress"""
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return Path(self.out) if self.out else Path(self.run) / "analysis"
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def analyze_text_run(options: Options, **given: Any) -> TextStudy:
         run=Path(options.run).name,
         step=int(facts["step"]),
     )
-    write_text_view(study, Path(options.run) / "analysis", data.credits)
+    write_text_view(study, options.folder, data.credits)
     return study
 
 
@@ -132,7 +139,7 @@ def _text_lines(study: TextStudy, options: Options) -> list[str]:
             reads = max((value, kind) for kind, value in expert.by_class.items() if value is not None)[1]
             cost = "" if expert.effect is None else f", worth {expert.effect.all:+.3f} nats per token"
             lines.append(f"  expert {expert.expert}: most on {reads}, {expert.used:.0%} of the tokens{cost}")
-    return [*lines, f"Written to {Path(options.run) / 'analysis'}. Open experts.html."]
+    return [*lines, f"Written to {options.folder}. Open experts.html."]
 
 
 def analyze_run(options: Options, **given: Any) -> Analysis:
@@ -153,7 +160,7 @@ def analyze_run(options: Options, **given: Any) -> Analysis:
     head, config, _ = load_head(options.run)
     _check_head(head, config)
     inputs = load_run_inputs(options.run, progress=not options.quiet, **given)
-    return analyze_head(head, config, inputs, options, Path(options.run) / "analysis")
+    return analyze_head(head, config, inputs, options, options.folder)
 
 
 def _check(options: Options) -> None:
@@ -167,6 +174,7 @@ def _check(options: Options) -> None:
     for name, least in (("images", 0), ("resamples", 0), ("batch_size", 1), ("windows", 1), ("ablated_windows", 0)):
         if getattr(options, name) < least:
             raise UserError(f"mumoe analyze: expected {name} >= {least}, got {getattr(options, name)}.")
+    check_writable(options.folder / "analysis.json", who="mumoe analyze")
 
 
 def _check_head(head: Head, config: TrainConfig) -> None:
