@@ -112,7 +112,14 @@ def build(kind: str, point: Point, base: Point) -> nn.Sequential:
             sizes = ((width, 4 * width), (4 * width, width))
             first, second = (SparseMoE(into, out, point.experts) for into, out in sizes)
             return nn.Sequential(first, nn.GELU(), second)
-        return MuMoEBlock(width, 4 * width, width, point.experts, kind, list(ranks(kind, width, base)))
+        return MuMoEBlock(
+            width,
+            4 * width,
+            width,
+            num_experts=point.experts,
+            factorization=kind,
+            rank=list(ranks(kind, width, base)),
+        )
 
     return nn.Sequential(*(Residual(block()) for _ in range(point.depth)))
 

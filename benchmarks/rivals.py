@@ -186,7 +186,7 @@ def matched_ranks(width: int, hidden: int, experts: int, factorization: str = "c
 def matched_block(width: int, hidden: int, experts: int, factorization: str = "cp") -> MuMoEBlock:
     """The block with these ranks."""
     ranks = matched_ranks(width, hidden, experts, factorization)
-    return MuMoEBlock(width, hidden, width, experts, factorization, list(ranks))
+    return MuMoEBlock(width, hidden, width, num_experts=experts, factorization=factorization, rank=list(ranks))
 
 
 def matched_linear(layer: MuMoE) -> HighRankLinear:

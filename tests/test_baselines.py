@@ -1,9 +1,11 @@
 """The baselines against plain formulas."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 import mumoe
+from mumoe.errors import UserError
 
 
 def make(k: int = 2, **options) -> mumoe.SparseMoE:
@@ -82,3 +84,57 @@ def test_high_rank_linear_is_a_product():
     high = mumoe.HighRankLinear(7, 6, 4)
     x = torch.randn(3, 2, 7)
     torch.testing.assert_close(high(x), F.linear(x, high.up.weight @ high.down.weight, high.up.bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sparse_moe_routes_alike_under_autocast(dtype):
+    """Coefficients are those that the forward mixes with, in float32, whatever autocast or the weights' type."""
+    moe = mumoe.SparseMoE(16, 6, 9, 2).to(dtype).eval()
+    torch.nn.init.normal_(moe.gate_weight)
+    x = torch.randn(400, 16).to(dtype)
+    (plain,), y = moe.coefficients(x), moe(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        (a,), rough = moe.coefficients(x), moe(x)
+    assert a.dtype == torch.float32
+    torch.testing.assert_close(a, plain, rtol=0, atol=0)
+    each = torch.einsum("bi,noi->bno", x.float(), moe.weight.float()) + moe.bias.float()
+    expected = torch.einsum("bn,bno->bo", a, each)
+    assert (y.float() - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert (rough.float() - expected).norm() / expected.norm() < 1e-2
+    assert rough.dtype == torch.bfloat16
+
+
+def test_sparse_moe_coefficients_in_float64():
+    moe = make().eval()
+    assert moe.coefficients(torch.randn(3, 7, dtype=torch.float64))[0].dtype == torch.float64
+
+
+def test_baselines_under_autocast_answer_as_linear_layers_do():
+    for layer in (
+        mumoe.SparseMoE(7, 6, 5),
+        mumoe.HighRankLinear(7, 6, 4),
+        mumoe.MuMoE(7, 6, 5, "cp", 4),
+        torch.nn.Linear(7, 6),
+    ):
+        for x in (torch.randn(4, 7, requires_grad=True), torch.randn(4, 7, requires_grad=True, dtype=torch.bfloat16)):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = layer(x)
+                assert y.dtype == torch.bfloat16, type(layer)
+                y.float().square().sum().backward()
+            assert x.grad.isfinite().all()
+            assert all(
+                parameter.grad.dtype == torch.float32 for parameter in layer.parameters() if parameter.grad is not None
+            )
+
+
+@pytest.mark.parametrize("layer", [mumoe.SparseMoE(7, 6, 5), mumoe.HighRankLinear(7, 6, 4)])
+def test_wrong_inputs_of_the_baselines(layer):
+    who = type(layer).__name__
+    with pytest.raises(UserError, match=rf"{who}: expected x.shape\[-1\] == in_features == 7, got 9"):
+        layer(torch.randn(4, 9))
+    with pytest.raises(
+        UserError, match=f"{who}: expected x.dtype == torch.float32 as the weights have, got torch.bfloat16"
+    ):
+        layer(torch.randn(4, 7).bfloat16())
+    with pytest.raises(UserError, match=rf"{who}: expected out_features as an int >= 1, got 0"):
+        type(layer)(7, 0, 3)

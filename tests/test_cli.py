@@ -46,7 +46,19 @@ def test_every_verb_has_help(capsys):
         (["train", "--mode", "feature"], "Did you mean 'features'?"),
         (["train", "--data", "emojy"], "Did you mean 'emoji'?"),
         (["train", "--data-options", "splitby=image"], "got 'splitby'. Did you mean 'split_by'?"),
-        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--cp-rank", "0"], "expected --cp-rank >= 1, got 0"),
+        (
+            ["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "cp=0"],
+            "expected rank as an int >= 1, got 0",
+        ),
+        (["cost", "--in", "8", "--out", "4", "--experts", "0"], "expected num_experts as an int >= 1, got 0"),
+        (["cost", "--in", "0", "--out", "4", "--experts", "8"], "expected in_features as an int >= 1, got 0"),
+        (["cost", "--in", "8", "--out", "-4", "--experts", "8"], "expected out_features as an int >= 1, got -4"),
+        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "cp"], "expected --ranks as NAME=RANK"),
+        (
+            ["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "tr=3x4"],
+            "expected one rank or 3 (in order",
+        ),
+        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "ct=3"], "out of cp, dense"),
         (["cost", "--in", "8", "--out", "4", "--experts", "8", "--gates"], "--gate"),
     ],
 )
@@ -66,7 +78,13 @@ def test_cost_prints_table_1(capsys):
     assert cells["cp"][3] == "1,167,360"
     assert cells["tucker"][3] == "2,405,376"
     assert cells["tr"][3] == "3,637,248"
-    assert cells["tr*"][3] == "2,645,632"
+    _, out, _ = call(
+        capsys, "cost", "--in", "768", "--out", "1000", "--experts", "512", "--ranks", "cp=7", "tr=4x512x4"
+    )
+    cells = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert cells["tr"][1:4] == ["4x512x4", "2,637,440", "2,645,632"]  # the large bond where Table 1 has it
+    assert cells["cp"][1] == "7"
+    assert cells["hadamard"][1:4] == ["-", "1,280,000", "1,280,000"]
 
 
 def test_statuses_of_failures(capsys, monkeypatch):

@@ -47,20 +47,20 @@ def test_wrong_dtype(dtype):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"factorization": "tuker"}, "expected a factorization out of cp, dense, tr, tt, tucker, got 'tuker'. Did you mean 'tucker'?"),
+        ({"factorization": "tuker"}, "expected a factorization out of cp, dense, hadamard, tr, tt, tucker, got 'tuker'. Did you mean 'tucker'?"),
         ({"gate": "entmax-15"}, "got 'entmax-15'. Did you mean 'entmax15'?"),
         ({"gate": "zzz"}, "got 'zzz'. Take one of these."),
         ({"norm": "bach"}, "expected a norm out of batch, layer, none, got 'bach'. Did you mean 'batch'?"),
         ({"init": "papr"}, "expected a init out of paper, uniform, got 'papr'. Did you mean 'paper'?"),
         ({"gate_init": "zero"}, "Did you mean 'zeros'?"),
-        ({"rank": 0}, "MuMoE: expected rank >= 1, got 0. Give a whole number of at least 1."),
-        ({"rank": 2.5}, "MuMoE: expected rank as an int, got 2.5."),
+        ({"rank": 0}, "MuMoE: expected rank as an int >= 1, got 0. Give a positive whole number."),
+        ({"rank": 2.5}, "MuMoE: expected rank as an int >= 1, got 2.5."),
         ({"rank": None}, "expected a rank for factorization='cp', got none. Give rank=..., or solve it with mumoe.costs.rank_for_budget."),
-        ({"rank": {"rnk": 3}}, "expected rank names out of rank for factorization='cp', got 'rnk'. Did you mean 'rank'?"),
+        ({"rank": {"rnk": 3}}, "expected a rank name of 'cp' out of rank, got 'rnk'. Did you mean 'rank'?"),
         ({"factorization": "tucker", "rank": {"out": 3, "in": 3}}, "expected rank['experts'] for factorization='tucker'"),
-        ({"factorization": "tucker", "rank": {"out": 3, "in": 3, "experts": (2, 2)}}, "one rank for each of 1 levels, got (2, 2)"),
+        ({"factorization": "tucker", "rank": {"out": 3, "in": 3, "experts": (2, 2)}}, "expected rank['experts'] as an int, or 1 of them for 1 levels, got (2, 2)"),
         ({"factorization": "tr", "rank": {"in-expert": 3}}, "expected rank['out-in'] for factorization='tr'"),
-        ({"factorization": "tr", "rank": {"out-in": 3, "expert-expert": (2, 2)}}, "with 0 bonds for 1 levels, got (2, 2)"),
+        ({"factorization": "tr", "rank": {"out-in": 3, "expert-expert": (2, 2)}}, "expected rank['expert-expert'] as an int, or 0 of them for 1 levels, got (2, 2)"),
         ({"factorization": "tr", "rank": {"out-in": 3, "in-experts": 2}}, "Did you mean 'in-expert'?"),
         ({"factorization": "tt", "rank": {"out-in": 3, "expert-out": 2}}, "expected rank['expert-out'] == 1 for a tensor train, got 2."),
         ({"factorization": "dense", "rank": 3}, "expected no rank for factorization='dense', got 3. Leave it out."),
@@ -115,10 +115,13 @@ def test_non_finite_weights_are_refused_and_nothing_is_loaded(bad):
     [
         ("CPMuMoE-512-e128", "expected a text like CPMuMoE-r512-e128 or TRMuMoE-r512-e128x4, got 'CPMuMoE-512-e128'"),
         ("CPMuMo-r512-e128", "got 'CPMuMo'. Did you mean 'CPMuMoE'?"),
-        ("CPMuMoE-r5x6-e128", "expected one rank or 3 of them for 1 levels of 'cp'"),
-        ("TRMuMoE-r5x6-e128", "Their order is out, in, levels (Tucker) or out-in, in-expert, between levels"),
+        ("CPMuMoE-r5x6-e128", "expected one rank for 1 levels of 'cp', got 5x6"),
+        (
+            "TRMuMoE-r5x6-e128",
+            "expected one rank or 3 (in order: out-in, in-expert, expert-expert, expert-out) for 1 levels of 'tr', got 5x6",
+        ),
         ("CPMuMoE-e128", "expected a rank for factorization='cp'"),
-        ("CPMuMoE-r0-e128", "expected rank >= 1, got 0"),
+        ("CPMuMoE-r0-e128", "expected rank as an int >= 1, got 0"),
     ],
 )
 def test_wrong_specifications(spec, expected):
@@ -128,9 +131,9 @@ def test_wrong_specifications(spec, expected):
 def test_other_wrong_calls():
     linear = nn.Linear(8, 5)
     assert "expected bias=True" in message(lambda: mumoe.MuMoE.from_linear(linear, 4, bias=False))
-    assert "rank as one, or a list of two" in message(lambda: mumoe.MuMoEBlock(8, 9, 5, 4, "cp", [3]))
+    assert "rank as one, or a list of 2" in message(lambda: mumoe.MuMoEBlock(8, 9, 5, num_experts=4, rank=[3]))
     assert "1 <= k <= num_experts == 4, got 5" in message(lambda: mumoe.SparseMoE(8, 5, 4, 5))
-    assert "HighRankLinear: expected rank >= 1, got 0" in message(lambda: mumoe.HighRankLinear(8, 5, 0))
+    assert "HighRankLinear: expected rank as an int >= 1, got 0" in message(lambda: mumoe.HighRankLinear(8, 5, 0))
     assert "expected a new name, got 'cp'" in message(lambda: register_factorization("cp")(CP))
     assert "expected a new name, got 'entmax15'" in message(lambda: register_gate("entmax15")(nn.Softmax))
 

@@ -261,7 +261,7 @@ def test_every_parameter_gets_a_finite_gradient(kind, depth):
 
 @every_kind
 def test_block_is_two_layers_under_one_gate(kind):
-    block = mumoe.MuMoEBlock(7, 10, 6, (4, 3), kind, rank_of(kind), dtype=torch.float64)
+    block = mumoe.MuMoEBlock(7, 10, 6, num_experts=(4, 3), factorization=kind, rank=rank_of(kind), dtype=torch.float64)
     randomize(block)
     block(torch.randn(50, 7, dtype=torch.float64))
     block.eval()
@@ -283,7 +283,7 @@ def _dense_of(part):
 
 
 def test_block_ranks_of_its_own():
-    block = mumoe.MuMoEBlock(7, 10, 6, 4, "cp", [3, 5])
+    block = mumoe.MuMoEBlock(7, 10, 6, num_experts=4, rank=[3, 5])
     assert (block.fc1.ranks, block.fc2.ranks) == ({"rank": 3}, {"rank": 5})
 
 

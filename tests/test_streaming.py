@@ -264,7 +264,7 @@ def test_half_precision_layers_and_autocast() -> None:
 
 def test_a_block_shares_the_coefficients_of_both_layers() -> None:
     torch.manual_seed(0)
-    block = mumoe.MuMoEBlock(12, 20, 7, 800, rank=6)
+    block = mumoe.MuMoEBlock(12, 20, 7, num_experts=800, rank=6)
     x = torch.randn(5, 30, 12)
     assert difference(results(block, x, "sparse"), results(block, x, "dense"), 1e-2) < 2e-5
     assert taken(block, x.flatten(0, 1)) == [SparseCoefficients]

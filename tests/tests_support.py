@@ -1,4 +1,4 @@
-"""Slow, plain computations that share no code with the package."""
+"""Slow, plain computations that share no code with the package, for every registered factorization."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-KINDS = ("cp", "tucker", "tt", "tr", "dense")
+from mumoe.factorizations import FACTORIZATIONS
+
+KINDS = tuple(FACTORIZATIONS)
 LEVELS = {1: (5,), 2: (4, 3), 3: (4, 2, 3), 4: (3, 2, 2, 2)}
 GATES = {
     "entmax15": {},
@@ -20,7 +22,7 @@ GATES = {
 
 
 def rank_of(kind: str, rank: int = 3) -> int | None:
-    return None if kind == "dense" else rank
+    return rank if FACTORIZATIONS[kind].has_rank() else None
 
 
 def randomize(module: nn.Module) -> nn.Module:
@@ -38,7 +40,10 @@ def weight_by_formula(layer: nn.Module) -> Tensor:
     modes = "oinmkl"[: 2 + len(part.num_experts)]
     if kind == "Dense":
         return torch.einsum(f"{modes[2:]}oi->{modes}", part.weight.detach().double()).clone()
-    if kind == "CP":
+    if kind == "Hadamard":
+        factors = [part.in_factor, *(getattr(part, f"expert_factor_{level}") for level in range(len(modes) - 2))]
+        operands, terms = factors, [f"{mode}o" for mode in modes[1:]]
+    elif kind == "CP":
         operands, terms = part.factors, [f"{mode}z" for mode in modes]
     elif kind == "Tucker":
         ranks = modes.upper()

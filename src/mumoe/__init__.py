@@ -15,19 +15,23 @@ if TYPE_CHECKING:
     from mumoe.baselines import HighRankLinear, SparseMoE
     from mumoe.deploy.model import ImageClassifier
     from mumoe.errors import JobError, UserError
-    from mumoe.factorizations import register_factorization
-    from mumoe.gating import register_gate
-    from mumoe.layers import MuMoE, MuMoEBlock
+    from mumoe.factorizations import Factorization, register_factorization
+    from mumoe.gating import Gate, register_gate
+    from mumoe.layers import MuMoE, MuMoEBlock, MuMoEGatedBlock
+    from mumoe.models.surgery import replace_head, replace_modules
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Factorization",
+    "Gate",
     "HighRankLinear",
     "ImageClassifier",
     "Job",
     "JobError",
     "MuMoE",
     "MuMoEBlock",
+    "MuMoEGatedBlock",
     "Run",
     "SparseMoE",
     "UserError",
@@ -36,23 +40,30 @@ __all__ = [
     "load",
     "register_factorization",
     "register_gate",
+    "replace_head",
+    "replace_modules",
 ]
 
 __getattr__, __dir__ = attach(
     "mumoe",
     {
+        "Factorization": "factorizations",
+        "Gate": "gating",
         "HighRankLinear": "baselines",
         "ImageClassifier": "deploy.model",
         "Job": "api",
         "JobError": "errors",
         "MuMoE": "layers",
         "MuMoEBlock": "layers",
+        "MuMoEGatedBlock": "layers",
         "Run": "api",
         "SparseMoE": "baselines",
         "UserError": "errors",
         "load": "api",
         "register_factorization": "factorizations",
         "register_gate": "gating",
+        "replace_head": "models.surgery",
+        "replace_modules": "models.surgery",
         "costs": "",
         "functional": "",
     },

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.ablation import Ablation
-from mumoe.errors import UserError
+from mumoe.errors import UserError, check_size
+from mumoe.specs import check_rows
 
 __all__ = ["HighRankLinear", "SparseMoE"]
 
@@ -36,9 +37,9 @@ class HighRankLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if rank < 1:
-            raise UserError(f"HighRankLinear: expected rank >= 1, got {rank}. Give a positive whole number.")
-        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.in_features = check_size(in_features, "in_features", "HighRankLinear")
+        self.out_features = check_size(out_features, "out_features", "HighRankLinear")
+        self.rank = check_size(rank, "rank", "HighRankLinear")
         self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
         self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
 
@@ -48,6 +49,7 @@ class HighRankLinear(nn.Module):
         self.up.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
+        check_rows(x, self.in_features, self.down.weight.dtype, "HighRankLinear")
         return self.up(self.down(x))
 
 
@@ -87,6 +89,9 @@ class SparseMoE(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_size(in_features, "in_features", "SparseMoE")
+        check_size(out_features, "out_features", "SparseMoE")
+        check_size(num_experts, "num_experts", "SparseMoE")
         if not 1 <= k <= num_experts:
             raise UserError(f"SparseMoE: expected 1 <= k <= num_experts == {num_experts}, got {k}. Lower k.")
         self.in_features, self.out_features = in_features, out_features
@@ -132,22 +137,15 @@ class SparseMoE(nn.Module):
         return y, _squared_variation(importance) + _squared_variation(load)
 
     def _rows(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
-            raise UserError(
-                f"SparseMoE: expected x.shape[-1] == in_features == {self.in_features}, got {x.shape[-1]} "
-                f"(x.shape={tuple(x.shape)}). Set in_features={x.shape[-1]} or project x first."
-            )
-        return x.reshape(-1, self.in_features)
+        return check_rows(x, self.in_features, self.weight.dtype, "SparseMoE")
 
     def _scores(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Clean and noisy scores (rows, num_experts) in float32 or better, and the noise's spread if there is any."""
-        wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        with torch.autocast(rows.device.type, enabled=False):
-            clean = rows.to(wide) @ self.gate_weight.to(wide).mT
-            if not (self.training and self.noise_weight is not None) or clean.shape[-1] == self.k:
-                return clean, clean, None
-            spread = nn.functional.softplus(rows.to(wide) @ self.noise_weight.to(wide).mT) + 1e-2
-            return clean, clean + torch.randn_like(clean) * spread, spread
+        clean = _product(rows, self.gate_weight)
+        if not (self.training and self.noise_weight is not None) or clean.shape[-1] == self.k:
+            return clean, clean, None
+        spread = nn.functional.softplus(_product(rows, self.noise_weight)) + 1e-2
+        return clean, clean + torch.randn_like(clean) * spread, spread
 
     def _mix(self, rows: Tensor, index: Tensor, chosen: Tensor) -> Tensor:
         """Each expert computes the rows that chose it; ablated experts compute nothing."""
@@ -162,7 +160,8 @@ class SparseMoE(nn.Module):
                 row = places // index.shape[1]
                 out = nn.functional.linear(rows[row], weights[expert], biases[expert])
                 y = y.index_add(0, row, (out * chosen.reshape(-1)[places, None]).to(y.dtype))
-        return y
+        kind = rows.device.type
+        return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
 
     def _expected_load(self, clean: Tensor, noisy: Tensor, spread: Tensor, values: Tensor) -> Tensor:
         """Expected number of rows per expert under new noise, differentiable (source: appendix A)."""
@@ -172,7 +171,7 @@ class SparseMoE(nn.Module):
 
     def coefficients(self, x: Tensor) -> tuple[Tensor]:
         """The gate's coefficients without noise, as one level: ((..., num_experts),)."""
-        clean = self._rows(x).float() @ self.gate_weight.float().mT
+        clean = _product(self._rows(x), self.gate_weight)
         values, index = clean.topk(self.k, dim=-1)
         a = torch.zeros_like(clean).scatter(-1, index, torch.softmax(values, dim=-1))
         return (a.reshape(*x.shape[:-1], -1),)
@@ -198,6 +197,13 @@ class SparseMoE(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={self.out_features}, experts={self.num_experts[0]}, k={self.k}"
+
+
+def _product(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows @ weight' in float32 or better, also under autocast."""
+    wide = torch.float64 if torch.float64 in (rows.dtype, weight.dtype) else torch.float32
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows.to(wide) @ weight.to(wide).mT
 
 
 def _squared_variation(amount: Tensor) -> Tensor:

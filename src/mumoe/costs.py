@@ -8,17 +8,25 @@ addition, no multiply-add, except in the dense layer, whose biases have to be mi
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mumoe.errors import UserError, unknown_name
+from mumoe.errors import UserError, check_size, unknown_name
 from mumoe.factorizations import FACTORIZATIONS, Factorization, Rank, get_factorization
+from mumoe.specs import BASELINES, check_levels, closest_rank, read_spec
 
-__all__ = ["SpecCosts", "closest_rank", "count_flops", "count_parameters", "rank_for_budget", "spec_costs"]
-
-BASELINES = ("highrank-linear", "linear", "sparse-moe")
+__all__ = [
+    "SpecCosts",
+    "Widths",
+    "count_block",
+    "count_flops",
+    "count_mlp",
+    "count_parameters",
+    "rank_for_block",
+    "rank_for_budget",
+    "spec_costs",
+]
 
 
 def count_parameters(
@@ -43,37 +51,20 @@ def count_parameters(
         gate: Whether to count the gate's projections (in_features * sum(num_experts)).
 
     Raises:
-        UserError: For an unknown name or a rank below 1.
+        UserError: For an unknown name, a size or a rank below 1.
     """
-    levels = (num_experts,) if isinstance(num_experts, int) else tuple(num_experts)
-    if factorization in BASELINES:
-        return _count_baseline(factorization, in_features, out_features, levels, rank, bias, gate)
+    levels = _sizes(in_features, out_features, num_experts, "count_parameters")
+    if factorization == "linear":
+        return out_features * (in_features + bias)
+    if factorization == "highrank-linear":
+        return _linear_rank(rank) * (in_features + out_features) + bias * out_features
+    if factorization == "sparse-moe":
+        experts = math.prod(levels)
+        return experts * out_features * (in_features + bias) + gate * 2 * in_features * experts
     kind = _kind(factorization, "count_parameters")
     ranks = kind.resolve_ranks(rank, levels, "count_parameters")
     shapes = kind.shapes(in_features + bias, out_features, levels, ranks)
     return sum(math.prod(shape) for shape in shapes.values()) + gate * in_features * sum(levels)
-
-
-def _kind(name: str, who: str) -> type[Factorization]:
-    if name not in FACTORIZATIONS:
-        raise unknown_name(who, "layer", name, [*FACTORIZATIONS, *BASELINES])
-    return get_factorization(name, who)
-
-
-def _count_baseline(
-    name: str, inputs: int, outputs: int, levels: Sequence[int], rank: Any, bias: bool, gate: bool
-) -> int:
-    if name == "linear":
-        return outputs * (inputs + bias)
-    if name == "highrank-linear":
-        return _linear_rank(rank) * (inputs + outputs) + bias * outputs
-    return math.prod(levels) * outputs * (inputs + bias) + gate * 2 * inputs * math.prod(levels)
-
-
-def _linear_rank(rank: Any) -> int:
-    if not isinstance(rank, int) or rank < 1:
-        raise UserError(f"highrank-linear: expected rank >= 1, got {rank!r}. Give a positive whole number.")
-    return rank
 
 
 def count_flops(
@@ -98,8 +89,11 @@ def count_flops(
         bias: Whether there is a bias; it counts in the dense layer alone.
         gate: Whether to count the gate's projections.
         k: Number of experts computed for a row by ``sparse-moe``.
+
+    Raises:
+        UserError: As `count_parameters`.
     """
-    levels = (num_experts,) if isinstance(num_experts, int) else tuple(num_experts)
+    levels = _sizes(in_features, out_features, num_experts, "count_flops")
     gate_cost = gate * in_features * sum(levels)
     if factorization == "linear":
         return in_features * out_features
@@ -109,38 +103,23 @@ def count_flops(
         return k * in_features * out_features + gate_cost
     kind = _kind(factorization, "count_flops")
     ranks = kind.resolve_ranks(rank, levels, "count_flops")
-    return _FLOPS[kind.title](in_features, out_features, levels, ranks, bias) + gate_cost
+    return kind.count_flops(in_features, out_features, levels, ranks, bias) + gate_cost
 
 
-def _flops_cp(inputs: int, outputs: int, levels: Sequence[int], ranks: Mapping[str, Any], bias: bool) -> int:
-    return ranks["rank"] * (inputs + outputs + sum(levels))
+def _sizes(in_features: int, out_features: int, num_experts: int | Sequence[int], who: str) -> tuple[int, ...]:
+    check_size(in_features, "in_features", who)
+    check_size(out_features, "out_features", who)
+    return check_levels(num_experts, who)
 
 
-def _flops_tucker(inputs: int, outputs: int, levels: Sequence[int], ranks: Mapping[str, Any], bias: bool) -> int:
-    r_out, r_in, r_experts = ranks["out"], ranks["in"], ranks["experts"]
-    project = r_in * inputs + sum(n * r for n, r in zip(levels, r_experts, strict=True))
-    return project + r_out * r_in * math.prod(r_experts) + r_out * r_in + r_out * outputs
+def _kind(name: str, who: str) -> type[Factorization]:
+    if name not in FACTORIZATIONS:
+        raise unknown_name(who, "layer", name, [*FACTORIZATIONS, *BASELINES])
+    return get_factorization(name, who)
 
 
-def _flops_ring(inputs: int, outputs: int, levels: Sequence[int], ranks: Mapping[str, Any], bias: bool) -> int:
-    bonds = [ranks["in-expert"], *ranks["expert-expert"], ranks["expert-out"]]
-    experts = sum(n * bonds[e] * bonds[e + 1] for e, n in enumerate(levels))
-    chain = sum(bonds[0] * bonds[e] * bonds[e + 1] for e in range(1, len(levels)))
-    first, last, main = bonds[0], bonds[-1], ranks["out-in"]
-    return main * inputs * first + experts + chain + last * first * main + last * main * outputs
-
-
-def _flops_dense(inputs: int, outputs: int, levels: Sequence[int], ranks: Mapping[str, Any], bias: bool) -> int:
-    return outputs * (inputs + bias) * math.prod(levels)
-
-
-_FLOPS = {
-    "CPMuMoE": _flops_cp,
-    "TuckerMuMoE": _flops_tucker,
-    "TTMuMoE": _flops_ring,
-    "TRMuMoE": _flops_ring,
-    "DenseMuMoE": _flops_dense,
-}
+def _linear_rank(rank: Any) -> int:
+    return check_size(rank, "rank", "highrank-linear")
 
 
 @dataclass(frozen=True)
@@ -151,7 +130,7 @@ class SpecCosts:
         kind: A factorization, ``linear``, ``highrank-linear`` or ``sparse-moe``.
         num_experts: Experts of each level; empty for the linear layers.
         parameters: Learnable parameters, with biases and gate.
-        flops: Multiply-adds of one row, without the gate.
+        flops: Multiply-adds of one row.
     """
 
     kind: str
@@ -160,29 +139,25 @@ class SpecCosts:
     flops: int
 
 
-def spec_costs(spec: str, in_features: int, out_features: int) -> SpecCosts:
+def spec_costs(spec: str, in_features: int, out_features: int, *, gate: bool = False) -> SpecCosts:
     """Costs of a layer such as ``CPMuMoE-r512-e128``, ``linear``, ``highrank-linear-r64`` or ``sparse-moe-e8-k2``.
+
+    Args:
+        spec: The specification.
+        in_features: Width of the input.
+        out_features: Width of the output.
+        gate: Whether the FLOPs count the gate's projections.
 
     Raises:
         UserError: If the text is no specification.
     """
-    kind, experts, rank, k = _read_spec(spec)
-    sizes = (kind, in_features, out_features, experts or 1, rank)
-    return SpecCosts(kind, experts, count_parameters(*sizes), count_flops(*sizes, k=k))
+    found = read_spec(spec)
+    sizes = (found.kind, in_features, out_features, found.num_experts or 1, found.rank)
+    flops = count_flops(*sizes, k=found.k, gate=gate)
+    return SpecCosts(found.kind, found.num_experts, count_parameters(*sizes), flops)
 
 
-def _read_spec(spec: str) -> tuple[str, tuple[int, ...], Any, int]:
-    """Kind, experts, rank and experts computed per row."""
-    from mumoe.layers import parse_spec
-
-    if spec == "linear":
-        return spec, (), None, 2
-    if match := re.fullmatch(r"highrank-linear-r(\d+)", spec):
-        return "highrank-linear", (), int(match[1]), 2
-    if match := re.fullmatch(r"sparse-moe-e(\d+)(?:-k(\d+))?", spec):
-        return "sparse-moe", (int(match[1]),), None, int(match[2] or 2)
-    found = parse_spec(spec)
-    return found["factorization"], found["num_experts"], found["rank"], 2
+# Ranks ----------------------------------------------------------------------------------------------------
 
 
 def rank_for_budget(
@@ -209,34 +184,64 @@ def rank_for_budget(
     Raises:
         UserError: If even rank 1 needs more than the budget, or the layer has no rank.
     """
-    if factorization in ("dense", "linear", "sparse-moe"):
-        raise UserError(
-            f"rank_for_budget: expected a layer with a rank, got {factorization!r}. Use cp, tucker, tt, tr."
-        )
-
-    def count(rank: int) -> int:
-        sizes = (factorization, in_features, out_features, num_experts)
-        return count_parameters(*sizes, rank, bias=bias, gate=gate)
-
-    if count(1) > parameters:
-        raise UserError(
-            f"rank_for_budget: expected a budget of at least {count(1):,} parameters (rank 1), got {parameters:,}. "
-            "Raise it or lower num_experts."
-        )
-    return closest_rank(count, parameters)
+    ranked = ["highrank-linear", *(name for name, kind in FACTORIZATIONS.items() if kind.has_rank())]
+    if factorization not in ranked and factorization in (*BASELINES, *FACTORIZATIONS):
+        choices = ", ".join(ranked)
+        raise UserError(f"rank_for_budget: expected a layer with a rank, got {factorization!r}. Use {choices}.")
+    sizes = (factorization, in_features, out_features, num_experts)
+    return closest_rank(
+        lambda rank: count_parameters(*sizes, rank, bias=bias, gate=gate), parameters, "rank_for_budget"
+    )
 
 
-def closest_rank(count: Callable[[int], int], parameters: int) -> int:
-    """The rank whose parameters come closest to a budget that rank 1 does not exceed.
+Widths = Sequence[tuple[int, int]]
+"""(in, out) of the layers of a block, the first of which reads what its gate reads."""
+
+
+def count_mlp(widths: Widths, *, bias: bool = True) -> int:
+    """Parameters of ordinary linear layers of these widths."""
+    return sum(count_parameters("linear", *width, bias=bias) for width in widths)
+
+
+def count_block(
+    factorization: str, widths: Widths, num_experts: int | Sequence[int], rank: Rank | None, *, bias: bool = True
+) -> int:
+    """Parameters of mixtures of these widths under one gate, the gate included."""
+    return sum(
+        count_parameters(factorization, *width, num_experts, rank, bias=bias, gate=position == 0)
+        for position, width in enumerate(widths)
+    )
+
+
+def rank_for_block(
+    factorization: str,
+    widths: Widths,
+    num_experts: int | Sequence[int],
+    parameters: int | None = None,
+    *,
+    bias: bool = True,
+    who: str = "rank_for_block",
+) -> int | None:
+    """The one rank of all layers at which a block, gate included, comes closest to a number of parameters.
 
     Args:
-        count: Parameters at a rank, growing with it.
-        parameters: The budget.
+        factorization: As in `MuMoE`.
+        widths: Of the layers.
+        num_experts: As in `MuMoE`.
+        parameters: The budget; None means that of ordinary linear layers of these widths.
+        bias: Whether the layers have biases.
+        who: What an error begins with.
+
+    Returns:
+        None for a factorization without a rank.
+
+    Raises:
+        UserError: If rank 1 needs more than the budget.
     """
-    low, high = 1, 2
-    while count(high) <= parameters:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) <= parameters else (low, middle)
-    return high if count(high) - parameters < parameters - count(low) else low
+    if not get_factorization(factorization, who).has_rank():
+        return None
+    budget = count_mlp(widths, bias=bias) if parameters is None else parameters
+    remedy = "Use fewer experts, or give a rank."
+    return closest_rank(
+        lambda rank: count_block(factorization, widths, num_experts, rank, bias=bias), budget, who, remedy
+    )

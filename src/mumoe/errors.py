@@ -10,8 +10,9 @@ import difflib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
-__all__ = ["JobError", "UserError", "nearest", "require", "unknown_name"]
+__all__ = ["JobError", "UserError", "check_size", "nearest", "require", "unknown_name"]
 
 
 class UserError(ValueError):
@@ -41,6 +42,17 @@ def unknown_name(who: str, what: str, name: str, choices: Iterable[str], *, most
     close = nearest(name, options)
     remedy = f"Did you mean {close!r}?" if close else "Take one of these."
     return UserError(f"{who}: expected a {what} out of {shown}, got {name!r}. {remedy}")
+
+
+def check_size(value: Any, name: str, who: str) -> int:
+    """The value, an int of at least 1.
+
+    Raises:
+        UserError: For anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{who}: expected {name} as an int >= 1, got {value!r}. Give a positive whole number.")
+    return value
 
 
 def require(module: str, extra: str, who: str) -> ModuleType:

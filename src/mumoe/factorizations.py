@@ -1,21 +1,32 @@
 """Modules that own the factors of a weight tensor with modes (out, in [+ 1 for the bias], level 1 .. E).
 
 They share a file because people compare them. `Dense` holds the tensor in full: it is the definition of the
-layer (a soft mixture of experts) and the oracle of the others.
+layer (a soft mixture of experts) and the oracle of the others. Each class knows all about itself (ranks, costs,
+initialization, single experts, folding of edits), so adding one means writing one class.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mumoe import functional
-from mumoe.errors import UserError, nearest, unknown_name
+from mumoe.errors import UserError
+from mumoe.factorization_base import (
+    FACTORIZATIONS,
+    INITS,
+    Factorization,
+    Rank,
+    Ranks,
+    get_factorization,
+    initializer,
+    noise_levels,
+    register_factorization,
+)
 
 __all__ = [
     "CP",
@@ -23,6 +34,7 @@ __all__ = [
     "INITS",
     "Dense",
     "Factorization",
+    "Hadamard",
     "Rank",
     "TensorRing",
     "TensorTrain",
@@ -31,200 +43,37 @@ __all__ = [
     "register_factorization",
 ]
 
-Rank = int | Mapping[str, int | Sequence[int]]
-"""A rank as the paper means it (int), or ranks of single modes (Tucker) or bonds (TT, TR) by name."""
-
-INITS = ("paper", "uniform")
-"""``paper``: appendix B.1 of version 1. ``uniform``: U(+-1/sqrt(fan_in)), the later version."""
-
-FACTORIZATIONS: dict[str, type[Factorization]] = {}
-
-
-def register_factorization(name: str) -> Callable[[type[Factorization]], type[Factorization]]:
-    """Class decorator that makes a factorization available by name; a taken name is refused."""
-
-    def register(cls: type[Factorization]) -> type[Factorization]:
-        if name in FACTORIZATIONS:
-            raise UserError(f"register_factorization: expected a new name, got {name!r}. Choose another.")
-        FACTORIZATIONS[name] = cls
-        return cls
-
-    return register
-
-
-def get_factorization(name: str, who: str = "MuMoE") -> type[Factorization]:
-    """The class behind a name.
-
-    Raises:
-        UserError: If there is none; the nearest name is offered.
-    """
-    if name not in FACTORIZATIONS:
-        raise unknown_name(who, "factorization", name, FACTORIZATIONS)
-    return FACTORIZATIONS[name]
-
-
-class Factorization(nn.Module, ABC):
-    """A weight tensor in factorized form.
-
-    Args:
-        in_features: Width of the input.
-        out_features: Width of the output.
-        num_experts: Number of experts per level.
-        rank: See the class; None where it has none.
-        bias: Whether every expert has a bias, as one more input column.
-
-    Attributes:
-        ranks: The resolved ranks by name.
-    """
-
-    title: ClassVar[str]
-    """The name that a specification such as ``CPMuMoE-r512-e128`` begins with."""
-
-    takes_sparse: ClassVar[bool] = False
-    """Whether `forward` also takes `sparse.SparseCoefficients`: it uses each level only as ``a @ factor``."""
-
-    ranks: dict[str, int | tuple[int, ...]]
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        num_experts: Sequence[int],
-        rank: Rank | None = None,
-        *,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.in_features, self.out_features, self.bias = in_features, out_features, bias
-        self.num_experts = tuple(num_experts)
-        self.ranks = self.resolve_ranks(rank, self.num_experts)
-        for name, shape in self.shapes(in_features + bias, out_features, self.num_experts, self.ranks).items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-
-    @classmethod
-    @abstractmethod
-    def resolve_ranks(
-        cls, rank: Rank | None, num_experts: Sequence[int], who: str = "MuMoE"
-    ) -> dict[str, int | tuple[int, ...]]:
-        """All ranks by name, from an int or names; `UserError` for one below 1 or a wrong name."""
-
-    @classmethod
-    @abstractmethod
-    def shapes(
-        cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Mapping[str, Any]
-    ) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every parameter; `inputs` counts the bias column."""
-
-    @abstractmethod
-    def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
-        """(rows, in), one (rows, N_e) per level -> (rows, out)."""
-
-    @abstractmethod
-    def expert(self, index: Sequence[int]) -> Tensor:
-        """One expert, (out, in [+ 1]), without forming the rest."""
-
-    @abstractmethod
-    def to_dense(self) -> Tensor:
-        """The weight tensor in full, (out, in [+ 1], N_1, .., N_E)."""
-
-    @abstractmethod
-    def reset_parameters(self, init: str = "paper", sigma: Sequence[float] | None = None) -> None:
-        """Draw new factors. `sigma` is the noise between the experts of each level."""
-
-    @abstractmethod
-    def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
-        """Make every expert the matrix (out, in [+ 1]), or its best approximation of the rank there is."""
-
-    @classmethod
-    @abstractmethod
-    def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
-        """The smallest rank with which `copy_linear` is exact for every matrix of that size."""
-
-    def _per_level(self, name: str) -> list[Tensor]:
-        """The parameters NAME_0 .. NAME_{E-1}."""
-        return [getattr(self, f"{name}_{level}") for level in range(len(self.num_experts))]
-
-    def extra_repr(self) -> str:
-        ranks = ", ".join(f"{name}={value}" for name, value in self.ranks.items())
-        return f"in={self.in_features}, out={self.out_features}, experts={self.num_experts}, rank({ranks})"
-
-
-def _draw_(parameter: Tensor, init: str, fan_in: int, dim: int = 0) -> None:
-    """A factor of an input or output mode: unit columns along `dim` (paper), or uniform by its fan-in."""
-    with torch.no_grad():
-        if init == "paper":
-            parameter.normal_()
-            parameter.div_(parameter.norm(dim=dim, keepdim=True).clamp_(min=1e-12))
-        else:
-            parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
-
-
-def _near_one_(parameter: Tensor, sigma: float) -> None:
-    """Factor of an expert mode: every expert the same, plus noise."""
-    with torch.no_grad():
-        parameter.normal_(1.0, sigma) if sigma else parameter.fill_(1.0)
-
-
-def _svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, k), S (k,), V (in, k), in float64."""
-    u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
-    return u, s, vt.mT
-
-
-def _int_rank(rank: Any, who: str, what: str) -> int:
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        raise UserError(f"{who}: expected {what} as an int, got {rank!r}. Give a whole number of at least 1.")
-    if rank < 1:
-        raise UserError(f"{who}: expected {what} >= 1, got {rank}. Give a whole number of at least 1.")
-    return rank
-
-
-def _no_rank(who: str, name: str) -> UserError:
-    return UserError(
-        f"{who}: expected a rank for factorization={name!r}, got none. "
-        f"Give rank=..., or solve it with mumoe.costs.rank_for_budget."
-    )
-
 
 @register_factorization("cp")
 class CP(Factorization):
     """CP: W = sum_r O[:, r] x I[:, r] x N_1[:, r] x .. (eq. 2). Rank: one int, or {"rank": int}.
 
-    Parameters: `out_factor` (out, R), `in_factor` (in [+ 1], R), `expert_factor_<level>` (N_e, R).
+    Parameters: `out_factor` (out, R), `in_factor` (in [+ 1], R), `expert_factor_<level>` (N_e, R). An added term
+    adds K to the rank.
     """
 
     title = "CPMuMoE"
     takes_sparse = True
+    typical_rank: ClassVar[int | None] = 512
     out_factor: Tensor
     in_factor: Tensor
 
     @classmethod
-    def resolve_ranks(
-        cls, rank: Rank | None, num_experts: Sequence[int], who: str = "MuMoE"
-    ) -> dict[str, int | tuple[int, ...]]:
-        if rank is None:
-            raise _no_rank(who, "cp")
-        if isinstance(rank, Mapping):
-            _check_names(rank, ["rank"], who, "cp")
-            rank = rank["rank"]  # type: ignore[assignment]
-        return {"rank": _int_rank(rank, who, "rank")}
-
-    @classmethod
-    def shapes(
-        cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Mapping[str, Any]
-    ) -> dict[str, tuple[int, ...]]:
+    def shapes(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks) -> dict[str, tuple[int, ...]]:
         rank = ranks["rank"]
         experts = {f"expert_factor_{level}": (size, rank) for level, size in enumerate(num_experts)}
         return {"out_factor": (outputs, rank), "in_factor": (inputs, rank), **experts}
 
-    @property
-    def factors(self) -> list[Tensor]:
-        """O, I, N_1 .. N_E, each (size of its mode, rank), as in tensorly."""
-        return [self.out_factor, self.in_factor, *self._per_level("expert_factor")]
+    @classmethod
+    def count_flops(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks, bias: bool) -> int:
+        rank: int = ranks["rank"]
+        return rank * (inputs + outputs + sum(num_experts))
 
-    def forward(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+    @classmethod
+    def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
+        return min(outputs, inputs)
+
+    def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
         return functional.cp_contract(x, coefficients, self.factors)
 
     def expert(self, index: Sequence[int]) -> Tensor:
@@ -235,31 +84,88 @@ class CP(Factorization):
 
     def to_dense(self) -> Tensor:
         out_factor, in_factor, *experts = self.factors
-        joint = experts[0]
-        for factor in experts[1:]:
-            joint = (joint[:, None] * factor[None]).flatten(0, 1)
-        dense = torch.einsum("or,ir,nr->oin", out_factor, in_factor, joint)
-        return dense.unflatten(-1, self.num_experts)
+        return torch.einsum("or,ir,nr->oin", out_factor, in_factor, _joint(experts)).unflatten(-1, self.num_experts)
 
-    def reset_parameters(self, init: str = "paper", sigma: Sequence[float] | None = None) -> None:
-        out_factor, in_factor, *experts = self.factors
-        _draw_(out_factor, init, out_factor.shape[1])
-        _draw_(in_factor, init, in_factor.shape[0])
-        for factor, noise in zip(experts, _sigmas(sigma, len(experts)), strict=True):
-            _near_one_(factor, noise)
+    def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
+        return [(self.out_factor, self.out_factor.shape[1], 0), (self.in_factor, self.in_factor.shape[0], 0)]
 
     @torch.no_grad()
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
         self.reset_parameters("paper", sigma)
         u, s, v = _svd(weight)
-        k = min(len(s), int(self.ranks["rank"]))  # type: ignore[arg-type]
+        k = min(len(s), self.in_factor.shape[1])
         self.out_factor.zero_()  # components beyond the matrix's rank start silent, with a gradient
         self.out_factor[:, :k] = (u[:, :k] * s[:k].sqrt()).to(self.out_factor)
         self.in_factor[:, :k] = (v[:, :k] * s[:k].sqrt()).to(self.in_factor)
 
+    def add_term(self, out: Tensor, inputs: Tensor, experts: Sequence[Tensor]) -> Factorization:
+        count = experts[0].shape[1]
+        added = [out[:, None].expand(-1, count), inputs[:, None].expand(-1, count), *experts]
+        grown = [torch.cat([factor.detach(), more], 1) for factor, more in zip(self.factors, added, strict=True)]
+        return self.rebuilt(self._named(grown), {"rank": grown[0].shape[1]}, kind=CP)
+
+
+@register_factorization("hadamard")
+class Hadamard(CP):
+    """Elementwise: y = (C_1' a_1) * .. * (C_E' a_E) * (D' [x, 1]); no rank (Oldfield et al. 2025, arXiv 2505.21364).
+
+    It is the CP whose output factor is the identity and whose rank is therefore `out`. Expert n is diag(C[n]) D',
+    of full rank. Its bias is C[n] times the last row of D, folded into the input as in every other class, and not
+    one shared vector behind the product as in the source: an ablated expert loses its bias, too.
+
+    Parameters: `in_factor` D (in [+ 1], out), `expert_factor_<level>` C_e (N_e, out). An added term, which reads
+    inputs of its own, makes it a CP of rank out + K.
+    """
+
+    title = "HadamardMuMoE"
+    typical_rank = None
+
+    @classmethod
+    def rank_counts(cls, levels: int) -> dict[str, int | None]:
+        return {}
+
+    @classmethod
+    def shapes(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks) -> dict[str, tuple[int, ...]]:
+        experts = {f"expert_factor_{level}": (size, outputs) for level, size in enumerate(num_experts)}
+        return {"in_factor": (inputs, outputs), **experts}
+
+    @classmethod
+    def count_flops(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks, bias: bool) -> int:
+        return outputs * (inputs + sum(num_experts))
+
     @classmethod
     def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
-        return min(outputs, inputs)
+        return None
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """As those of the CP that it is; the identity comes first."""
+        return [torch.eye(self.out_features).to(self.in_factor), self.in_factor, *self._experts]
+
+    @property
+    def _experts(self) -> list[Tensor]:
+        return [getattr(self, f"expert_factor_{level}") for level in range(len(self.num_experts))]
+
+    def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
+        return functional.hadamard_contract(x, coefficients, self.in_factor, self._experts)
+
+    def expert(self, index: Sequence[int]) -> Tensor:
+        weight = self.in_factor.mT
+        for factor, n in zip(self._experts, index, strict=True):
+            weight = factor[n][:, None] * weight
+        return weight
+
+    def to_dense(self) -> Tensor:
+        joint = _joint(self._experts)
+        return torch.einsum("io,no->oin", self.in_factor, joint).unflatten(-1, self.num_experts)
+
+    def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
+        return [(self.in_factor, self.in_factor.shape[0], 0)]
+
+    @torch.no_grad()
+    def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
+        self.reset_parameters("paper", sigma)
+        self.in_factor.copy_(weight.mT)
 
 
 @register_factorization("tucker")
@@ -270,59 +176,46 @@ class Tucker(Factorization):
     experts (the paper's choice); or {"out": int, "in": int, "experts": int or one int per level}.
 
     Parameters: `core` (r_out, r_in, r_1, .., r_E), `out_factor`, `in_factor`, `expert_factor_<level>`, each
-    (size of its mode, its rank).
+    (size of its mode, its rank). An added term adds 1 to the ranks of out and in, and K to those of the levels.
     """
 
     title = "TuckerMuMoE"
     takes_sparse = True
+    typical_rank = 128
     core: Tensor
     out_factor: Tensor
     in_factor: Tensor
 
     @classmethod
-    def resolve_ranks(
-        cls, rank: Rank | None, num_experts: Sequence[int], who: str = "MuMoE"
-    ) -> dict[str, int | tuple[int, ...]]:
-        if rank is None:
-            raise _no_rank(who, "tucker")
-        named = rank if isinstance(rank, Mapping) else {"out": rank, "in": rank, "experts": rank}
-        _check_names(named, ["out", "in", "experts"], who, "tucker")
-        experts = named["experts"]
-        if not isinstance(experts, Sequence):
-            experts = (experts, *num_experts[1:])
-        if len(experts) != len(num_experts):
-            raise UserError(
-                f"{who}: expected rank['experts'] with one rank for each of {len(num_experts)} levels, "
-                f"got {tuple(experts)}. Give an int or {len(num_experts)} of them."
-            )
-        levels = tuple(_int_rank(r, who, "rank['experts']") for r in experts)
-        return {
-            "out": _int_rank(named["out"], who, "rank['out']"),
-            "in": _int_rank(named["in"], who, "rank['in']"),
-            "experts": levels,
-        }
+    def rank_counts(cls, levels: int) -> dict[str, int | None]:
+        return {"out": None, "in": None, "experts": levels}
 
     @classmethod
-    def shapes(
-        cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Mapping[str, Any]
-    ) -> dict[str, tuple[int, ...]]:
-        experts = {
-            f"expert_factor_{level}": (size, rank)
-            for level, (size, rank) in enumerate(zip(num_experts, ranks["experts"], strict=True))
-        }
+    def _spread(cls, rank: int, num_experts: Sequence[int], count: int) -> Sequence[int]:
+        return (rank, *num_experts[1:])
+
+    @classmethod
+    def shapes(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks) -> dict[str, tuple[int, ...]]:
+        levels = zip(num_experts, ranks["experts"], strict=True)
         return {
             "core": (ranks["out"], ranks["in"], *ranks["experts"]),
             "out_factor": (outputs, ranks["out"]),
             "in_factor": (inputs, ranks["in"]),
-            **experts,
+            **{f"expert_factor_{level}": shape for level, shape in enumerate(levels)},
         }
 
-    @property
-    def factors(self) -> list[Tensor]:
-        """O, I, N_1 .. N_E, each (size of its mode, its rank), as in tensorly."""
-        return [self.out_factor, self.in_factor, *self._per_level("expert_factor")]
+    @classmethod
+    def count_flops(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks, bias: bool) -> int:
+        r_out, r_in, r_experts = ranks["out"], ranks["in"], ranks["experts"]
+        project = r_in * inputs + sum(n * r for n, r in zip(num_experts, r_experts, strict=True))
+        return int(project + r_out * r_in * math.prod(r_experts) + r_out * r_in + r_out * outputs)
 
-    def forward(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+    @classmethod
+    def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
+        rank = min(outputs, inputs)
+        return {"out": rank, "in": rank, "experts": tuple(min(4, size) for size in num_experts)}
+
+    def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
         return functional.tucker_contract(x, coefficients, self.core, self.factors)
 
     def expert(self, index: Sequence[int]) -> Tensor:
@@ -338,13 +231,9 @@ class Tucker(Factorization):
             dense = torch.tensordot(dense, factor, dims=([mode], [1])).movedim(-1, mode)
         return dense
 
-    def reset_parameters(self, init: str = "paper", sigma: Sequence[float] | None = None) -> None:
-        out_factor, in_factor, *experts = self.factors
-        _draw_(self.core, init, self.core.shape[1], dim=1)  # along the input's rank
-        _draw_(out_factor, init, out_factor.shape[1])
-        _draw_(in_factor, init, in_factor.shape[0])
-        for factor, noise in zip(experts, _sigmas(sigma, len(experts)), strict=True):
-            _near_one_(factor, noise)
+    def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
+        columns = (self.core, self.core.shape[1], 1)  # along the input's rank
+        return [columns, (self.out_factor, self.out_factor.shape[1], 0), (self.in_factor, self.in_factor.shape[0], 0)]
 
     @torch.no_grad()
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
@@ -359,10 +248,19 @@ class Tucker(Factorization):
         self.out_factor[:, :k] = u[:, :k].to(self.out_factor)
         self.in_factor[:, :k] = v[:, :k].to(self.in_factor)
 
-    @classmethod
-    def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
-        rank = min(outputs, inputs)
-        return {"out": rank, "in": rank, "experts": tuple(min(4, size) for size in num_experts)}
+    def add_term(self, out: Tensor, inputs: Tensor, experts: Sequence[Tensor]) -> Factorization:
+        """Ones on the core's new diagonal pick one component of every level."""
+        core, count = self.core.detach(), experts[0].shape[1]
+        pairs = zip(self.factors, [out[:, None], inputs[:, None], *experts], strict=True)
+        state = self._named([torch.cat([factor.detach(), added], dim=1) for factor, added in pairs])
+        levels = tuple(size + count for size in core.shape[2:])
+        grown = core.new_zeros(core.shape[0] + 1, core.shape[1] + 1, *levels)
+        grown[tuple(slice(size) for size in core.shape)] = core
+        k = torch.arange(count, device=core.device)
+        corner: list[Any] = [-1, -1, *(size + k for size in core.shape[2:])]
+        grown[tuple(corner)] = 1
+        ranks = {"out": grown.shape[0], "in": grown.shape[1], "experts": levels}
+        return self.rebuilt(state | {"core": grown}, ranks)
 
 
 @register_factorization("tr")
@@ -373,99 +271,72 @@ class TensorRing(Factorization):
     name: "out-in", "in-expert", "expert-expert" (one int, or one for each pair of levels), "expert-out".
     Bonds left out are 4; "out-in" must be there.
 
-    Parameters: `out_core`, `in_core`, `expert_core_<level>`, each (mode, rank before, rank after).
+    Parameters: `out_core`, `in_core`, `expert_core_<level>`, each (mode, rank before, rank after). An added term
+    adds K to every bond.
     """
 
     title = "TRMuMoE"
     takes_sparse = True
-    closing: ClassVar[int | None] = None
+    suffix = "core"
+    typical_rank = 512
+    rank_defaults: ClassVar[Ranks] = {"in-expert": 4, "expert-expert": 4, "expert-out": 4}
     out_core: Tensor
     in_core: Tensor
 
     @classmethod
-    def resolve_ranks(
-        cls, rank: Rank | None, num_experts: Sequence[int], who: str = "MuMoE"
-    ) -> dict[str, int | tuple[int, ...]]:
-        kind = "tt" if cls.closing else "tr"
-        if rank is None:
-            raise _no_rank(who, kind)
-        bonds: dict[str, Any] = {"in-expert": 4, "expert-expert": 4, "expert-out": cls.closing or 4}
-        given: Mapping[str, Any] = rank if isinstance(rank, Mapping) else {"out-in": rank}
-        _check_names(given, ["out-in"], who, kind, optional=list(bonds))
-        bonds.update(given)
-        between = bonds["expert-expert"]
-        if not isinstance(between, Sequence):
-            between = (between,) * (len(num_experts) - 1)
-        if len(between) != len(num_experts) - 1:
-            raise UserError(
-                f"{who}: expected rank['expert-expert'] with {len(num_experts) - 1} bonds for "
-                f"{len(num_experts)} levels, got {tuple(between)}. Give an int or one bond a pair of levels."
-            )
-        if cls.closing and bonds["expert-out"] != cls.closing:
-            raise UserError(
-                f"{who}: expected rank['expert-out'] == 1 for a tensor train, got {bonds['expert-out']}. "
-                "Use factorization='tr' for a closed ring."
-            )
-        levels = tuple(_int_rank(r, who, "rank['expert-expert']") for r in between)
-        ends = {name: _int_rank(bonds[name], who, f"rank[{name!r}]") for name in bonds if name != "expert-expert"}
-        return {
-            "out-in": ends["out-in"],
-            "in-expert": ends["in-expert"],
-            "expert-expert": levels,
-            "expert-out": ends["expert-out"],
-        }
+    def rank_counts(cls, levels: int) -> dict[str, int | None]:
+        return {"out-in": None, "in-expert": None, "expert-expert": levels - 1, "expert-out": None}
 
     @classmethod
-    def shapes(
-        cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Mapping[str, Any]
-    ) -> dict[str, tuple[int, ...]]:
+    def shapes(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks) -> dict[str, tuple[int, ...]]:
         bonds = [ranks["in-expert"], *ranks["expert-expert"], ranks["expert-out"]]
-        experts = {
-            f"expert_core_{level}": (size, bonds[level], bonds[level + 1]) for level, size in enumerate(num_experts)
-        }
         return {
             "out_core": (outputs, ranks["expert-out"], ranks["out-in"]),
             "in_core": (inputs, ranks["out-in"], ranks["in-expert"]),
-            **experts,
+            **{f"expert_core_{level}": (size, *bonds[level : level + 2]) for level, size in enumerate(num_experts)},
         }
 
-    @property
-    def _stored(self) -> list[Tensor]:
-        return [self.out_core, self.in_core, *self._per_level("expert_core")]
+    @classmethod
+    def count_flops(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks, bias: bool) -> int:
+        bonds = [ranks["in-expert"], *ranks["expert-expert"], ranks["expert-out"]]
+        experts = sum(n * bonds[e] * bonds[e + 1] for e, n in enumerate(num_experts))
+        chain = sum(bonds[0] * bonds[e] * bonds[e + 1] for e in range(1, len(num_experts)))
+        first, last, main = bonds[0], bonds[-1], ranks["out-in"]
+        return int(main * inputs * first + experts + chain + last * first * main + last * main * outputs)
+
+    @classmethod
+    def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
+        return {"out-in": math.ceil(min(outputs, inputs) / cls.rank_defaults["expert-out"])}
 
     @property
     def cores(self) -> list[Tensor]:
         """Out, in, level 1 .. E, each (rank before, size of its mode, rank after): views, as in tensorly."""
-        return [core.movedim(0, 1) for core in self._stored]
+        return [core.movedim(0, 1) for core in self.factors]
 
-    def forward(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
-        return functional.ring_contract(x, coefficients, self._stored)
+    def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
+        return functional.ring_contract(x, coefficients, self.factors)
 
     def expert(self, index: Sequence[int]) -> Tensor:
-        out_core, in_core, *experts = self._stored
+        out_core, in_core, *experts = self.factors
         chain = experts[0][index[0]]
         for core, n in zip(experts[1:], index[1:], strict=True):
             chain = chain @ core[n]
         return out_core.flatten(1) @ (in_core @ chain).transpose(1, 2).flatten(1).mT
 
     def to_dense(self) -> Tensor:
-        out_core, in_core, *experts = self._stored
+        out_core, in_core, *experts = self.factors
         joint = experts[0]
         for core in experts[1:]:
             joint = torch.einsum("nrs,mst->nmrt", joint, core).flatten(0, 1)
         return torch.einsum("ors,ist,ntr->oin", out_core, in_core, joint).unflatten(-1, self.num_experts)
 
-    def reset_parameters(self, init: str = "paper", sigma: Sequence[float] | None = None) -> None:
-        out_core, in_core, *experts = self._stored
-        _draw_(out_core, init, out_core.shape[1] * out_core.shape[2])
-        _draw_(in_core, init, in_core.shape[0])
-        for core, noise in zip(experts, _sigmas(sigma, len(experts)), strict=True):
-            self._diagonal_(core, noise)
+    def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
+        fan_in = self.out_core.shape[1] * self.out_core.shape[2]
+        return [(self.out_core, fan_in, 0), (self.in_core, self.in_core.shape[0], 0)]
 
-    @staticmethod
-    @torch.no_grad()
-    def _diagonal_(core: Tensor, sigma: float) -> None:
+    def draw_experts(self, level: int, sigma: float) -> None:
         """Every slice the identity plus noise on its diagonal, which wraps round in an oblong slice."""
+        core = self.get_parameter(self.mode(level)[0])
         before, after = core.shape[1:]
         index = torch.arange(max(before, after))
         diagonal = torch.ones(core.shape[0], len(index), dtype=core.dtype, device=core.device)
@@ -478,12 +349,12 @@ class TensorRing(Factorization):
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
         self.reset_parameters("paper", sigma)
         u, s, v = _svd(weight)
-        ends = min([self.in_core.shape[2], *(core.shape[2] for core in self._stored[2:])])
+        ends = min([self.in_core.shape[2], *(core.shape[2] for core in self.factors[2:])])
         bond = self.in_core.shape[1]
         k = min(len(s), ends * bond)
         self.out_core.zero_()
         self.in_core[:, :, ends:] = 0
-        for core in self._stored[2:]:  # paths below `ends` stay where they are; those above start silent
+        for core in self.factors[2:]:  # paths below `ends` stay where they are; those above start silent
             core[:, :ends] *= torch.eye(ends, core.shape[2]).to(core)
         for start in range(0, k, bond):  # one block of singular values for each closed path of the ring
             path, stop = start // bond, min(start + bond, k)
@@ -491,17 +362,50 @@ class TensorRing(Factorization):
             self.out_core[:, path, : stop - start] = (u[:, start:stop] * root).to(self.out_core)
             self.in_core[:, : stop - start, path] = (v[:, start:stop] * root).to(self.in_core)
 
-    @classmethod
-    def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
-        return {"out-in": math.ceil(min(outputs, inputs) / (cls.closing or 4))}
+    def add_term(self, out: Tensor, inputs: Tensor, experts: Sequence[Tensor]) -> Factorization:
+        """A diagonal block in every core: the trace of a block-diagonal product is the sum of the traces."""
+        count = experts[0].shape[1]
+        added = [out[:, None].expand(-1, count), inputs[:, None].expand(-1, count), *experts]
+        pairs = zip(self.factors, added, strict=True)
+        grown = [self._grown(position, core.detach(), more) for position, (core, more) in enumerate(pairs)]
+        between = tuple(core.shape[2] for core in grown[2:-1])
+        ends = {"out-in": grown[0].shape[2], "in-expert": grown[1].shape[2], "expert-out": grown[0].shape[1]}
+        return self.rebuilt(self._named(grown), {**ends, "expert-expert": between})
+
+    def _grown(self, position: int, core: Tensor, added: Tensor) -> Tensor:
+        """(mode, r, s) and (mode, K) -> (mode, r + K, s + K)."""
+        count = added.shape[1]
+        grown = nn.functional.pad(core, (0, count, 0, count))
+        grown[:, core.shape[1] :, core.shape[2] :] = torch.diag_embed(added)
+        return grown
 
 
 @register_factorization("tt")
 class TensorTrain(TensorRing):
-    """Tensor train: the ring whose closing bond "expert-out" is 1."""
+    """Tensor train: the ring whose closing bond "expert-out" is 1, also after a term was added."""
 
     title = "TTMuMoE"
-    closing = 1
+    rank_defaults: ClassVar[Ranks] = {**TensorRing.rank_defaults, "expert-out": 1}
+
+    @classmethod
+    def resolve_ranks(
+        cls, rank: Rank | None, num_experts: Sequence[int], who: str = "MuMoE"
+    ) -> dict[str, int | tuple[int, ...]]:
+        ranks = super().resolve_ranks(rank, num_experts, who)
+        if ranks["expert-out"] != 1:
+            raise UserError(
+                f"{who}: expected rank['expert-out'] == 1 for a tensor train, got {ranks['expert-out']}. "
+                "Use factorization='tr' for a closed ring."
+            )
+        return ranks
+
+    def _grown(self, position: int, core: Tensor, added: Tensor) -> Tensor:
+        """As in a ring; the outer bonds of the first and the last core stay 1."""
+        if position == 0:
+            return torch.cat([core, added[:, None, :]], dim=2)
+        if position == len(self.num_experts) + 1:
+            return torch.cat([core, added[:, :, None]], dim=1)
+        return super()._grown(position, core, added)
 
 
 @register_factorization("dense")
@@ -515,20 +419,21 @@ class Dense(Factorization):
     weight: Tensor
 
     @classmethod
-    def resolve_ranks(
-        cls, rank: Rank | None, num_experts: Sequence[int], who: str = "MuMoE"
-    ) -> dict[str, int | tuple[int, ...]]:
-        if rank is not None:
-            raise UserError(f"{who}: expected no rank for factorization='dense', got {rank!r}. Leave it out.")
+    def rank_counts(cls, levels: int) -> dict[str, int | None]:
         return {}
 
     @classmethod
-    def shapes(
-        cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Mapping[str, Any]
-    ) -> dict[str, tuple[int, ...]]:
+    def shapes(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks) -> dict[str, tuple[int, ...]]:
         return {"weight": (*num_experts, outputs, inputs)}
 
-    def forward(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+    @classmethod
+    def count_flops(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks, bias: bool) -> int:
+        return outputs * (inputs + bias) * math.prod(num_experts)
+
+    def mode(self, level: int | None) -> tuple[str, int]:
+        return "weight", self.weight.ndim - 1 if level is None else level
+
+    def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
         return functional.dense_contract(x, coefficients, self.weight)
 
     def expert(self, index: Sequence[int]) -> Tensor:
@@ -537,13 +442,16 @@ class Dense(Factorization):
     def to_dense(self) -> Tensor:
         return self.weight.movedim((-2, -1), (0, 1))
 
+    def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
+        return []
+
     @torch.no_grad()
     def reset_parameters(self, init: str = "paper", sigma: Sequence[float] | None = None) -> None:
+        """All experts of further levels share one matrix, drawn as an `nn.Linear` with rows of norm 1 (``paper``)."""
         outputs, inputs = self.weight.shape[-2:]
         matrix = torch.empty(outputs, inputs, dtype=self.weight.dtype, device=self.weight.device)
-        bound = 1 / math.sqrt(inputs)
-        matrix.normal_(std=bound) if init == "paper" else matrix.uniform_(-bound, bound)
-        self.copy_linear(matrix, _sigmas(sigma, len(self.num_experts)))
+        matrix.normal_(std=inputs**-0.5) if init == "paper" else initializer(init)(matrix, inputs, 1)
+        self.copy_linear(matrix, noise_levels(sigma, len(self.num_experts)))
 
     @torch.no_grad()
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
@@ -556,25 +464,20 @@ class Dense(Factorization):
                 drawn = torch.randn(*shape, *self.weight.shape[-2:], dtype=scale.dtype, device=scale.device)
                 self.weight.add_(drawn * scale, alpha=noise)
 
-    @classmethod
-    def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
-        return None
+    def add_term(self, out: Tensor, inputs: Tensor, experts: Sequence[Tensor]) -> Factorization:
+        joint = _joint(experts).sum(-1).unflatten(0, self.num_experts)
+        return self.rebuilt({"weight": self.weight.detach() + joint[..., None, None] * torch.outer(out, inputs)})
 
 
-def _sigmas(sigma: Sequence[float] | None, levels: int) -> Sequence[float]:
-    """Noise per level; the paper's is 1 on the first and 0 on further ones."""
-    return (1.0, *[0.0] * (levels - 1)) if sigma is None else sigma
+def _joint(factors: Sequence[Tensor]) -> Tensor:
+    """(N_1, R), .., (N_E, R) -> (N_1 * .. * N_E, R), the columnwise products of all combinations."""
+    joint = factors[0]
+    for factor in factors[1:]:
+        joint = (joint[:, None] * factor[None]).flatten(0, 1)
+    return joint
 
 
-def _check_names(rank: Mapping[str, Any], names: list[str], who: str, kind: str, optional: Sequence[str] = ()) -> None:
-    for name in rank:
-        if name not in (*names, *optional):
-            close = nearest(name, [*names, *optional])
-            remedy = f"Did you mean {close!r}?" if close else "Use these names."
-            raise UserError(
-                f"{who}: expected rank names out of {', '.join([*names, *optional])} for "
-                f"factorization={kind!r}, got {name!r}. {remedy}"
-            )
-    missing = [name for name in names if name not in rank]
-    if missing:
-        raise UserError(f"{who}: expected rank[{missing[0]!r}] for factorization={kind!r}, got {dict(rank)!r}. Add it.")
+def _svd(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, k), S (k,), V (in, k), in float64."""
+    u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+    return u, s, vt.mT

@@ -25,6 +25,7 @@ __all__ = [
     "dense_contract",
     "entmax",
     "entmax15",
+    "hadamard_contract",
     "ring_contract",
     "softrank",
     "sparsemax",
@@ -452,6 +453,32 @@ def cp_mixed(x: Tensor, mixed: Sequence[Tensor], out_factor: Tensor, in_factor: 
     for vector in mixed:
         hidden = hidden * vector
     return F.linear(hidden, out_factor)
+
+
+def hadamard_contract(
+    x: Tensor, coefficients: Sequence[Tensor], in_factor: Tensor, expert_factors: Sequence[Tensor]
+) -> Tensor:
+    """Mix linear experts that scale the outputs of one matrix: CP whose output factor is the identity.
+
+    y_o = prod_e(sum_n a_e[n] N_e[n,o]) * sum_i I[i,o] x_i
+
+    Args:
+        x: Input features.
+        coefficients: One tensor per expert level.
+        in_factor: I (in [+ 1], out).
+        expert_factors: N_1 .. N_E, each (N_e, out).
+
+    Shape:
+        x (rows, in); coefficients[e] (rows, N_e); returns (rows, out).
+
+    Cost: out * (sum(N_e) + in) multiply-adds per row.
+
+    Source: Oldfield et al. 2025 (arXiv 2505.21364), with one bias per expert.
+    """
+    y = _project(x, in_factor)
+    for a, factor in zip(coefficients, expert_factors, strict=True):
+        y = y * (a @ factor)
+    return y
 
 
 def tucker_contract(x: Tensor, coefficients: Sequence[Tensor], core: Tensor, factors: Sequence[Tensor]) -> Tensor:

@@ -1,12 +1,11 @@
-"""MuMoE = gate + factorization; MuMoEBlock = two layers under one gate. Baselines: `mumoe.baselines`."""
+"""MuMoE = gate + factorization; MuMoEBlock, MuMoEGatedBlock = MLPs of such layers under one gate."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Self, overload
+from typing import Any, ClassVar, Literal, Self, overload
 
 import torch
 import torch.nn.functional as F
@@ -14,29 +13,17 @@ from torch import Tensor, nn
 
 from mumoe import functional, streaming
 from mumoe.ablation import Ablation, contract_ablated
-from mumoe.errors import UserError, unknown_name
-from mumoe.factorizations import CP, FACTORIZATIONS, INITS, Factorization, Rank, get_factorization
+from mumoe.costs import rank_for_block
+from mumoe.errors import UserError, check_size
+from mumoe.factorizations import CP, Factorization, Rank, get_factorization
 from mumoe.gating import Gate
+from mumoe.specs import check_levels, check_rows, join_spec, parse_spec
 from mumoe.streaming import Coefficients
 
-__all__ = ["MuMoE", "MuMoEBlock", "parse_spec"]
+__all__ = ["MuMoE", "MuMoEBlock", "MuMoEGatedBlock"]
 
-
-def _positive(value: Any, name: str, who: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{who}: expected {name} as an int >= 1, got {value!r}. Give a positive whole number.")
-    return value
-
-
-def _levels(num_experts: int | Sequence[int], who: str) -> tuple[int, ...]:
-    if not isinstance(num_experts, int | Sequence) or isinstance(num_experts, str):
-        raise UserError(
-            f"{who}: expected num_experts as an int, or one int per level, got {num_experts!r}. Give 128 or (128, 4)."
-        )
-    sizes = (num_experts,) if isinstance(num_experts, int) else tuple(num_experts)
-    if not sizes:
-        raise UserError(f"{who}: expected num_experts of at least one level, got (). Give an int or a tuple.")
-    return tuple(_positive(size, "num_experts", who) for size in sizes)
+Drop = float | nn.Module
+"""Probability of dropout, or a module in its place."""
 
 
 def _refuse_non_finite(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
@@ -53,6 +40,9 @@ def _refuse_non_finite(module: nn.Module, state: Mapping[str, Any], prefix: str,
 class _Gated(nn.Module):
     """What MuMoE and MuMoEBlock share: one gate, an input of known width, experts that can be ablated."""
 
+    LAYERS: ClassVar[tuple[str, ...]]
+    """Attributes that hold the factorizations, in the order of a list of ranks."""
+
     in_features: int
     num_experts: tuple[int, ...]
     gate: Gate
@@ -62,22 +52,37 @@ class _Gated(nn.Module):
         self._ablated: tuple[Ablation, ...] = ()
         self.register_load_state_dict_pre_hook(_refuse_non_finite)  # type: ignore[no-untyped-call]
 
+    def _add_layers(
+        self,
+        factorization: str,
+        widths: Sequence[tuple[int, int]],
+        ranks: Sequence[Rank | None],
+        init: str,
+        sigma: Sequence[float] | None,
+        **options: Any,
+    ) -> None:
+        """Make the factorizations named in `LAYERS`, of these widths and ranks."""
+        kind = get_factorization(factorization, type(self).__name__)
+        self.init, self.sigma = init, sigma
+        for name, width, rank in zip(self.LAYERS, widths, ranks, strict=True):
+            part = kind(*width, self.num_experts, rank, **options)
+            part.reset_parameters(init, sigma)
+            setattr(self, name, part)
+
+    @property
+    def parts(self) -> tuple[Factorization, ...]:
+        """The factorizations, in the order of `LAYERS`."""
+        return tuple(getattr(self, name) for name in self.LAYERS)
+
+    def reset_parameters(self) -> None:
+        """Draw gate and factors anew."""
+        self.gate.reset_parameters()
+        for part in self.parts:
+            part.reset_parameters(self.init, self.sigma)
+
     def _rows(self, x: Tensor) -> Tensor:
         """x as (rows, in_features)."""
-        who = type(self).__name__
-        if x.ndim < 1 or x.shape[-1] != self.in_features:
-            got = x.shape[-1] if x.ndim else "a number"
-            raise UserError(
-                f"{who}: expected x.shape[-1] == in_features == {self.in_features}, got {got} "
-                f"(x.shape={tuple(x.shape)}). Set in_features={got} or project x first."
-            )
-        weight = self.gate.weights[0]
-        if not x.is_floating_point() or (x.dtype != weight.dtype and not _autocast(x)):
-            raise UserError(
-                f"{who}: expected x.dtype == {weight.dtype} as the weights have, got {x.dtype}. "
-                f"Use x.to({weight.dtype}), layer.to({x.dtype}) or torch.autocast."
-            )
-        return x.reshape(-1, self.in_features)
+        return check_rows(x, self.in_features, self.gate.weights[0].dtype, type(self).__name__)
 
     def coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
         """Expert coefficients of every level.
@@ -133,10 +138,6 @@ def _unflatten(levels: Sequence[Coefficients], x: Tensor) -> tuple[Tensor, ...]:
     return tuple(a.reshape(*x.shape[:-1], a.shape[-1]) for a in _dense(levels))
 
 
-def _autocast(x: Tensor) -> bool:
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
-
-
 class MuMoE(_Gated):
     """A linear layer that mixes experts by sparse coefficients, computed on the factors of their weights.
 
@@ -146,7 +147,7 @@ class MuMoE(_Gated):
         in_features: Width of the input.
         out_features: Width of the output.
         num_experts: Number of experts; a tuple for a hierarchy, one number per level.
-        factorization: ``cp``, ``tucker``, ``tt``, ``tr`` or ``dense``.
+        factorization: ``cp``, ``hadamard``, ``tucker``, ``tt``, ``tr``, ``dense`` or a registered one.
         rank: An int as the paper means it, or named modes or bonds: see the factorization's class.
         bias: One bias per expert, folded into W.
         gate: Activation of the gate by name, or a module: see `gating.GATES`.
@@ -171,6 +172,9 @@ class MuMoE(_Gated):
     torch.Size([5, 7, 3])
     """
 
+    LAYERS = ("factorization",)
+    factorization: Factorization
+
     def __init__(
         self,
         in_features: int,
@@ -190,21 +194,12 @@ class MuMoE(_Gated):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = _positive(in_features, "in_features", "MuMoE")
-        self.out_features = _positive(out_features, "out_features", "MuMoE")
-        self.num_experts = _levels(num_experts, "MuMoE")
-        _check_init(init, sigma, self.num_experts)
-        self.init, self.sigma = init, sigma
-        kind = get_factorization(factorization)
+        self.in_features = check_size(in_features, "in_features", "MuMoE")
+        self.out_features = check_size(out_features, "out_features", "MuMoE")
+        self.num_experts = check_levels(num_experts, "MuMoE")
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.gate = Gate(in_features, self.num_experts, gate, norm, options=gate_options, init=gate_init, **where)
-        self.factorization = kind(in_features, out_features, self.num_experts, rank, bias=bias, **where)
-        self.factorization.reset_parameters(init, sigma)
-
-    def reset_parameters(self) -> None:
-        """Draw gate and factors anew."""
-        self.gate.reset_parameters()
-        self.factorization.reset_parameters(self.init, self.sigma)
+        self._add_layers(factorization, [(in_features, out_features)], [rank], init, sigma, bias=bias, **where)
 
     @overload
     def forward(self, x: Tensor, return_coefficients: Literal[False] = False) -> Tensor: ...
@@ -263,10 +258,7 @@ class MuMoE(_Gated):
     def spec(self) -> str:
         """The layer as the paper writes it, e.g. ``CPMuMoE-r512-e128``; `from_spec` reads it."""
         part = self.factorization
-        experts = "x".join(map(str, self.num_experts))
-        if not part.ranks:
-            return f"{part.title}-e{experts}"
-        return f"{part.title}-r{_rank_text(part, self.num_experts)}-e{experts}"
+        return join_spec(part.title, part.rank_text(part.ranks, self.num_experts), self.num_experts)
 
     @classmethod
     def from_spec(cls, spec: str, in_features: int, out_features: int, **options: Any) -> MuMoE:
@@ -303,7 +295,7 @@ class MuMoE(_Gated):
         matrix = linear.weight.detach()
         if linear.bias is not None:
             matrix = torch.cat([matrix, linear.bias.detach()[:, None]], dim=1)
-        levels = _levels(num_experts, "MuMoE.from_linear")
+        levels = check_levels(num_experts, "MuMoE.from_linear")
         if rank is None:
             rank = get_factorization(factorization, "MuMoE.from_linear").exact_rank(
                 matrix.shape[0], matrix.shape[1], levels
@@ -339,94 +331,58 @@ def _relative_error(layer: MuMoE, matrix: Tensor, levels: tuple[int, ...]) -> fl
         return float((copy - matrix.double()).norm()) / norm if norm else 0.0
 
 
-def _check_init(init: str, sigma: Sequence[float] | None, num_experts: Sequence[int]) -> None:
-    if init not in INITS:
-        raise unknown_name("MuMoE", "init", init, INITS)
-    if sigma is not None and len(sigma) != len(num_experts):
-        raise UserError(
-            f"MuMoE: expected sigma with one value for each of {len(num_experts)} levels, got {tuple(sigma)}. "
-            "Leave it out for the paper's 1, 0, 0.."
-        )
-
-
-def _rank_text(part: Factorization, num_experts: Sequence[int]) -> str:
-    """``512`` where an int says it all, else every rank in order: ``512x4x4``."""
-    first = next(iter(part.ranks.values()))
-    assert isinstance(first, int)
-    if type(part).resolve_ranks(first, num_experts) == part.ranks:
-        return str(first)
-    values = (value if isinstance(value, tuple) else (value,) for value in part.ranks.values())
-    return "x".join(str(rank) for group in values for rank in group)
-
-
-def parse_spec(spec: str) -> dict[str, Any]:
-    """Constructor arguments of a specification such as ``TRMuMoE-r512-e128x4``.
-
-    Several ranks joined by ``x`` name every mode or bond in the order out, in, levels.
-
-    Raises:
-        UserError: If the text is not one.
-    """
-    titles = {kind.title: name for name, kind in FACTORIZATIONS.items()}
-    match = re.fullmatch(r"([A-Za-z]+)(?:-r(\d+(?:x\d+)*))?-e(\d+(?:x\d+)*)", spec)
-    if match is None:
-        raise UserError(
-            f"from_spec: expected a text like CPMuMoE-r512-e128 or TRMuMoE-r512-e128x4, got {spec!r}. "
-            "Write name, -r and the rank, -e and the experts of each level."
-        )
-    title, rank_text, expert_text = match.groups()
-    if title not in titles:
-        raise unknown_name("from_spec", "layer name", title, titles)
-    num_experts = tuple(int(size) for size in expert_text.split("x"))
-    ranks = [int(rank) for rank in (rank_text or "").split("x") if rank]
-    rank = _named_ranks(titles[title], ranks, num_experts, spec) if len(ranks) > 1 else (ranks[0] if ranks else None)
-    return {"num_experts": num_experts, "factorization": titles[title], "rank": rank}
-
-
-def _named_ranks(name: str, ranks: list[int], num_experts: Sequence[int], spec: str) -> Rank:
-    levels = len(num_experts)
-    if name == "tucker" and len(ranks) == 2 + levels:
-        return {"out": ranks[0], "in": ranks[1], "experts": tuple(ranks[2:])}
-    if name in ("tt", "tr") and len(ranks) == 2 + levels:
-        between = tuple(ranks[2:-1])
-        return {"out-in": ranks[0], "in-expert": ranks[1], "expert-expert": between, "expert-out": ranks[-1]}
-    raise UserError(
-        f"from_spec: expected one rank or {2 + levels} of them for {levels} levels of {name!r}, got {spec!r}. "
-        "Their order is out, in, levels (Tucker) or out-in, in-expert, between levels, expert-out (TT, TR)."
-    )
-
-
 class MuMoEBlock(_Gated):
-    """A two-layer MLP whose both layers are mixtures of experts under one gate.
+    """A two-layer MLP whose both layers are mixtures of experts under one gate; takes the arguments of timm's `Mlp`.
 
     a = gate(x);  h = act(W1 x a);  y = W2 h a
 
     Args:
         in_features: Width of the input.
-        hidden_features: Width between the layers.
-        out_features: Width of the output.
-        num_experts: As in `MuMoE`.
-        factorization: As in `MuMoE`, for both layers.
-        rank: As in `MuMoE`; a list of two gives each layer its own.
+        hidden_features: Width between the layers; by default that of the input.
+        out_features: Width of the output; by default that of the input.
         act_layer: Makes the nonlinearity.
+        norm_layer: Makes, from its width, a normalization of the hidden features; by default there is none.
+        bias: One bias per expert and layer.
+        drop: Probability of dropout, or a module in its place; a pair for the hidden features and the output.
+        num_experts: As in `MuMoE`.
+        factorization: As in `MuMoE`, for all layers.
+        rank: As in `MuMoE`; a list gives each layer its own. By default the one with which the block has, the gate
+            included, as many parameters as the MLP it replaces.
+        channels_first: Take and return (B, features, height, width), as the 1 x 1 convolutions of some ConvNeXts.
+        gate: As in `MuMoE`, and so are the arguments after it.
 
     Shape:
-        (..., in_features) -> (..., out_features).
+        (..., in_features) -> (..., out_features), or (B, in_features, H, W) -> (B, out_features, H, W).
+
+    Raises:
+        UserError: As `MuMoE`, and where the MLP has too few parameters for the experts' gate and rank 1.
 
     Source: the later version of Oldfield et al. 2024 (see the paper page of the docs).
+
+    >>> from functools import partial
+    >>> import timm
+    >>> mlp = partial(MuMoEBlock, num_experts=8)
+    >>> model = timm.create_model("vit_tiny_patch16_224", mlp_layer=mlp, depth=1, num_classes=5)
     """
+
+    LAYERS: ClassVar[tuple[str, ...]] = ("fc1", "fc2")
+    fc1: Factorization
+    fc2: Factorization
 
     def __init__(
         self,
         in_features: int,
-        hidden_features: int,
-        out_features: int,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        bias: bool = True,
+        drop: Drop | tuple[Drop, Drop] = 0.0,
+        *,
         num_experts: int | Sequence[int],
         factorization: str = "cp",
-        rank: Rank | list[Rank] | None = None,
-        *,
-        bias: bool = True,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
+        rank: Rank | list[Any] | None = None,
+        channels_first: bool = False,
         gate: str | nn.Module = "entmax15",
         norm: str = "batch",
         init: str = "paper",
@@ -437,29 +393,30 @@ class MuMoEBlock(_Gated):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = _positive(in_features, "in_features", "MuMoEBlock")
-        self.hidden_features = _positive(hidden_features, "hidden_features", "MuMoEBlock")
-        self.out_features = _positive(out_features, "out_features", "MuMoEBlock")
-        self.num_experts = _levels(num_experts, "MuMoEBlock")
-        _check_init(init, sigma, self.num_experts)
-        self.init, self.sigma = init, sigma
-        kind = get_factorization(factorization, "MuMoEBlock")
-        ranks = rank if isinstance(rank, list) else [rank, rank]
-        if len(ranks) != 2:
-            raise UserError(f"MuMoEBlock: expected rank as one, or a list of two, got {rank!r}. Give two.")
+        who = type(self).__name__
+        if not isinstance(bias, bool):
+            raise UserError(f"{who}: expected bias as True or False for all layers, got {bias!r}. Give one of them.")
+        self.in_features = check_size(in_features, "in_features", who)
+        hidden_features = in_features if hidden_features is None else hidden_features
+        out_features = in_features if out_features is None else out_features
+        self.hidden_features = check_size(hidden_features, "hidden_features", who)
+        self.out_features = check_size(out_features, "out_features", who)
+        self.num_experts = check_levels(num_experts, who)
+        widths = [(in_features, hidden_features)] * (len(self.LAYERS) - 1) + [(hidden_features, out_features)]
+        if rank is None:
+            rank = rank_for_block(factorization, widths, self.num_experts, bias=bias, who=who)
+        ranks = rank if isinstance(rank, list) else [rank] * len(widths)
+        if len(ranks) != len(widths):
+            raise UserError(
+                f"{who}: expected rank as one, or a list of {len(widths)}, got {rank!r}. Give one per layer."
+            )
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.gate = Gate(in_features, self.num_experts, gate, norm, options=gate_options, init=gate_init, **where)
-        self.fc1 = kind(in_features, hidden_features, self.num_experts, ranks[0], bias=bias, **where)
+        self._add_layers(factorization, widths, ranks, init, sigma, bias=bias, **where)
         self.act = act_layer()
-        self.fc2 = kind(hidden_features, out_features, self.num_experts, ranks[1], bias=bias, **where)
-        for part in (self.fc1, self.fc2):
-            part.reset_parameters(init, sigma)
-
-    def reset_parameters(self) -> None:
-        """Draw gate and factors anew."""
-        self.gate.reset_parameters()
-        for part in (self.fc1, self.fc2):
-            part.reset_parameters(self.init, self.sigma)
+        self.norm = nn.Identity() if norm_layer is None else norm_layer(self.hidden_features, **where)
+        self.drop1, self.drop2 = map(_dropout, drop if isinstance(drop, tuple) else (drop, drop))
+        self.channels_first = channels_first
 
     @overload
     def forward(self, x: Tensor, return_coefficients: Literal[False] = False) -> Tensor: ...
@@ -467,11 +424,54 @@ class MuMoEBlock(_Gated):
     def forward(self, x: Tensor, return_coefficients: Literal[True]) -> tuple[Tensor, tuple[Tensor, ...]]: ...
 
     def forward(self, x: Tensor, return_coefficients: bool = False) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
-        """y, or (y, coefficients). An ablated expert is zero in both layers."""
+        """y, or (y, coefficients), these with the experts last. An ablated expert is zero in every layer."""
+        x = x.movedim(1, -1) if self.channels_first else x
         rows = self._rows(x)
-        a = self._mixture(rows, [self.fc1, self.fc2], return_coefficients)
-        hidden = self.act(self._contract(self.fc1, rows, a))
-        y = self._contract(self.fc2, hidden, a).reshape(*x.shape[:-1], self.out_features)
-        if not return_coefficients:
-            return y
-        return y, _unflatten(a, x)
+        a = self._mixture(rows, self.parts, return_coefficients)
+        hidden = self.norm(self.drop1(self._hidden(rows, a)))
+        y = self.drop2(self._contract(self.fc2, hidden, a).reshape(*x.shape[:-1], self.out_features))
+        y = y.movedim(-1, 1) if self.channels_first else y
+        return (y, _unflatten(a, x)) if return_coefficients else y
+
+    def _hidden(self, x: Tensor, a: Sequence[Coefficients]) -> Tensor:
+        h: Tensor = self.act(self._contract(self.fc1, x, a))
+        return h
+
+
+class MuMoEGatedBlock(MuMoEBlock):
+    """A gated MLP, as in Llama, whose three layers are mixtures of experts under one gate.
+
+    a = gate(x);  h = act(Wg x a) * (W1 x a);  y = W2 h a
+
+    Two gates meet here: `gate` chooses experts; `fc_gate` (Wg) is the gated MLP's own factor of the hidden features.
+    The arguments are those of `MuMoEBlock`; a list of ranks is in the order Wg, W1, W2.
+
+    Shape:
+        (..., in_features) -> (..., out_features).
+    """
+
+    LAYERS = ("fc_gate", "fc1", "fc2")
+    fc_gate: Factorization
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        act_layer: Callable[[], nn.Module] = nn.SiLU,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        bias: bool = False,
+        drop: Drop | tuple[Drop, Drop] = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_features, hidden_features, out_features, act_layer, norm_layer, bias, drop, **options)
+
+    def _hidden(self, x: Tensor, a: Sequence[Coefficients]) -> Tensor:
+        h: Tensor = self.act(self._contract(self.fc_gate, x, a)) * self._contract(self.fc1, x, a)
+        return h
+
+
+def _dropout(drop: Drop) -> nn.Module:
+    if isinstance(drop, nn.Module):
+        return drop
+    return nn.Dropout(drop) if drop else nn.Identity()

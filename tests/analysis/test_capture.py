@@ -43,7 +43,7 @@ def test_captured_coefficients_are_those_of_the_layers(tmp_path):
 
 
 def test_tokens_are_rows_of_their_image(tmp_path):
-    block = MuMoEBlock(6, 8, 6, 10, "cp", rank=3)
+    block = MuMoEBlock(6, 8, 6, num_experts=10, rank=3)
     tokens = torch.randn(7, 4, 6)
     level = capture(block, tokens.split(3), tmp_path / "s").level("")
     assert (level.rows, level.rows_per_image) == (28, 4)

@@ -191,7 +191,7 @@ class Tiny(nn.Module):
 
     def __init__(self, experts):
         super().__init__()
-        self.block = MuMoEBlock(WIDTH, 10, WIDTH, experts, "cp", rank=6)
+        self.block = MuMoEBlock(WIDTH, 10, WIDTH, num_experts=experts, rank=6)
         self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x):

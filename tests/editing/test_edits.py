@@ -25,14 +25,16 @@ from mumoe.editing.operations import CoefficientMap, EditedFactorization, separa
 from mumoe.editing.rewriting import mean_coefficients, rewriting
 from mumoe.editing.stack import EditStack, find_layer, fingerprint
 from mumoe.errors import UserError
+from mumoe.factorizations import CP
+from tests_support import KINDS, rank_of
 
-FACTORIZATIONS = ("cp", "tucker", "tt", "tr", "dense")
+FACTORIZATIONS = KINDS
 LEVELS = ((5,), (4, 3), (3, 2, 2))
 
 
 def make(factorization="cp", experts=(5,), *, bias=True, dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
-    rank = None if factorization == "dense" else 3
+    rank = rank_of(factorization)
     layer = mumoe.MuMoE(6, 4, experts, factorization, rank, bias=bias, norm="layer", dtype=dtype)
     with torch.no_grad():
         for parameter in layer.parameters():  # experts of later levels start as copies: make them differ
@@ -150,7 +152,7 @@ def test_folded_layer_is_an_ordinary_layer(factorization):
     for edit in some_edits(layer):
         stack.add(edit)
     folded = stack.fold()
-    assert type(folded.factorization) is type(layer.factorization)
+    assert type(folded.factorization) is (CP if factorization == "hadamard" else type(layer.factorization))
     again = mumoe.MuMoE.from_spec(folded.spec, 6, 4, norm="layer").eval()
     again.load_state_dict(folded.state_dict())
     x = rows(dtype=torch.float32)
@@ -168,7 +170,9 @@ def test_a_rewriting_adds_one_to_the_ranks():
         "tt": "TTMuMoE-r4x5x1-e5",
         "tr": "TRMuMoE-r4x5x5-e5",
         "dense": "DenseMuMoE-e5",
+        "hadamard": "CPMuMoE-r5-e5",
     }
+    assert expected.keys() == set(FACTORIZATIONS)
     for name, spec in expected.items():
         layer = make(name)
         stack = EditStack(layer)

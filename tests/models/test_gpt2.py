@@ -117,7 +117,7 @@ def test_ordinary_mlps_are_hugging_faces_own():
         ({"shape": "gtp2"}, "Did you mean 'gpt2'?"),
         ({"shape": GPT2Shape(width=30, heads=4)}, "multiple of heads=4, got 30"),
         ({"shape": GPT2Shape(context=0)}, "expected context as a whole number >= 1, got 0"),
-        ({"mlp": "mlpp"}, "Or take 'mlp'"),
+        ({"mlp": "mlpp"}, "Or use 'mlp'"),
     ],
 )
 def test_wrong_calls_say_what_was_wrong(options, words):

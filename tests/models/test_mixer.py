@@ -5,7 +5,7 @@ import torch
 
 from mumoe.analysis import expert_layers
 from mumoe.errors import UserError
-from mumoe.models.block_specs import BlockSpec, matched_rank, mlp_parameters
+from mumoe.models.block_specs import MLP, BlockSpec
 from mumoe.models.mixer import MixerShape, create_mixer, mixer_parameters, resized
 
 SMALL = MixerShape(image_size=16, patch_size=4, depth=2, width=24, token_hidden=12, channel_hidden=96)
@@ -39,7 +39,8 @@ def test_a_pair_has_equally_many_parameters(mlp, wiring):
 
 def test_the_first_version_replaced_an_mlp_by_one_mixture():
     """Rank 3.25 times the width, tokens (637) and channels (1664): 19M; two layers of it would have 79M."""
-    fixed = S16 - 8 * (mlp_parameters(196, 256, 196) + mlp_parameters(512, 2048, 512))
+    mlp = BlockSpec.parse(MLP).parameters
+    fixed = S16 - 8 * (mlp(196, 256, 196) + mlp(512, 2048, 512))
     token = 637 * (196 + 197 + 128) + 128 * 196
     channel = 1664 * (512 + 513 + 128) + 128 * 512
     assert fixed + 8 * (token + channel) == 19_652_880
@@ -56,7 +57,7 @@ def _block(spec: BlockSpec, width: int, hidden: int) -> torch.nn.Module:
 
 def test_ranks_of_the_later_version_are_close_to_the_matched_ones():
     """0.75 x 512 = 384 (CP) and 0.19 x 512 = 97 (TR) for the channel MLP."""
-    ranks = [matched_rank(BlockSpec.parse(f"{name}MuMoE-e64"), 512, 2048, 512) for name in ("CP", "TR")]
+    ranks = [BlockSpec.parse(f"{name}MuMoE-e64").matched(512, 2048, 512) for name in ("CP", "TR")]
     assert ranks == [394, 101]
 
 
@@ -85,13 +86,13 @@ def test_stochastic_depth_grows_with_depth():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mlp": "mpl"}, "block: expected a text like CPMuMoE-r512-e128.* Or take 'mlp'"),
+        ({"mlp": "mpl"}, "block: expected a text like CPMuMoE-r512-e128.* Or use 'mlp'"),
         ({"mlp": "CQMuMoE-e4"}, "Did you mean 'CPMuMoE'"),
         ({"wiring": "blok"}, "expected a wiring out of block, layer, got 'blok'. Did you mean 'block'?"),
         ({"shape": "mixer-s61"}, "Did you mean 'mixer-s16'?"),
         ({"shape": MixerShape(image_size=30)}, "expected an image_size that is a multiple of patch_size=16, got 30"),
         ({"shape": MixerShape(depth=0)}, "expected depth as a whole number >= 1, got 0"),
-        ({"mlp": "CPMuMoE-e100000"}, "expected a budget of at least .* got 100,804. Take fewer experts"),
+        ({"mlp": "CPMuMoE-e100000"}, "expected a budget of at least .* got 100,804. Use fewer experts"),
     ],
 )
 def test_wrong_calls_say_what_was_wrong(options, words):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import mumoe
 from models.tiny_networks import NETWORKS, network, output, relative
-from mumoe import MuMoE, MuMoEBlock
+from mumoe import MuMoE, MuMoEBlock, MuMoEGatedBlock
 from mumoe.errors import UserError
-from mumoe.models.blocks import MLPBlock, MuMoEGatedBlock
 from mumoe.models.surgery import PRESETS, is_causal, named_targets, plan, replace_head, replace_modules
 
 
@@ -117,12 +117,12 @@ def test_shared_modules_are_replaced_once_and_dropout_is_kept():
     surgery = replace_modules(model, "again", num_experts=3, init="upcycle")
     assert set(surgery.replaced) == {"first", "again"}
     assert model.first is model.again
-    assert isinstance(model.first, MLPBlock)
+    assert isinstance(model.first, MuMoEBlock)
     assert [m.p for m in model.first.modules() if isinstance(m, nn.Dropout)] == [0.3, 0.1]
     assert relative(output(model, x), before) < 1e-5
     assert "used 2 times" in surgery.table()
     with torch.no_grad():
-        model.first.drop.p = 1.0
+        model.first.drop2.p = 1.0
         assert not model.first.train()(x).any()
     model.first.eval()
     with torch.no_grad():  # a nonlinearity that learns is a copy, too
@@ -181,6 +181,39 @@ def test_heads():
     assert other.config.num_labels == 5
     with pytest.raises(UserError, match="expected a model with a linear classifier, got Sequential without one"):
         replace_head(nn.Sequential(nn.ReLU()), num_experts=2)
+
+
+class WithClassifier(nn.Module):
+    """As torchvision's MobileNet: the classifier is the last layer of what would pass for an MLP."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Sequential(nn.Linear(6, 8), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(8, 5))
+
+    def forward(self, x):
+        return self.classifier(x)
+
+
+@pytest.mark.parametrize("name", ["vit", "hf-vit", "classifier"])
+def test_a_head_by_specification(name):
+    model, x = (WithClassifier(), torch.randn(4, 6)) if name == "classifier" else network(name)
+    for spec in ("CPMuMoE-r3-e4", "TRMuMoE-r2-e4x2", "HadamardMuMoE-e4", "CPMuMoE-e2"):
+        with mumoe.replace_head(model, spec, num_classes=7) as surgery:
+            (head,) = surgery.replaced.values()
+            assert list(surgery.replaced) == [{"vit": "head", "hf-vit": "classifier"}.get(name, "classifier.3")]
+            assert isinstance(head, MuMoE)
+            assert head.spec == spec or spec == "CPMuMoE-e2"
+            assert output(model, x).shape == (len(x), 7)
+    for wrong, words in (
+        ("CPMuMoE", "replace_head: expected a text like"),
+        ("linear", "expected a mixture, got 'linear'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            mumoe.replace_head(model, wrong)
+    with pytest.raises(UserError, match="got one of these besides. Give the specification alone"):
+        mumoe.replace_head(model, "CPMuMoE-r3-e4", rank=3)
+    with pytest.raises(UserError, match="expected a specification or num_experts, got none"):
+        mumoe.replace_head(model)
 
 
 @pytest.mark.parametrize(("name", "causal"), [("gpt2", True), ("llama", True), ("hf-vit", False), ("vit", False)])
@@ -274,7 +307,7 @@ ERRORS = {
     "factorization": (
         ("head",),
         {"factorization": "tuker"},
-        "replace_modules: expected a factorization out of cp, dense, tr, tt, tucker, got 'tuker'. Did you mean",
+        "replace_modules: expected a factorization out of cp, dense, hadamard, tr, tt, tucker, got 'tuker'.",
     ),
     "sigma": (("head",), {"sigma": 0.1}, "replace_modules: expected sigma with init='upcycle' alone"),
     "example": (("head",), {"example": torch.zeros(2, 2)}, "plan: expected an example that VisionTransformer takes"),
@@ -352,5 +385,5 @@ def test_gated_block_by_hand():
     assert torch.allclose(y, expected, atol=1e-6)
     with block.ablate(1):
         assert not torch.allclose(block(x), y)
-    with pytest.raises(UserError, match="expected rank as one, or a list of three"):
+    with pytest.raises(UserError, match="expected rank as one, or a list of 3"):
         MuMoEGatedBlock(3, 4, 2, num_experts=2, rank=[2, 3])

@@ -226,7 +226,7 @@ def test_schedules_end_where_they_should():
         ({"network_options": ("depht=1",)}, "got 'depht'. Did you mean 'depth'?"),
         ({"network_options": ("depth=x",)}, "expected network option depth like 12, got 'x'"),
         ({"network_options": ("vocabulary=9",)}, "expected a network option out of .* got 'vocabulary'"),
-        ({"head": "mpl"}, "block: expected a text like .* Or take 'mlp'"),
+        ({"head": "mpl"}, "block: expected a text like .* Or use 'mlp'"),
         ({"mixup": 0.5}, "expected mixup on images .* got mode 'text'"),
         ({"data": "emoji"}, "expected a text out of stdlib, tokens:FOLDER, got 'emoji'"),
         ({"mode": "scratch", "backbone": "mixer-s16", "network_options": (), "data": "tokens:x"}, "tokens"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -24,12 +25,8 @@ class Options:
     """Width of the output."""
     experts: tuple[int, ...]
     """Number of experts, one for each level."""
-    cp_rank: int = 512
-    """CP rank."""
-    tucker_rank: int = 128
-    """Tucker rank, of every mode."""
-    ring_rank: int = 512
-    """Large bond of TT and TR, between output and input; the others are 4."""
+    ranks: tuple[str, ...] = ()
+    """Ranks of factorizations, such as cp=256 or with every bond tr=4x512x4; by default typical ones."""
     bias: bool = False
     """Count a bias per expert (the paper's Table 1 does not)."""
     gate: bool = False
@@ -50,9 +47,6 @@ def run(options: Options) -> None:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         sys.stdout.write("  ".join(cells) + "\n")
-    sys.stdout.write(
-        "tr*: the large bond between input and experts, as in the paper's Table 1 (its other tables: tr).\n"
-    )
     sys.stdout.write("One multiply-add is one FLOP. ")
     sys.stdout.write("The gate is counted.\n" if options.gate else "The gate is left out, as in the paper.\n")
 
@@ -61,22 +55,32 @@ def _rows(options: Options) -> list[tuple[str, ...]]:
     from mumoe import costs
 
     sizes = (options.in_features, options.out_features, options.experts)
-    moved: Rank = {"out-in": 4, "in-expert": options.ring_rank, "expert-out": 4}
-    ranks: list[tuple[str, str, Rank | None]] = [
-        ("dense", "dense", None),
-        ("cp", "cp", options.cp_rank),
-        ("tucker", "tucker", options.tucker_rank),
-        ("tt", "tt", options.ring_rank),
-        ("tr", "tr", options.ring_rank),
-        ("tr*", "tr", moved),
-        ("linear", "linear", None),
-    ]
-    dense = costs.count_flops("dense", *sizes, bias=options.bias, gate=options.gate)
+    counted = {"bias": options.bias, "gate": options.gate}
+    dense = costs.count_flops("dense", *sizes, **counted)
     rows: list[tuple[str, ...]] = [("layer", "rank", "parameters", "FLOPs", "of dense")]
-    for label, name, rank in ranks:
-        parameters = costs.count_parameters(name, *sizes, rank, bias=options.bias, gate=options.gate)
-        flops = costs.count_flops(name, *sizes, rank, bias=options.bias, gate=options.gate)
+    for name, shown, rank in [*_ranks(options), ("linear", "-", None)]:
+        parameters, flops = (
+            count(name, *sizes, rank, **counted) for count in (costs.count_parameters, costs.count_flops)
+        )
         share = f"1/{dense / flops:.0f}" if flops < dense else "1"
-        shown = str(options.ring_rank) if label == "tr*" else str(rank or "-")
-        rows.append((label, shown, f"{parameters:,}", f"{flops:,}", share))
+        rows.append((name, shown, f"{parameters:,}", f"{flops:,}", share))
+    return rows
+
+
+def _ranks(options: Options) -> list[tuple[str, str, Rank | None]]:
+    """Factorization, rank as text, and rank, of every row."""
+    from mumoe.factorizations import FACTORIZATIONS, get_factorization
+
+    given: dict[str, list[str]] = {}
+    for text in options.ranks:
+        name, _, ranks = text.partition("=")
+        if re.fullmatch(r"\d+(x\d+)*", ranks) is None:
+            raise UserError(f"mumoe cost: expected --ranks as NAME=RANK, got {text!r}. Write cp=256 or tr=4x512x4.")
+        get_factorization(name, "mumoe cost")
+        given.setdefault(name, []).append(ranks)
+    rows: list[tuple[str, str, Rank | None]] = []
+    for name, kind in FACTORIZATIONS.items():
+        for ranks in given.get(name, [str(kind.typical_rank or "")]):
+            values = [int(rank) for rank in ranks.split("x") if rank]
+            rows.append((name, ranks or "-", kind.read_ranks(values, options.experts, "mumoe cost")))
     return rows

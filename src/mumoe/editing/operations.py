@@ -155,11 +155,6 @@ class EditedFactorization(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("base"), name)
 
-    @staticmethod
-    def resolve_ranks(*_: Any) -> dict[str, int]:
-        """No short form: the specification of a layer with edits applied names every rank of the base."""
-        return {}
-
     def forward(self, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
         added: dict[int, Tensor] = {}
         a = list(coefficients)

@@ -254,7 +254,6 @@ def _other_size(model: nn.Module, size: int) -> str:
     return f"A multiple of {patch} is {max(round(size / patch), 1) * patch}. " if size % patch else ""
 
 
-
 # Local weights --------------------------------------------------------------------------------------------
 
 

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from mumoe.costs import closest_rank, count_parameters
+from mumoe.costs import Widths, count_block, count_mlp, rank_for_block
 from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import Rank
-from mumoe.layers import MuMoE, parse_spec
-from mumoe.models.blocks import MLPBlock
+from mumoe.layers import MuMoE, MuMoEBlock
+from mumoe.specs import BASELINES, read_spec
 
-__all__ = ["MLP", "BlockSpec", "Wiring", "block_parameters", "build_block", "matched_rank", "mlp_parameters"]
+__all__ = ["MLP", "BlockSpec", "Wiring", "build_block"]
 
 MLP = "mlp"
 
@@ -40,7 +40,7 @@ class BlockSpec:
     factorization: str | None
     num_experts: tuple[int, ...] = ()
     rank: Rank | None = None
-    wiring: Wiring = "block"
+    wiring: str = "block"
 
     @classmethod
     def parse(cls, text: str, wiring: str = "block") -> BlockSpec:
@@ -54,72 +54,38 @@ class BlockSpec:
         if text == MLP:
             return cls(None)
         try:
-            parts = parse_spec(text)
+            found = read_spec(text, "block")
         except UserError as error:
-            said = str(error).removeprefix("from_spec: ").removesuffix(".")
-            raise UserError(f"block: {said}. Or take {MLP!r}.") from None
-        return cls(parts["factorization"], parts["num_experts"], parts["rank"], wiring)  # type: ignore[arg-type]
+            raise UserError(f"{str(error).removesuffix('.')}. Or use {MLP!r}.") from None
+        if found.kind in BASELINES:
+            raise UserError(f"block: expected a mixture such as CPMuMoE-e64, got {text!r}. Or use {MLP!r}.")
+        return cls(found.kind, found.num_experts, found.rank, wiring)
 
+    def matched(self, in_features: int, hidden_features: int, out_features: int, *, bias: bool = True) -> Rank | None:
+        """The rank; where none is given, the one with which gate and mixtures have the MLP's parameters.
 
-def mlp_parameters(in_features: int, hidden_features: int, out_features: int, *, bias: bool = True) -> int:
-    """Parameters of the ordinary two-layer MLP."""
-    return hidden_features * (in_features + out_features) + bias * (hidden_features + out_features)
+        Raises:
+            UserError: If rank 1 needs more than the MLP has.
+        """
+        assert self.factorization is not None
+        if self.rank is not None:
+            return self.rank
+        mlp, widths = self._widths(in_features, hidden_features, out_features)
+        budget = count_mlp(mlp, bias=bias)
+        return rank_for_block(self.factorization, widths, self.num_experts, budget, bias=bias, who="block")
 
+    def parameters(self, in_features: int, hidden_features: int, out_features: int, *, bias: bool = True) -> int:
+        """Parameters by formula, equal to those of the module that `build_block` makes."""
+        mlp, widths = self._widths(in_features, hidden_features, out_features)
+        if self.factorization is None:
+            return count_mlp(mlp, bias=bias)
+        rank = self.matched(in_features, hidden_features, out_features, bias=bias)
+        return count_block(self.factorization, widths, self.num_experts, rank, bias=bias)
 
-def block_parameters(
-    spec: BlockSpec, in_features: int, hidden_features: int, out_features: int, *, bias: bool = True
-) -> int:
-    """Parameters of a block by formula, equal to those of the module that `build_block` makes."""
-    if spec.factorization is None:
-        return mlp_parameters(in_features, hidden_features, out_features, bias=bias)
-    rank = spec.rank
-    if rank is None and spec.factorization != "dense":
-        rank = matched_rank(spec, in_features, hidden_features, out_features, bias=bias)
-    return _count(spec, (in_features, hidden_features, out_features), rank, bias)
-
-
-def _count(spec: BlockSpec, sizes: tuple[int, int, int], rank: Rank | None, bias: bool) -> int:
-    assert spec.factorization is not None
-    in_features, hidden, out_features = sizes
-    if spec.wiring == "layer":
-        return count_parameters(spec.factorization, in_features, out_features, spec.num_experts, rank, bias=bias)
-    first = count_parameters(spec.factorization, in_features, hidden, spec.num_experts, rank, bias=bias)
-    return first + count_parameters(
-        spec.factorization, hidden, out_features, spec.num_experts, rank, bias=bias, gate=False
-    )
-
-
-def matched_rank(
-    spec: BlockSpec,
-    in_features: int,
-    hidden_features: int,
-    out_features: int,
-    *,
-    bias: bool = True,
-    parameters: int | None = None,
-) -> int:
-    """The rank at which a block, gate included, comes closest to a number of parameters.
-
-    Args:
-        spec: The block; its own rank is not looked at.
-        in_features: Width of the input.
-        hidden_features: Width between the layers.
-        out_features: Width of the output.
-        bias: Whether the mixtures have biases.
-        parameters: The budget; None takes that of the ordinary MLP, with the same bias.
-
-    Raises:
-        UserError: If rank 1 needs more than the budget.
-    """
-    sizes = (in_features, hidden_features, out_features)
-    budget = mlp_parameters(*sizes, bias=bias) if parameters is None else parameters
-    least = _count(spec, sizes, 1, bias)
-    if least > budget:
-        raise UserError(
-            f"block: expected a budget of at least {least:,} parameters for {spec.num_experts} experts of widths "
-            f"{sizes} (rank 1 and the gate), got {budget:,}. Take fewer experts, or give a rank."
-        )
-    return closest_rank(lambda rank: _count(spec, sizes, rank, bias), budget)
+    def _widths(self, in_features: int, hidden_features: int, out_features: int) -> tuple[Widths, Widths]:
+        """Of the MLP's layers, and of the mixtures in their place."""
+        mlp = ((in_features, hidden_features), (hidden_features, out_features))
+        return mlp, mlp if self.wiring == "block" else ((in_features, out_features),)
 
 
 def build_block(
@@ -155,14 +121,11 @@ def build_block(
         (..., in_features) -> (..., out_features).
     """
     assert spec.factorization is not None
-    rank = spec.rank
-    if rank is None and spec.factorization != "dense":
-        rank = matched_rank(spec, in_features, hidden_features, out_features, bias=bias)
-    options: dict[str, Any] = {"bias": bias, "gate": gate, "norm": norm, "init": "uniform"}
-    options |= {"device": device, "dtype": dtype}
+    options: dict[str, Any] = {"num_experts": spec.num_experts, "factorization": spec.factorization, "bias": bias}
+    options |= {"rank": spec.matched(in_features, hidden_features, out_features, bias=bias), "init": "uniform"}
+    options |= {"gate": gate, "norm": norm, "device": device, "dtype": dtype}
     if spec.wiring == "layer":
-        made = MuMoE(in_features, out_features, spec.num_experts, spec.factorization, rank, **options)
+        made = MuMoE(in_features, out_features, **options)
         return nn.Sequential(made, nn.Dropout(dropout)) if dropout else made
-    drop = nn.Dropout(dropout) if dropout else None
     sizes = (in_features, hidden_features, out_features)
-    return MLPBlock(*sizes, spec.num_experts, spec.factorization, rank, act_layer=act_layer, drop=drop, **options)
+    return MuMoEBlock(*sizes, act_layer=act_layer, drop=(0.0, dropout), **options)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from mumoe.errors import UserError, require, unknown_name
-from mumoe.models.block_specs import MLP, BlockSpec, block_parameters, build_block, mlp_parameters
+from mumoe.models.block_specs import MLP, BlockSpec, build_block
 
 if TYPE_CHECKING:
     from mumoe.data.text import Tokenizer
@@ -197,10 +197,8 @@ def gpt2_parameters(
     """Parameters of the network that `create_gpt2` makes, by formula; the tied embedding counts once."""
     sizes = _shape(shape).check()
     hidden, width = sizes.hidden or 4 * sizes.width, sizes.width
-    if mlp == MLP:
-        inner = mlp_parameters(width, hidden, width)
-    else:
-        inner = block_parameters(BlockSpec.parse(mlp, wiring), width, hidden, width, bias=bias)
+    bias = bias or mlp == MLP  # Hugging Face's MLPs have biases
+    inner = BlockSpec.parse(mlp, wiring).parameters(width, hidden, width, bias=bias)
     attention = 4 * width * (width + 1)
     block = inner + attention + 4 * width
     return (sizes.vocabulary + sizes.context) * width + sizes.depth * block + 2 * width

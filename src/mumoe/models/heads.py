@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,13 +9,12 @@ from torch import Tensor, nn
 
 from mumoe.baselines import HighRankLinear, SparseMoE
 from mumoe.costs import count_parameters, rank_for_budget
-from mumoe.errors import UserError
+from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import FACTORIZATIONS
-from mumoe.layers import MuMoE, parse_spec
+from mumoe.layers import MuMoE
+from mumoe.specs import BASELINES, format_spec, read_spec
 
 __all__ = ["Head", "build_head", "matched_spec"]
-
-FORMS = "CPMuMoE-r512-e128 (or Tucker, TT, TR, Dense), linear, highrank-linear-r512, sparse-moe-e64-k2"
 
 
 class Head(nn.Module):
@@ -112,15 +109,15 @@ def build_head(
 
 
 def _layer(spec: str, in_features: int, out_features: int, options: dict[str, Any]) -> nn.Module:
-    if any(spec.startswith(kind.title + "-") for kind in FACTORIZATIONS.values()):
-        return MuMoE.from_spec(spec, in_features, out_features, **options)
-    if spec == "linear":
-        return nn.Linear(in_features, out_features)
-    if match := re.fullmatch(r"highrank-linear-r(\d+)", spec):
-        return HighRankLinear(in_features, out_features, int(match[1]))
-    if match := re.fullmatch(r"sparse-moe-e(\d+)(?:-k(\d+))?", spec):
-        return SparseMoE(in_features, out_features, int(match[1]), int(match[2] or 2))
-    raise UserError(f"build_head: expected a head such as {FORMS}, got {spec!r}. Write one of these forms.")
+    found = read_spec(spec, "build_head")
+    sizes = (in_features, out_features)
+    if found.kind == "linear":
+        return nn.Linear(*sizes)
+    if found.kind == "highrank-linear":
+        return HighRankLinear(*sizes, found.rank)  # type: ignore[arg-type]
+    if found.kind == "sparse-moe":
+        return SparseMoE(*sizes, found.num_experts[0], found.k)
+    return MuMoE(*sizes, found.num_experts, found.kind, found.rank, **options)
 
 
 def matched_spec(baseline: str, spec: str, in_features: int, num_classes: int) -> str:
@@ -134,32 +131,23 @@ def matched_spec(baseline: str, spec: str, in_features: int, num_classes: int) -
         in_features: Width of the features.
         num_classes: Number of classes.
     """
+    head, sizes = read_spec(spec), (in_features, num_classes)
+    budget = count_parameters(head.kind, *sizes, head.num_experts or 1, head.rank)
     if baseline == "linear":
         return baseline
-    layer = parse_spec(spec)
-    sizes = (in_features, num_classes)
-    budget = count_parameters(layer["factorization"], *sizes, layer["num_experts"], layer["rank"])
-    if baseline == "highrank-linear":
-        rank = rank_for_budget(
-            parameters=budget, in_features=in_features, out_features=num_classes, factorization=baseline
-        )
-        return f"highrank-linear-r{rank}"
     if baseline == "sparse-moe":
         experts = max(1, round(budget / count_parameters("sparse-moe", *sizes, 1)))
         return f"sparse-moe-e{experts}-k{min(2, experts)}"
-    kinds = {kind.title: name for name, kind in FACTORIZATIONS.items()}
+    kinds = {"highrank-linear": "highrank-linear", **{kind.title: name for name, kind in FACTORIZATIONS.items()}}
     if baseline not in kinds:
-        choices = ", ".join(["linear", "highrank-linear", "sparse-moe", *kinds])
-        raise UserError(f"matched_spec: expected a baseline out of {choices}, got {baseline!r}. Take one of these.")
-    rank = _matched_rank(kinds[baseline], budget, sizes, layer["num_experts"])
-    return f"{baseline}-r{rank}-e{'x'.join(map(str, layer['num_experts']))}"
-
-
-def _matched_rank(name: str, budget: int, sizes: tuple[int, int], num_experts: Sequence[int]) -> int:
-    return rank_for_budget(
+        raise unknown_name("matched_spec", "baseline", baseline, [*BASELINES, *kinds])
+    rank = rank_for_budget(
         parameters=budget,
-        in_features=sizes[0],
-        out_features=sizes[1],
-        num_experts=num_experts,
-        factorization=name,
+        in_features=in_features,
+        out_features=num_classes,
+        num_experts=head.num_experts or 1,
+        factorization=kinds[baseline],
     )
+    if baseline in BASELINES:
+        return f"{baseline}-r{rank}"
+    return format_spec(kinds[baseline], head.num_experts, rank)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from timm.layers.drop import DropPath
@@ -25,7 +24,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from mumoe.errors import UserError, unknown_name
-from mumoe.models.block_specs import BlockSpec, block_parameters, build_block
+from mumoe.models.block_specs import BlockSpec, build_block
 
 __all__ = ["MIXERS", "MixerShape", "create_mixer", "mixer_parameters", "resized"]
 
@@ -165,8 +164,7 @@ def mixer_parameters(
 ) -> int:
     """Parameters of the network that `create_mixer` makes, by formula."""
     sizes = _shape(shape).check()
-    spec = BlockSpec.parse(mlp, wiring)
-    count = partial(block_parameters, spec)
+    count = BlockSpec.parse(mlp, wiring).parameters
     token = count(sizes.tokens, sizes.token_hidden, sizes.tokens)
     channel = count(sizes.width, sizes.channel_hidden, sizes.width)
     norms = 2 * sizes.width

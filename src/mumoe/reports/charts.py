@@ -261,7 +261,8 @@ def trend_chart(folder: Path, views: Sequence[RunView]) -> Chart | None:
 
 
 def _points(view: RunView) -> list[Point]:
-    kind = {"cp": "CP", "tucker": "Tucker", "tt": "TT", "tr": "TR"}.get(view.head.kind, view.head.kind)
+    title, mixture, _ = view.head.spec.partition("MuMoE")
+    kind = title if mixture else view.head.kind
     series = f"{kind}, {view.head.gate}" if view.head.gate else kind
     series += f", {len(view.head.experts)} levels" if len(view.head.experts) > 1 else ""
     found = []

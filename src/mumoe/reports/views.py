@@ -140,7 +140,7 @@ class HeadFacts:
 
     Attributes:
         spec: Its specification, such as ``CPMuMoE-r256-e128``.
-        kind: ``cp``, ``tucker``, ``tt``, ``tr``, ``dense``, ``sparse-moe``, ``highrank-linear`` or ``linear``.
+        kind: A factorization, ``sparse-moe``, ``highrank-linear`` or ``linear``.
         experts: Experts of each level; empty without experts.
         gate, norm: Of the gate; empty without a gate.
         position: ``final`` or ``penultimate``.

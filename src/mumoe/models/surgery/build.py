@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mumoe.layers import MuMoE
-from mumoe.models.blocks import MLPBlock, MuMoEGatedBlock
+from mumoe.layers import MuMoE, MuMoEBlock, MuMoEGatedBlock
 from mumoe.models.surgery.hooks import drop_hooks
 from mumoe.models.surgery.parts import Parts, as_linear
 from mumoe.models.surgery.targets import LayerOptions, Target
@@ -18,9 +17,6 @@ from mumoe.models.surgery.targets import LayerOptions, Target
 __all__ = ["INITS", "build"]
 
 INITS = ("random", "upcycle")
-
-LAYERS = {"linear": ("factorization",), "mlp": ("fc1", "fc2"), "gated mlp": ("fc_gate", "fc1", "fc2")}
-"""Kind -> where the replacement has the factorization of each linear layer."""
 
 
 def build(target: Target, init: str = "random", sigma: float = 0.0) -> nn.Module:
@@ -38,7 +34,7 @@ def build(target: Target, init: str = "random", sigma: float = 0.0) -> nn.Module
     return module.train(target.module.training)
 
 
-def _random(parts: Parts, options: LayerOptions) -> nn.Module:
+def _random(parts: Parts, options: LayerOptions) -> MuMoE | MuMoEBlock:
     sizes: Any = parts.widths
     if options.out_features is not None:
         sizes = (*sizes[:-1], options.out_features)
@@ -57,23 +53,23 @@ def _random(parts: Parts, options: LayerOptions) -> nn.Module:
     }
     if parts.kind == "linear":
         return MuMoE(*sizes, **shared)
-    shared |= {"drop": _joined([parts.drop]), "channels_first": parts.channels_first}
-    if parts.kind == "mlp":
-        return MLPBlock(*sizes, act_layer=lambda: _joined([parts.act, *parts.inner]), **shared)
-    inner = _joined(parts.inner) if parts.inner else None
-    return MuMoEGatedBlock(*sizes, act_layer=lambda: _joined([parts.act]), inner=inner, **shared)
+    shared |= {"act_layer": lambda: _joined([parts.act]), "channels_first": parts.channels_first}
+    shared["drop"] = (_joined(parts.inner), _joined([parts.drop]))
+    in_features, hidden_features, out_features = sizes
+    block = MuMoEBlock if parts.kind == "mlp" else MuMoEGatedBlock
+    return block(in_features, hidden_features, out_features, **shared)
 
 
 def _joined(modules: Sequence[nn.Module]) -> nn.Module:
-    """Copies of the modules as one, without their hooks."""
+    """Copies of the modules as one, without their hooks; the identity for none."""
     copies = [drop_hooks(copy.deepcopy(module)) for module in modules]
-    return copies[0] if len(copies) == 1 else nn.Sequential(*copies)
+    return nn.Sequential(*copies) if len(copies) > 1 else (copies or [nn.Identity()])[0]
 
 
-def _copy_layers(module: nn.Module, target: Target, sigma: float) -> None:
+def _copy_layers(module: MuMoE | MuMoEBlock, target: Target, sigma: float) -> None:
     """Put a copy of each linear layer into every expert of its factorization."""
     options = target.options
-    layers = zip(LAYERS[target.parts.kind], target.parts.linears, options.ranks, strict=True)
+    layers = zip(module.LAYERS, target.parts.linears, options.ranks, strict=True)
     for name, linear, rank in layers:
         copied = MuMoE.from_linear(
             as_linear(linear), options.num_experts, options.factorization, rank, sigma=sigma, bias=options.bias

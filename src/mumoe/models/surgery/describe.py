@@ -12,7 +12,6 @@ from mumoe.errors import UserError
 from mumoe.factorizations import FACTORIZATIONS, Factorization
 from mumoe.gating import GATES, Gate
 from mumoe.layers import MuMoE, MuMoEBlock
-from mumoe.models.blocks import MuMoEGatedBlock
 from mumoe.models.surgery.parts import read_parts
 from mumoe.models.surgery.plan import Plan
 from mumoe.models.surgery.targets import LayerOptions, Target
@@ -34,13 +33,7 @@ def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _describe(name: str, module: MuMoE | MuMoEBlock) -> dict[str, Any]:
-    if isinstance(module, MuMoE):
-        factors = [module.factorization]
-    elif isinstance(module, MuMoEGatedBlock):
-        factors = [module.fc_gate, module.fc1, module.fc2]
-    else:
-        factors = [module.fc1, module.fc2]
-    gate = module.gate
+    factors, gate = module.parts, module.gate
     options = LayerOptions(
         num_experts=module.num_experts,
         factorization=_registered(name, factors[0]),

@@ -21,6 +21,7 @@ from mumoe.models.surgery.plan import Plan
 from mumoe.models.surgery.presets import is_causal, preset_patterns
 from mumoe.models.surgery.readers import read_outside
 from mumoe.models.surgery.targets import LayerOptions, Target, resolve_ranks
+from mumoe.specs import parse_spec
 
 __all__ = ["Surgery", "SurgeryOptions", "named_targets", "plan", "replace_head", "replace_modules"]
 
@@ -136,7 +137,7 @@ def replace_modules(
 ) -> Surgery:
     """Replace modules of a network, in place, by MuMoE layers and blocks.
 
-    A linear layer becomes a `MuMoE`, a two-layer MLP an `MLPBlock`, a gated MLP a `MuMoEGatedBlock`; dropout and
+    A linear layer becomes a `MuMoE`, a two-layer MLP a `MuMoEBlock`, a gated MLP a `MuMoEGatedBlock`; dropout and
     norms inside are kept. Without a rank every module keeps its number of parameters. `plan` takes the same
     arguments, explains them, and shows what would change.
 
@@ -161,23 +162,37 @@ def replace_modules(
 
 def replace_head(
     model: nn.Module,
+    spec: str | None = None,
     *,
-    num_experts: int | Sequence[int],
+    num_experts: int | Sequence[int] | None = None,
     num_classes: int | None = None,
     **options: Unpack[SurgeryOptions],
 ) -> Surgery:
     """Replace the classifier of a network, in place, by a `MuMoE` layer.
 
     Args:
-        model: A timm model (`get_classifier`), a Hugging Face one (``classifier``, ``score``, ``lm_head``), or any
-            with a linear layer of one of these names, ``head`` or ``fc``.
-        num_experts: As in `MuMoE`.
+        model: A timm model (`get_classifier`), or any whose ``classifier``, ``score``, ``lm_head``, ``head``,
+            ``heads`` or ``fc`` is or ends with a linear layer, as in torchvision and Hugging Face.
+        spec: The layer, such as ``CPMuMoE-r256-e128``; without a rank it has the parameters of the linear layer.
+        num_experts: As in `MuMoE`, in the place of a specification.
         num_classes: Number of classes of the new head where it is another; it starts at random.
-        options: As in `plan`.
+        options: As in `plan`; a specification says factorization and rank.
 
     Raises:
         UserError: If no head is found, or it cannot be replaced.
+
+    >>> surgery = replace_head(model, "CPMuMoE-r256-e128", num_classes=10)
     """
+    if spec is not None:
+        if num_experts is not None or options.keys() & {"factorization", "rank"}:
+            raise UserError(
+                f"replace_head: expected {spec!r} to say experts, factorization and rank, got one of these besides. "
+                "Give the specification alone."
+            )
+        parsed = parse_spec(spec, "replace_head")
+        num_experts, options["factorization"], options["rank"] = parsed.values()
+    if num_experts is None:
+        raise UserError("replace_head: expected a specification or num_experts, got none. Give 'CPMuMoE-r256-e128'.")
     name = _head_name(model)
     planned = plan(model, _literal(name), num_experts=num_experts, **options)
     if num_classes is None or num_classes == planned.targets[0].parts.widths[-1]:
@@ -262,16 +277,25 @@ def _head_name(model: nn.Module) -> str:
     if callable(find := getattr(model, "get_classifier", None)):
         head = find()
         for name, module in model.named_modules():
-            if module is head and read_parts(module) is not None:
-                return name
-    for name in ("classifier", "score", "lm_head", "head", "fc"):
+            if module is head and (found := _last_linear(name, module)):
+                return found
+    for name in ("classifier", "score", "lm_head", "head", "heads", "fc"):
         module = getattr(model, name, None)
-        if isinstance(module, nn.Module) and read_parts(module) is not None:
-            return name
+        if isinstance(module, nn.Module) and (found := _last_linear(name, module)):
+            return found
     raise UserError(
         f"replace_head: expected a model with a linear classifier, got {type(model).__name__} without one. "
         "Name the layer: replace_modules(model, 'fc', ...)."
     )
+
+
+def _last_linear(name: str, module: nn.Module) -> str | None:
+    """The name of a linear layer, or of the last one inside a module."""
+    found = None
+    for child, inner in module.named_modules(prefix=name):
+        if (parts := read_parts(inner)) is not None and parts.kind == "linear":
+            found = child
+    return found
 
 
 # With what ------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from mumoe.costs import count_flops, count_parameters, rank_for_budget
 from mumoe.errors import UserError
 from mumoe.factorizations import Rank, get_factorization
 from mumoe.models.surgery.parts import Parts, sizes
+from mumoe.specs import join_spec
 
 __all__ = ["LayerOptions", "Target", "layer_widths", "resolve_ranks"]
 
@@ -61,11 +62,9 @@ class Target:
     @property
     def layer(self) -> str:
         """What replaces it, as the paper writes it: ``CPMuMoE-r77-e16``, with every rank that differs."""
-        options = self.options
-        title = get_factorization(options.factorization).title
-        ranks = list(dict.fromkeys(_rank_text(rank) for rank in options.ranks if rank is not None))
-        middle = f"-r{'/'.join(ranks)}" if ranks else ""
-        return f"{title}{middle}-e{'x'.join(map(str, options.num_experts))}"
+        kind, levels = get_factorization(self.options.factorization), self.options.num_experts
+        ranks = [kind.rank_text(kind.resolve_ranks(rank, levels), levels) for rank in self.options.ranks]
+        return join_spec(kind.title, "/".join(dict.fromkeys(ranks)), levels)
 
     @property
     def parameters_before(self) -> int:
@@ -110,13 +109,6 @@ class Target:
         ]
 
 
-def _rank_text(rank: Rank) -> str:
-    if isinstance(rank, int):
-        return str(rank)
-    values = [value if isinstance(value, Sequence) else (value,) for value in rank.values()]
-    return "x".join(str(size) for group in values for size in group)
-
-
 def layer_widths(parts: Parts, out_features: int | None = None) -> list[tuple[int, int]]:
     """Width of input and output of each layer, the last one's output replaced by `out_features`."""
     widths = [sizes(linear)[:2] for linear in parts.linears]
@@ -151,7 +143,7 @@ def resolve_ranks(
     """
     widths = layer_widths(parts, out_features)
     kind = get_factorization(factorization, "replace_modules")
-    if factorization == "dense" and rank in (None, "matched", "exact"):
+    if not kind.has_rank() and rank in (None, "matched", "exact"):
         return (None,) * len(widths)
     choice = rank if rank is not None else ("matched" if init == "random" else "exact")
     if choice == "exact":
@@ -169,7 +161,9 @@ def resolve_ranks(
             f"replace_modules: expected rank as one, or a list of {len(widths)} for a {parts.kind}, got {choice!r}. "
             "Give one for each linear layer."
         )
-    return tuple(kind.resolve_ranks(each, num_experts, "replace_modules") and each for each in ranks)
+    for each in ranks:
+        kind.resolve_ranks(each, num_experts, "replace_modules")
+    return tuple(ranks)
 
 
 def _matched(

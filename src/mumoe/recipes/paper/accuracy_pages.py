@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mumoe.layers import parse_spec
 from mumoe.recipes.paper import exact, plots
 from mumoe.recipes.paper.recipe import Recipe, printed
 from mumoe.recipes.paper.sheets import Sheet, compared, mean_text, signed
 from mumoe.reports.figures import save_figure
+from mumoe.specs import parse_spec
 
 __all__ = ["accuracy_page", "curves_page", "hierarchy_page"]
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mumoe.costs import count_flops
-from mumoe.layers import parse_spec
+from mumoe.costs import spec_costs
 from mumoe.recipes.bias import RETRAINING
 from mumoe.recipes.paper.cells import Cell, all_cells
 from mumoe.recipes.paper.recipe import Recipe
@@ -68,13 +67,7 @@ def backbone_flops(name: str, image_size: int = 0) -> int:
 
 def head_flops(spec: str, in_features: int, classes: int) -> int:
     """FLOPs of one row's forward through a head, gate included, two per multiply-add."""
-    if spec == "linear":
-        return 2 * count_flops("linear", in_features, classes)
-    if spec.startswith("highrank-linear"):
-        return 2 * count_flops("highrank-linear", in_features, classes, rank=int(spec.rpartition("-r")[2]))
-    parsed = parse_spec(spec)
-    sizes = (in_features, classes, parsed["num_experts"])
-    return 2 * count_flops(parsed["factorization"], *sizes, parsed["rank"], gate=True)
+    return 2 * spec_costs(spec, in_features, classes, gate=True).flops
 
 
 def run_flops(recipe: Recipe, data: str, backbone: str, head: str) -> int:

@@ -10,9 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mumoe.costs import count_flops, count_parameters
-from mumoe.layers import MuMoE, parse_spec
+from mumoe.layers import MuMoE
 from mumoe.recipes.paper.recipe import Recipe, Sizes, printed
 from mumoe.recipes.paper.sheets import Sheet, count_beside
+from mumoe.specs import parse_spec
 
 __all__ = [
     "CLASSES",

@@ -1,0 +1,399 @@
+"""What all factorizations have in common: their registry, their ranks, how they are drawn and how edits are folded."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mumoe.errors import UserError, check_size, unknown_name
+
+__all__ = [
+    "FACTORIZATIONS",
+    "INITS",
+    "Factorization",
+    "Rank",
+    "Ranks",
+    "get_factorization",
+    "initializer",
+    "noise_levels",
+    "register_factorization",
+]
+
+Rank = int | Mapping[str, int | Sequence[int]]
+"""A rank as the paper means it (int), or ranks of single modes (Tucker) or bonds (TT, TR) by name."""
+
+Ranks = Mapping[str, Any]
+"""Resolved: every rank by name, an int or a tuple of them."""
+
+FACTORIZATIONS: dict[str, type[Factorization]] = {}
+
+
+def register_factorization(name: str) -> Callable[[type[Factorization]], type[Factorization]]:
+    """Class decorator that makes a factorization available by name.
+
+    Raises:
+        UserError: If the name, or the title by which specifications know the class, is already registered.
+    """
+
+    def register(cls: type[Factorization]) -> type[Factorization]:
+        if name in FACTORIZATIONS:
+            raise UserError(f"register_factorization: expected a new name, got {name!r}. Choose another.")
+        if any(cls.title == other.title for other in FACTORIZATIONS.values()):
+            raise UserError(f"register_factorization: expected a new title, got {cls.title!r}. Choose another.")
+        cls.name = name
+        FACTORIZATIONS[name] = cls
+        return cls
+
+    return register
+
+
+def get_factorization(name: str, who: str = "MuMoE") -> type[Factorization]:
+    """The class behind a name.
+
+    Raises:
+        UserError: If there is none; the nearest name is offered.
+    """
+    if name not in FACTORIZATIONS:
+        raise unknown_name(who, "factorization", name, FACTORIZATIONS)
+    return FACTORIZATIONS[name]
+
+
+# Initialization of input and output factors ---------------------------------------------------------------
+
+
+def _unit_columns_(factor: Tensor, fan_in: int, dim: int) -> None:
+    factor.normal_()
+    factor.div_(factor.norm(dim=dim, keepdim=True).clamp_(min=1e-12))
+
+
+def _uniform_(factor: Tensor, fan_in: int, dim: int) -> None:
+    factor.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+
+
+INITS: dict[str, Callable[[Tensor, int, int], None]] = {"paper": _unit_columns_, "uniform": _uniform_}
+"""``paper``: unit columns, appendix B.1 of version 1. ``uniform``: U(+-1/sqrt(fan_in)), the later version.
+
+Each draws one factor in place, from its fan-in and the dimension that its columns run along."""
+
+
+def initializer(init: str) -> Callable[[Tensor, int, int], None]:
+    """The initialization of that name."""
+    if init not in INITS:
+        raise unknown_name("MuMoE", "init", init, INITS)
+    return INITS[init]
+
+
+# What all have in common ----------------------------------------------------------------------------------
+
+
+class Factorization(nn.Module, ABC):
+    """A weight tensor in factorized form.
+
+    A subclass says which ranks it has, the shapes of its parameters, and how to compute with them. Its expert
+    factors are called ``expert_factor_<level>`` and its input factor ``in_factor``, with experts and inputs
+    along the first dimension; a class that stores them otherwise overrides `mode`.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        num_experts: Number of experts per level.
+        rank: See the class; None where it has none.
+        bias: Whether every expert has a bias, as one more input column.
+
+    Attributes:
+        ranks: The resolved ranks by name.
+    """
+
+    name: ClassVar[str] = ""
+    """The name it is registered under."""
+
+    title: ClassVar[str]
+    """The name that a specification such as ``CPMuMoE-r512-e128`` begins with."""
+
+    typical_rank: ClassVar[int | None] = None
+    """The rank at which the command `cost` compares it."""
+
+    suffix: ClassVar[str] = "factor"
+    """What the names of the parameters in `factors` end with."""
+
+    rank_defaults: ClassVar[Ranks] = {}
+    """Ranks that may be left out. An int given as the rank stands for all others."""
+
+    takes_sparse: ClassVar[bool] = False
+    """Whether `forward` uses each level's coefficients only as ``a @ factor``, so that they may be sparse."""
+
+    ranks: dict[str, int | tuple[int, ...]]
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_experts: Sequence[int],
+        rank: Rank | None = None,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = in_features, out_features, bias
+        self.num_experts = tuple(num_experts)
+        self.ranks = self.resolve_ranks(rank, self.num_experts)
+        for name, shape in self.shapes(in_features + bias, out_features, self.num_experts, self.ranks).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+
+    # Sizes
+
+    @classmethod
+    def rank_counts(cls, levels: int) -> dict[str, int | None]:
+        """Names of the ranks in the order of a specification -> None for an int, n for a tuple of n; {}: no rank."""
+        return {"rank": None}
+
+    @classmethod
+    def has_rank(cls) -> bool:
+        """Whether there is a rank to choose."""
+        return bool(cls.rank_counts(1))
+
+    @classmethod
+    def resolve_ranks(
+        cls, rank: Rank | None, num_experts: Sequence[int], who: str = "MuMoE"
+    ) -> dict[str, int | tuple[int, ...]]:
+        """All ranks by name.
+
+        Args:
+            rank: An int, or ranks by name; those of `rank_defaults` may be left out.
+            num_experts: Number of experts per level.
+            who: What an error begins with.
+
+        Raises:
+            UserError: For a rank below 1, a wrong name, or a wrong number of them.
+        """
+        counts = cls.rank_counts(len(num_experts))
+        if not counts and rank not in (None, {}):
+            raise UserError(f"{who}: expected no rank for factorization={cls.name!r}, got {rank!r}. Leave it out.")
+        if not counts:
+            return {}
+        if rank is None:
+            raise UserError(
+                f"{who}: expected a rank for factorization={cls.name!r}, got none. "
+                "Give rank=..., or solve it with mumoe.costs.rank_for_budget."
+            )
+        required = [name for name in counts if name not in cls.rank_defaults]
+        given: Ranks = rank if isinstance(rank, Mapping) else dict.fromkeys(required, rank)
+        _check_names(given, required, [*cls.rank_defaults], who, cls.name)
+        given = {**cls.rank_defaults, **given}
+        return {name: cls._checked(name, given[name], count, num_experts, who) for name, count in counts.items()}
+
+    @classmethod
+    def _checked(
+        cls, name: str, value: Any, count: int | None, num_experts: Sequence[int], who: str
+    ) -> int | tuple[int, ...]:
+        what = "rank" if name == "rank" else f"rank[{name!r}]"
+        if count is None:
+            return check_size(value, what, who)
+        values = value if isinstance(value, Sequence) else cls._spread(value, num_experts, count)
+        if len(values) != count:
+            raise UserError(
+                f"{who}: expected {what} as an int, or {count} of them for {len(num_experts)} levels, "
+                f"got {tuple(values)}. Give an int or {count} of them."
+            )
+        return tuple(check_size(each, what, who) for each in values)
+
+    @classmethod
+    def _spread(cls, rank: int, num_experts: Sequence[int], count: int) -> Sequence[int]:
+        """An int in the place of several ranks."""
+        return (rank,) * count
+
+    @classmethod
+    def rank_text(cls, ranks: Ranks, num_experts: Sequence[int]) -> str:
+        """``512`` where an int says it all, else every rank in order: ``512x4x4``; empty without ranks."""
+        values = [each for value in ranks.values() for each in (value if isinstance(value, Sequence) else [value])]
+        if values and cls.resolve_ranks(values[0], num_experts) == dict(ranks):
+            return str(values[0])
+        return "x".join(map(str, values))
+
+    @classmethod
+    def read_ranks(cls, values: Sequence[int], num_experts: Sequence[int], who: str = "from_spec") -> Rank | None:
+        """The rank that `rank_text` wrote as these numbers.
+
+        Raises:
+            UserError: If they are neither one nor as many as there are ranks.
+        """
+        if len(values) < 2:
+            return values[0] if values else None
+        counts = cls.rank_counts(len(num_experts))
+        total = sum(1 if count is None else count for count in counts.values())
+        if len(values) != total:
+            several = f" or {total} (in order: {', '.join(counts)})" if total > 1 else ""
+            raise UserError(
+                f"{who}: expected {'one rank' if counts else 'no rank'}{several} for {len(num_experts)} levels of "
+                f"{cls.name!r}, got {'x'.join(map(str, values))}. Write {cls.title}-e128 with such ranks."
+            )
+        left = iter(values)
+        return {
+            name: next(left) if count is None else tuple(next(left) for _ in range(count))
+            for name, count in counts.items()
+        }
+
+    @classmethod
+    @abstractmethod
+    def shapes(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every parameter; `inputs` counts the bias column."""
+
+    @classmethod
+    @abstractmethod
+    def count_flops(cls, inputs: int, outputs: int, num_experts: Sequence[int], ranks: Ranks, bias: bool) -> int:
+        """Multiply-adds of one row's forward; `inputs` does not count the bias column."""
+
+    @classmethod
+    def exact_rank(cls, outputs: int, inputs: int, num_experts: Sequence[int]) -> Rank | None:
+        """The smallest rank with which `copy_linear` is exact for every matrix of that size."""
+        return None
+
+    # Computing
+
+    @abstractmethod
+    def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
+        """(rows, in), one (rows, N_e) per level -> (rows, out)."""
+
+    @abstractmethod
+    def expert(self, index: Sequence[int]) -> Tensor:
+        """One expert, (out, in [+ 1]), without forming the rest."""
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """The weight tensor in full, (out, in [+ 1], N_1, .., N_E)."""
+
+    # Values
+
+    @torch.no_grad()
+    def reset_parameters(self, init: str = "paper", sigma: Sequence[float] | None = None) -> None:
+        """Draw new factors.
+
+        Args:
+            init: One of `INITS`, for the factors of inputs and outputs.
+            sigma: Noise between the experts of each level, which are the same otherwise; by default 1, 0, 0, ..
+        """
+        draw_ = initializer(init)
+        for factor, fan_in, dim in self.drawn():
+            draw_(factor, fan_in, dim)
+        for level, noise in enumerate(noise_levels(sigma, len(self.num_experts))):
+            self.draw_experts(level, noise)
+
+    @abstractmethod
+    def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
+        """What `INITS` draws: factor, fan-in, and the dimension that its columns run along."""
+
+    def draw_experts(self, level: int, sigma: float) -> None:
+        """The expert factor of a level: every expert the same, plus noise."""
+        factor = self.get_parameter(self.mode(level)[0])
+        factor.normal_(1.0, sigma) if sigma else factor.fill_(1.0)
+
+    @abstractmethod
+    def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
+        """Make every expert the matrix (out, in [+ 1]), or its best approximation of the rank there is."""
+
+    # Folding edits: each returns a new factorization
+
+    def mode(self, level: int | None) -> tuple[str, int]:
+        """The parameter, and its dimension, along which a level's experts lie; None: the inputs."""
+        return (f"in_{self.suffix}" if level is None else f"expert_{self.suffix}_{level}"), 0
+
+    def map_level(self, level: int, change: Callable[[Tensor, int], Tensor]) -> Factorization:
+        """With experts of a level replaced by linear combinations of them: ``change(parameter, dimension)``."""
+        name, dim = self.mode(level)
+        state = self.tensors()
+        return self.rebuilt(state | {name: change(state[name], dim)})
+
+    def add_bias(self) -> Factorization:
+        """With a bias of 0 for every expert."""
+        if self.bias:
+            return self
+        name, dim = self.mode(None)
+        state = self.tensors()
+        zeros = torch.zeros_like(state[name].narrow(dim, 0, 1))
+        return self.rebuilt(state | {name: torch.cat([state[name], zeros], dim)}, bias=True)
+
+    @abstractmethod
+    def add_term(self, out: Tensor, inputs: Tensor, experts: Sequence[Tensor]) -> Factorization:
+        """With sum_k out x inputs x v_1^k x .. x v_E^k added to the weight tensor, exactly.
+
+        Ranks grow as the class says; the result may be of another class.
+
+        Args:
+            out: (out,).
+            inputs: (in [+ 1],).
+            experts: v_e as (N_e, K), one for each level.
+        """
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.named_parameters()}
+
+    def rebuilt(
+        self,
+        state: Mapping[str, Tensor],
+        ranks: Ranks | None = None,
+        *,
+        bias: bool | None = None,
+        kind: type[Factorization] | None = None,
+    ) -> Factorization:
+        """A factorization of the same sizes that holds these tensors; trainable and in training mode as this one."""
+        like = next(iter(state.values()))
+        new = (kind or type(self))(
+            self.in_features,
+            self.out_features,
+            self.num_experts,
+            (self.ranks if ranks is None else ranks) or None,
+            bias=self.bias if bias is None else bias,
+            device=like.device,
+            dtype=like.dtype,
+        )
+        new.load_state_dict(dict(state))
+        trained = {name: value.requires_grad for name, value in self.named_parameters()}
+        for name, value in new.named_parameters():
+            value.requires_grad_(trained.get(name, any(trained.values())))
+        return new.train(self.training)
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """Factors (cores) of the output, the input and each level, with their mode first."""
+        kind = self.suffix
+        experts = [getattr(self, f"expert_{kind}_{level}") for level in range(len(self.num_experts))]
+        return [getattr(self, f"out_{kind}"), getattr(self, f"in_{kind}"), *experts]
+
+    def _named(self, factors: Iterable[Tensor]) -> dict[str, Tensor]:
+        """The same by name."""
+        levels = range(len(self.num_experts))
+        names = [f"out_{self.suffix}", f"in_{self.suffix}", *(f"expert_{self.suffix}_{level}" for level in levels)]
+        return dict(zip(names, factors, strict=True))
+
+    def extra_repr(self) -> str:
+        ranks = ", ".join(f"{name}={value}" for name, value in self.ranks.items())
+        rank = f", rank({ranks})" if ranks else ""
+        return f"in={self.in_features}, out={self.out_features}, experts={self.num_experts}{rank}"
+
+
+def _check_names(given: Ranks, required: Sequence[str], optional: Sequence[str], who: str, kind: str) -> None:
+    known = [*required, *optional]
+    for name in given:
+        if name not in known:
+            raise unknown_name(who, f"rank name of {kind!r}", name, known)
+    for name in required:
+        if name not in given:
+            raise UserError(f"{who}: expected rank[{name!r}] for factorization={kind!r}, got {dict(given)!r}. Add it.")
+
+
+def noise_levels(sigma: Sequence[float] | None, levels: int) -> Sequence[float]:
+    """Noise per level; the paper's is 1 on the first and 0 on further ones."""
+    sigma = (1.0, *[0.0] * (levels - 1)) if sigma is None else sigma
+    if len(sigma) != levels:
+        raise UserError(
+            f"MuMoE: expected sigma with one value for each of {levels} levels, got {tuple(sigma)}. "
+            "Leave it out for the paper's 1, 0, 0.."
+        )
+    return sigma
