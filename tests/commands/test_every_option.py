@@ -341,7 +341,8 @@ def recorded(target: Any, name: str, monkeypatch: pytest.MonkeyPatch, result: An
 @pytest.mark.parametrize(("verb", "dimensions"), [("predict", 4), ("analyze", 2)])
 def test_images_go_through_the_model_in_batches(verb: str, dimensions: int, worlds, tmp_path: Path) -> None:
     """The most images (or features) that any module of the network sees at once; the answers are the same."""
-    world, options = VERBS_CALLED[verb]
+    name, options = VERBS_CALLED[verb]
+    world = worlds(name)  # made before anything is watched
     options = {**options, "images": 0} if verb == "analyze" else options
     found = {}
     for size in (1, 2):
@@ -352,7 +353,7 @@ def test_images_go_through_the_model_in_batches(verb: str, dimensions: int, worl
 
         handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
         try:
-            found[size] = call(verb, {**options, "batch_size": size}, tmp_path / str(size), worlds(world))
+            found[size] = call(verb, {**options, "batch_size": size}, tmp_path / str(size), world)
         finally:
             handle.remove()
         assert max(seen) == size
