@@ -31,6 +31,8 @@ from commands.every_training import PICTURED, TRAIN, TRAINED
 from commands.every_world import WORLDS
 from mumoe.cli import VERBS, main
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 EXEMPT = {
     "quiet": "shows no progress, which is written to a terminal alone",
     "device": "the same numbers on every device; one machine has one",
@@ -242,17 +244,6 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def known() -> dict[Any, Outcome]:
     """Outcomes of calls that several cases compare with."""
     return {}
-
-
-@pytest.fixture(autouse=True)
-def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are files without a picture: what they show is in the JSON beside them."""
-    from matplotlib.figure import Figure
-
-    def saved(self: Figure, target: Any, **options: Any) -> None:
-        target.write(b"picture") if hasattr(target, "write") else Path(target).write_bytes(b"picture")
-
-    monkeypatch.setattr(Figure, "savefig", saved)
 
 
 @pytest.mark.parametrize("verb", VERBS)
