@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,13 @@ class Change:
     Attributes:
         value: The value.
         also: Options that both calls get, over the verb's own.
-        look: What is compared.
+        files: Files each of which must differ; none: something that comes out must.
         echo: Whether repetitions of the value are blanked.
     """
 
     value: Any
     also: Mapping[str, Any] = field(default_factory=dict)
-    look: Callable[[Outcome], Any] = lambda outcome: outcome
+    files: tuple[str, ...] = ()
     echo: bool = False
 
 
