@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -80,7 +81,7 @@ CASES: dict[str, dict[str, Change]] = {
         "run": to("other"),
         "head": to("smiling"),
         "sensitive": to("sex"),
-        "label": to(0),
+        "label": to(0, value="1"),
         "value": to("0"),
         "edits": to("edits.json"),
         "split": to("val"),
@@ -95,7 +96,7 @@ CASES: dict[str, dict[str, Change]] = {
         "threshold": to(0.3),
         "pairs": to(False),
         "min_rows": to(30),
-        "alpha": to(1e-6),
+        "alpha": to(1e-6, json=True),
         "correction": to("holm"),
         "top": to(2),
         "images": to(0),
@@ -159,7 +160,7 @@ CASES: dict[str, dict[str, Change]] = {
     "report": {
         "runs": to(("run", "other")),
         "out": Change("elsewhere", echo=True),
-        "max_images": to(0),
+        "max_images": to(2),
     },
     "export": {
         "run": to("other"),
@@ -367,11 +368,39 @@ def test_windows_of_text_that_are_analyzed(worlds, tmp_path: Path) -> None:
 
 def test_the_sheet_of_an_audit_goes_where_it_is_asked_for(worlds, tmp_path: Path) -> None:
     plain = {"run": "run", "head": "round", "split": "train", "min_rows": 2, "images": 1, "quiet": True}
+    plain |= {"threshold": 0.3}
     default = call("audit", plain, tmp_path / "a", worlds("pictures"))
     elsewhere = call("audit", {**plain, "pictures": "sheets"}, tmp_path / "b", worlds("pictures"))
     assert all(name.startswith("run/audit/round-train/") for name in default.files)
     assert all(name.startswith("sheets/") for name in elsewhere.files)
     assert default.files["run/audit/round-train/findings.json"] == elsewhere.files["sheets/findings.json"]
+    findings = json.loads(elsewhere.files["sheets/findings.json"])["findings"]
+    assert findings
+    for found in findings:
+        assert found["wrong_total"] + found["right_total"] == found["finding"]["rows"]
+
+
+def test_texts_are_of_one_seed_after_another(worlds, tmp_path: Path) -> None:
+    plain = VERBS_CALLED["generate"][1]
+    both, first, second = (
+        call("generate", {**plain, **changes}, tmp_path / str(number), worlds("text")).printed
+        for number, changes in enumerate([{"samples": 2, "seed": 3}, {"seed": 3}, {"seed": 4}])
+    )
+    assert first != second
+    assert both == f"{first}---\n{second}"
+
+
+def test_a_bias_costs_parameters_and_a_gate_operations_too(worlds, tmp_path: Path) -> None:
+    def counts(**changes: bool) -> list[tuple[int, int]]:
+        """Parameters and operations of each layer."""
+        options = {**VERBS_CALLED["cost"][1], **changes}
+        printed = call("cost", options, tmp_path / "-".join(["x", *changes]), worlds("nothing")).printed
+        rows = [line.replace(",", "").split() for line in printed.splitlines()[1:7]]
+        return [(int(row[2]), int(row[3])) for row in rows]
+
+    plain = counts()
+    assert all(more[0] > less[0] and more[1] >= less[1] for less, more in zip(plain, counts(bias=True), strict=True))
+    assert all(more[0] > less[0] and more[1] > less[1] for less, more in zip(plain, counts(gate=True), strict=True))
 
 
 def test_convert_asks_for_published_weights(monkeypatch) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commands.every_world import single_features
 from commands.made_up_analysis import make_data, make_features
 from mumoe.commands.sweep import Options, sweep
 from mumoe.errors import UserError
@@ -80,6 +82,22 @@ def test_each_setting_is_guarded(name: str, started: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"expected the settings that .* was started with .* Choose another --out"):
         sweep(options(started / "out", config=str(tmp_path / "changed.toml")))
     assert {path: path.stat().st_mtime_ns for path in (started / "out").rglob("*")} == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_each_seed_has_its_own_split(tmp_path: Path) -> None:
+    """Where the images bring none: cells of one seed share it."""
+    path = tmp_path / "unsplit.safetensors"
+    single_features(path, split=False)
+    settings = (f"data=features:{path}", "epochs=1", "batch_size=30")
+    sweep(options(tmp_path / "out", set=settings, seeds=2, gates=("entmax15", "softmax")))
+    marks = {}
+    for cell in (tmp_path / "out" / "cells").iterdir():
+        marks[cell.name] = json.loads((cell / "run.json").read_text())["data"]["fingerprint"]
+    assert len(marks) == 4
+    for seed in (0, 1):
+        assert len({mark for name, mark in marks.items() if name.endswith(f"seed{seed}")}) == 1
+    assert len(set(marks.values())) == 2
 
 
 def test_the_split_that_is_analyzed_is_guarded(started: Path) -> None:
