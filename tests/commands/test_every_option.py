@@ -109,7 +109,7 @@ CASES: dict[str, dict[str, Change]] = {
         "sensitive": to("smiling"),
         "value": to("0"),
         "do": to(("ablate:3",), **{**HAND, "do": ("ablate:2",)}),
-        "report": to("test", **HAND),
+        "report": to("test", do=("ablate:3",)),
         "label": to(0),
         "lambda_": to("2"),
         "objective": to("match"),
@@ -330,6 +330,21 @@ def recorded(target: Any, name: str, monkeypatch: pytest.MonkeyPatch, result: An
 
     monkeypatch.setattr(target, name, stand_in)
     return calls
+
+
+@pytest.mark.parametrize(
+    "option", [{"report": "test"}, {"base": "edits.json"}, {"seed": 1}, {"export": "head.safetensors"}]
+)
+@pytest.mark.parametrize("whom", [{}, HAND], ids=["a subgroup", "all"])
+def test_options_of_edits_by_hand(option: dict[str, Any], whom: dict[str, Any], worlds, tmp_path: Path) -> None:
+    """`--do` goes its own way through the verb, with and without a subgroup to measure."""
+    plain = {**EDIT, "do": ("ablate:3",), **whom}
+    before = call("edit", plain, tmp_path / "plain", worlds("attributes"))
+    after = call("edit", {**plain, **option}, tmp_path / "changed", worlds("attributes"))
+    assert not before.error
+    assert not after.error
+    differs = without_echo(before, *option.values(), "val", 0) != without_echo(after, *option.values(), "val", 0)
+    assert differs == (not (whom and "seed" in option))
 
 
 @pytest.mark.parametrize(("verb", "dimensions"), [("predict", 4), ("analyze", 2)])

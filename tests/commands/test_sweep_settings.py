@@ -13,6 +13,7 @@ from commands.every_world import single_features
 from commands.made_up_analysis import make_data, make_features
 from mumoe.commands.sweep import Options, sweep
 from mumoe.errors import UserError
+from mumoe.training import evaluate
 from mumoe.training.config import TrainConfig, to_toml
 
 BASE = TrainConfig(data="made-up", epochs=2, batch_size=30, lr=0.02)
@@ -94,6 +95,8 @@ def test_each_seed_has_its_own_split(tmp_path: Path) -> None:
     marks = {}
     for cell in (tmp_path / "out" / "cells").iterdir():
         marks[cell.name] = json.loads((cell / "run.json").read_text())["data"]["fingerprint"]
+        again = evaluate(cell, "test", progress=False)
+        assert again.accuracy == json.loads((cell / "cell.json").read_text())["accuracy"]["test"]
     assert len(marks) == 4
     for seed in (0, 1):
         assert len({mark for name, mark in marks.items() if name.endswith(f"seed{seed}")}) == 1

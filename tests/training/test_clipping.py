@@ -61,3 +61,13 @@ def test_the_gradient_is_that_of_the_mean_loss(tmp_path: Path) -> None:
     for name, value in found.items():
         (own,) = [grad for other, grad in expected.items() if name.endswith(other)]
         torch.testing.assert_close(value, own, rtol=1e-3, atol=1e-5)
+
+
+def test_the_balance_of_a_sparse_head_counts_once_however_many_parts(tmp_path: Path) -> None:
+    sizes = [
+        norm(gradients(tmp_path / str(parts), head="sparse-moe-e4-k2", accumulate=parts, balance=1e3, batch_size=64))
+        for parts in (1, 2)
+    ]
+    plain = norm(gradients(tmp_path / "plain", head="sparse-moe-e4-k2", balance=0.0, batch_size=64))
+    assert min(sizes) > 20 * plain, "the balance outweighs the rest"
+    assert max(sizes) < 1.5 * min(sizes)
