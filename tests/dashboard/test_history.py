@@ -19,7 +19,7 @@ def test_a_new_edit_after_an_undo_cannot_be_redone_away(browser, running):  # no
             watched.still()
 
         def shown() -> list[str]:
-            texts = ("Ablate expert 9", "Swap experts 1 and 2", "Swap experts 3 and 4")
+            texts = ("Ablate expert 9", "Swap experts 1 and 2", "Swap experts 3 and 4", "Swap experts 5 and 6")
             return [text for text in texts if page.get_by_text(text).first.is_visible()]
 
         watched.still()
@@ -29,8 +29,10 @@ def test_a_new_edit_after_an_undo_cannot_be_redone_away(browser, running):  # no
         add("ablate:9")
         add("swap:1=2")
         assert shown() == ["Ablate expert 9", "Swap experts 1 and 2"]
-        undo.click()
-        watched.still()
+        add("swap:5=6")
+        for _ in range(2):
+            undo.click()
+            watched.still()
         assert shown() == ["Ablate expert 9"]
         assert redo.is_enabled()
         add("swap:3=4")
