@@ -46,7 +46,6 @@ def test_every_verb_has_help(capsys):
         (["train", "--mode", "feature"], "Did you mean 'features'?"),
         (["train", "--data", "emojy"], "Did you mean 'emoji'?"),
         (["train", "--data-options", "splitby=image"], "got 'splitby'. Did you mean 'split_by'?"),
-<<<<<<< HEAD
         (
             ["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "cp=0"],
             "expected rank as an int >= 1, got 0",
@@ -60,9 +59,6 @@ def test_every_verb_has_help(capsys):
             "expected one rank or 3 (in order",
         ),
         (["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "ct=3"], "out of cp, dense"),
-=======
-        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--cp-rank", "0"], "expected --cp-rank >= 1, got 0"),
->>>>>>> core
         (["cost", "--in", "8", "--out", "4", "--experts", "8", "--gates"], "--gate"),
     ],
 )

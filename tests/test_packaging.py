@@ -40,11 +40,7 @@ def test_few_core_dependencies():
 # Rooms in the order of the arrows: a room may import itself and what stands before it.
 ORDER = [
     {"errors", "files", "lazy", "progress", "results"},
-<<<<<<< HEAD
     {"functional", "kernels", "factorization_base"},
-=======
-    {"functional", "kernels"},
->>>>>>> core
     {"coefficients"},
     {"sparse_gate", "ablation"},
     {"factorizations", "gating"},

@@ -31,11 +31,8 @@ __all__ = [
     "JobError",
     "MuMoE",
     "MuMoEBlock",
-<<<<<<< HEAD
     "MuMoEGatedBlock",
-=======
     "Run",
->>>>>>> core
     "SparseMoE",
     "UserError",
     "costs",
@@ -58,11 +55,8 @@ __getattr__, __dir__ = attach(
         "JobError": "errors",
         "MuMoE": "layers",
         "MuMoEBlock": "layers",
-<<<<<<< HEAD
         "MuMoEGatedBlock": "layers",
-=======
         "Run": "api",
->>>>>>> core
         "SparseMoE": "baselines",
         "UserError": "errors",
         "load": "api",

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from dashboard.made_up_run import CLASSES, STUDIOS
 from dashboard.talking import get, post, refused
 from mumoe import cli
 from mumoe.editing.files import load_edits, read_edit_file
@@ -69,18 +70,28 @@ def test_numbers_are_those_of_mumoe_fairness(running, run, tmp_path, capsys, spl
     assert slow["subgroups"] == expected["subgroups"]
 
 
-def test_a_rewriting_is_the_one_of_mumoe_edit(running, run, tmp_path, capsys):
-    who = [f"--{name}={WHO[name]}" for name in ("head", "sensitive", "value")]
+@pytest.mark.parametrize(
+    "subgroup",
+    [
+        WHO,
+        {"head": CLASSES[0], "sensitive": "studio", "value": STUDIOS[0], "label": 0},
+        {"head": CLASSES[1], "sensitive": "studio", "value": STUDIOS[0], "label": 1},
+    ],
+    ids=["nothing to gain", "lowered", "raised"],
+)
+def test_a_rewriting_is_the_one_of_mumoe_edit(running, run, tmp_path, capsys, subgroup):
+    who = [f"--{name}={value}" for name, value in subgroup.items()]
     call("edit", run, *who, "--out", tmp_path / "edit.json")
     stored = read_edit_file(tmp_path / "edit.json")
-    job = done(running, subgroup=WHO, edits=[], strength="auto")
+    job = done(running, subgroup=subgroup, edits=[], strength="auto")
     entry = job["result"]["entry"]
+    assert (abs(entry["strength"]) > 1) == (subgroup is not WHO)
     assert entry["strength"] == pytest.approx(stored.edits["rewrite-1"].strength, rel=1e-6)
     assert job["result"]["images"] == stored.provenance["subgroup"]["training_images"]
     named = {**entry, "name": "rewrite-1"}
-    found = post(running, "/api/compare", split="test", edits=[named], subgroup=WHO)["fairness"]["after"]
+    found = post(running, "/api/compare", split="test", edits=[named], subgroup=subgroup)["fairness"]["after"]
     assert flat(found) == pytest.approx(flat(stored.provenance["metrics_after"]), abs=1e-6)
-    post(running, "/api/save", name="mine", edits=[named], split="test", subgroup=WHO)
+    post(running, "/api/save", name="mine", edits=[named], split="test", subgroup=subgroup)
     mine = read_edit_file(run / "edits" / "mine.json")
     assert mine.edits["rewrite-1"].factors == stored.edits["rewrite-1"].factors
     assert flat(mine.provenance["metrics_after"]) == pytest.approx(flat(stored.provenance["metrics_after"]), abs=1e-6)

@@ -14,7 +14,7 @@ from mumoe.commands.opening import opened as open_verb
 from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
-from mumoe.files import write_json
+from mumoe.files import check_writable, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,8 +67,20 @@ class Options:
     """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
     device: str = "auto"
     """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    """folder for the results (default: RUN/analysis)"""
     quiet: bool = False
     """show no progress"""
+
+    def folder(self, run: Path) -> Path:
+        """Where the results go, checked to be writable before anything is computed.
+
+        Raises:
+            JobError: If it is read-only or full.
+        """
+        folder = Path(self.out) if self.out else run / "analysis"
+        check_writable(folder / "analysis.json", who=WHO)
+        return folder
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ def run(options: Options) -> None:
     require_run(options.run)
     opened = open_verb(options, WHO, experts=True)
     if opened.config.mode == "text":
-        lines = _text_lines(analyze_text(opened, options), opened.path)
+        lines = _text_lines(analyze_text(opened, options), options.folder(opened.path))
     else:
         lines = _lines(analyze(opened, options))
     sys.stdout.write("\n".join(lines) + "\n")
@@ -118,6 +130,7 @@ def analyze_text(run: Run, options: Options) -> TextStudy:
     from mumoe.analysis.text_pages import write_text_view
 
     _check(options)
+    folder = options.folder(run.path)
     study = study_text(
         run.network,
         run.data,
@@ -127,11 +140,11 @@ def analyze_text(run: Run, options: Options) -> TextStudy:
         run=run.path.name,
         step=run.step,
     )
-    write_text_view(study, run.path / "analysis", run.data.credits)
+    write_text_view(study, folder, run.data.credits)
     return study
 
 
-def _text_lines(study: TextStudy, run: Path) -> list[str]:
+def _text_lines(study: TextStudy, folder: Path) -> list[str]:
     from mumoe.analysis.text_pages import by_effect
 
     lines = [f"{study.bits_per_byte:.3f} bits per byte on {study.tokens:,} tokens of the {study.split} split"]
@@ -142,7 +155,7 @@ def _text_lines(study: TextStudy, run: Path) -> list[str]:
             reads = max((value, kind) for kind, value in expert.by_class.items() if value is not None)[1]
             cost = "" if expert.effect is None else f", worth {expert.effect.all:+.3f} nats per token"
             lines.append(f"  expert {expert.expert}: most on {reads}, {expert.used:.0%} of the tokens{cost}")
-    return [*lines, f"Written to {run / 'analysis'}. Open experts.html."]
+    return [*lines, f"Written to {folder}. Open experts.html."]
 
 
 def analyze_run(options: Options, **given: Any) -> Analysis:
@@ -161,7 +174,7 @@ def analyze(run: Run, options: Options) -> Analysis:
 
     _check(options)
     _check_head(run.head, run.config)
-    return analyze_head(run.head, run.config, run.inputs, options, run.path / "analysis")
+    return analyze_head(run.head, run.config, run.inputs, options, options.folder(run.path))
 
 
 def _check(options: Options) -> None:

@@ -15,6 +15,7 @@ from mumoe.commands.opening import opened as open_verb
 from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import check_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,6 +183,7 @@ def _propose(opened: EditingRun, options: Options, findings: Sequence[Finding]) 
     data, folder = opened.data, Path(options.propose)
     if not data.multi_label:
         raise UserError("mumoe audit: expected a multi-label run to propose edits for, got a single-label one.")
+    check_writable(folder / "finding-1.json", who="mumoe audit", remedy="Choose another folder for --propose.")
     folder.mkdir(parents=True, exist_ok=True)
     train = data.indices("train")
     position = data.classes.index(options.head)

@@ -15,7 +15,7 @@ import tyro
 from mumoe.commands.opening import opened as open_verb
 from mumoe.commands.opening import require_run
 from mumoe.errors import UserError, unknown_name
-from mumoe.files import write_tensors
+from mumoe.files import check_writable, write_tensors
 
 __all__ = ["Options", "export_head", "output_file", "run"]
 
@@ -100,6 +100,7 @@ def _rewrite(options: Options) -> None:
     layer = opened.require_layer("mumoe edit")
     problem = opened.problem(options.head, options.sensitive, who="mumoe edit")
     options = dataclasses.replace(options, value=problem.value(options.value, who="mumoe edit"))
+    out = output_file(options, opened.path, f"{options.head}-{options.sensitive}-{options.value}")
     stack = load_edits(options.base, layer) if options.base else EditStack(layer)
     train, val, sealed = problem.splits.seal(problem.labels, problem.values)
     before = {split: opened.logits(problem.rows(split), problem.position) for split in ("val", "test")}
@@ -131,7 +132,6 @@ def _rewrite(options: Options) -> None:
         "metrics_before": first.to_dict(),
         "metrics_after": report.to_dict(),
     }
-    out = output_file(options, opened.path, f"{options.head}-{options.sensitive}-{options.value}")
     save_edits(out, stack, provenance)
     if options.export:
         export_head(Path(options.export), edited_head(opened, stack))
@@ -204,10 +204,12 @@ def _choose(
 def output_file(options: Options, run: Path, name: str) -> Path:
     """The file of --out, or RUN/edits/NAME.json, whose folder is made."""
     if options.out:
+        check_writable(options.out, who="mumoe edit", parents=False)
         return Path(options.out)
-    folder = run / "edits"
-    folder.mkdir(exist_ok=True)
-    return folder / ("".join(c if c.isalnum() or c in "-_=" else "_" for c in name) + ".json")
+    file = "".join(c if c.isalnum() or c in "-_=" else "_" for c in name) + ".json"
+    check_writable(run / "edits" / file, who="mumoe edit")
+    (run / "edits").mkdir(exist_ok=True)
+    return run / "edits" / file
 
 
 def export_head(path: Path, head: Any) -> None:

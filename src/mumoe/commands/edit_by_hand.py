@@ -33,6 +33,7 @@ def run_by_hand(options: Options) -> None:
     _check(options)
     opened = open_verb(options, WHO, experts=True).editing()
     layer = opened.require_layer(WHO)
+    out = output_file(options, opened.path, "-".join(options.do)[:80])
     problem = opened.problem(options.head, options.sensitive, who=WHO) if options.sensitive else None
     stack = load_edits(options.base, layer) if options.base else EditStack(layer)
     names = [stack.add(parse_edit(text, opened.data.classes, who=WHO)) for text in options.do]
@@ -53,7 +54,6 @@ def run_by_hand(options: Options) -> None:
         "metrics_before": metrics[0],
         "metrics_after": metrics[1],
     }
-    out = output_file(options, opened.path, "-".join(options.do)[:80])
     save_edits(out, stack, provenance)
     if options.export:
         export_head(Path(options.export), edited_head(opened, stack))

@@ -26,6 +26,7 @@ from mumoe.dashboard.whatif import Level, Rows, begun, decisions, open_rows
 from mumoe.data.base import SPLITS
 from mumoe.editing.runs import EditingRun, open_run
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import recovered
 from mumoe.layers import MuMoE
 from mumoe.reports.experts import Analyzed, read_experts
 from mumoe.results import EvalResult
@@ -193,7 +194,7 @@ def _open_split(session: Session, name: str, report: Report) -> Split:
 def _stored(session: Session, name: str, images: npt.NDArray[np.int64]) -> list[CoefficientLevel] | None:
     """Coefficients that are on disk already, if they are this model's."""
     for folder in (session.folder / "analysis" / "coefficients", _cache(session, name)):
-        if not (folder / "index.json").is_file():
+        if not (recovered(folder) / "index.json").is_file():
             continue
         try:
             store = CoefficientStore(folder)

@@ -15,7 +15,6 @@ sizes, and only then renamed: what has the target's name is whole and gives the 
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from mumoe.baselines import SparseMoE
 from mumoe.deploy.preprocessing import preprocessing
 from mumoe.errors import JobError, UserError, require, unknown_name
-from mumoe.files import OUT, new_file, new_folder
+from mumoe.files import OUT, check_writable, new_file, new_folder
 from mumoe.models.heads import Head
 
 if TYPE_CHECKING:
@@ -417,6 +416,7 @@ def check_ready(kind: str, path: Path, overwrite: bool) -> None:
 
     Raises:
         UserError: If so.
+        JobError: If the target cannot be written.
     """
     for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
         require(package, "export", "export")
@@ -430,9 +430,7 @@ def check_ready(kind: str, path: Path, overwrite: bool) -> None:
                 "Add --overwrite, or give another --out."
             )
         _check_replaceable(target, folder=not ending)
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"export: expected a folder to write in, got {str(parent)!r}. Give another --out.")
+    check_writable(path, who="export")
 
 
 def _targets(kind: str, path: Path) -> list[Path]:

@@ -98,16 +98,16 @@ def _darkened(text: str) -> str:
 
 
 def curves_chart(folder: Path, seeds: Sequence[SeedView]) -> Chart | None:
-    """Loss and learning rate by epoch, one line a seed; None if nothing was logged."""
+    """Loss and learning rate by epoch, one line a seed; None below two logged steps."""
     rows = [
         {"seed": seed.seed, "curve": curve.name, "step": step, "epoch": epoch, "value": value}
         for seed in seeds
         for curve in seed.curves
         for step, epoch, value in curve.points
     ]
-    if not rows:
-        return None
     groups = [names for names in (("loss", "val_loss"), ("val_accuracy",)) if _drawn(seeds, names)]
+    if not groups:
+        return None
 
     def draw(narrow: bool) -> Figure:
         width, height = (NARROW, 2.6 * len(groups)) if narrow else (WIDE, 3.0)

@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from mumoe.layers import MuMoE, MuMoEBlock, MuMoEGatedBlock
+from mumoe.models.surgery.hooks import drop_hooks
 from mumoe.models.surgery.parts import Parts, as_linear
-from mumoe.models.surgery.plan import LayerOptions, Target
+from mumoe.models.surgery.targets import LayerOptions, Target
 
 __all__ = ["INITS", "build"]
 
@@ -47,21 +48,21 @@ def _random(parts: Parts, options: LayerOptions) -> MuMoE | MuMoEBlock:
         "norm": options.norm,
         "gate_options": options.gate_options,
         "gate_init": options.gate_init,
-        "device": parts.weight.device,
-        "dtype": parts.weight.dtype,
+        "device": parts.like.device,
+        "dtype": parts.like.dtype,
     }
     if parts.kind == "linear":
         return MuMoE(*sizes, **shared)
-    shared |= {"act_layer": lambda: copy.deepcopy(parts.act), "channels_first": parts.channels_first}
-    shared["drop"] = (_joined(parts.inner), copy.deepcopy(parts.drop))
+    shared |= {"act_layer": lambda: _joined([parts.act]), "channels_first": parts.channels_first}
+    shared["drop"] = (_joined(parts.inner), _joined([parts.drop]))
     in_features, hidden_features, out_features = sizes
     block = MuMoEBlock if parts.kind == "mlp" else MuMoEGatedBlock
     return block(in_features, hidden_features, out_features, **shared)
 
 
 def _joined(modules: Sequence[nn.Module]) -> nn.Module:
-    """Copies of the modules as one; the identity for none."""
-    copies = [copy.deepcopy(module) for module in modules]
+    """Copies of the modules as one, without their hooks; the identity for none."""
+    copies = [drop_hooks(copy.deepcopy(module)) for module in modules]
     return nn.Sequential(*copies) if len(copies) > 1 else (copies or [nn.Identity()])[0]
 
 
