@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from mumoe.cli import main
-from mumoe.editing import fairness
-from mumoe.editing.edits import Ablate, SetOutput, Swap
+from mumoe.editing import fairness, rewriting
+from mumoe.editing.edits import Ablate, Rewrite, SetOutput, Swap
 from mumoe.editing.files import load_edits, read_edit_file
 from mumoe.editing.runs import edited_head, open_run
 from mumoe.editing.splits import SealedRows
@@ -23,6 +23,9 @@ from mumoe.training import TrainConfig, train
 from training.made_up_training import made_up_image
 
 CLASSES = ("blond", "male", "smiling")
+
+
+METADATA = {"classes": json.dumps(CLASSES), "group_sex": json.dumps(["woman", "man"])}
 
 
 def write_features(path, *, single=False, rows=1200):
@@ -38,7 +41,7 @@ def write_features(path, *, single=False, rows=1200):
     labels = blond if single else np.stack([blond, male, smiling], 1)
     group = np.where(rng.random(rows) < 0.1, -1, male)
     tensors = {"features": x.astype(np.float32), "labels": labels.astype(np.int64), "split": split}
-    metadata = {"classes": json.dumps(CLASSES[:2] if single else CLASSES), "group_sex": json.dumps(["woman", "man"])}
+    metadata = METADATA | ({"classes": json.dumps(CLASSES[:2])} if single else {})
     save_file({**tensors, "group_sex": group}, path, metadata=metadata)
 
 
@@ -142,14 +145,84 @@ def test_edit_with_lambda_zero_changes_nothing(run, capsys, tmp_path):
 
 
 def test_edit_reads_test_labels_last(run, capsys, tmp_path, monkeypatch):
-    from mumoe.editing import choose
-
     events = []
-    real_open, real_choose = SealedRows.open, choose.choose_strength
+    real_open, real_choose = SealedRows.open, rewriting.choose_strength
     monkeypatch.setattr(SealedRows, "open", lambda self, why: events.append(why) or real_open(self, why))
-    monkeypatch.setattr(choose, "choose_strength", lambda *a, **k: events.append("chosen") or real_choose(*a, **k))
+    monkeypatch.setattr(rewriting, "choose_strength", lambda *a, **k: events.append("chosen") or real_choose(*a, **k))
     assert call(capsys, "edit", run, *WHO, "--out", tmp_path / "e.json")[0] == 0
     assert events == ["chosen", "report before", "final report"]
+
+
+def by_hand(run, strength, split):
+    """(rows, 0/1 labels, male, predictions without and with eq. 6) from the weights alone, without any stack."""
+    opened = open_run(run, progress=False)
+    data, rows = opened.data, opened.data.indices(split)
+    train = data.indices("train")
+    men = train[(data.labels[train, 0] == 1) & (data.labels[train, 1] == 1)]
+    gate = opened.layer.gate
+    with torch.no_grad():
+        a = [level.double().numpy() for level in gate(opened.inputs(rows))]
+        inside = [level.double().numpy() for level in gate(opened.inputs(men))]
+        logits = opened.head(torch.from_numpy(opened.features[rows]))[:, 0].double().numpy()
+    mean = np.einsum("zn,zm->nm", *inside) / len(men) if len(a) == 2 else inside[0].mean(0)
+    moved = np.einsum("nm,zn,zm->z", mean, *a) if len(a) == 2 else a[0] @ mean
+    return data.labels[rows, 0], data.labels[rows, 1], logits > 0, logits + strength * moved > 0
+
+
+@pytest.mark.parametrize("head", ["CPMuMoE-r8-e8", "CPMuMoE-r8-e4x3"])
+@pytest.mark.parametrize("wanted", ["auto", "paper", 1.5])
+def test_edit_is_equation_6_chosen_on_validation_and_measured_on_test(tmp_path, capsys, head, wanted):
+    run, file = trained(tmp_path, head), tmp_path / "edit.json"
+    assert call(capsys, "edit", run, *WHO, "--lambda", wanted, "--max-loss", 0.05, "--out", file)[0] == 0
+    about = read_edit_file(file).provenance
+    if wanted == "auto":
+        curve = {}
+        for point in about["choice"]["curve"]:
+            truth, male, _, guess = by_hand(run, point["strength"], "val")
+            groups = [(truth == label) & (male == value) for label in (0, 1) for value in (0, 1)]
+            worst = min((guess == truth)[group].mean() for group in groups)
+            curve[point["strength"]] = ((guess == truth).mean(), worst)
+            assert point["metrics"]["accuracy"] == pytest.approx(curve[point["strength"]][0])
+        allowed = {s: worst for s, (overall, worst) in curve.items() if overall >= curve[0][0] - 0.05}
+        assert len(curve) > 10
+        assert about["lambda"] == min(allowed, key=lambda s: (-allowed[s], s))
+    assert about["lambda"] == {"auto": about["lambda"], "paper": 8 if head.endswith("e8") else 12}.get(wanted, wanted)
+    truth, male, old, new = by_hand(run, about["lambda"], "test")
+    target = (truth == 1) & (male == 1)
+    for key, guess in (("metrics_before", old), ("metrics_after", new)):
+        found = about[key]["metrics"]
+        assert found["accuracy"]["value"] == pytest.approx((guess == truth).mean())
+        assert found["target_accuracy"]["value"] == pytest.approx(guess[target].mean())
+    assert new[target].mean() > old[target].mean() + 0.05
+
+
+def test_edit_reports_what_the_stack_that_it_saves_does(run, capsys, tmp_path, monkeypatch):
+    """A stack that did something else than the formula was reported as the formula."""
+    meant = Rewrite.operation
+    monkeypatch.setattr(Rewrite, "operation", lambda self, part: meant(dataclasses.replace(self, strength=-9.0), part))
+    file = tmp_path / "edit.json"
+    assert call(capsys, "edit", run, *WHO, "--lambda", 2, "--out", file)[0] == 0
+    reported = read_edit_file(file).provenance["metrics_after"]["metrics"]["accuracy"]["value"]
+    opened = open_run(run, progress=False)
+    rows = opened.data.indices("test")
+    with load_edits(file, opened.layer):
+        right = (opened.logits(rows, 0) > 0) == opened.data.labels[rows, 0]
+    truth, _, _, meant_to = by_hand(run, 2, "test")
+    assert right.mean() != (meant_to == truth).mean()
+    assert reported == pytest.approx(right.mean())
+
+
+def test_a_run_without_test_images_cannot_be_corrected(tmp_path, capsys):
+    file = tmp_path / "features.safetensors"
+    write_features(file)
+    tensors = load_file(file)
+    tensors["split"] = torch.where(tensors["split"] == 2, 0, tensors["split"])
+    save_file({name: value.numpy() for name, value in tensors.items()}, file, metadata=METADATA)
+    run = str(tmp_path / "run")
+    train(TrainConfig(data=f"features:{file}", head="CPMuMoE-r4-e4", epochs=1, out=run), progress=False)
+    status, out, err = call(capsys, "edit", run, *WHO, "--out", tmp_path / "edit.json")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "expected test images whose male is known, got none" in err
 
 
 def test_default_place_is_in_the_run(run, capsys):

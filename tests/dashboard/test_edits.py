@@ -70,17 +70,22 @@ def test_numbers_are_those_of_mumoe_fairness(running, run, tmp_path, capsys, spl
 
 
 def test_a_rewriting_is_the_one_of_mumoe_edit(running, run, tmp_path, capsys):
-    who = [f"--{name}={WHO[name]}" for name in ("head", "sensitive", "value")]
+    """Its strength is chosen on validation: on test images another one, or 0, would have been."""
+    wanted = {**WHO, "label": 0}
+    who = [f"--{name}={wanted[name]}" for name in ("head", "sensitive", "value", "label")]
     call("edit", run, *who, "--out", tmp_path / "edit.json")
     stored = read_edit_file(tmp_path / "edit.json")
-    job = done(running, subgroup=WHO, edits=[], strength="auto")
+    job = done(running, subgroup=wanted, edits=[], strength="auto")
     entry = job["result"]["entry"]
-    assert entry["strength"] == pytest.approx(stored.edits["rewrite-1"].strength, rel=1e-6)
+    assert entry["strength"] == job["result"]["choice"]["strength"]
+    assert -12 < entry["strength"] < -1
+    assert entry["strength"] == pytest.approx(stored.edits["rewrite-1"].strength, rel=1e-5)
     assert job["result"]["images"] == stored.provenance["subgroup"]["training_images"]
     named = {**entry, "name": "rewrite-1"}
-    found = post(running, "/api/compare", split="test", edits=[named], subgroup=WHO)["fairness"]["after"]
-    assert flat(found) == pytest.approx(flat(stored.provenance["metrics_after"]), abs=1e-6)
-    post(running, "/api/save", name="mine", edits=[named], split="test", subgroup=WHO)
+    found = post(running, "/api/compare", split="test", edits=[named], subgroup=wanted)["fairness"]
+    assert flat(found["after"]) == pytest.approx(flat(stored.provenance["metrics_after"]), abs=1e-6)
+    assert abs(flat(found["before"])["accuracy"] - flat(found["after"])["accuracy"]) > 1e-3
+    post(running, "/api/save", name="mine", edits=[named], split="test", subgroup=wanted)
     mine = read_edit_file(run / "edits" / "mine.json")
     assert mine.edits["rewrite-1"].factors == stored.edits["rewrite-1"].factors
     assert flat(mine.provenance["metrics_after"]) == pytest.approx(flat(stored.provenance["metrics_after"]), abs=1e-6)
@@ -91,7 +96,7 @@ def test_the_papers_rewriting_and_a_subgroup_that_is_not_there(running):
     assert job["result"]["entry"]["strength"] == 12
     lowered = done(running, subgroup={**WHO, "label": 0}, edits=[ABLATION], strength="paper")
     assert lowered["result"]["entry"]["strength"] == -12
-    assert "expected training images with round=1" in done(running, subgroup={**WHO, "value": "x"})["error"]
+    assert "expected a value of studio out of" in done(running, subgroup={**WHO, "value": "x"})["error"]
 
 
 def test_a_saved_file_is_read_by_mumoe_edit_and_by_the_page(running, run, session, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ from torch import Tensor
 
 from mumoe.data.base import ImageData
 from mumoe.editing.files import load_edits
-from mumoe.editing.splits import Splits
+from mumoe.editing.splits import Rows, Splits
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_name
 from mumoe.layers import MuMoE
 from mumoe.models.heads import Head
 
-__all__ = ["EditingRun", "Problem", "edited_head", "open_run"]
+__all__ = ["BLOCK", "EditingRun", "Problem", "edited_head", "open_run"]
+
+BLOCK = 4096
+"""Rows that are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,13 @@ class EditingRun:
     def inputs(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """(rows, num_features) as the layer sees them."""
         return self.head.prepare(torch.from_numpy(np.asarray(self.features[rows], dtype=np.float32)))
+
+    def batches(self, rows: npt.NDArray[np.int64], report: Callable[[int], None] | None = None) -> Iterator[Tensor]:
+        """Inputs of the layer in blocks of bounded size; `report` is called with the rows done before each."""
+        for start in range(0, len(rows), BLOCK):
+            if report is not None:
+                report(start)
+            yield self.inputs(rows[start : start + BLOCK])
 
     @torch.no_grad()
     def logits(self, rows: npt.NDArray[np.int64], head: int) -> npt.NDArray[np.float64]:
@@ -123,6 +133,30 @@ class Problem:
         """Positions of a split's images whose sensitive value is known."""
         found = self.data.indices(split)  # type: ignore[arg-type]
         return found[self.known[found]]
+
+    def subgroup(self, train: Rows, target: tuple[int, str], who: str) -> npt.NDArray[np.int64]:
+        """Positions of a subgroup's training images.
+
+        Args:
+            train: Labels and sensitive values of the training images, in the order of `rows`.
+            target: (label, sensitive value).
+            who: The caller, named in errors.
+
+        Raises:
+            UserError: If no image has this sensitive value (the nearest is offered), or no training image is in the
+                subgroup.
+        """
+        label, value = target
+        values = set(self.values[self.known].tolist())
+        if value not in values:
+            raise unknown_name(who, f"value of {self.sensitive}", value, values)
+        inside = (train.y_true == label) & (train.sensitive_features == value)
+        if not inside.any():
+            raise UserError(
+                f"{who}: expected training images with {self.head}={label} and {self.sensitive}={value}, got none. "
+                "Choose a subgroup that has training images."
+            )
+        return self.rows("train")[inside]
 
     @property
     def splits(self) -> Splits:
@@ -193,7 +227,7 @@ def _sensitive(data: ImageData, name: str, who: str) -> tuple[npt.NDArray[np.str
     raise unknown_name(who, "sensitive attribute", name, [*data.attributes, *data.classes])
 
 
-def _blocks(rows: npt.NDArray[np.int64], size: int = 4096) -> list[npt.NDArray[np.int64]]:
+def _blocks(rows: npt.NDArray[np.int64], size: int = BLOCK) -> list[npt.NDArray[np.int64]]:
     return [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]
 
 
