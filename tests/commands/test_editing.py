@@ -269,7 +269,7 @@ def test_a_run_without_experts(tmp_path, capsys):
     for verb in ("edit", "audit"):
         status, _, err = call(capsys, verb, run, *(WHO if verb == "edit" else ("--head", "blond")))
         assert status == 2
-        assert f"mumoe {verb}: expected a MuMoE layer that makes the logits, got a Linear head" in err
+        assert f"mumoe {verb}: expected a MuMoE layer that makes the logits, got the head 'linear'" in err
 
 
 @pytest.mark.parametrize(
@@ -302,6 +302,35 @@ def test_an_edit_of_another_model(run, capsys, tmp_path):
     status, _, err = call(capsys, "fairness", run, *WHO, "--edits", file)
     assert status == 2
     assert "got edits of another (CPMuMoE-r8-e8, 000000000000)" in err
+
+
+def test_audit_of_many_classes_and_few_images_pools_them_and_says_so(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels = np.arange(1800) % 72
+    x = 1.2 * rng.normal(size=(72, 12))[labels] + rng.normal(size=(1800, 12))
+    split = np.where(np.arange(1800) < 348, 1, np.where(np.arange(1800) < 500, 2, 0))
+    tensors = {"features": x.astype(np.float32), "labels": labels, "split": split}
+    save_file(tensors, tmp_path / "f.safetensors", metadata={"classes": json.dumps([f"c{n}" for n in range(72)])})
+    run = tmp_path / "run"
+    config = TrainConfig(data=f"features:{tmp_path / 'f.safetensors'}", head="CPMuMoE-r8-e8", epochs=4, out=str(run))
+    train(config, progress=False)
+    status, out, err = call(capsys, "audit", run)
+    assert (status, err) == (0, "")
+    assert "no group has 10 images of one class: all classes are pooled (each class is compared with itself)" in out
+    assert "all labels: " in out
+    found = json.loads(call(capsys, "audit", run, "--json")[1])
+    assert found["pooled"]
+    opened = open_run(run, progress=False)
+    rows = opened.data.indices("val")
+    a = opened.coefficients(rows, "test")[0].numpy()
+    right = opened.outputs(rows).argmax(1) == labels[rows]
+    first = next(item for item in found["findings"] if len(item["experts"]) == 1)
+    inside = a[:, first["experts"][0][1]] >= 0.1
+    assert first["rows"] <= inside.sum()  # a class of which no image is outside cannot be compared
+    assert first["accuracy"] == pytest.approx(right[inside].mean(), abs=0.1)
+    status, out, _ = call(capsys, "audit", run, "--min-rows", 300)
+    assert status == 0
+    assert "all classes are pooled, and --min-rows lowered to " in out
 
 
 def test_audit_without_images_says_so(run, capsys, tmp_path):
@@ -342,6 +371,27 @@ def test_audit_shows_the_images_of_its_findings(run, capsys, tmp_path, monkeypat
         for item in found["wrong"]:
             assert item["id"] in out
     assert call(capsys, "audit", run, "--head", "blond", "--images", 0)[1].count("Written") == 0
+
+
+@pytest.mark.parametrize("verb", ["edit", "hand", "base", "fairness"])
+def test_edits_that_do_not_exist_are_answered_before_anything_is_loaded(run, capsys, tmp_path, monkeypatch, verb):
+    file = tmp_path / "edits.json"
+    assert call(capsys, "edit", run, "--do", "ablate:1", "--out", file)[0] == 0
+    content = json.loads(file.read_text())
+    content["edits"][0]["expert"] = 999
+    file.write_text(json.dumps(content))
+    for name in ("load_head", "load_run"):
+        monkeypatch.setattr(f"mumoe.training.{name}", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("mumoe.training.inputs.load_inputs", lambda *_, **__: pytest.fail("data was loaded"))
+    arguments = {
+        "edit": ("edit", run, *WHO, "--base", file),
+        "hand": ("edit", run, "--do", "ablate:1", "ablate:999"),
+        "base": ("edit", run, "--do", "ablate:1", "--base", file),
+        "fairness": ("fairness", run, *WHO[:4], "--edits", file),
+    }[verb]
+    status, out, err = call(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err == "Ablate: expected an expert in 0..7, got 999. There are 8 experts.\n"
 
 
 # Edits by hand --------------------------------------------------------------------------------------------
@@ -413,7 +463,11 @@ def test_an_edit_by_hand_of_a_single_label_run(tmp_path, capsys):
         ((), "expected a subgroup (--head, --sensitive, --value) or edits by hand (--do ablate:17), got no --head,"),
         (WHO[:4], "got no --value. Name one of the two."),
         (("--do", "ablat:1"), "got 'ablat'. Did you mean 'ablate'?"),
-        (("--do", "ablate:8"), "expected an expert in 0..7, got 8."),
+        (("--do", "ablate:8"), "Ablate: expected an expert in 0..7, got 8."),
+        (("--do", "scale:8=2"), "Scale: expected an expert in 0..7, got 8."),
+        (("--do", "swap:1=99"), "Swap: expected an expert in 0..7, got 99."),
+        (("--do", "set-output:8:blond=2"), "SetOutput: expected an expert in 0..7, got 8."),
+        (("--do", "correct:1,2:blond=2"), "Correct: expected an expert's index, got (1, 2)."),
         (("--do", "ablate:1/0"), "expected level in 0..0, got 1."),
         (("--do", "ablate:0", "set-output:1:blnd=2"), "got 'blnd'. Did you mean 'blond'?"),
         (("--do", "ablate:0", "--lambda", "2"), "expected no --lambda with --do, got 2."),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from mumoe.analysis.results import Effect, Interval, Specialization
 from mumoe.errors import UserError
+from mumoe.statistics import wilson
 
 __all__ = [
     "Answers",
@@ -202,11 +202,9 @@ def loss_intervals(answers: Answers, changes: Changes, units: Ints) -> Floats:
         return np.bincount(chosen, minlength=len(units) * size).reshape(len(units), size).astype(np.float64)
 
     right = np.maximum(answers.before, 1).astype(np.float64)
-    share, z = count(-1) / right, NormalDist().inv_cdf(0.975)
-    middle = (share + z * z / (2 * right)) / (1 + z * z / right)
-    half = z * np.sqrt(share * (1 - share) / right + (z / (2 * right)) ** 2) / (1 + z * z / right)
+    low, high = wilson(count(-1), right)
     gained = count(1) / right
-    return np.stack([np.maximum(middle - half, 0.0) - gained, np.minimum(middle + half, 1.0) - gained], axis=-1)
+    return np.stack([low - gained, high - gained], axis=-1)
 
 
 def _effect(unit: int, d: Floats, p: float, draws: Bootstrap | None, most: int, spans: Floats) -> Effect:

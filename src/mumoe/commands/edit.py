@@ -86,12 +86,13 @@ def _rewrite(options: Options) -> None:
     from mumoe.editing.fairness import Bootstrap
     from mumoe.editing.files import load_edits, save_edits
     from mumoe.editing.rewriting import rewrite_run
-    from mumoe.editing.runs import edited_head, open_run
+    from mumoe.editing.runs import check_edits, edited_head, open_run
     from mumoe.editing.stack import EditStack
 
     wanted = _lambda(options.lambda_)
     if options.label not in (0, 1):
         raise UserError(f"mumoe edit: expected a label 0 or 1, got {options.label}. 1 raises the logit.")
+    check_edits(options.run, files=[options.base] if options.base else [], who="mumoe edit")
     opened = open_run(options.run, progress=not options.quiet)
     layer = opened.require_layer("mumoe edit")
     problem = opened.problem(options.head, options.sensitive, who="mumoe edit")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,10 @@ from mumoe.errors import UserError, unknown_name
 from mumoe.layers import MuMoE
 from mumoe.models.heads import Head
 
-__all__ = ["BLOCK", "EditingRun", "Problem", "edited_head", "open_run"]
+if TYPE_CHECKING:
+    from mumoe.training.run import RunFolder
+
+__all__ = ["BLOCK", "EditingRun", "Problem", "check_edits", "edited_head", "open_run"]
 
 BLOCK = 4096
 """Rows that are computed at a time."""
@@ -173,13 +176,8 @@ def open_run(run: str | Path, *, progress: bool = True) -> EditingRun:
     """
     from mumoe.training import load_head
     from mumoe.training.inputs import load_inputs
-    from mumoe.training.run import find_run
 
-    folders = find_run(run)
-    if len(folders) > 1:
-        names = ", ".join(folder.path.name for folder in folders[:4])
-        raise UserError(f"{run}: expected one run, got {len(folders)} ({names}). Name one of them.")
-    path = folders[0].path
+    path = _one(run).path
     head, config, facts = load_head(path)
     if config.mode == "finetune":
         data, features = _finetuned(path, config, progress)
@@ -191,6 +189,53 @@ def open_run(run: str | Path, *, progress: bool = True) -> EditingRun:
         raise UserError(f"{path}: expected the data that it was trained on, got a changed {data.name}. Restore it.")
     layer = head.layer if isinstance(head.layer, MuMoE) and head.classifier is None else None
     return EditingRun(path, head, layer, data, features)
+
+
+def check_edits(
+    run: str | Path, *, do: Sequence[str] = (), files: Sequence[str | Path] = (), who: str = "check_edits"
+) -> None:
+    """Refuse edits that a run's head has no place for, before its weights, data or features are read.
+
+    Args:
+        run: Folder of the run.
+        do: Edits as texts, see `mumoe.editing.texts`.
+        files: Files of edits; that they are of this run is checked when they are loaded.
+        who: The caller, named in errors.
+
+    Raises:
+        UserError: If the head has no experts that make the logits, a text is no edit, a file cannot be read, or an
+            edit names an expert, level or output that does not exist.
+        JobError: If the run's facts are damaged.
+    """
+    from mumoe.costs import spec_costs
+    from mumoe.editing.files import read_edit_file
+    from mumoe.editing.texts import parse_edit
+
+    folder = _one(run)
+    config, facts = folder.config(), folder.facts()
+    classes = tuple(facts.get("classes", ()))
+    found = spec_costs(config.head, int(facts.get("num_features", 1)), len(classes)) if config.head else None
+    if found is None or config.mode not in ("features", "finetune"):
+        return
+    if not found.num_experts or found.kind == "sparse-moe" or config.position != "final":
+        raise UserError(
+            f"{who}: expected a MuMoE layer that makes the logits, got the head {config.head!r} "
+            f"(--position {config.position}) in {folder.path}. "
+            "Train one with --head CPMuMoE-r256-e128 --position final."
+        )
+    edits = [edit for file in files for edit in read_edit_file(file).edits.values()]
+    for edit in [*edits, *(parse_edit(text, classes, who=who) for text in do)]:
+        edit.check(found.num_experts, len(classes))
+
+
+def _one(run: str | Path) -> RunFolder:
+    from mumoe.training.run import find_run
+
+    folders = find_run(run)
+    if len(folders) > 1:
+        names = ", ".join(folder.path.name for folder in folders[:4])
+        raise UserError(f"{run}: expected one run, got {len(folders)} ({names}). Name one of them.")
+    return folders[0]
 
 
 def edited_head(run: EditingRun, edits: str | Path | EditStack) -> Head:
