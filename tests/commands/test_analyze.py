@@ -47,6 +47,22 @@ def test_files_and_numbers(run):
     assert "experts, zero:" in "\n".join(_lines(found))
 
 
+def test_the_minimum_of_a_strong_expert_is_an_option_and_in_the_json(run):
+    parts = {}
+    for least in (1, 5, 1000):
+        said = "\n".join(_lines(analyze(run, least_lost=least)))
+        units = json.loads((run / "analysis" / "analysis.json").read_text())["study"]["units"][0]
+        parts[least] = [units["modes"]["zero"], units["load_control"]]
+        for part in parts[least]:
+            assert part["least_lost"] == least
+            if part["strong"]:
+                assert f"{part['strong']} strong (by {part['strong_images']} images)" in said
+    assert parts[5][0]["strong"] > 0
+    assert parts[5][0]["strong_images"] >= 5
+    assert [part["strong"] for part in parts[1000]] == [0, 0]
+    assert parts[1][1]["mean_polysemanticity"] == parts[1000][1]["mean_polysemanticity"]
+
+
 def test_counts_are_those_of_the_plain_method(run):
     """Accuracies per class with each expert ablated, by the trained head itself."""
     from mumoe.training import load_head

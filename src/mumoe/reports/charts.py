@@ -98,7 +98,7 @@ def _darkened(text: str) -> str:
 
 
 def curves_chart(folder: Path, seeds: Sequence[SeedView]) -> Chart | None:
-    """Loss and learning rate by epoch, one line a seed; None if nothing was logged."""
+    """Loss and learning rate by epoch, one line a seed; None if no curve has two points."""
     rows = [
         {"seed": seed.seed, "curve": curve.name, "step": step, "epoch": epoch, "value": value}
         for seed in seeds
@@ -108,6 +108,8 @@ def curves_chart(folder: Path, seeds: Sequence[SeedView]) -> Chart | None:
     if not rows:
         return None
     groups = [names for names in (("loss", "val_loss"), ("val_accuracy",)) if _drawn(seeds, names)]
+    if not groups:
+        return None
 
     def draw(narrow: bool) -> Figure:
         width, height = (NARROW, 2.6 * len(groups)) if narrow else (WIDE, 3.0)
@@ -269,7 +271,8 @@ def _points(view: RunView) -> list[Point]:
         for part, name, control in ((seed.specialized, series, False), (seed.control, f"{series}: same load", True)):
             if part is not None:
                 numbers = (part.accuracy, part.mean_polysemanticity, part.strong, part.mean_polysemanticity_strong)
-                found.append(Point(name, part.units, seed.seed, *numbers, part.with_effect, control))
+                rest = (part.with_effect, control, part.least_lost)
+                found.append(Point(name, part.units, seed.seed, *numbers, *rest))
     return found
 
 
