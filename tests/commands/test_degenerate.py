@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from mumoe.analysis.files import as_json
 from mumoe.cli import main
 from mumoe.dashboard import experts
 from mumoe.dashboard.session import open_session
 from mumoe.errors import JobError
+from mumoe.files import as_json
 from mumoe.training import TrainConfig, jobs, train
 
 
