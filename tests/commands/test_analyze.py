@@ -49,7 +49,7 @@ def test_files_and_numbers(run):
 
 def test_the_minimum_of_a_strong_expert_is_an_option_and_in_the_json(run):
     parts = {}
-    for least in (1, 5, 1000):
+    for least in (1, 2, 1000):
         said = "\n".join(_lines(analyze(run, least_lost=least)))
         units = json.loads((run / "analysis" / "analysis.json").read_text())["study"]["units"][0]
         parts[least] = [units["modes"]["zero"], units["load_control"]]
@@ -57,10 +57,26 @@ def test_the_minimum_of_a_strong_expert_is_an_option_and_in_the_json(run):
             assert part["least_lost"] == least
             if part["strong"]:
                 assert f"{part['strong']} strong (by {part['strong_images']} images)" in said
-    assert parts[5][0]["strong"] > 0
-    assert parts[5][0]["strong_images"] >= 5
+    assert parts[1][0]["strong"] > parts[2][0]["strong"] > 0
+    assert parts[1][1]["strong"] > parts[2][1]["strong"]  # the control, by the same rule
+    assert parts[2][0]["strong_images"] >= 2
     assert [part["strong"] for part in parts[1000]] == [0, 0]
     assert parts[1][1]["mean_polysemanticity"] == parts[1000][1]["mean_polysemanticity"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"split": "val"}, {"modes": ("zero", "mean")}, {"experts": (0, 3)}, {"images": 1}, {"threshold": 0.9},
+     {"resamples": 40}, {"seed": 1}, {"least_lost": 40}],
+    ids=lambda changed: next(iter(changed)),
+)  # fmt: skip
+def test_every_option_changes_what_is_written(run, changed):
+    def written(**options):
+        analyze(run, **options)
+        return [(run / "analysis" / name).read_text() for name in ("analysis.json", "images/grid.json")]
+
+    assert written() == written()
+    assert written(**changed) != written()
 
 
 def test_counts_are_those_of_the_plain_method(run):
@@ -123,7 +139,7 @@ def test_other_images_are_refused(run):
     [
         ({"split": "tset"}, r"got 'tset'\. Did you mean 'test'\?"),
         ({"modes": ("zreo",)}, r"got 'zreo'\. Did you mean 'zero'\?"),
-        ({"experts": (12,)}, r"choose_images: expected an expert from 0 to 11, got 12\."),
+        ({"experts": (12,)}, r"mumoe analyze: expected --experts in 0..11, got 12\."),
         ({"batch_size": 0}, r"expected batch_size >= 1, got 0\."),
     ],
 )

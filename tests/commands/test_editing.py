@@ -394,6 +394,56 @@ def test_edits_that_do_not_exist_are_answered_before_anything_is_loaded(run, cap
     assert err == "Ablate: expected an expert in 0..7, got 999. There are 8 experts.\n"
 
 
+OPTIONS = {
+    "audit": {
+        "split": "test", "threshold": 0.3, "no-pairs": None, "min-rows": 40, "alpha": 0.9, "correction": "holm",
+        "top": 2, "images": 0, "head": "smiling",
+    },
+    "fairness": {
+        "head": "smiling", "sensitive": "sex", "label": 0, "value": "0", "split": "val", "resamples": 50, "seed": 1,
+        "edits": "{edits}",
+    },
+    "edit": {
+        "head": "smiling", "sensitive": "sex", "value": "0", "label": 0, "lambda": 0.5, "objective": "rewriting_score",
+        "max-loss": 0.3, "base": "{edits}", "resamples": 50, "seed": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "option"), [(verb, option) for verb in OPTIONS for option in OPTIONS[verb]])
+def test_every_option_changes_what_comes_out(run, capsys, tmp_path, verb, option):
+    """Compared is everything but the time and the option's own name in the heading."""
+    edits = tmp_path / "edits.json"
+    assert call(capsys, "edit", run, "--do", "scale:1=-2", "scale:2=3", "--out", edits)[0] == 0
+    own = {"head": "blond", "sensitive": "male", "value": "1", "max-loss": 0.0}
+    first = {name: own[name] for name in own if name in OPTIONS[verb]}
+    if verb == "audit":
+        first = {"head": "blond"}
+    if option == "max-loss":  # for blond men every gain of the worst group is one of overall accuracy too
+        first |= {"head": "male", "sensitive": "blond"}
+    changed = {**first, option: OPTIONS[verb][option]}
+    if option == "sensitive" and "value" in first:
+        changed["value"] = "woman"
+
+    def outcome(options):
+        texts = [
+            str(part).format(edits=edits)
+            for name, value in options.items()
+            for part in (f"--{name}", value)
+            if part is not None
+        ]
+        file = tmp_path / "found.json"
+        status, out, err = call(capsys, verb, run, *texts, *(("--out", file) if verb == "edit" else ()))
+        assert status == 0, err
+        if verb == "edit":
+            found = read_edit_file(file)
+            return [found.edits, found.provenance["metrics_before"], found.provenance["metrics_after"]]
+        return out.partition("\n")[2] if verb == "fairness" else out.replace("alpha 0.9", "alpha 0.05")
+
+    assert outcome(changed) != outcome(first)
+    assert outcome(first) == outcome(first)
+
+
 # Edits by hand --------------------------------------------------------------------------------------------
 
 

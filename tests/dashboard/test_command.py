@@ -71,15 +71,15 @@ def test_the_token_is_handed_to_the_browser_in_a_file_that_only_the_user_can_rea
     with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
         started = Started(process.stdout.readline())
         assert process.stdout.readline() == "The address is for you alone. Ctrl-C ends the dashboard.\n"
-        for _ in range(600):
+        for _ in range(300):
             if result.is_file() and result.read_text().endswith(")"):
                 break
             time.sleep(0.1)
         arguments = Path(f"/proc/{process.pid}/cmdline").read_text()
-        mode, path, address, status = ast.literal_eval(result.read_text())
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert started.keys.token not in seen.read_text()
+    mode, path, address, status = ast.literal_eval(result.read_text())
     assert started.keys.token not in arguments
     assert seen.read_text().count("file://") == 1
     assert (mode, status) == ("0o600", 200)

@@ -120,7 +120,7 @@ def read_experts(
     Raises:
         UserError: If a file of the analysis is damaged.
     """
-    command = f"mumoe analyze {run}" + ("" if has_images else " --images 0")
+    command = f"mumoe analyze {run}"
     if not has_experts:
         reason = "The head has neither experts nor neurons that could be ablated."
         return Analyzed(missing=(Missing("analysis", reason, ""),))
