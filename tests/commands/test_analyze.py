@@ -75,8 +75,15 @@ def test_every_option_changes_what_is_written(run, changed):
         analyze(run, **options)
         return [(run / "analysis" / name).read_text() for name in ("analysis.json", "images/grid.json")]
 
-    assert written() == written()
-    assert written(**changed) != written()
+    first = written()
+    assert first == written()
+    second = written(**changed)
+    assert second != first
+    if "threshold" in changed:  # it counts for the images shown and for the load
+        shown = [json.loads(grid)["shown"] for _, grid in (first, second)]
+        load = [json.loads(text)["study"]["usage"][0]["load"] for text, _ in (first, second)]
+        assert shown[0] != shown[1]
+        assert sum(load[1]) < sum(load[0])
 
 
 def test_counts_are_those_of_the_plain_method(run):

@@ -73,6 +73,7 @@ def study(
     resamples: int = 1000,
     seed: int = 0,
     least_lost: int = LEAST_LOST,
+    threshold: float = 0.5,
 ) -> LayerStudy:
     """Measure a MuMoE layer, a sparse mixture, or the neurons of a parameter-matched linear layer.
 
@@ -85,6 +86,7 @@ def study(
         resamples: Bootstrap resamples of the images for the confidence intervals.
         seed: Seed of bootstrap, control and resampling.
         least_lost: Right answers that a class must lose, besides half of them, for a unit to be strong.
+        threshold: Coefficient from which an image counts as processed by an expert, in `usage`.
 
     Raises:
         UserError: If the layer has no units, a mode is unknown, or there are no images.
@@ -101,7 +103,7 @@ def study(
         plain.append(runs["zero"])
         units.append(_unit_study(name, runs, resamples, seed, least_lost))
     levels = len(store_levels(layer))
-    usage = tuple(store.level(level=level).usage() for level in range(levels)) if store else ()
+    usage = tuple(store.level(level=level).usage(threshold) for level in range(levels)) if store else ()
     combinations = and_reading(plain[:-1], plain[-1], least_lost=least_lost) if len(kinds) > 1 else ()
     return LayerStudy(usage, tuple(units), combinations)
 

@@ -229,6 +229,7 @@ def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Optio
         resamples=options.resamples,
         seed=options.seed,
         least_lost=options.least_lost,
+        threshold=options.threshold,
     )
     wanted, none = store is not None and options.images > 0, isinstance(inputs.data.open_image, NoImages)
     reason = f"{inputs.data.name} is a set of features without images" if wanted and none else ""
