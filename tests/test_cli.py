@@ -46,7 +46,7 @@ def test_every_verb_has_help(capsys):
         (["train", "--mode", "feature"], "Did you mean 'features'?"),
         (["train", "--data", "emojy"], "Did you mean 'emoji'?"),
         (["train", "--data-options", "splitby=image"], "got 'splitby'. Did you mean 'split_by'?"),
-        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--cp-rank", "0"], "expected rank >= 1, got 0"),
+        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--cp-rank", "0"], "expected --cp-rank >= 1, got 0"),
         (["cost", "--in", "8", "--out", "4", "--experts", "8", "--gates"], "--gate"),
     ],
 )

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import resource
 import stat
 import subprocess
@@ -22,6 +23,7 @@ import mumoe.files as files
 from mumoe.errors import JobError, UserError
 from mumoe.files import (
     cache_root,
+    check_writable,
     clean_folder,
     digest_ahead,
     digest_file,
@@ -36,6 +38,7 @@ from mumoe.files import (
     write_tensors,
     write_text,
 )
+from read_only import read_only
 
 SOURCE = str(Path(files.__file__).parents[1])
 DEAD = 2**22 + 1  # beyond the largest process id of Linux
@@ -330,6 +333,22 @@ def write_a_folder(path: Path) -> None:
 
 
 WRITES = pytest.mark.parametrize("write", [write_a_file, write_a_folder])
+
+
+def check_only(path: Path) -> None:
+    check_writable(path, who="mumoe test", remedy="Use -o.")
+
+
+@pytest.mark.parametrize("write", [write_a_file, write_a_folder, check_only])
+@pytest.mark.parametrize("name", ["place", "deep/place"])
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, write, name: str) -> None:
+    with read_only(tmp_path), pytest.raises(JobError) as error:
+        write(tmp_path / name)
+    expected = rf"mumoe test: expected a folder that can be written, got '{tmp_path}' \(.*\). Use -o."
+    assert re.fullmatch(expected, str(error.value))
+    assert names(tmp_path) == []
+    check_only(tmp_path / "deep" / "place")
+    assert names(tmp_path) == []
 
 
 @WRITES

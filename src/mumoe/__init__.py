@@ -11,8 +11,8 @@ from mumoe.lazy import attach
 
 if TYPE_CHECKING:
     from mumoe import costs, functional
+    from mumoe.api import Job, Run, load
     from mumoe.baselines import HighRankLinear, SparseMoE
-    from mumoe.deploy.load import load
     from mumoe.deploy.model import ImageClassifier
     from mumoe.errors import JobError, UserError
     from mumoe.factorizations import register_factorization
@@ -24,9 +24,11 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "HighRankLinear",
     "ImageClassifier",
+    "Job",
     "JobError",
     "MuMoE",
     "MuMoEBlock",
+    "Run",
     "SparseMoE",
     "UserError",
     "costs",
@@ -41,12 +43,14 @@ __getattr__, __dir__ = attach(
     {
         "HighRankLinear": "baselines",
         "ImageClassifier": "deploy.model",
+        "Job": "api",
         "JobError": "errors",
         "MuMoE": "layers",
         "MuMoEBlock": "layers",
+        "Run": "api",
         "SparseMoE": "baselines",
         "UserError": "errors",
-        "load": "deploy.load",
+        "load": "api",
         "register_factorization": "factorizations",
         "register_gate": "gating",
         "costs": "",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "as_json",
     "cache_root",
+    "check_writable",
     "clean_folder",
     "digest_ahead",
     "digest_file",
@@ -185,6 +186,25 @@ def new_folder(
             raise
         if durable:
             _sync_folder(path.parent)
+
+
+def check_writable(
+    path: str | Path, *, who: str | None = None, remedy: str | None = None, parents: bool = True
+) -> None:
+    """Raise before any work what `new_file` or `new_folder` would raise after it; nothing is left behind.
+
+    Arguments as for `new_file`.
+
+    Raises:
+        JobError: If the nearest folder above that exists is read-only or full, or the parent has to exist.
+    """
+    path = Path(path)
+    above = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), path.absolute().parent)
+    target = above / path.name if parents else path
+    with write_errors(target, who=who, remedy=remedy):
+        part = _beside(target, "part")
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.unlink(part)
 
 
 def remove_folder(path: Path) -> None:

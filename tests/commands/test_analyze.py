@@ -137,7 +137,7 @@ def test_a_head_without_experts_is_one_clear_error(tmp_path):
 
 
 def test_other_images_are_refused(run):
-    with pytest.raises(UserError, match=r"expected the images that .* was trained on, got others\."):
+    with pytest.raises(UserError, match=r"expected the data that it was trained on .* got other content"):
         analyze(run, data=make_data(seed=5))
 
 

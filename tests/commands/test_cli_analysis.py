@@ -1,5 +1,6 @@
 """The two verbs through the command line: flags, output, exit status."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from mumoe.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from made_up_analysis import make_data, make_features, make_run
+from made_up_analysis import make_data, make_features
+
+OLD = Path(__file__).parent.parent / "fixtures" / "runs"
 
 
 @pytest.fixture
@@ -25,12 +28,10 @@ def made_up(monkeypatch):
     monkeypatch.setattr(inputs, "with_seed", lambda found, config: found)
 
 
-def test_analyze_prints_the_numbers_and_where_they_are(tmp_path, capsys, made_up, monkeypatch):
-    from mumoe.training import inputs, jobs
-
-    make_run(tmp_path / "run")
-    monkeypatch.setattr(jobs, "load_inputs", inputs.load_inputs)
-    status = main(["analyze", str(tmp_path / "run"), "--modes", "zero", "mean", "--resamples", "5", "--quiet"])
+def test_analyze_prints_the_numbers_and_where_they_are(tmp_path, capsys):
+    shutil.copytree(OLD / "trmumoe", tmp_path / "run")
+    data = ["--data", f"features:{OLD / 'classes.safetensors'}", "--images", "0"]
+    status = main(["analyze", str(tmp_path / "run"), "--modes", "zero", "mean", "--resamples", "5", "--quiet", *data])
     said = capsys.readouterr().out
     assert status == 0
     assert "experts, zero:" in said

@@ -15,7 +15,8 @@ from mumoe.dashboard import experts
 from mumoe.dashboard.session import open_session
 from mumoe.errors import JobError
 from mumoe.files import as_json
-from mumoe.training import TrainConfig, jobs, train
+from mumoe.training import TrainConfig, train
+from mumoe.training.opening import StoredRun
 
 
 def write(folder, *, classes=3, rows=120, split=(0.5, 0.25, 0.25), noise=0.3):
@@ -130,16 +131,15 @@ def test_analyze_checks_what_it_can_before_it_computes(tmp_path, capsys, monkeyp
 def test_coefficients_that_are_no_numbers_are_one_line(tmp_path, capsys, monkeypatch):
     """As of a run that diverged."""
     run = trained(tmp_path, epochs=1)
-    load = jobs.load_head
+    load = StoredRun.head.fget
 
-    def diverged(path):
-        head, *rest = load(path)
+    def diverged(self):
+        head = load(self)
         with torch.no_grad():
             head.layer.gate.weights[0][0, 0] = torch.nan
-        return head, *rest
+        return head
 
-    for place in ("mumoe.training.jobs.load_head", "mumoe.training.load_head"):
-        monkeypatch.setattr(place, diverged)
+    monkeypatch.setattr(StoredRun, "head", property(diverged))
     status, out, err = call(capsys, "analyze", run)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "expected coefficients that are numbers, got NaN" in err

@@ -43,7 +43,7 @@ def write_features(path, *, single=False, rows=1200):
     group = np.where(rng.random(rows) < 0.1, -1, male)
     tensors = {"features": x.astype(np.float32), "labels": labels.astype(np.int64), "split": split}
     metadata = METADATA | ({"classes": json.dumps(CLASSES[:2])} if single else {})
-    save_file({**tensors, "group_sex": group}, path, metadata=metadata)
+    save_file({**tensors, "group_sex": group, "group_old": group.copy()}, path, metadata=metadata)
 
 
 def trained(tmp_path, head="CPMuMoE-r8-e8", **options):
@@ -83,7 +83,9 @@ def test_fairness_prints_what_the_metrics_say(run, capsys):
     assert found["metrics"]["std_bias"]["value"] == pytest.approx(expected)
     status, out, _ = call(capsys, "fairness", run, "--head", "blond", "--sensitive", "sex", "--resamples", 0)
     assert status == 0
-    assert "left out: sex unknown)" in out
+    unknown = int((opened.data.attributes["sex"].codes[rows] < 0).sum())
+    assert 0 < unknown < len(rows)
+    assert f"(sex is unknown for {unknown} test images, left out)" in out
     assert "1 / man (target)" in out
     assert "Equality of opp. (↓)" in out
 
@@ -114,6 +116,26 @@ def test_edit_corrects_writes_and_exports(run, capsys, tmp_path):
         torch.testing.assert_close(plain.eval()(x), expected)
         with load_edits(file, opened.layer):
             torch.testing.assert_close(opened.head(x), expected)
+
+
+@pytest.mark.parametrize("value", ["1", "yes", "True", "1.0"])
+def test_a_value_of_a_zero_one_attribute_may_be_written_in_several_ways(run, capsys, tmp_path, value):
+    """An attribute writes it yes, a label of the set 1."""
+    for sensitive, name in (("old", "yes"), ("male", "1")):
+        who, file = ("--head", "blond", "--sensitive", sensitive, "--value", value), tmp_path / "edit.json"
+        status, out, error = call(capsys, "edit", run, *who, "--lambda", 1, "--out", file, "--resamples", 0)
+        assert (status, error) == (0, "")
+        assert ("old is unknown for" in out) == (sensitive == "old")
+        about = read_edit_file(file).provenance
+        assert about["subgroup"]["value"] == about["metrics_after"]["target"]["sensitive"] == name
+        assert about["subgroup"]["training_images"] > 0
+        status, out, _ = call(capsys, "fairness", run, *who, "--edits", file, "--json", "--resamples", 0)
+        assert json.loads(out)["+ edits"]["target"] == {"label": 1, "sensitive": name}
+        status, _, _ = call(capsys, "edit", run, *who, "--do", "ablate:1", "--out", file, "--resamples", 0)
+        assert read_edit_file(file).provenance["metrics_after"]["target"]["sensitive"] == name
+    status, _, error = call(capsys, "edit", run, "--head", "blond", "--sensitive", "old", "--value", "-1")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "expected a value of old out of no, yes, got '-1'" in error
 
 
 def test_edit_with_the_papers_lambda_and_on_top(run, capsys, tmp_path):

@@ -24,18 +24,23 @@ RESULT = EvalResult(
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """Runs on disk, and what the command asks about them."""
-    import mumoe.training as training
+    from mumoe.training.config import TrainConfig
+    from mumoe.training.opening import StoredRun
+    from mumoe.training.run import RunFolder
 
     calls = []
 
-    def evaluate(run, split, *, progress):
-        calls.append((run, split))
+    def evaluate(self, split):
+        calls.append((self.path, split))
         return RESULT
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(StoredRun, "evaluate", evaluate)
+    facts = {"seed": 0, "head": "linear", "data": {}, "classes": [], "multi_label": False}
+    facts |= {"num_features": 6, "backbone": None}
     for name in ("seed-10", "seed-9"):
-        (tmp_path / "job" / name).mkdir(parents=True)
-        (tmp_path / "job" / name / "run.json").write_text("{}")
+        RunFolder.create(
+            tmp_path / "job" / name, TrainConfig(), {**facts, "num_features": 6, "backbone": None}
+        ).release()
     return calls
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from mumoe import cli
-from mumoe.deploy.load import load_classifier
 from mumoe.deploy.model import ImageClassifier
 from mumoe.editing.edits import Ablate, Rewrite
 from mumoe.editing.files import load_edits, save_edits
@@ -74,7 +73,7 @@ def test_an_unreadable_image_stops_it(run: Path, tmp_path: Path, capsys) -> None
 @pytest.fixture(scope="module")
 def edits(attribute_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Edits of the attribute run, a rewriting among them, so that the ranks grow."""
-    layer = load_classifier(attribute_run).head.layer
+    layer = ImageClassifier.from_run(attribute_run).head.layer
     stack = EditStack(layer)
     stack.add(Rewrite.of(0, torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1]), 4.0), "ants")
     stack.add(Ablate(2))
@@ -88,7 +87,7 @@ def test_an_edited_model_is_an_ordinary_one(attribute_run: Path, edits: Path, tm
     status, out, err = call(capsys, attribute_run, "--to", "safetensors", "--edits", edits, "--out", saved)
     assert (status, err) == (0, "")
     assert "logits differ by at most 0; the largest" in out
-    original, edited = load_classifier(attribute_run), ImageClassifier.from_pretrained(saved)
+    original, edited = ImageClassifier.from_run(attribute_run), ImageClassifier.from_pretrained(saved)
     assert json.loads((saved / "config.json").read_text())["head"] == "CPMuMoE-r5-e5"
     x = torch.randn(4, *original.input_size, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -111,7 +110,7 @@ def test_edited_onnx_gives_the_edited_models_logits(attribute_run: Path, edits: 
     file = attribute_run / "export" / "edited" / "model.onnx"
     beside = json.loads(file.with_suffix(".json").read_text())
     assert (beside["head"], beside["edits"][1]) == ("CPMuMoE-r5-e5", "ablate-1: ablate expert 2 of level 0")
-    original = load_classifier(attribute_run)
+    original = ImageClassifier.from_run(attribute_run)
     x = torch.randn(3, *original.input_size, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode(), load_edits(edits, original.head.layer):
         expected = original(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_unreadable_images_are_named_once_and_the_others_predicted(run: Path, im
     assert status == 1
     assert out.count("0.png: ") == out.count("2.png: ") == 1
     assert "1.png" not in out
-    assert err.startswith("mumoe predict: expected 4 images, got 2 that cannot be read: ")
+    assert err.startswith("mumoe predict: expected image files, got 2 of 4 that cannot be read: ")
     assert f"{images / '1.png'} (the image is truncated), {images / 'gone.png'} (no such file)" in err
     assert err.endswith("The others were predicted.\n")
     assert err.count("\n") == 1
@@ -93,7 +94,7 @@ def test_a_name_that_is_no_text_does_not_stop_it(run: Path, tmp_path: Path, caps
 def test_wrong_calls(run: Path, features_run: Path, images: Path, capsys) -> None:
     for arguments, expected in (
         ((run.parent / "finetund", images), "Did you mean"),
-        ((features_run, images), "got one trained on ready features"),
+        ((features_run, images), "got one trained on features that were passed in"),
         ((run,), "expected images or folders of images, got none"),
         ((run, images, "--top", "0"), "expected top >= 1"),
         ((run, images, "--batch-size", "0"), "expected --batch-size >= 1"),
@@ -101,3 +102,18 @@ def test_wrong_calls(run: Path, features_run: Path, images: Path, capsys) -> Non
         status, out, err = call(capsys, *arguments)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert expected in err
+
+
+def test_a_job_predicts_with_its_first_seed(run: Path, images: Path, tmp_path: Path, capsys) -> None:
+    for seed in (0, 1):
+        shutil.copytree(run, tmp_path / "job" / f"seed-{seed}")
+    status, out, err = call(capsys, tmp_path / "job", images / "0.png", "--device", "cpu")
+    assert status == 0
+    assert out == call(capsys, run, images / "0.png", "--device", "cpu")[1]
+    assert err == f"mumoe predict: using {tmp_path}/job/seed-0, the first seed. Runs of this job: seed-0, seed-1.\n"
+
+
+def test_a_picture_that_is_not_there_is_counted_as_one(run: Path, tmp_path: Path, capsys) -> None:
+    status, _, err = call(capsys, run, tmp_path / "nope.png")
+    assert status == 1
+    assert f"expected image files, got 1 of 1 that cannot be read: {tmp_path}/nope.png (no such file)" in err

@@ -7,6 +7,7 @@ import pytest
 
 from mumoe.cli import main
 from mumoe.commands.report import run_names
+from read_only import read_only
 from reports.made_up_results import made_up_data, write_run
 
 
@@ -24,6 +25,31 @@ def test_a_report_is_written_and_says_what_is_missing(run, tmp_path, capsys):
     assert said[-1] == f"Written to {tmp_path / 'out' / 'index.html'}. Open it in a browser."
     assert json.loads((tmp_path / "out" / "report.json").read_text())["made_by"] == "mumoe report"
     assert main(["report", str(run), "-o", str(tmp_path / "out"), "--quiet", "--max-images", "0"]) == 0
+
+
+@pytest.mark.parametrize("logged", [0, 1, 2])
+def test_a_run_of_few_steps_has_a_page(run, tmp_path, capsys, logged):
+    short = tmp_path / "short"
+    shutil.copytree(run, short)
+    lines = (short / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in lines if "loss" in json.loads(line) and "val_loss" not in json.loads(line)]
+    assert len(steps) >= 2
+    (short / "metrics.jsonl").write_text("".join(f"{line}\n" for line in steps[:logged]))
+    assert main(["report", str(short), "-o", str(tmp_path / "out"), "--quiet", "--max-images", "0"]) == 0
+    said = "Fewer than two steps were logged" in (tmp_path / "out" / "index.html").read_text()
+    assert said == (logged < 2)
+    assert (tmp_path / "out" / "figures" / "curves.svg").exists() == (logged == 2)
+
+
+def test_a_run_on_a_read_only_disk_says_where_else_to_write(run, tmp_path, capsys):
+    with read_only(run):
+        assert main(["report", str(run), "--quiet", "--max-images", "0"]) == 1
+        said = capsys.readouterr().err
+        assert f"report: expected a folder that can be written, got '{run}'" in said
+        assert said.endswith("Choose another place with -o/--out.\n")
+        assert said.count("\n") == 1
+        assert main(["report", str(run), "-o", str(tmp_path / "out"), "--quiet", "--max-images", "0"]) == 0
+    assert (tmp_path / "out" / "index.html").is_file()
 
 
 @pytest.mark.parametrize(

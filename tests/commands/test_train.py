@@ -32,12 +32,13 @@ def called(monkeypatch):
         ),
     )
 
-    def train(config, *, progress):
+    def train(config, *, progress, announce):
+        announce("images of made-up")
         calls.append((config, progress))
         return result
 
-    def resume(run, *, progress):
-        calls.append((run, progress))
+    def resume(run, *, data, device, progress, announce):
+        calls.append((run, data, device, progress))
         return result
 
     monkeypatch.setattr(training, "train", train)
@@ -59,6 +60,7 @@ def test_flags_stand_over_the_file_and_the_file_over_the_preset(called, tmp_path
 def test_what_it_says(called, capsys):
     assert main(["train"]) == 0
     assert capsys.readouterr().out.splitlines() == [
+        "images of made-up",
         "CPMuMoE-r4-e3    1,234,567 parameters  accuracy test 0.7500 (sd 0.0100, 3 seeds)",
         "linear                 500 parameters  accuracy test 0.7500",
         "CPMuMoE-r4-e3 minus linear on test: +1.50 points, 95% interval -4.85 to +7.85, paired over 2 seeds",
@@ -69,7 +71,9 @@ def test_what_it_says(called, capsys):
 
 def test_resume_goes_on_with_the_runs_own_settings(called, tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path)]) == 0
-    assert called == [(str(tmp_path), True)]
+    assert called == [(str(tmp_path), "", "", True)]
+    assert main(["train", "--resume", str(tmp_path), "--data", "folder:x", "--device", "cpu", "--quiet"]) == 0
+    assert called[1] == (str(tmp_path), "folder:x", "cpu", False)
     assert main(["train", "--resume", str(tmp_path), "--lr", "1"]) == 2
     assert "expected --resume alone, since a run keeps its settings, got --lr too" in capsys.readouterr().err
 
@@ -121,10 +125,64 @@ def test_help_has_words_for_every_setting(capsys):
 def test_a_stop_is_status_130_and_says_how_to_go_on(monkeypatch, capsys):
     import mumoe.training as training
 
-    def stopped(config, *, progress):
+    def stopped(config, **_):
         raise training.Interrupted("Stopped at step 3 of 9. Go on with: mumoe train --resume runs/x")
 
     monkeypatch.setattr(training, "train", stopped)
     assert main(["train"]) == 130
     expected = "mumoe: interrupted. Stopped at step 3 of 9. Go on with: mumoe train --resume runs/x\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "make", "said"),
+    [
+        ("features", lambda path: path.mkdir(), "got the folder 'mine'. Say folder:mine."),
+        ("features", lambda path: path.write_text("path,label\n"), "got the file 'mine.csv'. Say csv:mine.csv."),
+        ("text", lambda path: (path.mkdir(), (path / "meta.json").write_text("{}")), "Say tokens:mine."),
+    ],
+)
+def test_a_path_as_data_is_answered_with_its_kind(tmp_path, monkeypatch, capsys, mode, make, said):
+    monkeypatch.chdir(tmp_path)
+    name = "mine.csv" if ".csv" in said else "mine"
+    make(tmp_path / name)
+    assert main(["train", "--data", name, "--mode", mode]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_the_default_data_have_the_demos_settings_and_say_so(monkeypatch, tmp_path, capsys):
+    """Data, split, sizes of the splits and of the images are the first line."""
+    from mumoe.models.features import Features
+    from mumoe.recipes.demo import DemoSettings
+    from mumoe.training import inputs
+    from training.made_up_training import make_data, make_features, tiny_backbone
+
+    asked = {}
+
+    def sized_backbone(config):
+        backbone = tiny_backbone()
+        backbone.image_size = config.image_size
+        return backbone
+
+    def load_data(name, **options):
+        asked.update(options, name=name)
+        return make_data(30)
+
+    monkeypatch.setattr("mumoe.data.load_data", load_data)
+    monkeypatch.setattr(
+        inputs, "load_backbone", lambda config: (asked.update(image_size=config.image_size), sized_backbone(config))[1]
+    )
+    features = Features(make_features(make_data(30)), "", tmp_path)
+    monkeypatch.setattr(inputs, "extracted", lambda *given: features)
+    options = ["--head", "linear", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "--quiet"]
+    assert main(["train", *options, "--out", str(tmp_path / "run")]) == 0
+    assert (asked["name"], asked["split_by"], asked["size"]) == ("emoji", "image", DemoSettings().size)
+    assert asked["image_size"] == DemoSettings().size
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "made-up: 30 images, 4 classes; split as given: train 18, val 6, test 6; the network reads 96 px"
+    assert main(["train", *options, "--out", str(tmp_path / "two"), "--data-options", "split_by=character"]) == 0
+    assert (asked["split_by"], asked["size"]) == ("character", 96)
+    assert main(["train", *options, "--out", str(tmp_path / "three"), "--image-size", "64"]) == 0
+    assert asked["image_size"] == 64

@@ -14,7 +14,7 @@ from PIL import Image
 from dashboard.made_up_run import CLASSES, EVIL, draw
 from dashboard.talking import get, post, refused, request
 from mumoe.dashboard import app, pictures
-from mumoe.deploy.load import load_classifier
+from mumoe.deploy.model import ImageClassifier
 from mumoe.deploy.predict import explain
 
 
@@ -121,7 +121,7 @@ def test_an_own_picture_gets_what_predict_says(running, session, run):
     assert (found["width"], found["height"]) == (32, 32)
     assert found["picture"].startswith("data:image/webp;base64,")
     apart = post(running, "/api/image", upload=found["upload"])
-    model = load_classifier(run)
+    model = ImageClassifier.from_run(run)
     told = explain(model, model.transform(picture)[None], top=2, experts=12, threshold=0.0)[0]
     expected = {label.label: label for label in told.labels}
     for position, logit in zip(apart["classes"], apart["logits"], strict=True):

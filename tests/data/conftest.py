@@ -1,5 +1,7 @@
 """Tiny data sets in their real layouts, written by the tests."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,25 @@ def draw():
         return colour
 
     return write
+
+
+@pytest.fixture
+def forbid(monkeypatch):
+    """Make folders or files unreadable as they are to an ordinary user; permissions do not bind root."""
+    listed, allowed = os.scandir, os.access
+
+    def close(*paths):
+        closed = {os.fspath(path) for path in paths}
+
+        def scandir(path="."):
+            if os.fspath(path) in closed:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+            return listed(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        monkeypatch.setattr(os, "access", lambda path, mode: os.fspath(path) not in closed and allowed(path, mode))
+
+    return close
 
 
 @pytest.fixture

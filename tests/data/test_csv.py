@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from mumoe.data import same
+from mumoe.data.same import same_files
 from mumoe.errors import UserError
 
 
@@ -94,7 +96,7 @@ def test_bad_rows_are_left_out_and_named(table, load):
     assert data.labels.tolist() == [0, 1] * 4
     assert data.problems == (
         "line 13: 2 fields for 3 columns, left out",
-        "line 14: the label is empty, left out",
+        "label: no value in 1 of 13 rows (1 empty), left out (line 14)",
         "line 15: split is 'later', expected train, val or test, left out",
         "pictures/0.png: listed again, only the first time counts",
         "pictures/1.png: listed again, only the first time counts",
@@ -152,7 +154,10 @@ def test_labels_and_groups_are_part_of_the_fingerprint(table, load):
             "or columns of 0/1, got colour. Name it with label_column or target_columns.",
         ),
         ('image,label\nx,"y\n', "expected a table, got line 2: unexpected end of data. Repair that line."),
-        ("image,label\nx,\n", "expected rows that can be read, got none: such as line 2: the label is empty"),
+        (
+            "image,label\nx,\n",
+            "expected rows that can be read, got none: such as label: no value in 1 of 1 rows (1 empty)",
+        ),
         ("image,label\nx,a\ny,b\n", "expected images that can be read, got none."),
     ],
 )
@@ -178,3 +183,92 @@ def test_other_mistakes(table, load, root):
     (root / "t/list.csv").write_bytes("image,label\né,a\n".encode("latin1"))
     with pytest.raises(UserError, match=r"expected text in UTF-8 in .* got byte 0xe9"):
         load(name)
+
+
+@pytest.mark.parametrize("missing", ["", "nan", "NaN", "None", "NaT", "<NA>", "NA", "null", " "])
+def test_missing_values_are_no_class_target_or_subgroup(table, load, missing):
+    labels, studio = ["a", missing, "b", "a", "b", "a", "b", "a"], ["n", "n", missing, "o", "o", "o", "n", missing]
+    data = load(table(rows("image,label,studio", PATHS, labels, studio)), group_columns="studio")
+    written = repr(missing.strip()) if missing.strip() else "empty"
+    assert data.classes == ("a", "b")
+    assert data.problems == (f"label: no value in 1 of 8 rows (1 {written}), left out (line 3)",)
+    assert data.attributes["studio"].values == ("n", "o")
+    assert data.attributes["studio"].codes.tolist() == [0, -1, 1, 1, 1, 0, -1]
+    smiles = [1, missing, 0, 1, 0, 1, 0, 1]
+    data = load(table(rows("image,smiles", PATHS, smiles)), target_columns="smiles")
+    assert data.labels[:, 0].tolist() == [1, 0, 1, 0, 1, 0, 1]
+    assert data.problems == (f"smiles: no value in 1 of 8 rows (1 {written}), left out (line 3)",)
+    with pytest.raises(UserError, match="smiles: no value in 1 of 8 rows"):
+        load(table(rows("image,smiles", PATHS, smiles)), target_columns="smiles", strict=True)
+
+
+@pytest.mark.parametrize(("one", "zero", "minus"), [("1", "0", "-1"), ("1.0", "0.0", "-1.0"), ("yes", "no", "-1")])
+def test_minus_one_beside_zero_and_one_is_unknown(table, load, one, zero, minus):
+    odd = [one, zero, minus, one, zero, one, minus, zero]
+    data = load(table(rows("image,edema,heart", PATHS, odd, [one, zero] * 4)))
+    assert data.classes == ("edema", "heart")
+    assert data.labels[:, 0].tolist() == [1, 0, 1, 0, 1, 0]
+    assert data.problems == (f"edema: no value in 2 of 8 rows (2 '{minus}'), left out (line 4, line 8)",)
+    group = load(table(rows("image,label,edema", PATHS, list("abababab"), odd)))
+    assert group.attributes["edema"].values == ("no", "yes")
+    assert group.attributes["edema"].codes.tolist() == [1, 0, -1, 1, 0, 1, -1, 0]
+
+
+@pytest.mark.parametrize(("one", "minus"), [("1", "-1"), ("1.0", "-1.0"), ("1", "-1.0")])
+def test_minus_one_and_one_alone_are_no_and_yes(table, load, one, minus):
+    data = load(table(rows("image,male", PATHS, [one, minus] * 4)))
+    assert data.classes == ("male",)
+    assert data.labels[:, 0].tolist() == [1, 0] * 4
+    assert data.problems == ()
+
+
+def test_a_label_of_minus_one_beside_zero_and_one_is_unknown_unless_it_is_named(table, load):
+    labels = [0, 1, -1, 0, 1, 0, 1, 0]
+    data = load(table(rows("image,label", PATHS, labels)))
+    assert data.classes == ("0", "1")
+    assert data.problems == ("label: no value in 1 of 8 rows (1 '-1'), left out (line 4)",)
+    named = load(table(rows("image,label", PATHS, labels)), classes="-1,0,1")
+    assert named.labels.tolist() == [1, 2, 0, 1, 2, 1, 2, 1]
+
+
+def test_numbers_are_one_class_and_sort_as_numbers(table, load):
+    data = load(table(rows("image,label", PATHS, ["0.0", "10.0", "2.0", "1.0", "1", "2", "10", "-3.5"])))
+    assert data.classes == ("-3.5", "0", "1", "2", "10")
+    assert data.labels.tolist() == [1, 4, 3, 2, 2, 3, 4, 0]
+    codes = load(table(rows("image,label", PATHS, ["007", "7", "010", "7", "007", "10", "10", "010"])))
+    assert codes.classes == ("007", "7", "010", "10")
+    assert load(table(rows("image,label", PATHS, ["0.0", "1.0"] * 4)), classes="a,b").labels.tolist() == [0, 1] * 4
+
+
+def test_infinite_labels_are_left_out_and_named(table, load):
+    data = load(table(rows("image,label", PATHS, ["1", "2", "inf", "1", "2", "1", "-inf", "1"])))
+    assert data.classes == ("1", "2")
+    assert data.problems == ("label: no value in 2 of 8 rows (1 'inf', 1 '-inf'), left out (line 4, line 8)",)
+
+
+def test_one_file_under_several_paths_is_one_image(table, load, root):
+    name = table(rows("image,label,split", PATHS[:4], list("abab"), ["train"] * 4))
+    folder = root / "t"
+    (folder / "link.png").symlink_to(folder / PATHS[2])
+    (folder / "elsewhere").symlink_to(folder / "pictures")
+    aliases = [str(folder / PATHS[0]), f"../t/{PATHS[1]}", "link.png", "elsewhere/3.png"]
+    text = rows("image,label,split", [*PATHS[:4], *aliases], list("abab") * 2, ["train"] * 4 + ["test"] * 4)
+    data = load(table(text), val_fraction=0.0, test_fraction=0.0)
+    assert len(data) == 4
+    assert set(data.split.tolist()) == {0}
+    assert data.problems == tuple(
+        f"{alias}: is the same file as {path}, only the first counts"
+        for path, alias in zip(PATHS, [aliases[0], f"../t/{PATHS[1]}", *aliases[2:]], strict=False)
+    )
+    with pytest.raises(UserError, match="is the same file as pictures/0.png"):
+        load(name, strict=True)
+
+
+def test_case_counts_where_the_disk_says_so(tmp_path, monkeypatch):
+    lower, upper = tmp_path / "a.png", tmp_path / "A.png"
+    lower.write_bytes(b"1")
+    upper.write_bytes(b"2")
+    paths = [str(lower), str(upper)]
+    assert same_files(paths) == {}
+    monkeypatch.setattr(same.os.path, "samefile", lambda one, other: one.lower() == other.lower())
+    assert same_files(paths) == {1: 0}

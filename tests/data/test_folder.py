@@ -198,3 +198,46 @@ def test_a_set_whose_training_images_are_all_broken_is_refused(root, draw, load)
 def test_fractions_that_leave_nothing_to_train_on_are_refused(class_tree, load):
     with pytest.raises(UserError, match="val_fraction and test_fraction from 0 that leave something to train"):
         load(f"folder:{class_tree}", val_fraction=0.5, test_fraction=0.5)
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_strict_stops(class_tree, draw, load, forbid):
+    for image in range(3):
+        draw(class_tree / "cat/deep" / f"{image}.png", 500 + image)
+    assert len(load(f"folder:{class_tree}")) == 23
+    forbid(class_tree / "cat/deep")
+    data = load(f"folder:{class_tree}")
+    assert len(data) == 20
+    line = f"folders left out because they cannot be listed: 1 ({class_tree}/cat/deep: Permission denied)"
+    assert data.problems == (line,)
+    with pytest.raises(UserError, match="folders left out because they cannot be listed: 1"):
+        load(f"folder:{class_tree}", strict=True)
+    forbid(class_tree / "cat")
+    data = load(f"folder:{class_tree}")
+    assert data.problems == (line.replace("/deep", ""), "class 'cat' has no image")
+
+
+def test_folders_and_files_without_permission_are_one_line(class_tree, root, load, forbid):
+    (root / "list.csv").write_text("image,label\nx,a\n")
+    forbid(class_tree, root / "list.csv")
+    with pytest.raises(UserError, match=r"expected a folder that can be read, got '.*pets' without permission"):
+        load(f"folder:{class_tree}")
+    with pytest.raises(UserError, match=r"expected a file that can be read, got '.*list.csv' without permission"):
+        load(f"csv:{root / 'list.csv'}")
+    for part in ("train", "test"):
+        (root / "split" / part / "a").mkdir(parents=True)
+        (root / "split" / part / "b").mkdir()
+    forbid(root / "split/test")
+    with pytest.raises(UserError, match=r"expected a folder that can be listed, got '.*split/test'"):
+        load(f"folder:{root / 'split'}")
+
+
+def test_one_file_in_train_and_in_test_through_a_link_is_one_image(root, draw, load):
+    for part, images in (("train", 6), ("test", 2)):
+        for label in "ab":
+            for image in range(images):
+                draw(root / "s" / part / label / f"{image}.png", image + 10 * images)
+    (root / "s/test/a/again.png").symlink_to(root / "s/train/a/3.png")
+    data = load(f"folder:{root / 's'}", val_fraction=0.0)
+    assert len(data) == 16
+    assert data.problems == ("train/a/3.png: is the same file as test/a/again.png, only the first counts",)
+    assert "train/a/3.png" not in data.ids

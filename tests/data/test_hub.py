@@ -182,7 +182,7 @@ def test_bad_images_and_labels_are_left_out_and_named(library, root, load):
     data = load(f"hf:{root / 'saved'}")
     assert len(data) == 9
     assert data.problems == (
-        "all/5: label '-1' is none of the 3 classes, left out",
+        "label: no value in 1 of 12 rows (1 empty), left out (all/5)",
         "all/1: the file is empty",
         "all/2: not an image that Pillow can read",
     )
@@ -260,3 +260,88 @@ def test_a_folder_of_parquet(root, load):
     assert data.classes == ("a", "b", "c")
     assert data.split[-3:].tolist() == [2, 2, 2]
     assert data.open_image(11).getpixel((0, 0)) == COLOURS[11]
+
+
+def columns_of(library, rows, **columns):
+    """A table of pictures and these columns, each (values, feature)."""
+    cells = {"picture": [encoded(COLOURS[row]) for row in rows]}
+    features = {"picture": library.Image()}
+    for name, (values, feature) in columns.items():
+        cells[name], features[name] = values, feature
+    return library.table(cells, features)
+
+
+def test_missing_values_of_every_type_are_unknown(root, load):
+    datasets = importlib.import_module("datasets")
+    library, nan = Real(datasets), float("nan")
+    made = columns_of(
+        library,
+        range(12),
+        label=([0.0, 1.0, 2.0, nan, 10.0, None, 1.0, 2.0, 0.0, 10.0, 1.0, 2.0], datasets.Value("float32")),
+        sex=(["f", "m", None, "f", "m", "", "f", "m", "f", "m", "f", "m"], datasets.Value("string")),
+        tone=([0, 1, -1, 0, 1, 0, 1, 0, 1, 0, 1, 0], datasets.ClassLabel(names=["light", "dark"])),
+        old=([True, False, None, True] * 3, datasets.Value("bool")),
+        score=([1.0, nan, 0.0] * 4, datasets.Value("float64")),
+    )
+    library.save(made, root / "saved")
+    data = load(f"hf:{root / 'saved'}")
+    assert data.classes == ("0", "1", "2", "10")
+    assert data.problems == ("label: no value in 2 of 12 rows (1 'nan', 1 'None'), left out (all/3, all/5)",)
+    expected = {"sex": ("f", "m"), "tone": ("dark", "light"), "old": ("no", "yes"), "score": ("no", "yes")}
+    assert {name: column.values for name, column in data.attributes.items()} == expected
+    assert data.attributes["sex"].codes.tolist() == [0, 1, -1, 1, 0, 1, 0, 1, 0, 1]
+    assert data.attributes["tone"].codes[2] == data.attributes["old"].codes[2] == -1
+    assert data.attributes["score"].codes.tolist()[:4] == [1, -1, 0, -1]
+
+
+def test_splits_with_different_columns(library, root, load):
+    label, text = library.ClassLabel(names=["a", "b", "c"]), library.Value()
+    other = library.ClassLabel(names=["c", "a", "b", "d"])
+    tables = {
+        "train": columns_of(library, range(6), label=([0, 1, 2, 0, 1, 2], label), studio=(["n", "o"] * 3, text)),
+        "validation": columns_of(library, [6, 7], studio=(["n", "o"], text), label=([0, 1], label)),
+        "test": columns_of(library, range(8, 12), label=([0, 1, 2, 3], other), camera=(["x", "x", "y", "y"], text)),
+    }
+    library.save(tables, root / "saved")
+    data = load(f"hf:{root / 'saved'}", group_columns="studio,camera")
+    assert data.classes == ("a", "b", "c", "d")
+    assert data.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 3]
+    assert data.attributes["studio"].codes.tolist() == [0, 1] * 4 + [-1] * 4
+    assert data.attributes["camera"].codes.tolist() == [-1] * 8 + [0, 0, 1, 1]
+    assert data.problems == (
+        "split 'test' has no column 'studio'",
+        "split 'train' has no column 'camera'",
+        "split 'validation' has no column 'camera'",
+        "class 'd' has no image in train",
+    )
+    with pytest.raises(UserError, match="split 'test' has no column 'studio'"):
+        load(f"hf:{root / 'saved'}", group_columns="studio", strict=True)
+
+
+def test_a_split_without_labels_or_images_is_left_out_and_named(library, root, load):
+    label = library.ClassLabel(names=["a", "b"])
+    tables = {
+        "train": columns_of(library, range(6), label=([0, 1] * 3, label)),
+        "test": columns_of(library, [6, 7], studio=(["n", "o"], library.Value())),
+        "val": library.table({"label": [0, 1]}, {"label": label}),
+    }
+    library.save(tables, root / "saved")
+    data = load(f"hf:{root / 'saved'}", val_fraction=0.0, test_fraction=0.0, group_columns=[])
+    assert data.ids == tuple(f"train/{row}" for row in range(6))
+    assert data.problems == (
+        "split 'val' has no images in 'picture', left out",
+        "split 'test' has no column 'label'",
+        "label: no value in 2 of 8 rows (2 empty), left out (test/0, test/1)",
+    )
+
+
+def test_a_file_named_by_two_rows_is_one_image(standin, root, load):
+    cells = [{"bytes": None, "path": str(root / f"{row}.png")} for row in range(11)]
+    for row in range(11):
+        Image.new("RGB", (3, 3), COLOURS[row]).save(root / f"{row}.png")
+    made = table(standin, range(12))
+    made.columns["picture"] = [*cells, {"bytes": None, "path": str(root / "x" / ".." / "4.png")}]
+    (root / "x").mkdir()
+    standin.save(made, root / "saved")
+    data = load(f"hf:{root / 'saved'}")
+    assert data.problems == ("all/11: is the same file as all/4, only the first counts",)

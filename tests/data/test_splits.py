@@ -138,3 +138,12 @@ def test_carving_leaves_the_other_splits_alone():
     assert (split == VAL).sum() == 0
     with pytest.raises(UserError, match="val_fraction"):
         carve(split, labels, VAL, fraction=1.0, seed=0)
+
+
+def test_missing_groups_are_not_one_group_and_missing_labels_are_one_stratum():
+    for groups, count in ((["a", None, "b", ""] * 5, 10), ([0, 1, -1, 2] * 5, 5), ([1.0, float("nan")] * 10, 10)):
+        with pytest.raises(UserError, match=rf"expected a group for every image, got none in {count} of 20 rows"):
+            group_split(groups)
+    split = stratified_split(["a", "b", None, "a"] * 10, fractions=(0.5, 0.0, 0.5))
+    missing = split[2::4]
+    assert np.bincount(missing, minlength=3).tolist() == [5, 0, 5]

@@ -185,3 +185,43 @@ def test_a_failed_tokenization_leaves_nothing(tmp_path, change, error, words):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="expected a new folder"):
         tokenize([source], tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_listed_is_no_shorter_text(tmp_path, forbid):
+    (tmp_path / "texts/deep").mkdir(parents=True)
+    (tmp_path / "texts/a.txt").write_text("one")
+    (tmp_path / "texts/deep/b.txt").write_text("two")
+    forbid(tmp_path / "texts/deep")
+    with pytest.raises(JobError, match=r"expected folders that can be listed, got .*deep: Permission denied"):
+        tokenize([tmp_path / "texts"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_text_are_left_out_and_counted(folder, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [None, *DOCUMENTS, "", None, float("nan")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    binary = [None if row is None or row != row else row.encode() for row in rows]
+    pq.write_table(pa.table({"text": pa.array(binary, pa.binary())}), tmp_path / "rows.parquet")
+    for kind in ("jsonl", "parquet"):
+        meta = tokenize([tmp_path / f"rows.{kind}"], tmp_path / kind, val=0.2, test=0.1)
+        assert meta["without_text"] == 4
+        assert sum(counts["documents"] for counts in meta["splits"].values()) == len(DOCUMENTS)
+        assert open_text(tmp_path / kind, context=8).fingerprint == open_text(folder, context=8).fingerprint
+    (tmp_path / "numbers.jsonl").write_text('{"text": 5}\n')
+    with pytest.raises(JobError, match="expected a text, got: a row of type int"):
+        tokenize([tmp_path / "numbers.jsonl"], tmp_path / "numbers")
+    described = open_text(folder, context=8).describe()
+    assert "windows of 8 tokens out of 256; split by document: train " in described
+
+
+def test_tokenize_prints_how_many(tmp_path, capsys):
+    from mumoe.cli import main
+
+    (tmp_path / "rows.jsonl").write_text(
+        '{"text": null}\n' + "".join(json.dumps({"text": d}) + "\n" for d in DOCUMENTS)
+    )
+    assert main(["tokenize", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]) == 0
+    assert "1 documents without text in 'text' were left out." in capsys.readouterr().out

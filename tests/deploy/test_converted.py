@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import mumoe
 from models.tiny_networks import CONVNEXT_ARGUMENTS, VIT_ARGUMENTS, network, output
 from mumoe.deploy.converted import ConvertedModel, load_converted, save_converted
 from mumoe.errors import JobError, UserError
+from mumoe.files import digest_files
 from mumoe.models.surgery import replace_head, replace_modules
 
 ARGUMENTS = {
@@ -203,3 +206,23 @@ def test_damaged_files_give_one_line(case: str, saved: Path, tmp_path: Path) -> 
 def test_a_name_that_is_nowhere(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="which is no folder and cannot be had from the hub"):
         load_converted("no/such/model", local_files_only=True)
+
+
+def test_a_save_replaces_an_earlier_one_as_a_whole(tmp_path, monkeypatch):
+    model, _ = network("hf-vit")
+    replace_modules(model, "vit.layers.0.mlp", num_experts=2, rank=2)
+    folder = save_converted(model, tmp_path / "saved", max_shard_size=30_000)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    (folder / "tokenizer.json").write_text("{}")
+    before = digest_files(folder)
+    monkeypatch.setattr(ConvertedModel, "_save_pretrained", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
+    with pytest.raises(JobError, match="save_converted: expected room on the disk"):
+        save_converted(model, folder)
+    monkeypatch.undo()
+    assert digest_files(folder) == before
+    save_converted(model, folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "README.md", "model.safetensors", "tokenizer.json"}
+    usual = os.umask(0)
+    os.umask(usual)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o666 & ~usual}

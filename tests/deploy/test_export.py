@@ -185,7 +185,7 @@ def test_a_model_that_cannot_be_traced_says_so(run: Path, monkeypatch: pytest.Mo
         return images if float(images.sum()) > 0 else -images
 
     monkeypatch.setattr(export._Traceable, "forward", branch)
-    with pytest.raises(JobError, match=r"expected a model that torch\.export can trace.*Take --to safetensors"):
+    with pytest.raises(JobError, match=r"expected a model that torch\.export can trace.*Use --to safetensors"):
         export._traced(model)
 
 

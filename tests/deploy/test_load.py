@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import mumoe
-from mumoe.deploy.load import load_classifier
 from mumoe.errors import UserError
 from mumoe.models.heads import Head
 from mumoe.training import TrainConfig, evaluate, load_head, train
@@ -16,7 +15,9 @@ from training.made_up_training import CLASSES, made_up_image, make_data, make_fe
 
 
 def test_a_run_gives_its_model_and_transform(run: Path) -> None:
-    model, transform = mumoe.load(run)
+    opened = mumoe.load(run)
+    assert isinstance(opened, mumoe.Run)
+    model, transform = opened.model, opened.transform
     assert isinstance(model, mumoe.ImageClassifier)
     assert model.classes == CLASSES
     data = make_data(60)
@@ -28,29 +29,31 @@ def test_a_run_gives_its_model_and_transform(run: Path) -> None:
 
 
 def test_a_saved_folder_loads_as_the_run_does(run: Path, tmp_path: Path) -> None:
-    mumoe.load(run)[0].save_pretrained(tmp_path / "saved")
+    mumoe.load(run).model.save_pretrained(tmp_path / "saved")
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(mumoe.load(tmp_path / "saved")[0](images), mumoe.load(run)[0](images))
+        assert torch.equal(mumoe.load(tmp_path / "saved")[0](images), mumoe.load(run).model(images))
 
 
 def test_ready_features_give_the_head_and_no_transform(features_run: Path) -> None:
-    head, transform = mumoe.load(features_run)
+    opened = mumoe.load(features_run)
+    head = opened.model
     assert isinstance(head, Head)
-    assert transform is None
+    assert opened.transform is None
     features = torch.from_numpy(make_features(make_data(60)))
     with torch.inference_mode():
         assert torch.equal(head(features), load_head(features_run)[0](features))
-    with pytest.raises(UserError, match="got one trained on ready features"):
-        load_classifier(features_run)
+    with pytest.raises(UserError, match="got one trained on features that were passed in"):
+        _ = opened.classifier
 
 
-def test_a_job_of_several_runs_asks_for_one(tmp_path: Path) -> None:
+def test_a_job_of_several_runs_is_a_job(tmp_path: Path) -> None:
     data = make_data(60)
     config = TrainConfig(data="made-up", head="linear", epochs=1, batch_size=16, seeds=2, out=str(tmp_path / "job"))
     train(config, data=data, features=make_features(data), progress=False)
-    with pytest.raises(UserError, match=r"holds 2 \(seed-0, seed-1\)\. Give e\.g\. .*job/seed-0"):
-        mumoe.load(tmp_path / "job")
+    job = mumoe.load(tmp_path / "job")
+    assert [run.path.name for run in job.runs] == ["seed-0", "seed-1"]
+    assert job.best.path == tmp_path / "job" / "seed-0"
 
 
 def test_no_such_run(run: Path) -> None:
@@ -62,7 +65,8 @@ def test_the_embedded_backbone_with_its_licence_note(tmp_path: Path) -> None:
     settings = {"data": "made-up", "head": "CPMuMoE-r4-e3", "epochs": 1, "batch_size": 16, "image_size": 64}
     config = TrainConfig(out=str(tmp_path / "run"), cache_dir=str(tmp_path / "cache"), **settings)
     train(config, data=make_data(30), progress=False)
-    model, transform = mumoe.load(tmp_path / "run")
+    run = mumoe.load(tmp_path / "run")
+    model, transform = run.model, run.transform
     model.save_pretrained(tmp_path / "saved")
     image = transform(made_up_image(0))[None]
     with torch.inference_mode():

@@ -284,3 +284,18 @@ def test_an_edited_head_of_any_kind_is_rebuilt_from_its_config(head: str, tmp_pa
 def test_a_head_without_experts_takes_no_edits(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a head with experts to edit, got linear"):
         ImageClassifier(**CONFIG | {"head": "linear"}).with_edits(tmp_path / "edits.json")
+
+
+def test_a_model_saved_before_gates_had_routers_loads(run: Path, tmp_path: Path) -> None:
+    """Then the weights of a gate were called gate.weights.N."""
+    import re
+
+    model = ImageClassifier.from_run(run)
+    model.save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "model.safetensors"
+    old = {re.sub(r"gate\.routers\.(\d+)\.weight$", r"gate.weights.\1", key): x for key, x in load_file(path).items()}
+    assert any("gate.weights.0" in key for key in old)
+    save_file(old, path)
+    images = torch.randn(2, *model.input_size)
+    with torch.inference_mode():
+        assert torch.equal(ImageClassifier.from_pretrained(tmp_path / "saved")(images), model(images))

@@ -188,3 +188,10 @@ def test_bad_input():
         BiasTask(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3), head=2, target=TARGET)
     with pytest.raises(UserError, match=r"expected rows of the target subgroup \(1, 1\), got none"):
         BiasTask(torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor([0, 1, 1]), head=0, target=TARGET)
+
+
+def test_unknown_sensitive_codes_are_no_subgroup():
+    features, labels, codes = biased_rows(200, 0, rare=0.3)
+    codes[3:5] = -1
+    with pytest.raises(UserError, match=r"a sensitive code from 0 in every row, got 2 of 200 rows below 0"):
+        BiasTask(features, labels, codes, head=1, target=TARGET)

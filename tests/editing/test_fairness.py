@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fairlearn import metrics as fairlearn_metrics
 
-from mumoe.editing import fairness
+from mumoe.editing import fairness, splits
 from mumoe.editing.fairness import Bootstrap, FairnessReport, fairness_report
 from mumoe.editing.subgroups import Subgroup
 from mumoe.errors import UserError
@@ -322,9 +323,20 @@ def test_twenty_thousand_rows_are_quick():
         ),
         (
             {"y_pred": [0.3] * 16},
-            "expected labels in y_pred, got fractions or NaN. Turn scores into labels first",
+            "expected labels in y_pred, got the fraction 0.3. Turn scores into labels first",
         ),
-        ({"y_true": [float("nan")] * 16}, "expected labels in y_true, got fractions or NaN."),
+        (
+            {"y_true": [float("nan")] * 16},
+            "expected a value of y_true in every row, got none in 16 of 16 rows (16 'nan'). Leave these rows out",
+        ),
+        (
+            {"y_true": [float("inf"), *TRUE[1:]]},
+            "expected a value of y_true in every row, got none in 1 of 16 rows (1 'inf').",
+        ),
+        (
+            {"y_pred": [-1, *AFTER[1:]]},
+            "expected a value of y_pred in every row, got none in 1 of 16 rows (1 '-1').",
+        ),
         ({"y_pred": [AFTER]}, "expected y_pred of shape (rows,), got (1, 16)."),
         (
             {"y_true": [], "y_pred": [], "sensitive_features": []},
@@ -357,8 +369,71 @@ def test_bad_bootstrap():
 
 def test_metrics_never_import_layers():
     """Numbers that judge an edit must not depend on the code that makes it."""
-    allowed = {"mumoe.errors", "mumoe.editing.subgroups", "mumoe.editing.fairness"}
+    allowed = {"mumoe.errors", "mumoe.data.columns", "mumoe.editing.subgroups", "mumoe.editing.fairness"}
     for name in ("fairness", "subgroups", "tables"):
         source = (Path(fairness.__file__).parent / f"{name}.py").read_text()
         found = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
         assert {module for module in found if module.startswith("mumoe")} <= allowed
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [None, float("nan"), "", pd.NA, pd.NaT, np.datetime64("NaT"), np.float32("nan"), np.ma.masked],
+    ids=["None", "nan", "empty", "NA", "NaT", "NaT64", "nan32", "masked"],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_missing_sensitive_value_is_an_error_and_no_subgroup(missing, several):
+    sex = [missing, missing, *SEX[2:]]
+    given = {"age": ["old", "young"] * 8, "sex": sex} if several else sex
+    with pytest.raises(UserError) as error:
+        fairness.subgroup_accuracy(TRUE, AFTER, sensitive_features=given)
+    name = "sex" if several else "sensitive_features"
+    assert f"expected a value of {name} in every row, got none in 2 of 16 rows" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_masked_arrays_and_pandas_columns_lose_no_mask():
+    for column in (np.ma.array(SEX, mask=[1] + [0] * 15), pd.Series([None, *SEX[1:]], dtype="category")):
+        with pytest.raises(UserError, match="got none in 1 of 16 rows"):
+            fairness.subgroup_accuracy(TRUE, AFTER, sensitive_features=column)
+
+
+def test_uncertain_beside_zero_and_one_is_no_subgroup():
+    old = [-1, 0, 1, 0] * 4
+    with pytest.raises(UserError, match=r"expected a value of old in every row, got none in 4 of 16 rows \(4 '-1'\)"):
+        fairness.subgroup_accuracy(TRUE, AFTER, sensitive_features={"old": old})
+    found = fairness.subgroup_accuracy(TRUE, AFTER, sensitive_features={"old": [-1, 1] * 8})
+    assert {group.sensitive for group in found} == {"-1", "1"}
+
+
+def test_combinations_whose_texts_collide_are_different_subgroups():
+    first, second = ["A, B", "A"] * 8, ["c", "B, c"] * 8
+    found = fairness.subgroup_accuracy(TRUE, BEFORE, sensitive_features={"x": first, "y": second})
+    assert len(found) == 4
+    assert {str(group) for group in found} == {f"{label} / {s}" for label in (0, 1) for s in ('"A, B", c', 'A, "B, c"')}
+    given = {"sensitive_features": {"x": first, "y": second}}
+    each = [fairness.target_accuracy(TRUE, BEFORE, **given, target=(1, key)) for key in (("A, B", "c"), ("A", "B, c"))]
+    by_hand = [np.mean([BEFORE[k] == 1 for k in range(8 + odd, 16, 2)]) for odd in (0, 1)]
+    assert each == by_hand
+    assert each[0] != each[1]
+    rows = splits.Rows.of(TRUE, given["sensitive_features"])
+    assert len(set(rows.sensitive_features.tolist())) == 2
+
+
+def test_a_value_may_be_written_in_several_ways():
+    yes = ["yes" if sex == "m" else "no" for sex in SEX]
+    for asked in (1, "1", True, "yes", "YES", "true", 1.0):
+        for column in (yes, [int(value == "yes") for value in yes], [value == "yes" for value in yes]):
+            assert fairness.target_accuracy(TRUE, BEFORE, sensitive_features=column, target=(1, asked)) == 0.25
+    both = {"male": yes, "age": [0, 1] * 8}
+    assert fairness.target_accuracy(TRUE, BEFORE, sensitive_features=both, target=(1, (1, "no"))) == 0.5
+
+
+def test_numbers_are_one_value_and_in_their_order():
+    numbers = ["1.0", "10", "2", "1"] * 4
+    truth = [0, 0, 0, 0, 1, 1, 1, 1] * 2
+    found = fairness.subgroup_accuracy(truth, truth, sensitive_features=numbers)
+    assert [group.sensitive for group in found] == ["1", "2", "10"] * 2
+    words = ["10", "9"] * 8
+    found = fairness.subgroup_accuracy(words, words, sensitive_features=SEX)
+    assert [group.label for group in found] == ["9", "9", "10", "10"]

@@ -83,15 +83,60 @@ def test_another_image_size(name: str) -> None:
     assert whole.shape == (3, 96, 96)
 
 
+FAMILIES = {
+    "xcit_nano_12_p16_224": 64,
+    "pvt_v2_b0": 64,
+    "mixer_s32_224": 64,
+    "swin_tiny_patch4_window7_224": 64,
+    "cait_xxs24_224": 64,
+    "convit_tiny": 64,
+    "poolformer_s12": 64,
+    "visformer_tiny": 64,
+    "resnet10t": 64,
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:timm.layers.interpolate")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_size_that_timm_runs_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a fraction of their depth, which says nothing about sizes."""
+    real = timm.create_model
+    depths = {"xcit": {"depth": 2}, "cait": {"depth": 2}, "convit": {"depth": 2}}
+    small = depths.get(name.partition("_")[0], {})
+    monkeypatch.setattr(timm, "create_model", lambda *arguments, **options: real(*arguments, **options, **small))
+    size = FAMILIES[name]
+    backbone = create_backbone(name, pretrained=False, image_size=size)
+    assert backbone.image_size == size
+    with torch.no_grad():
+        y = backbone(torch.randn(2, 3, size, size))
+    assert y.shape == (2, backbone.num_features)
+    assert bool(y.isfinite().all())
+    assert not torch.equal(y[0], y[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"), [("xcit_nano_12_p16_224", True), ("cait_xxs24_224", False), ("mixer_s32_224", False)]
+)
+def test_trained_weights_are_kept_at_another_size_or_it_is_refused(
+    name: str, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, small = timm.create_model, {} if "mixer" in name else {"depth": 1}
+    monkeypatch.setattr(timm, "create_model", lambda *arguments, **options: real(*arguments, **options, **small))
+    model = create_backbone(name, pretrained=False).model
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "w.safetensors")
+    if not fits:
+        with pytest.raises(UserError, match=r"got 64 \(its weights are for another size: .*Its own is 224\.$"):
+            create_backbone(name, weights=tmp_path / "w.safetensors", image_size=64)
+        return
+    resized = create_backbone(name, weights=tmp_path / "w.safetensors", image_size=64).model.state_dict()
+    same = [key for key, value in model.state_dict().items() if torch.equal(value, resized[key])]
+    assert len(same) == len(resized) == len(model.state_dict()) > 10
+
+
 def test_fingerprint_follows_weights_and_preprocessing() -> None:
-    torch.manual_seed(0)
     a = create_backbone(SMALL, pretrained=False)
-    torch.manual_seed(0)
-    same = create_backbone(SMALL, pretrained=False)
-    assert a.fingerprint == same.fingerprint
-    torch.manual_seed(0)
+    assert a.fingerprint == create_backbone(SMALL, pretrained=False).fingerprint
     other_size = create_backbone("test_efficientnet", pretrained=False, image_size=96)
-    torch.manual_seed(0)
     assert other_size.fingerprint != create_backbone("test_efficientnet", pretrained=False).fingerprint
     before = a.fingerprint
     with torch.no_grad():
@@ -169,6 +214,13 @@ def test_damaged_weights(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
         create_backbone(SMALL, weights=path.with_name("none.safetensors"))
 
 
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "pvt_v2_b0"])
+def test_an_image_size_that_timm_runs_is_not_refused(name: str) -> None:
+    backbone = create_backbone(name, pretrained=False, image_size=96)
+    assert backbone(torch.zeros(1, 3, 96, 96)).shape == (1, backbone.num_features)
+    assert not backbone.training
+
+
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
@@ -178,10 +230,10 @@ def test_damaged_weights(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
         (
             SMALL,
             {"pretrained": False, "image_size": 97},
-            "a multiple of 16 for 'test_vit', got 97. The nearest is 96.",
+            "A multiple of 16 is 96. Its own is 160.",
         ),
         (SMALL, {"pretrained": False, "image_size": 0}, "expected image_size of at least 8 pixels, got 0"),
-        ("mixer_s32_224", {"pretrained": False, "image_size": 96}, "expected image_size == 224"),
+        ("maxvit_pico_rw_256", {"pretrained": False, "image_size": 100}, "takes, got 100 (height (25)"),
     ],
 )
 def test_wrong_calls(name: str, options: dict[str, Any], text: str) -> None:
@@ -213,3 +265,12 @@ def test_weights_in_the_hubs_cache_need_no_network(
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(path))
     loaded = create_backbone(SMALL).model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
+
+
+def test_random_weights_are_a_function_of_their_seed_and_leave_the_generator_alone() -> None:
+    before = torch.get_rng_state()
+    first = create_backbone(SMALL, pretrained=False).fingerprint
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    assert create_backbone(SMALL, pretrained=False).fingerprint == first
+    assert create_backbone(SMALL, pretrained=False, seed=1).fingerprint != first

@@ -41,7 +41,13 @@ def made_up(size: int = 1500) -> demo._Set:
         attributes={"group": Attribute(labels // 3, GROUPS), "studio": Attribute(studio, STUDIOS), **subgroup},
         credits=("Images & more <made up>, CC0",),
     )
-    return demo._Set(data, data, features)
+    return demo._Set(data, data, features, Known())
+
+
+class Known:
+    """Stands for the backbone that made the features."""
+
+    num_features, fingerprint = 20, "known weights"
 
 
 SMALL = DemoSettings(few=2, many=12, rank=8, seeds=2, epochs=4)
@@ -55,6 +61,12 @@ def ran(tmp_path_factory):
         torch.manual_seed(0)
         lines, page = run_demo(out, settings=SMALL, progress=False)
     return out, lines, page, json.loads((out / "metrics.json").read_text())
+
+
+def test_its_runs_know_their_backbone(ran):
+    for name in ("linear", "accurate", "few", "many"):
+        facts = json.loads((ran[0] / name / "seed-1" / "run.json").read_text())
+        assert facts["backbone"] == Known.fingerprint
 
 
 def test_it_says_ten_lines_whose_numbers_are_in_the_json(ran):

@@ -226,7 +226,7 @@ def test_a_run_without_anything_is_shown_with_the_commands(tmp_path):
     run = bare_run(tmp_path / "run")
     page = Page(write_report(gather(run), tmp_path / "out"))
     assert f"mumoe analyze {run}" in page.text
-    assert "No training log was kept." in page.text
+    assert "Fewer than two steps were logged" in page.text
     assert f"mumoe edit {run} --do ablate:0" in Page(tmp_path / "out" / "edits.html").text
 
 

@@ -167,7 +167,7 @@ def test_a_head_on_other_backbone_weights_is_refused(config, data, features):
 def test_other_images_than_the_run_was_started_with_are_refused(config, data, features):
     train(config, data=data, features=features, progress=False)
     changed = make_data(fingerprint="beef")
-    with pytest.raises(UserError, match="expected the images that the run was started with"):
+    with pytest.raises(UserError, match="expected the data that it was trained on"):
         evaluate(config.out, data=changed, features=features)
 
 

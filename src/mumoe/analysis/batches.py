@@ -31,10 +31,10 @@ def layer_batches(
         size: Images of a batch.
 
     Shape:
-        yields (batch, in_features) and labels (batch,) or (batch, targets).
+        yields (batch, in_features), on the device of the head, and labels (batch,) or (batch, targets).
     """
     assert inputs.features is not None
-    source = FeatureSource(inputs.features, inputs.data.labels)
+    source = FeatureSource(inputs.features, inputs.data.labels, head.mean.device)
     batches = [np.ascontiguousarray(rows[start : start + size]) for start in range(0, len(rows), size)]
     for features, labels in source.stream(batches, None):
         with torch.no_grad():

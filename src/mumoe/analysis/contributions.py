@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mumoe.baselines import HighRankLinear, SparseMoE
+from mumoe.devices import host
 from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import CP, Factorization, TensorRing, Tucker
 from mumoe.layers import MuMoE
@@ -123,10 +124,10 @@ class Parts(ABC):
         matrix = self.output()
         if matrix is None:
             return torch.full((self.out_features, self.out_features), 2.0**0.5)
-        wide = matrix.double()
+        wide = host(matrix)
         squares = wide.square().sum(1)
         gram = squares[:, None] + squares[None] - 2 * wide @ wide.mT
-        return gram.clamp_(min=0).sqrt_().to(matrix.dtype)
+        return gram.clamp_(min=0).sqrt_().to(matrix)
 
     def norms(self) -> Tensor:
         """(out,) with |(O v)_c| <= reach(v) norms[c] for every v."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mumoe.analysis.coefficients import CoefficientLevel, CoefficientStore, Pairs
 from mumoe.baselines import SparseMoE
+from mumoe.devices import host
 from mumoe.errors import UserError
 from mumoe.factorizations import CP, Factorization, TensorRing, Tucker
 from mumoe.layers import MuMoE
@@ -91,13 +92,13 @@ def weight_gram(layer: MuMoE | SparseMoE, level: int = 0) -> Floats:
     """Inner products (experts, experts) of the experts' weights at one level, biases included."""
     part = layer.factorization if isinstance(layer, MuMoE) else None
     if isinstance(part, CP):
-        gram = _cp_gram([factor.double() for factor in part.factors], level)
+        gram = _cp_gram([host(factor) for factor in part.factors], level)
     elif isinstance(part, Tucker):
-        gram = _tucker_gram(part.core.double(), [factor.double() for factor in part.factors], level)
+        gram = _tucker_gram(host(part.core), [host(factor) for factor in part.factors], level)
     elif isinstance(part, TensorRing):
-        gram = _ring_gram([core.double() for core in part.cores], level)
+        gram = _ring_gram([host(core) for core in part.cores], level)
     else:
-        rows = _rows(layer, part, level).double()
+        rows = host(_rows(layer, part, level))
         gram = rows @ rows.mT
     return np.asarray(gram.cpu().numpy())
 

@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from mumoe.analysis.capturing import Gated, evaluating, find_layer, watching_coefficients
 from mumoe.data.text import TOKEN_CLASSES, TextData, classify
+from mumoe.devices import host
 from mumoe.errors import UserError
 
 __all__ = [
@@ -237,7 +238,7 @@ class _Gathered:
     def add(self, a: Tensor, kinds: Tensor) -> None:
         """a (B, T, N); kinds (B, T) of the tokens read."""
         flat = a.flatten(0, 1)
-        self.total.index_add_(0, kinds.flatten(), flat.double())
+        self.total.index_add_(0, kinds.flatten(), host(flat))
         self.used += (flat > 0).sum(0)
         self.half += (flat >= 0.5).sum(0)
         peak, place = a.max(1)
@@ -374,7 +375,7 @@ class _Reader:
         for positions in _parts(using):
             with part.ablate([expert], level=0):
                 after[positions] = self.losses(self.tokens(ablated[positions]))
-        change, kinds = (after - before).double(), read.predicted[: len(ablated)]
+        change, kinds = host(after - before), read.predicted[: len(ablated)]
         by_class: dict[str, float | None] = {}
         for code, kind in enumerate(TOKEN_CLASSES):
             chosen = change[kinds == code]

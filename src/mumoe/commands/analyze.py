@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from mumoe.commands.opening import opened as open_verb
+from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, require, unknown_name
-from mumoe.files import write_json
+from mumoe.files import check_writable, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mumoe.analysis.coefficients import CoefficientStore
     from mumoe.analysis.studies import LayerStudy, UnitStudy
     from mumoe.analysis.text import TextStudy
+    from mumoe.api import Run
     from mumoe.models.heads import Head
     from mumoe.training.config import TrainConfig
     from mumoe.training.inputs import Inputs
@@ -29,12 +32,17 @@ if TYPE_CHECKING:
 __all__ = ["Analysis", "Options", "analyze_head", "analyze_run", "analyze_text_run", "run"]
 
 
+WHO = "mumoe analyze"
+_MODES = ("zero", "mean", "resampled")  # those of analysis.contributions, which needs torch
+
+
 @dataclass(frozen=True)
 class Options:
     """Measure what each expert of a run does; the results go to RUN/analysis."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of a run with a MuMoE, sparse-moe or highrank-linear head, or of a language model with MuMoE blocks"""
+    """folder of a run with a MuMoE, sparse-moe or highrank-linear head, or of a language model with MuMoE blocks; or of
+    the job that holds it"""
     split: str = "test"
     """train, val or test"""
     modes: tuple[str, ...] = ("zero",)
@@ -57,8 +65,24 @@ class Options:
     """windows of text that are read, of a language model"""
     ablated_windows: int = 64
     """windows on which each expert of a language model is ablated"""
+    data: str = ""
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    """folder for the results (default: RUN/analysis)"""
     quiet: bool = False
     """show no progress"""
+
+    def folder(self, run: Path) -> Path:
+        """Where the results go, checked to be writable before anything is computed.
+
+        Raises:
+            JobError: If it is read-only or full.
+        """
+        folder = Path(self.out) if self.out else run / "analysis"
+        check_writable(folder / "analysis.json", who=WHO)
+        return folder
 
 
 @dataclass(frozen=True)
@@ -84,22 +108,23 @@ class Analysis:
 
 def run(options: Options) -> None:
     """Analyze and print the main numbers."""
-    from mumoe.training.run import RunFolder
-
     _check(options)
-    if RunFolder.open(options.run).config().mode == "text":
-        lines = _text_lines(analyze_text_run(options), options)
+    require_run(options.run)
+    opened = open_verb(options, WHO, experts=True)
+    if opened.config.mode == "text":
+        lines = _text_lines(analyze_text(opened, options), options.folder(opened.path))
     else:
-        lines = _lines(analyze_run(options))
+        lines = _lines(analyze(opened, options))
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def analyze_text_run(options: Options, **given: Any) -> TextStudy:
-    """Analyze a language model and write RUN/analysis/experts.json, .html and .png.
+    """`analyze_text` of the run that the options name; `given` as for `mumoe.load`."""
+    return analyze_text(open_verb(options, WHO, experts=True, **given), options)
 
-    Args:
-        options: The settings.
-        given: `data` to take instead of loading what the run names.
+
+def analyze_text(run: Run, options: Options) -> TextStudy:
+    """Analyze a language model and write RUN/analysis/experts.json, .html and .png.
 
     Raises:
         UserError: If a setting is wrong, the model has no experts, or the split has no text.
@@ -107,25 +132,23 @@ def analyze_text_run(options: Options, **given: Any) -> TextStudy:
     """
     from mumoe.analysis.text import study_text
     from mumoe.analysis.text_pages import write_text_view
-    from mumoe.training.jobs import load_run, load_run_inputs
 
     _check(options)
-    model, _, facts = load_run(options.run)
-    data = load_run_inputs(options.run, progress=not options.quiet, **given).data
+    folder = options.folder(run.path)
     study = study_text(
-        model,
-        data,
+        run.network,
+        run.data,
         split=options.split,
         windows=options.windows,
         ablated_windows=options.ablated_windows,
-        run=Path(options.run).name,
-        step=int(facts["step"]),
+        run=run.path.name,
+        step=run.step,
     )
-    write_text_view(study, Path(options.run) / "analysis", data.credits)
+    write_text_view(study, folder, run.data.credits)
     return study
 
 
-def _text_lines(study: TextStudy, options: Options) -> list[str]:
+def _text_lines(study: TextStudy, folder: Path) -> list[str]:
     from mumoe.analysis.text_pages import by_effect
 
     lines = [f"{study.bits_per_byte:.3f} bits per byte on {study.tokens:,} tokens of the {study.split} split"]
@@ -136,38 +159,34 @@ def _text_lines(study: TextStudy, options: Options) -> list[str]:
             reads = max((value, kind) for kind, value in expert.by_class.items() if value is not None)[1]
             cost = "" if expert.effect is None else f", worth {expert.effect.all:+.3f} nats per token"
             lines.append(f"  expert {expert.expert}: most on {reads}, {expert.used:.0%} of the tokens{cost}")
-    return [*lines, f"Written to {Path(options.run) / 'analysis'}. Open experts.html."]
+    return [*lines, f"Written to {folder}. Open experts.html."]
 
 
 def analyze_run(options: Options, **given: Any) -> Analysis:
-    """Analyze a run and write RUN/analysis.
+    """`analyze` of the run that the options name; `given` as for `mumoe.load`."""
+    return analyze(open_verb(options, WHO, experts=True, **given), options)
 
-    Args:
-        options: The settings.
-        given: `data`, `backbone` or `features` to take instead of loading what the run names.
+
+def analyze(run: Run, options: Options) -> Analysis:
+    """Analyze a run and write RUN/analysis.
 
     Raises:
         UserError: If a setting is wrong, the run has no experts, or the split has no images.
         JobError: If the run has no whole checkpoint.
     """
     import mumoe.analysis.controls  # noqa: F401 (the gates that runs of a sweep may have)
-    from mumoe.training.jobs import load_head, load_run_inputs
 
     _check(options)
-    head, config, _ = load_head(options.run)
-    _check_head(head, config, options)
-    inputs = load_run_inputs(options.run, progress=not options.quiet, **given)
-    return analyze_head(head, config, inputs, options, Path(options.run) / "analysis")
+    _check_head(run.head, run.config, options)
+    return analyze_head(run.head, run.config, run.inputs, options, options.folder(run.path))
 
 
 def _check(options: Options) -> None:
-    from mumoe.analysis.contributions import MODES
-
     if options.split not in SPLITS:
         raise unknown_name("mumoe analyze", "split", options.split, SPLITS)
     for mode in options.modes:
-        if mode not in MODES:
-            raise unknown_name("mumoe analyze", "mode", mode, MODES)
+        if mode not in _MODES:
+            raise unknown_name("mumoe analyze", "mode", mode, _MODES)
     for name, least in (
         ("images", 0),
         ("resamples", 0),

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from mumoe.commands.opening import opened as open_verb
+from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import check_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +34,7 @@ class Options:
     """Rank experts and their combinations by how far below the rest the accuracy of their images is."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of the run"""
+    """folder of a run, or of the job that holds it"""
     head: str = ""
     """attribute to audit in a multi-label run (a single-label run is audited class by class)"""
     split: str = "val"
@@ -56,19 +59,24 @@ class Options:
     """folder for one edit file for each significant finding shown (multi-label)"""
     json: bool = False
     """print JSON instead"""
+    data: str = ""
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
     """show no progress"""
 
 
 def run(options: Options) -> None:
     """Audit and print."""
+    require_run(options.run)
     from mumoe.editing.audit import audit
-    from mumoe.editing.runs import check_edits, open_run
+    from mumoe.editing.runs import check_edits
 
     if options.split not in SPLITS:
         raise unknown_name("mumoe audit", "split", options.split, SPLITS)
     check_edits(options.run, who="mumoe audit")
-    opened = open_run(options.run, progress=not options.quiet)
+    opened = open_verb(options, "mumoe audit", experts=True).editing()
     opened.require_layer("mumoe audit")
     rows = opened.data.indices(options.split)  # type: ignore[arg-type]
     if not len(rows):
@@ -95,7 +103,7 @@ def run(options: Options) -> None:
         return
     lines = [
         f"{len(found.significant)} of {found.comparisons:,} groups are right less often than the rest "
-        f"({options.correction}, alpha {options.alpha:g}), on {len(rows):,} {options.split} images of {options.run}",
+        f"({options.correction}, alpha {options.alpha:g}), on {len(rows):,} {options.split} images of {opened.path}",
         *_floor(found, options),
     ]
     for item in shown:
@@ -190,6 +198,7 @@ def _propose(opened: EditingRun, options: Options, findings: Sequence[Finding]) 
     data, folder = opened.data, Path(options.propose)
     if not data.multi_label:
         raise UserError("mumoe audit: expected a multi-label run to propose edits for, got a single-label one.")
+    check_writable(folder / "finding-1.json", who="mumoe audit", remedy="Choose another folder for --propose.")
     folder.mkdir(parents=True, exist_ok=True)
     train = data.indices("train")
     position = data.classes.index(options.head)

@@ -12,6 +12,7 @@ import tyro
 from mumoe.errors import JobError, UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from mumoe.deploy.opening import Opened
@@ -60,6 +61,8 @@ class Options:
     """show the table and stop"""
     seed: int = 0
     """of random weights"""
+    device: str = "auto"
+    """where outputs are compared: auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
 
 
 def run(options: Options) -> None:
@@ -69,8 +72,10 @@ def run(options: Options) -> None:
     import torch
 
     from mumoe.deploy.opening import open_network
+    from mumoe.devices import resolve
     from mumoe.models.surgery import named_targets, plan
 
+    device = resolve(options.device, who="mumoe convert")
     torch.manual_seed(options.seed)
     opened = open_network(options.model, pretrained=options.pretrained, num_classes=options.num_classes)
     if options.targets:
@@ -91,7 +96,7 @@ def run(options: Options) -> None:
     )
     _show(planned)
     if not options.dry_run:
-        _convert(options, opened, planned)
+        _convert(options, opened, planned, device)
 
 
 def _check_output(options: Options) -> None:
@@ -137,18 +142,18 @@ def _show(planned: Plan) -> None:
     Console().print(table)
 
 
-def _convert(options: Options, opened: Opened, planned: Plan) -> None:
+def _convert(options: Options, opened: Opened, planned: Plan, device: torch.device) -> None:
     import torch
 
     from mumoe.deploy.converted import load_converted, save_converted
 
-    before = _output(opened.model, opened.example)
+    before = _output(opened.model, opened.example, device)
     planned.apply()
-    after = _output(opened.model, opened.example)
+    after = _output(opened.model, opened.example, device)
     folder = save_converted(
         opened.model, options.output, arguments=opened.arguments, max_shard_size=options.max_shard_size
     )
-    loaded = _output(load_converted(folder), opened.example)
+    loaded = _output(load_converted(folder), opened.example, device)
     for path in sorted(folder.iterdir()):
         sys.stdout.write(f"{path}  {path.stat().st_size:,} bytes\n")
     if before is None or after is None or loaded is None:
@@ -161,14 +166,17 @@ def _convert(options: Options, opened: Opened, planned: Plan) -> None:
     sys.stdout.write(f"Largest difference from the network before, over its largest output: {difference:.2g}.\n")
 
 
-def _output(model: nn.Module, example: Tensor | None) -> Tensor | None:
+def _output(model: nn.Module, example: Tensor | None, device: torch.device) -> Tensor | None:
+    """The output on the example, computed on a device; output and model are on the CPU afterwards."""
     if example is None:
         return None
     import torch
 
     with torch.no_grad():
-        result: Any = model.eval()(example)
+        result: Any = model.eval().to(device)(example.to(device))
+    model.cpu()
     if isinstance(result, torch.Tensor):
-        return result
+        return result.cpu()
     found: Tensor | None = getattr(result, "logits", None)
-    return getattr(result, "last_hidden_state", None) if found is None else found
+    found = getattr(result, "last_hidden_state", None) if found is None else found
+    return None if found is None else found.cpu()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mumoe.errors import UserError
+
 if TYPE_CHECKING:
     from mumoe.factorizations import Rank
 
@@ -36,6 +38,13 @@ class Options:
 
 def run(options: Options) -> None:
     """Print the table."""
+    for name in ("in_features", "out_features", "cp_rank", "tucker_rank", "ring_rank"):
+        if getattr(options, name) < 1:
+            flag = "--" + name.removesuffix("_features").replace("_", "-")
+            raise UserError(f"mumoe cost: expected {flag} >= 1, got {getattr(options, name)}.")
+    if not options.experts or min(options.experts) < 1:
+        got = " ".join(map(str, options.experts)) or "none"
+        raise UserError(f"mumoe cost: expected --experts >= 1 for each level, got {got}. Give e.g. --experts 64.")
     rows = _rows(options)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mumoe.commands.opening import opened
 from mumoe.errors import UserError, require
 
 if TYPE_CHECKING:
+    from mumoe.api import Run
     from mumoe.dashboard.server import Running
 
 __all__ = ["Options", "redirecting_file", "run"]
@@ -32,13 +34,17 @@ class Options:
     """
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of a run with experts"""
+    """folder of a run with experts, or of the job that holds it"""
     port: int = 0
     """port on 127.0.0.1 (0: any that is free)"""
     split: str = ""
     """split to open first: train, val or test (empty: val, where there is one)"""
     browser: bool = True
     """open the page in the browser; --no-browser prints its address alone"""
+    data: str = ""
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = "auto"
+    """where features are extracted: auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
 
 
 def run(options: Options) -> None:
@@ -53,51 +59,43 @@ def run(options: Options) -> None:
     for package in ("starlette", "uvicorn"):
         require(package, "dashboard", "mumoe dashboard")
     require("PIL", "vision", "mumoe dashboard")
-    _read_ahead(Path(options.run))
-    folder = _folder(options.run)
+    _read_ahead(Path(options.run), options.data)
+    run = opened(options, "mumoe dashboard", experts=True, progress=False)
+    _require_experts(run)
     from mumoe.dashboard.server import serve
-    from mumoe.dashboard.session import open_session
-    from mumoe.dashboard.texts import has_text, open_text
+    from mumoe.dashboard.texts import open_text
 
-    text = has_text(Path(folder))
+    text = run.config.mode == "text"
     serve(
-        lambda report: open_text(Path(folder)) if text else open_session(folder, report, split=options.split),
+        lambda report: open_text(run.path) if text else run.session(report, split=options.split),
         options.port,
         lambda running: _opened(running, options.browser),
     )
 
 
-def _read_ahead(run: Path) -> None:
-    """Begin to check a file of features while torch is being imported; a run that cannot be read is told of later."""
+def _read_ahead(run: Path, data: str) -> None:
+    """Begin to check a file of features while torch is being imported; a run that cannot be read is reported later."""
     import tomllib
 
     from mumoe.files import digest_ahead
 
     try:
-        data = str(tomllib.loads((run / "config.toml").read_text("utf-8"))["input"]["data"])
+        data = data or str(tomllib.loads((run / "config.toml").read_text("utf-8"))["input"]["data"])
     except (OSError, ValueError, KeyError, TypeError):
         return
     if data.startswith("features:"):
         digest_ahead(Path(data.removeprefix("features:")))
 
 
-def _folder(run: str) -> str:
-    """The one run at a path, refused now if it has no experts, before anything is served."""
-    from mumoe.training.run import find_run
-
-    found = find_run(run)
-    if len(found) > 1:
-        names = ", ".join(str(folder.path) for folder in found[:4])
-        raise UserError(f"mumoe dashboard: expected one run, got {len(found)} ({names}). Name one of them.")
-    if found[0].config().mode == "text":
-        _require_text(found[0].path)
-    head = str(found[0].facts().get("head", ""))
-    if head.startswith(("linear", "highrank-linear")):
+def _require_experts(run: Run) -> None:
+    """Refuse a run without experts before anything is served."""
+    if run.config.mode == "text":
+        _require_text(run.path)
+    elif run.config.head.startswith(("linear", "highrank-linear")):
         raise UserError(
-            f"mumoe dashboard: expected a run with experts, got the head {head!r}, which has none. "
+            f"mumoe dashboard: expected a run with experts, got the head {run.config.head!r}, which has none. "
             "Train one with --head CPMuMoE-r256-e128."
         )
-    return str(found[0].path)
 
 
 def _require_text(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from mumoe.commands.opening import opened as open_verb
+from mumoe.commands.opening import require_run
 from mumoe.errors import UserError, unknown_name
-from mumoe.files import write_tensors
+from mumoe.files import check_writable, write_tensors
 
 if TYPE_CHECKING:
     from mumoe.editing.choose import Choice
@@ -31,13 +34,13 @@ class Options:
     """
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of the run"""
+    """folder of a run, or of the job that holds it"""
     head: str = ""
     """the attribute whose logit is corrected, e.g. Blond_Hair"""
     sensitive: str = ""
     """the sensitive attribute, e.g. Male"""
     value: str = ""
-    """sensitive value of the subgroup to help, e.g. 1"""
+    """sensitive value of the subgroup to help, e.g. 1 (of a 0/1 attribute 1, yes and true are one)"""
     do: tuple[str, ...] = ()
     """edits by hand instead, in this order: ablate:17 scale:3=0.5 swap:4=9 set-output:5:CLASS=2.0
     correct:5:CLASS=0.3 (1/3 is expert 3 of level 1; 5,2 one of a hierarchy's combinations)"""
@@ -63,12 +66,17 @@ class Options:
     """bootstrap resamples of the intervals (0: none)"""
     seed: int = 0
     """of the bootstrap"""
+    data: str = ""
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
     """show no progress"""
 
 
 def run(options: Options) -> None:
     """Choose, edit, report, and write the file."""
+    require_run(options.run)
     if options.do:
         from mumoe.commands.edit_by_hand import run_by_hand
 
@@ -86,16 +94,18 @@ def _rewrite(options: Options) -> None:
     from mumoe.editing.fairness import Bootstrap
     from mumoe.editing.files import load_edits, save_edits
     from mumoe.editing.rewriting import rewrite_run
-    from mumoe.editing.runs import check_edits, edited_head, open_run
+    from mumoe.editing.runs import check_edits, edited_head
     from mumoe.editing.stack import EditStack
 
     wanted = _lambda(options.lambda_)
     if options.label not in (0, 1):
         raise UserError(f"mumoe edit: expected a label 0 or 1, got {options.label}. 1 raises the logit.")
     check_edits(options.run, files=[options.base] if options.base else [], who="mumoe edit")
-    opened = open_run(options.run, progress=not options.quiet)
+    opened = open_verb(options, "mumoe edit", experts=True).editing()
     layer = opened.require_layer("mumoe edit")
     problem = opened.problem(options.head, options.sensitive, who="mumoe edit")
+    options = dataclasses.replace(options, value=problem.value(options.value, who="mumoe edit"))
+    out = output_file(options, opened.path, f"{options.head}-{options.sensitive}-{options.value}")
     found = rewrite_run(
         opened,
         problem,
@@ -108,11 +118,10 @@ def _rewrite(options: Options) -> None:
         bootstrap=Bootstrap(options.resamples, seed=options.seed),
         who="mumoe edit",
     )
-    out = output_file(options, opened.path, f"{options.head}-{options.sensitive}-{options.value}")
     save_edits(out, found.stack, {"run": str(opened.path), "data": _data(opened), **_provenance(options, found)})
     if options.export:
         export_head(Path(options.export), edited_head(opened, found.stack))
-    _say(options, found, out)
+    _say(options, found, out, problem.left_out("train", "val", "test"))
 
 
 def _data(opened: EditingRun) -> dict[str, str]:
@@ -156,10 +165,12 @@ def _lambda(text: str) -> Strength:
 def output_file(options: Options, run: Path, name: str) -> Path:
     """The file of --out, or RUN/edits/NAME.json, whose folder is made."""
     if options.out:
+        check_writable(options.out, who="mumoe edit", parents=False)
         return Path(options.out)
-    folder = run / "edits"
-    folder.mkdir(exist_ok=True)
-    return folder / ("".join(c if c.isalnum() or c in "-_=" else "_" for c in name) + ".json")
+    file = "".join(c if c.isalnum() or c in "-_=" else "_" for c in name) + ".json"
+    check_writable(run / "edits" / file, who="mumoe edit")
+    (run / "edits").mkdir(exist_ok=True)
+    return run / "edits" / file
 
 
 def export_head(path: Path, head: Any) -> None:
@@ -167,13 +178,14 @@ def export_head(path: Path, head: Any) -> None:
     write_tensors(path, head.state_dict(), {"spec": head.layer.spec}, who="mumoe edit", remedy="Check --export.")
 
 
-def _say(options: Options, found: Corrected, out: Path) -> None:
+def _say(options: Options, found: Corrected, out: Path, left_out: str) -> None:
     from mumoe.editing.tables import fairness_table, render_table, subgroup_table
 
     reports, edit = {"before": found.before, "after": found.after}, found.rewriting.edit
     lines = [
         f"{found.name}: {options.head} of {options.sensitive}={options.value} with label {options.label}, "
         f"mean coefficients of {found.rewriting.images:,} training images, lambda {edit.strength:+.4g}",
+        *([left_out] if left_out else []),
         "",
     ]
     if (choice := found.rewriting.choice) is not None:

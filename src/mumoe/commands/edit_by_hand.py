@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.commands.edit import Options, export_head, output_file
+from mumoe.commands.opening import opened as open_verb
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
 
@@ -25,14 +26,15 @@ _MOST_CLASSES = 8
 def run_by_hand(options: Options) -> None:
     """Edit, measure before and after, and write the file."""
     from mumoe.editing.files import load_edits, save_edits
-    from mumoe.editing.runs import check_edits, edited_head, open_run
+    from mumoe.editing.runs import check_edits, edited_head
     from mumoe.editing.stack import EditStack
     from mumoe.editing.texts import parse_edit
 
     _check(options)
     check_edits(options.run, do=options.do, files=[options.base] if options.base else [], who=WHO)
-    opened = open_run(options.run, progress=not options.quiet)
+    opened = open_verb(options, WHO, experts=True).editing()
     layer = opened.require_layer(WHO)
+    out = output_file(options, opened.path, "-".join(options.do)[:80])
     problem = opened.problem(options.head, options.sensitive, who=WHO) if options.sensitive else None
     stack = load_edits(options.base, layer) if options.base else EditStack(layer)
     names = [stack.add(parse_edit(text, opened.data.classes, who=WHO)) for text in options.do]
@@ -53,7 +55,6 @@ def run_by_hand(options: Options) -> None:
         "metrics_before": metrics[0],
         "metrics_after": metrics[1],
     }
-    out = output_file(options, opened.path, "-".join(options.do)[:80])
     save_edits(out, stack, provenance)
     if options.export:
         export_head(Path(options.export), edited_head(opened, stack))

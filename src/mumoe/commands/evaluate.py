@@ -10,7 +10,9 @@ from typing import Annotated
 import tyro
 
 from mumoe.data.base import SPLITS
+from mumoe.errors import unknown_name
 from mumoe.results import EvalResult, to_json
+from mumoe.training.run import find_run
 
 __all__ = ["Options", "run"]
 
@@ -27,20 +29,24 @@ class Options:
     """print one JSON object per run instead"""
     classes: int = 5
     """how many of the hardest classes to name (0: none)"""
+    data: str = ""
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
     """show no progress"""
 
 
 def run(options: Options) -> None:
     """Evaluate and print."""
-    from mumoe.errors import unknown_name
-    from mumoe.training import evaluate
-    from mumoe.training.run import find_run
-
     if options.split not in SPLITS:
         raise unknown_name("mumoe evaluate", "split", options.split, SPLITS)
-    for folder in find_run(options.run):
-        result = evaluate(folder.path, options.split, progress=not options.quiet)
+    find_run(options.run)
+    from mumoe.api import load_runs  # torch is imported only for a run that is there
+
+    given = {"data": options.data, "device": options.device, "progress": not options.quiet}
+    for run in load_runs(options.run, **given):
+        result = run.evaluate(options.split)
         sys.stdout.write(json.dumps(to_json(result)) if options.json else "\n".join(_lines(result, options.classes)))
         sys.stdout.write("\n")
 

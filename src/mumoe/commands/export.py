@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from mumoe.commands.opening import place, require_run
 
+if TYPE_CHECKING:
     from mumoe.deploy.export import ExportReport
-    from mumoe.deploy.model import ImageClassifier
 
 __all__ = ["Options", "run"]
 
 _NAMES = {"onnx": "model.onnx", "safetensors": "safetensors", "torch-export": "model.pt2"}
-_MOST_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Options:
     """Write a trained model for other runtimes, with its preprocessing, and check what was written."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of the run, or of a saved model"""
+    """folder of a run, of the job that holds it, or of a saved model"""
     to: Literal["onnx", "safetensors", "torch-export"]
     """onnx: one file and its preprocessing as JSON; safetensors: a folder with weights, config and model card;
     torch-export: a .pt2 archive"""
@@ -36,43 +34,28 @@ class Options:
     """images, or folders of them, to check the file on besides random ones (the first 32)"""
     edits: str = ""
     """file of edits to fold in first; then the empty --out is RUN/export/edited/model.onnx and so on"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     overwrite: bool = False
     """replace what exists"""
 
 
 def run(options: Options) -> None:
     """Export, and say what was written and how close it is."""
-    from mumoe.deploy import export
-    from mumoe.deploy.load import load_classifier
+    require_run(options.run)
+    from mumoe.deploy.export import check_ready, export_model
 
-    write = {
-        "onnx": export.export_onnx,
-        "safetensors": export.export_safetensors,
-        "torch-export": export.export_torch,
-    }[options.to]
-    folder = Path(options.run) / "export" / ("edited" if options.edits else "")
+    folder, opened = place(options, "mumoe export")
+    folder = folder / "export" / ("edited" if options.edits else "")
     target = Path(options.out) if options.out else folder / _NAMES[options.to]
-    export.check_ready(options.to, target, options.overwrite)
-    model = load_classifier(options.run)
+    check_ready(options.to, target, options.overwrite)
+    model = opened()
     if options.edits:
         model = model.with_edits(options.edits)
     if options.to != "safetensors":
-        sys.stderr.write(f"Tracing {model.spec} on {model.backbone.name}; this may take a minute or two.\n")
-    report = write(model, target, images=_images(model, options.images), overwrite=options.overwrite)
+        sys.stderr.write(f"Tracing {model.spec}; this may take a minute or two.\n")
+    report = export_model(model, options.to, target, images=options.images, overwrite=options.overwrite)
     sys.stdout.write("\n".join(_lines(report)) + "\n")
-
-
-def _images(model: ImageClassifier, paths: tuple[str, ...]) -> Tensor | None:
-    """The images to check on, preprocessed."""
-    if not paths:
-        return None
-    import torch
-
-    from mumoe.data.decode import read_image
-    from mumoe.deploy.predict import find_images
-
-    transform = model.transform
-    return torch.stack([transform(read_image(path)) for path in find_images(paths)[:_MOST_IMAGES]])
 
 
 def _lines(report: ExportReport) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from mumoe.commands.opening import opened as open_verb
+from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
 
@@ -20,7 +22,7 @@ class Options:
     """Measure whom a run's model fails: every combination of a 0/1 attribute and a sensitive one."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of the run"""
+    """folder of a run, or of the job that holds it"""
     head: str
     """the attribute that is predicted, e.g. Blond_Hair"""
     sensitive: str
@@ -28,7 +30,7 @@ class Options:
     label: int = 1
     """label of the target subgroup, 0 or 1"""
     value: str = ""
-    """sensitive value of the target subgroup (empty: the one that is right least often)"""
+    """sensitive value of the target subgroup, e.g. 1 or yes (empty: the one that is right least often)"""
     edits: str = ""
     """file of edits to compare with the model as it was trained"""
     split: str = "test"
@@ -39,29 +41,34 @@ class Options:
     """of the bootstrap"""
     json: bool = False
     """print JSON instead of tables"""
+    data: str = ""
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
     """show no progress"""
 
 
 def run(options: Options) -> None:
     """Measure and print."""
+    require_run(options.run)
     from mumoe.editing.fairness import Bootstrap, fairness_report, subgroup_accuracy
     from mumoe.editing.files import load_edits
-    from mumoe.editing.runs import check_edits, open_run
+    from mumoe.editing.runs import check_edits
     from mumoe.editing.tables import fairness_table, subgroup_table
 
     if options.split not in SPLITS:
         raise unknown_name("mumoe fairness", "split", options.split, SPLITS)
     if options.edits:
         check_edits(options.run, files=[options.edits], who="mumoe fairness")
-    opened = open_run(options.run, progress=not options.quiet)
+    opened = open_verb(options, "mumoe fairness").editing()
     problem = opened.problem(options.head, options.sensitive, who="mumoe fairness")
     rows = problem.rows(options.split)
     if not len(rows):
         raise UserError(f"mumoe fairness: expected images in the {options.split} split, got none. Take another.")
     truth, values = problem.labels[rows], problem.values[rows]
     before = opened.logits(rows, problem.position) > 0
-    value = options.value
+    value = problem.value(options.value, who="mumoe fairness") if options.value else ""
     if not value:
         found = subgroup_accuracy(truth, before, sensitive_features=values)
         mine = {group: share for group, share in found.items() if group.label == options.label}
@@ -80,8 +87,8 @@ def run(options: Options) -> None:
         plain = {name: report.to_dict() for name, report in reports.items()}
         sys.stdout.write(json.dumps(plain, allow_nan=False) + "\n")
         return
-    left_out = int((~problem.known[problem.data.indices(options.split)]).sum())  # type: ignore[arg-type]
-    first = f"{options.head} by {options.sensitive} on {len(rows):,} {options.split} images of {options.run}"
-    unknown = f" ({left_out:,} left out: {options.sensitive} unknown)" if left_out else ""
+    left_out = problem.left_out(options.split)
+    first = f"{options.head} by {options.sensitive} on {len(rows):,} {options.split} images of {opened.path}"
+    unknown = f" ({left_out})" if left_out else ""
     tables = [subgroup_table(reports, format="text"), fairness_table(reports, format="text")]
     sys.stdout.write(f"{first}{unknown}\n\n" + "\n".join(tables))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from mumoe.commands.opening import opened
 from mumoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class Options:
     """Write text with a trained language model."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of a run of mode text"""
+    """folder of a run of mode text, or of the job that holds it"""
     prompt: str = ""
     """how the text begins (empty: a new document)"""
     tokens: int = 64
@@ -37,22 +38,24 @@ class Options:
     """seed of the sampling"""
     scale: tuple[str, ...] = ()
     """experts to scale as LAYER:EXPERT=FACTOR, e.g. 0:17=3 (layer 0, expert 17, three times; 0 ablates it)"""
+    data: str = ""
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
 
 
 def run(options: Options) -> None:
     """Generate and print."""
-    from mumoe.models.gpt2 import generate_text
-    from mumoe.training.jobs import load_run
-    from mumoe.training.run import RunFolder
-
-    config = RunFolder.open(options.run).config()
-    if config.mode != "text":
-        raise UserError(f"mumoe generate: expected a run of mode text, got mode {config.mode!r}. Give another run.")
     if options.samples < 1:
         raise UserError(f"mumoe generate: expected samples >= 1, got {options.samples}.")
     wishes = [_wish(text) for text in options.scale]
-    model, _, _ = load_run(options.run)
-    tokenizer = _tokenizer(options.run)
+    run = opened(options, "mumoe generate", experts=bool(wishes))
+    from mumoe.models.gpt2 import generate_text
+
+    mode = run.config.mode
+    if mode != "text":
+        raise UserError(f"mumoe generate: expected a run of mode text, got mode {mode!r}. Give another run.")
+    model, tokenizer = run.network, run.data.tokenizer
     with _scaled(model, wishes):
         for number in range(options.samples):
             text = generate_text(
@@ -77,12 +80,6 @@ def _wish(text: str) -> tuple[int, int, float]:
         raise UserError(
             f"mumoe generate: expected --scale LAYER:EXPERT=FACTOR, got {text!r}. Write e.g. 0:17=3."
         ) from None
-
-
-def _tokenizer(run: str) -> Any:
-    from mumoe.training.jobs import load_run_inputs
-
-    return load_run_inputs(run, progress=True).data.tokenizer
 
 
 @contextlib.contextmanager

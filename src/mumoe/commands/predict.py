@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from mumoe.commands.opening import opened_classifier, require_run
 from mumoe.errors import JobError, UserError
 from mumoe.results import to_json
 
@@ -27,7 +28,7 @@ class Options:
     """Name what is in images, with the experts behind it and their terms of the logit."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """folder of the run, or of a saved model"""
+    """folder of a run, of the job that holds it, or of a saved model"""
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """image files, or folders of images"""
     top: int = 3
@@ -38,19 +39,21 @@ class Options:
     """least probability of an attribute"""
     batch_size: int = 16
     """images that go through the model at a time"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     json: bool = False
     """print one JSON object per image instead"""
 
 
 def run(options: Options) -> None:
     """Predict and print; images that cannot be read are named at the end."""
-    from mumoe.deploy.load import load_classifier
-    from mumoe.deploy.predict import find_images, note, predict_files
-
     if options.batch_size < 1:
         raise UserError(f"mumoe predict: expected --batch-size >= 1, got {options.batch_size}.")
+    require_run(options.run)
+    from mumoe.deploy.predict import find_images, note, predict_files
+
     paths = find_images(options.images)
-    model = load_classifier(options.run)
+    model = opened_classifier(options, "mumoe predict")
     settings = {"top": options.top, "experts": options.experts, "batch_size": options.batch_size}
     failed: list[Prediction] = []
     for prediction in predict_files(model, paths, threshold=options.threshold, **settings):
@@ -118,4 +121,6 @@ def _unread(failed: list[Prediction], total: int) -> JobError:
         f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
     )
     others = "The others were predicted." if len(failed) < total else "Give files that are images."
-    return JobError(f"mumoe predict: expected {total} images, got {len(failed)} that cannot be read: {shown}. {others}")
+    return JobError(
+        f"mumoe predict: expected image files, got {len(failed)} of {total} that cannot be read: {shown}. {others}"
+    )

@@ -53,6 +53,8 @@ class Options:
     """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
     limit: int = 0
     """stop after this many newly trained cells (0: do all)"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
     """show no progress"""
 
@@ -149,12 +151,12 @@ def _base(options: Options) -> TrainConfig:
     config = read_config(options.config) if options.config else TrainConfig()
     known = {item.name: getattr(config, item.name) for item in dataclasses.fields(TrainConfig)}
     changed = from_mapping({**known, **parse_options(options.set)}, "mumoe sweep")
-    return changed.replace(vary_split=True, seeds=1, against=())
+    return changed.replace(vary_split=True, seeds=1, against=(), device=options.device).absolute()
 
 
 def _claim(out: Path, base: TrainConfig, options: Options) -> None:
     """Refuse to mix cells of different settings in one folder."""
-    settings = dataclasses.asdict(base.replace(head="", gate="", seed=0, out="", cache_dir=""))
+    settings = dataclasses.asdict(base.replace(head="", gate="", seed=0, out="", cache_dir="", device=""))
     chosen = {"split": options.split, "least_lost": options.least_lost}
     record = {"settings": settings, **chosen}
     path = out / "sweep.json"
@@ -187,22 +189,25 @@ def _do(cell: Cell, base: TrainConfig, out: Path, options: Options, shared: _Sha
     """Train a cell or go on with it, analyze it, and write cell.json last."""
     from mumoe.analysis.batches import layer_batches
     from mumoe.analysis.studies import study
+    from mumoe.devices import resolve
     from mumoe.training import resume, train
     from mumoe.training.inputs import load_inputs, with_seed
-    from mumoe.training.jobs import load_head
+    from mumoe.training.opening import StoredRun
 
     folder = out / "cells" / cell.name
     varied = base.replace(head=cell.spec, gate=cell.gate, seed=cell.seed, out=str(folder))
     config = varied.replace(vary_split=False, split_seed=base.split_seed + cell.seed)
     if shared.inputs is None:
-        shared.inputs = load_inputs(config, progress=not options.quiet, **given)
+        device = resolve(options.device, who="mumoe sweep")
+        shared.inputs = load_inputs(config, device=device, progress=not options.quiet, **given)
     inputs = shared.inputs if "data" in given else with_seed(shared.inputs, varied)
     held: dict[str, Any] = {"data": inputs.data, "backbone": inputs.backbone, "features": inputs.features}
     if (folder / "run.json").is_file():
-        resume(folder, progress=False, **held)
+        resume(folder, device=options.device, progress=False, **held)
     else:
         train(config, progress=False, **held)
-    head, _, facts = load_head(folder)
+    stored = StoredRun(folder, device=options.device)
+    head, facts = stored.head, stored.facts
     rows = inputs.data.indices(options.split)
     found = study(
         head.layer, lambda: layer_batches(head, inputs, rows, 500), resamples=0, least_lost=options.least_lost

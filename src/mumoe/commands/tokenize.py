@@ -47,4 +47,6 @@ def run(options: Options) -> None:
     for split, counts in meta["splits"].items():
         numbers = f"{counts['documents']:>10,} documents  {counts['tokens']:>14,} tokens  {counts['bytes']:>14,} bytes"
         sys.stdout.write(f"{split:<5} {numbers}\n")
+    if meta["without_text"]:
+        sys.stdout.write(f"{meta['without_text']:,} documents without text in {options.column!r} were left out.\n")
     sys.stdout.write(f"Written to {options.out}. Train with: mumoe train --mode text --data tokens:{options.out} ...\n")

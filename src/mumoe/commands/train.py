@@ -25,7 +25,7 @@ class Options(TrainConfig):
     preset: str = ""
     """settings by name: paper (fine-tune everything as Oldfield et al. 2024)"""
     resume: str = ""
-    """folder of a stopped run to go on with; takes no other setting"""
+    """folder of a stopped run to resume; besides it only --device and --data (the same data at another place) count"""
     quiet: bool = False
     """show no progress"""
 
@@ -61,13 +61,22 @@ def run(options: Options) -> None:
     """Train or go on, then say what came out."""
     from mumoe import training
 
+    common: dict[str, Any] = {"progress": not options.quiet, "announce": _announce}
     if options.resume:
         _refuse_settings(options)
-        result = training.resume(options.resume, progress=not options.quiet)
+        plain = Options()
+        data = options.data if options.data != plain.data else ""
+        device = options.device if options.device != plain.device else ""
+        result = training.resume(options.resume, data=data, device=device, **common)
     else:
-        result = training.train(options.replace(), progress=not options.quiet)
+        result = training.train(options.replace().check(), **common)
     if _is_main_process():
         sys.stdout.write("\n".join(_lines(result)) + "\n")
+
+
+def _announce(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _refuse_settings(options: Options) -> None:
@@ -78,7 +87,9 @@ def _refuse_settings(options: Options) -> None:
         RunFolder.open(options.resume)
     plain = Options()
     for item in dataclasses.fields(options):
-        if item.name not in ("resume", "quiet") and getattr(options, item.name) != getattr(plain, item.name):
+        if item.name not in ("resume", "quiet", "device", "data") and getattr(options, item.name) != getattr(
+            plain, item.name
+        ):
             flag = "--" + item.name.replace("_", "-")
             raise UserError(
                 f"mumoe train: expected --resume alone, since a run keeps its settings, got {flag} too. "

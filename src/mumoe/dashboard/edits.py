@@ -6,6 +6,7 @@ here: an entry names them (``mean``) in place of its factors.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -149,7 +150,9 @@ def _groups(session: Session, split: Split, subgroup: Subgroup) -> tuple[Groups,
         problem = session.run.problem(subgroup.head, subgroup.sensitive, who=WHO)
         session.groups[key] = Groups.of(problem, split.require_rows())
     groups = session.groups[key]
-    value = subgroup.value or groups.worst(split.scores.decided, subgroup.label)
+    value = groups.worst(split.scores.decided, subgroup.label)
+    if subgroup.value:
+        value = groups.problem.value(subgroup.value, who=WHO)
     return groups, (subgroup.label, value)
 
 
@@ -179,6 +182,7 @@ def rewrite(
         UserError: If the subgroup has no training images, or the run is on single labels.
     """
     problem = session.run.problem(subgroup.head, subgroup.sensitive, who=WHO)
+    subgroup = dataclasses.replace(subgroup, value=problem.value(subgroup.value, who=WHO))
     if strength not in ("paper", "auto"):
         raise unknown_name(WHO, "strength", strength, ("paper", "auto"))
     model = _SessionRows(session, subgroup, entries, report)

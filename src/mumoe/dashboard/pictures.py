@@ -214,9 +214,9 @@ def _network(session: Session) -> tuple[Any, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Any) -> tuple[Any, Any]:
-    from mumoe.deploy.load import load_classifier
+    from mumoe.deploy.model import ImageClassifier
 
-    model = load_classifier(folder)
+    model = ImageClassifier.from_run(folder)
     return model.backbone, model.transform
 
 

@@ -26,10 +26,12 @@ from mumoe.dashboard.whatif import Level, Rows, begun, decisions, open_rows
 from mumoe.data.base import SPLITS
 from mumoe.editing.runs import EditingRun, open_run
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import recovered
 from mumoe.layers import MuMoE
 from mumoe.reports.experts import Analyzed, read_experts
 from mumoe.results import EvalResult
-from mumoe.training.run import RunFolder, find_run
+from mumoe.training.opening import StoredRun
+from mumoe.training.run import RunFolder, pick_run
 
 __all__ = ["WHO", "Session", "Split", "open_session", "silent"]
 
@@ -136,11 +138,12 @@ class Session:
             return self.splits[name]
 
 
-def open_session(run: str | Path | EditingRun, report: Report = silent, *, split: str = "") -> Session:
-    """Open a run for the dashboard, with one split ready.
+def open_session(run: str | Path | EditingRun | StoredRun, report: Report = silent, *, split: str = "") -> Session:
+    """Open a run for the dashboard, with one split ready. Features are extracted on the run's device; the head, which
+    answers each click on a few rows, runs on the CPU.
 
     Args:
-        run: Folder of one run, or a run in memory whose folder exists.
+        run: Folder of a run (or of a job, of which `pick_run` picks one), an opened run, or one that is ready to edit.
         report: Told how far it is.
         split: Split to open first; by default `Session.default_split`.
 
@@ -149,9 +152,12 @@ def open_session(run: str | Path | EditingRun, report: Report = silent, *, split
         JobError: If it has no whole checkpoint.
     """
     report(0, 3, "Reading the run")
-    path = run.path if isinstance(run, EditingRun) else find_run(run)[0].path
+    path = pick_run(run, experts=True).path if isinstance(run, str | Path) else run.path
     analyzed = begun(lambda: read_analyzed(path, RunFolder.open(path).facts()))
-    opened = run if isinstance(run, EditingRun) else open_run(run, progress=False)
+    opened = (
+        run if isinstance(run, EditingRun) else open_run(path if isinstance(run, str | Path) else run, progress=False)
+    )
+    opened.head.cpu()
     if not isinstance(opened.head.layer, MuMoE | SparseMoE):
         raise UserError(
             f"{WHO}: expected a run with experts, got a {type(opened.head.layer).__name__} head in {opened.path}. "
@@ -188,7 +194,7 @@ def _open_split(session: Session, name: str, report: Report) -> Split:
 def _stored(session: Session, name: str, images: npt.NDArray[np.int64]) -> list[CoefficientLevel] | None:
     """Coefficients that are on disk already, if they are this model's."""
     for folder in (session.folder / "analysis" / "coefficients", _cache(session, name)):
-        if not (folder / "index.json").is_file():
+        if not (recovered(folder) / "index.json").is_file():
             continue
         try:
             store = CoefficientStore(folder)

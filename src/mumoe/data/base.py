@@ -50,6 +50,8 @@ class ImageData:
         attributes: Subgroup columns by name.
         credits: Licence and attribution lines that figures and pages showing these images must carry.
         problems: One line for each file that was left out or repaired, for the message after loading.
+        image_size: Side of the images in pixels where all have one; 0 where they differ or are not known.
+        split_by: How the split was made, in a few words.
     """
 
     name: str
@@ -63,9 +65,23 @@ class ImageData:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     credits: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    image_size: int = 0
+    split_by: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def describe(self) -> str:
+        """One line on what is trained on: images and their size, classes, the split and its sizes, unknown values."""
+        size = f" of {self.image_size} px" if self.image_size else ""
+        what = "attributes" if self.multi_label else "classes"
+        parts = ", ".join(f"{name} {int((self.split == place).sum()):,}" for place, name in enumerate(SPLITS))
+        unknown = {name: int((column.codes < 0).sum()) for name, column in self.attributes.items()}
+        without = [f"{name} for {count:,}" for name, count in unknown.items() if count]
+        return (
+            f"{self.name}: {len(self):,} images{size}, {len(self.classes):,} {what}; "
+            f"split {self.split_by or 'as given'}: {parts}" + (f"; unknown: {', '.join(without)}" if without else "")
+        )
 
     def indices(self, split: Literal["train", "val", "test"]) -> npt.NDArray[np.int64]:
         """Positions of the images of one split, in the order of the set."""

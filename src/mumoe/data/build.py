@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,12 @@ from mumoe.data.base import SPLITS, Attribute, ImageData
 from mumoe.data.decode import read_image
 from mumoe.data.fingerprint import fingerprint
 from mumoe.data.registry import Request
+from mumoe.data.same import same_files
 from mumoe.data.splits import TEST, TRAIN, VAL, carve, stratified_split
 from mumoe.data.verify import Checked, check_files, is_full
 from mumoe.errors import UserError
 
-__all__ = ["UNDECIDED", "ArrayImages", "FileImages", "Images", "build", "yes_no"]
+__all__ = ["UNDECIDED", "ArrayImages", "FileImages", "Images", "build"]
 
 UNDECIDED = -1
 """In the `split` that a loader gives to `build`: not fixed by the set."""
@@ -29,6 +31,11 @@ UNDECIDED = -1
 
 class Images(Protocol):
     """Images by position: picklable, so that loader workers can hold them."""
+
+    @property
+    def side(self) -> int:
+        """Side in pixels that all images have; 0 where they differ or it is not known."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -38,6 +45,10 @@ class Images(Protocol):
 
     def subset(self, kept: npt.NDArray[np.int64]) -> Images:
         """Only the images at these positions."""
+        ...
+
+    def repeated(self) -> dict[int, int]:
+        """Position of an image that is the same file as an earlier one -> position of that one."""
         ...
 
     def check(self, request: Request) -> Checked:
@@ -56,6 +67,7 @@ class FileImages:
 
     root: Path
     paths: tuple[str, ...]
+    side = 0
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,6 +77,9 @@ class FileImages:
 
     def subset(self, kept: npt.NDArray[np.int64]) -> FileImages:
         return FileImages(self.root, tuple(self.paths[index] for index in kept))
+
+    def repeated(self) -> dict[int, int]:
+        return same_files([os.path.join(self.root, path) for path in self.paths])
 
     def check(self, request: Request) -> Checked:
         return check_files(
@@ -86,6 +101,11 @@ class ArrayImages:
 
     pixels: npt.NDArray[np.uint8]
 
+    @property
+    def side(self) -> int:
+        height, width = self.pixels.shape[1:3]
+        return int(height) if height == width else 0
+
     def __len__(self) -> int:
         return len(self.pixels)
 
@@ -94,6 +114,9 @@ class ArrayImages:
 
     def subset(self, kept: npt.NDArray[np.int64]) -> ArrayImages:
         return self if len(kept) == len(self) else ArrayImages(self.pixels[kept])
+
+    def repeated(self) -> dict[int, int]:
+        return {}
 
     def check(self, request: Request) -> Checked:
         rows = (hashlib.sha256(image.tobytes()).digest() for image in self.pixels)
@@ -135,7 +158,7 @@ def build(
     found = _checked_labels(request, classes, np.asarray(labels))
     decided = _complete(np.full(len(found), UNDECIDED) if split is None else split, found, request)
     checked = images.check(request)
-    wrong = _repeated(ids) | _out_of_range(found, classes) | checked.problems
+    wrong = _repeated(ids, images) | _out_of_range(found, classes) | checked.problems
     kept = np.array([index for index in range(len(ids)) if index not in wrong], np.int64)
     said = [*problems, *(f"{ids[index]}: {text}" for index, text in sorted(wrong.items()))]
     _require_images(request, len(kept), said)
@@ -154,13 +177,10 @@ def build(
         fingerprint="",
         attributes=columns,
         credits=tuple(credits),
+        image_size=images.side,
+        split_by=_split_words(split, decided, request),
     )
     return _finish(data, request, said, checked.digests[kept])
-
-
-def yes_no(values: npt.ArrayLike) -> Attribute:
-    """A 0/1 column as a subgroup column with the values ``no`` and ``yes``."""
-    return Attribute(np.asarray(values).astype(np.int64), ("no", "yes"))
 
 
 def _checked_labels(
@@ -211,6 +231,15 @@ def _complete(split: npt.ArrayLike, labels: npt.NDArray[Any], request: Request) 
     return decided
 
 
+def _split_words(split: npt.ArrayLike | None, decided: npt.NDArray[np.int8], request: Request) -> str:
+    """Which splits the set gives, and which were drawn."""
+    given = set() if split is None else set(np.unique(np.asarray(split)).tolist()) - {UNDECIDED}
+    drawn = [SPLITS[part] for part in (VAL, TEST) if part not in given and (decided == part).any()]
+    if not given:
+        return f"at random by class (seed {request.split_seed})"
+    return f"as given, {' and '.join(drawn)} drawn from train (seed {request.split_seed})" if drawn else "as given"
+
+
 def _shares(request: Request) -> tuple[float, float]:
     val, test = request.val_fraction, request.test_fraction
     if not (val >= 0 and test >= 0 and val + test < 1):
@@ -221,9 +250,12 @@ def _shares(request: Request) -> tuple[float, float]:
     return val, test
 
 
-def _repeated(ids: Sequence[str]) -> dict[int, str]:
+def _repeated(ids: Sequence[str], images: Images) -> dict[int, str]:
+    """Images that are listed twice, whatever their paths; in train and in test they would make the test easier."""
     seen: set[str] = set()
-    again: dict[int, str] = {}
+    again = {
+        index: f"is the same file as {ids[first]}, only the first counts" for index, first in images.repeated().items()
+    }
     for index, name in enumerate(ids):
         if name in seen:
             again[index] = "listed again, only the first time counts"

@@ -1,247 +1,287 @@
-"""What the columns of a table mean: image, label or 0/1 targets, split, subgroups. For ``csv:`` and ``hf:``.
+"""What a column of labels or sensitive values means. Every table, feature file and array is read through here.
 
-Unless options name them, columns are found by these rules (case does not count):
+The meaning is decided once, for the whole column:
 
-- image: the first called one of IMAGE_WORDS.
-- split: the one called ``split``, ``partition`` or ``subset``, with the values ``train``, ``val``,
-  ``test`` and their usual other spellings, or 0, 1, 2 as in CelebA.
-- label: the one called one of LABEL_WORDS. Without it, every column whose values are 0/1 is a target
-  (multi-label), if only a tenth of them or less are something else.
-- subgroups: every further column with 2 to GROUP_LIMIT values, each of which two rows have on average.
-
-0/1 values may also be written no/yes, false/true or, as in CelebA, -1/1. A 0/1 target is a subgroup column
-too. An empty subgroup is unknown. Rows without a readable label, target or split are left out and named.
+- A *missing* value (None, NaN, NaT, pandas.NA, a masked entry, an empty text, or a text of MISSING) is unknown. It
+  is never a value of its own.
+- A column whose values are 0 and 1, no and yes, or false and true is *binary*. So is one of -1 and 1, where -1 is no.
+- A column of *numbers* compares and sorts its values as numbers: ``1`` and ``1.0`` are one value, and ``2`` comes
+  before ``10``. Infinite ones are unknown. Numbers written with a leading zero are codes, hence names.
+- Beside 0 and other whole numbers from 0, -1 is unknown: uncertain in medical data, unlabelled elsewhere.
+- Anything else is a *name*, without the spaces around it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.base import Attribute
-from mumoe.data.build import UNDECIDED, yes_no
-from mumoe.data.layout import SPLIT_WORDS
 from mumoe.errors import UserError, unknown_name
 
 __all__ = [
-    "GROUP_LIMIT",
-    "IMAGE_WORDS",
-    "LABEL_WORDS",
-    "Roles",
-    "Rows",
-    "choose_roles",
-    "names_of",
-    "read_rows",
+    "MISSING",
+    "UNKNOWN",
+    "Column",
+    "binary_codes",
+    "find_value",
+    "is_missing",
+    "number_of",
+    "object_array",
+    "plain_number",
+    "read_column",
+    "require_value",
+    "sort_key",
+    "texts_of",
+    "yes_no",
 ]
 
-IMAGE_WORDS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "image_id")
-LABEL_WORDS = ("label", "class", "category", "target", "fine_label")
-GROUP_LIMIT = 64
-"""A column of more values than this is not taken for a subgroup column unless it is named as one."""
+UNKNOWN = -1
+"""Code of a row without a known value."""
 
-_SPLIT_COLUMNS = ("split", "partition", "subset")
-_SPLITS = {**SPLIT_WORDS, "0": 0, "1": 1, "2": 2}
-_BINARY = {"0": 0, "1": 1, "no": 0, "yes": 1, "false": 0, "true": 1, "-1": 0, "0.0": 0, "1.0": 1}
+MISSING = frozenset(
+    {"", "None", "nan", "NaN", "NAN", "-nan", "NaT", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL"}
+)
+"""Texts by which pandas, R, spreadsheets and databases write a missing value."""
 
-Columns = Mapping[str, Sequence[str]]
+_WORDS = {"0": 0, "no": 0, "false": 0, "1": 1, "yes": 1, "true": 1}
+_MINUS = -1
+_NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)")
+_INFINITE = re.compile(r"[+-]?inf(?:inity)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Roles:
-    """Which column is what; `label` is empty for a multi-label table, `targets` for a single-label one."""
-
-    label: str
-    targets: tuple[str, ...]
-    groups: tuple[str, ...]
-    split: str
-
-
-@dataclass
-class Rows:
-    """The rows that could be read.
+class Column:
+    """A column after its meaning was decided.
 
     Attributes:
-        kept: Their positions in the table.
-        classes: Names of classes or targets.
-        labels: (len(kept),) or (len(kept), num_classes).
-        split: (len(kept),) position in SPLITS, or UNDECIDED.
-        attributes: Subgroup columns of the kept rows.
-        problems: One line for each row left out.
+        codes: (rows,) int64; ``values[codes[i]]`` is row i's value, UNKNOWN where it has none.
+        values: The different values, numbers in their order.
+        kind: ``binary``, ``number`` or ``name``.
+        unknown: How the values that are unknown are written, and in how many rows.
     """
 
-    kept: list[int]
-    classes: list[str]
-    labels: npt.NDArray[Any]
-    split: npt.NDArray[np.int64]
-    attributes: dict[str, Attribute] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    codes: npt.NDArray[np.int64]
+    values: tuple[str, ...]
+    kind: str
+    unknown: Mapping[str, int] = field(default_factory=dict)
+
+    def attribute(self) -> Attribute:
+        """The column as subgroups; a binary one has the values ``no`` and ``yes``."""
+        if self.kind != "binary":
+            return Attribute(self.codes, self.values)
+        meaning = binary_codes(self.values)
+        codes = np.array([*(meaning[value] for value in self.values), UNKNOWN], np.int64)
+        return yes_no(codes[self.codes])
+
+    def describe_unknown(self) -> str:
+        """The unknown rows in words, such as ``3 of 16 rows (2 empty, 1 '-1')``; "" if there are none."""
+        if not self.unknown:
+            return ""
+        parts = ", ".join(f"{count} {repr(text) if text else 'empty'}" for text, count in self.unknown.items())
+        return f"{sum(self.unknown.values())} of {len(self.codes)} rows ({parts})"
 
 
-def names_of(value: str | Sequence[str]) -> tuple[str, ...]:
-    """A list given as a list or as text with commas."""
-    parts = value.split(",") if isinstance(value, str) else value
-    return tuple(part.strip() for part in parts if part.strip())
-
-
-def find_column(who: str, columns: Columns, asked: str, words: Sequence[str]) -> str:
-    """The column that was asked for, else the first (by `words`) that has one of these names, else "".
-
-    Raises:
-        UserError: If the one that was asked for is not there.
-    """
-    if asked:
-        if asked not in columns:
-            raise unknown_name(who, "column", asked, columns)
-        return asked
-    lowered = {name.lower(): name for name in reversed(list(columns))}
-    return next((lowered[word] for word in words if word in lowered), "")
-
-
-def choose_roles(
-    who: str,
-    columns: Columns,
-    *,
-    label_column: str = "",
-    target_columns: str | Sequence[str] = (),
-    group_columns: str | Sequence[str] | None = None,
-    split_column: str = "",
-) -> Roles:
-    """Decide what each column is, by the rules at the top of the module.
+def read_column(values: Any, *, who: str = "data", name: str = "column") -> Column:
+    """Decide what a column means, by the rules at the top of the module.
 
     Args:
+        values: (rows,) texts, numbers or objects: a list, a numpy array, a pandas column.
         who: Opens an error.
-        columns: Name to values, without the image column.
-        label_column: Name of the label column.
-        target_columns: Names of the 0/1 target columns.
-        group_columns: Names of the subgroup columns; empty: none; None: found by rule.
-        split_column: Name of the split column.
+        name: Name of the column, for errors.
 
     Raises:
-        UserError: If a column is not there, or nothing can be a label or target.
+        UserError: If the shape is not (rows,), or bytes in it are not UTF-8.
     """
-    targets, groups = names_of(target_columns), names_of(group_columns or ())
-    for name in (*targets, *groups):
-        find_column(who, columns, name, ())
-    if label_column and targets:
-        raise UserError(f"{who}: expected a label column or target columns, got both. Name one of them.")
-    split = find_column(who, columns, split_column, _SPLIT_COLUMNS)
-    label = "" if targets else find_column(who, columns, label_column, LABEL_WORDS)
-    free = [name for name in columns if name not in (split, label, *groups)]
-    if not label and not targets:
-        targets = tuple(name for name in free if _mostly_binary(columns[name]))
-    if not label and not targets:
-        raise UserError(
-            f"{who}: expected a column called one of {', '.join(LABEL_WORDS)}, or columns of 0/1, got "
-            f"{', '.join(columns) or 'no further column'}. Name it with label_column or target_columns."
-        )
-    if group_columns is None:
-        groups = tuple(name for name in free if name not in targets and _groups(columns[name]))
-    return Roles(label, targets, groups, split)
+    different, places = _distinct(values, who, name)
+    known = [text for text in different if not is_missing(text)]
+    kind, written = _meaning_of(known)
+    names = sorted({text for text in written.values() if text}, key=sort_key)
+    position = {text: code for code, text in enumerate(names)}
+    lookup = np.array([position.get(written.get(text, ""), UNKNOWN) for text in different], np.int64)
+    codes = lookup[places] if len(different) else np.zeros(0, np.int64)
+    counts = np.bincount(places, minlength=len(different))
+    unknown: Counter[str] = Counter()
+    for text, code, count in zip(different, lookup, counts, strict=True):
+        if code == UNKNOWN:
+            unknown[text] += int(count)
+    return Column(codes, tuple(names), kind, dict(unknown))
 
 
-def read_rows(
-    who: str,
-    columns: Columns,
-    roles: Roles,
-    place: Callable[[int], str],
-    *,
-    classes: str | Sequence[str] = (),
-) -> Rows:
-    """Read labels, splits and subgroups.
+def object_array(values: Sequence[Any]) -> npt.NDArray[np.object_]:
+    """(rows,) the values themselves, None for a masked one, of which numpy would make 0.0."""
+    array = np.empty(len(values), object)
+    for place, value in enumerate(values):
+        array[place] = None if value is np.ma.masked else value
+    return array
 
-    Args:
-        who: Opens an error.
-        columns: Name to values, all of one length.
-        roles: What each column is.
-        place: Position of a row to what to call it (``line 7``).
-        classes: Names of the classes in order; labels are names or positions. Empty: the labels there are.
+
+def texts_of(values: Any, *, who: str = "data", name: str = "column") -> list[str]:
+    """(rows,) each value as text; `is_missing` tells those that are missing.
 
     Raises:
-        UserError: If no row can be read.
+        UserError: As `read_column`.
     """
-    count = len(next(iter(columns.values()), ()))
-    wrong: dict[int, str] = {}
-    split = _split(columns[roles.split], wrong) if roles.split else np.full(count, UNDECIDED)
-    if roles.targets:
-        names: list[str] = list(roles.targets)
-        labels: npt.NDArray[Any] = _targets(columns, roles.targets, wrong)
+    different, places = _distinct(values, who, name)
+    return [different[place] for place in places]
+
+
+def is_missing(text: str) -> bool:
+    """Whether a text stands for no value."""
+    return text.strip() in MISSING
+
+
+def number_of(text: str) -> Decimal | None:
+    """The number that a text writes, exactly; None if it writes none, or has a leading zero."""
+    return Decimal(text) if _NUMBER.fullmatch(text) else None
+
+
+def plain_number(text: str) -> str:
+    """A number as it is usually written (1 for 1.0); any other text as it is."""
+    number = number_of(text)
+    if number is None:
+        return text
+    return str(int(number)) if _whole(number) else format(number.normalize(), "f")
+
+
+def sort_key(text: str) -> tuple[int, Decimal, str]:
+    """Sorts 2 before 10, numbers before names, and names by their letters."""
+    number = number_of(text.lstrip("0") or "0") if text.isdecimal() and text.isascii() else number_of(text)
+    return (1, Decimal(0), text) if number is None else (0, number, text)
+
+
+def binary_codes(texts: Iterable[str]) -> dict[str, int]:
+    """What each text of a column of 0 and 1 means: 0, 1, or UNKNOWN for -1 beside 0; others are left out."""
+    meaning = {text: found for text in set(texts) if (found := _word(text)) is not None}
+    minus = UNKNOWN if 0 in meaning.values() else 0
+    return {text: minus if found == _MINUS else found for text, found in meaning.items()}
+
+
+def yes_no(values: npt.ArrayLike) -> Attribute:
+    """A column of 0 and 1 (UNKNOWN where it is not known) as subgroups with the values ``no`` and ``yes``."""
+    return Attribute(np.asarray(values).astype(np.int64), ("no", "yes"))
+
+
+def find_value(values: Sequence[str], asked: object) -> int | None:
+    """Position of a value that may be written in another way: 1, yes and true are one, and so are 1 and 1.0.
+
+    >>> find_value(("no", "yes"), "1"), find_value(("0", "1"), True), find_value(("2", "10"), 2.0)
+    (1, 1, 0)
+    """
+    text = _text(asked, "value", "value").strip()
+    if text in values:
+        return list(values).index(text)
+    number = number_of(text)
+    same = [place for place, value in enumerate(values) if number is not None and number_of(value) == number]
+    if not same and _word(text) in (0, 1):
+        meaning = binary_codes(values)
+        if len(meaning) == len(values) and UNKNOWN not in meaning.values():
+            same = [place for place, value in enumerate(values) if meaning[value] == _word(text)]
+    if not same:
+        same = [place for place, value in enumerate(values) if value.lower() == text.lower()]
+    return same[0] if len(same) == 1 else None
+
+
+def require_value(who: str, what: str, values: Sequence[str], asked: object) -> str:
+    """The value that was asked for, as the column writes it.
+
+    Raises:
+        UserError: If there is no such value; the nearest one is offered.
+    """
+    place = find_value(values, asked)
+    if place is None:
+        raise unknown_name(who, what, str(asked), values)
+    return values[place]
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+
+def _distinct(values: Any, who: str, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """The different texts of a column, and the position among them of each row's."""
+    array = values if isinstance(values, np.ndarray) else _as_array(values)
+    if array.ndim != 1:
+        raise UserError(f"{who}: expected {name} of shape (rows,), got {array.shape}. Pass one value per row.")
+    mask = np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) else None
+    plain = np.asarray(array)
+    if plain.dtype.kind == "O":
+        texts = [_text(value, who, name).strip() for value in plain.tolist()]
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        rows = np.array([places[text] for text in texts], np.int64)
     else:
-        names, labels = _labels(columns[roles.label], names_of(classes), wrong)
-    kept = [index for index in range(count) if index not in wrong]
-    problems = [f"{place(index)}: {text}, left out" for index, text in sorted(wrong.items())]
-    if not kept:
-        reason = f"such as {problems[0]}" if problems else "there is none"
-        raise UserError(f"{who}: expected rows that can be read, got none: {reason}. Check the columns.")
-    attributes = {name: _group([columns[name][index] for index in kept]) for name in roles.groups}
-    for position, name in enumerate(roles.targets):
-        attributes[name] = yes_no(labels[kept, position])
-    return Rows(kept, names, labels[kept], split[kept].astype(np.int64), attributes, problems)
+        found, inverse = np.unique(plain, return_inverse=True)
+        texts = [_text(value, who, name).strip() for value in found]
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        rows = np.array([places[text] for text in texts], np.int64)[inverse] if len(texts) else inverse
+    if mask is not None and mask.any():
+        rows = np.where(mask, places.setdefault("<NA>", len(places)), rows)
+    return list(places), rows.astype(np.int64)
 
 
-def _mostly_binary(values: Sequence[str]) -> bool:
-    right = sum(value.strip().lower() in _BINARY for value in values)
-    return right > 0 and right >= 0.9 * len(values)
+def _as_array(values: Any) -> npt.NDArray[Any]:
+    """Anything with one value per row as an array that keeps each value's own type."""
+    if isinstance(values, list | tuple):
+        return np.asarray(values) if np.ndim(values[0] if values else 0) else object_array(values)
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def _groups(values: Sequence[str]) -> bool:
-    different = len({value.strip() for value in values} - {""})
-    return 2 <= different <= min(GROUP_LIMIT, len(values) // 2)
+def _text(value: Any, who: str, name: str) -> str:
+    """One value as text; every kind of missing value is one of MISSING."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bytes):
+        return _decoded(value, who, name)
+    if value is None or value is np.ma.masked or type(value).__name__ == "NAType":
+        return "None" if value is None else "<NA>"
+    if isinstance(value, np.ndarray | np.generic) and value.ndim == 0 and value.dtype.kind in "mM":
+        return "NaT" if np.isnat(value) else str(value)
+    if isinstance(value, float | np.floating):
+        return np.format_float_positional(value, trim="-") if np.isfinite(value) else str(float(value))
+    return str(value)
 
 
-def _split(values: Sequence[str], wrong: dict[int, str]) -> npt.NDArray[np.int64]:
-    codes = [_SPLITS.get(value.strip().lower(), UNDECIDED) for value in values]
-    if any(value.strip() for value in values):
-        for index, code in enumerate(codes):
-            if code == UNDECIDED:
-                wrong.setdefault(index, f"split is {values[index]!r}, expected train, val or test")
-    return np.array(codes, np.int64)
+def _decoded(value: bytes, who: str, name: str) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{who}: expected text in UTF-8 in {name!r}, got byte {value[error.start]:#04x} at {error.start}. "
+            "Decode the column first."
+        ) from error
 
 
-def _targets(columns: Columns, targets: Sequence[str], wrong: dict[int, str]) -> npt.NDArray[np.uint8]:
-    table = np.zeros((len(columns[targets[0]]), len(targets)), np.uint8)
-    for position, name in enumerate(targets):
-        for index, value in enumerate(columns[name]):
-            code = _BINARY.get(value.strip().lower())
-            if code is None:
-                wrong.setdefault(index, f"{name} is {value!r}, expected 0 or 1")
-            table[index, position] = code or 0
-    return table
+def _word(text: str) -> int | None:
+    """0, 1 or _MINUS for a text that may stand in a column of 0 and 1."""
+    number = number_of(text)
+    if number is None:
+        return _WORDS.get(text.strip().lower())
+    return int(number) if number in (0, 1, _MINUS) else None
 
 
-def _labels(
-    values: Sequence[str], classes: Sequence[str], wrong: dict[int, str]
-) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Names of the classes and the position of each row's label in them."""
-    texts = [value.strip() for value in values]
-    names = list(classes) or sorted({text for text in texts if text}, key=_numbers_first)
-    codes = {name: code for code, name in enumerate(names)}
-    if classes:
-        codes = {str(code): code for code in range(len(names))} | codes
-    labels = np.zeros(len(texts), np.int64)
-    for index, text in enumerate(texts):
-        if text in codes:
-            labels[index] = codes[text]
-        elif not text:
-            wrong.setdefault(index, "the label is empty")
-        else:
-            wrong.setdefault(index, f"label {text!r} is none of the {len(names)} classes")
-    return names, labels
+def _meaning_of(known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The kind of a column and how each text's value is written; a text that is unknown is left out."""
+    finite = [text for text in known if not _INFINITE.fullmatch(text)]
+    binary = binary_codes(finite)
+    if finite and len(binary) == len(finite):
+        written: dict[int, str] = {}
+        for text in sorted(finite, key=sort_key):
+            written.setdefault(binary[text], plain_number(text))
+        return "binary", {text: written[code] for text, code in binary.items() if code != UNKNOWN}
+    numbers = {text: number for text in finite if (number := number_of(text)) is not None}
+    if len(numbers) < len(finite):
+        return "name", {text: text for text in known}
+    uncertain = 0 in numbers.values() and min(numbers.values()) == _MINUS and all(map(_whole, numbers.values()))
+    return "number", {
+        text: plain_number(text) for text, value in numbers.items() if not (uncertain and value == _MINUS)
+    }
 
 
-def _numbers_first(text: str) -> tuple[int, int, str]:
-    """Sorts 2 before 10, and numbers before words."""
-    return (0, int(text), text) if text.isascii() and text.isdigit() else (1, 0, text)
-
-
-def _group(values: Sequence[str]) -> Attribute:
-    texts = [value.strip() for value in values]
-    different = {text.lower() for text in texts} - {""}
-    if different and different <= set(_BINARY):
-        return Attribute(np.array([_BINARY.get(text.lower(), -1) for text in texts], np.int64), ("no", "yes"))
-    names = sorted(set(texts) - {""}, key=_numbers_first)
-    codes = {name: code for code, name in enumerate(names)}
-    return Attribute(np.array([codes.get(text, -1) for text in texts], np.int64), tuple(names))
+def _whole(number: Decimal) -> bool:
+    return number == number.to_integral_value()

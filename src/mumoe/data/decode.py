@@ -30,6 +30,7 @@ __all__ = [
     "FORMATS",
     "MAX_PIXELS",
     "ImageError",
+    "as_rgb",
     "damage",
     "decode",
     "open_header",
@@ -84,6 +85,18 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str = "") -> Ima
         raise ImageError(
             f"read_image: expected an image in {called!r}, got: {damage(error)}. Replace or remove it."
         ) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image in memory as RGB, upright, eight bits.
+
+    Raises:
+        ImageError: If its file turns out to be damaged.
+    """
+    try:
+        return _rgb(_upright(image))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError(f"as_rgb: expected an image, got: {damage(error)}. Replace or remove it.") from error
 
 
 def decode(data: bytes) -> Image.Image:

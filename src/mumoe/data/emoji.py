@@ -15,7 +15,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,13 @@ from mumoe.files import cache_root
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ATTRIBUTES", "CREDITS", "SPLIT_BY", "StoredImages", "load_emoji"]
+__all__ = ["ATTRIBUTES", "CREDITS", "SPLIT_BY", "TRAIN_OPTIONS", "StoredImages", "load_emoji"]
 
 ATTRIBUTES = ("group", "subgroup", "character", "studio", "skin_tone", "gender")
 SPLIT_BY = ("image", "character", "studio")
+TRAIN_OPTIONS: dict[str, Any] = {"split_by": "image", "size": 96}
+"""What `mumoe train --data emoji` takes where it is not told: the options of `mumoe demo`."""
+
 CREDITS = tuple(f"{studio.credit} (through npm {studio.package.name} {studio.package.version})" for studio in STUDIOS)
 
 
@@ -133,6 +136,8 @@ def load_emoji(
         fingerprint=digest(images.fingerprint, label, labels, split),
         attributes=attributes,
         credits=CREDITS,
+        image_size=size,
+        split_by=f"by {split_by}" + (f" ({held_out or 'openmoji'} in test)" if split_by == "studio" else ""),
     )
 
 

@@ -10,14 +10,14 @@ dot are skipped; files with the ending of something else than an image are count
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mumoe.data.base import SPLITS, ImageData
 from mumoe.data.build import UNDECIDED, FileImages, build
 from mumoe.data.decode import EXTENSIONS
-from mumoe.data.layout import SPLIT_WORDS, existing
+from mumoe.data.layout import SPLIT_WORDS, existing, files_below, list_folder
 from mumoe.data.registry import Request, register
 from mumoe.errors import UserError
 
@@ -34,6 +34,7 @@ class Listing:
         labels: Position in `classes` per path.
         split: Position in SPLITS per path, or UNDECIDED.
         strangers: Files that are not images by their ending.
+        closed: Folders that cannot be listed, each with the reason.
     """
 
     classes: list[str]
@@ -41,13 +42,16 @@ class Listing:
     labels: list[int] = field(default_factory=list)
     split: list[int] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
-        """One line on the files that are not images, or none."""
-        if not self.strangers:
-            return []
-        shown = ", ".join(self.strangers[:3]) + (", ..." if len(self.strangers) > 3 else "")
-        return [f"files left out because their ending is not an image's: {len(self.strangers)} ({shown})"]
+        """A line on the files that are not images and one on the folders that cannot be listed, where there are any."""
+        found = []
+        if self.strangers:
+            found.append(f"files left out because their ending is not an image's: {_first(self.strangers)}")
+        if self.closed:
+            found.append(f"folders left out because they cannot be listed: {_first(self.closed)}")
+        return found
 
 
 @register("folder", "a folder per class, with split folders or without", argument="PATH")
@@ -61,7 +65,7 @@ def load_folder(request: Request) -> ImageData:
     splits, ignored = _split_folders(request.name, root)
     places = [(root / name, part) for name, part in splits.items()] or [(root, UNDECIDED)]
     listing = list_classes(request.name, root, places)
-    loose = [entry for place, _ in places for entry in _loose_images(place)]
+    loose = [entry for place, _ in places for entry in _loose_images(request.name, place)]
     problems = listing.problems() + [f"folder {name!r} is not a split, left out" for name in ignored]
     if loose:
         problems.append(f"images left out because they have no class folder: {len(loose)} ({loose[0]} ...)")
@@ -76,9 +80,13 @@ def load_folder(request: Request) -> ImageData:
     )
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+def class_folders(who: str, folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden ones.
+
+    Raises:
+        UserError: If the folder cannot be listed.
+    """
+    return [entry.name for entry in list_folder(who, folder) if entry.is_dir() and entry.name[0] != "."]
 
 
 def list_classes(who: str, root: Path, places: Sequence[tuple[Path, int]], *, skip: Sequence[str] = ()) -> Listing:
@@ -93,7 +101,7 @@ def list_classes(who: str, root: Path, places: Sequence[tuple[Path, int]], *, sk
     Raises:
         UserError: If there are fewer than two classes.
     """
-    names = {place: [name for name in class_folders(place) if name not in skip] for place, _ in places}
+    names = {place: [name for name in class_folders(who, place) if name not in skip] for place, _ in places}
     classes = sorted(set().union(*names.values()))
     if len(classes) < 2:
         raise UserError(
@@ -103,8 +111,8 @@ def list_classes(who: str, root: Path, places: Sequence[tuple[Path, int]], *, sk
     listing, labels = Listing(classes), {name: label for label, name in enumerate(classes)}
     for place, part in places:
         for name in names[place]:
-            for path in _files(place / name, root):
-                _add(listing, path, labels[name], part)
+            for path in files_below(place / name, listing.closed):
+                _add(listing, path.relative_to(root).as_posix(), labels[name], part)
     return listing
 
 
@@ -117,24 +125,13 @@ def _add(listing: Listing, path: str, label: int, part: int) -> None:
     listing.split.append(part)
 
 
-def _files(folder: Path, root: Path) -> Iterator[str]:
-    """Every file below a folder, relative to the root, sorted; a link to a folder is followed once."""
-    seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        start = Path(here).relative_to(root).as_posix()
-        for name in sorted(files):
-            if name[0] != ".":
-                yield f"{start}/{name}"
+def _first(names: Sequence[str], most: int = 3) -> str:
+    """How many there are, and the first of them."""
+    return f"{len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
 
 
-def _loose_images(folder: Path) -> list[str]:
-    files = (entry.name for entry in os.scandir(folder) if entry.is_file())
+def _loose_images(who: str, folder: Path) -> list[str]:
+    files = (entry.name for entry in list_folder(who, folder) if entry.is_file())
     return sorted(name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS)
 
 
@@ -143,10 +140,10 @@ def _split_folders(who: str, root: Path) -> tuple[dict[str, int], list[str]]:
 
     A folder called ``train`` is a split only if it holds folders and no images: it could be a class.
     """
-    names = class_folders(root)
+    names = class_folders(who, root)
     splits = {name: SPLIT_WORDS[name.lower()] for name in names if name.lower() in SPLIT_WORDS}
     train = [name for name, part in splits.items() if part == SPLIT_WORDS["train"]]
-    if not train or not class_folders(root / train[0]) or _loose_images(root / train[0]):
+    if not train or not class_folders(who, root / train[0]) or _loose_images(who, root / train[0]):
         return {}, []
     for part, what in enumerate(SPLITS):
         same = [name for name in splits if splits[name] == part]

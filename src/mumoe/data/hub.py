@@ -2,13 +2,14 @@
 
 NAME is a folder made by ``save_to_disk``, a folder of parquet (or other) files, or a name on the hub. Names
 on the hub are looked for in the local cache of `datasets` and fetched only when downloading was allowed.
-Columns mean what `mumoe.data.columns` says; the image column is the first of type ``Image``.
+Columns mean what `mumoe.data.roles` says; the image column is the first of type ``Image``. Splits may have different
+columns: those that one lacks are named, and have no value in its rows. What is learnt is a column of train.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from PIL import Image
 
 from mumoe.data.base import ImageData
 from mumoe.data.build import UNDECIDED, build
-from mumoe.data.columns import choose_roles, find_column, read_rows
+from mumoe.data.columns import UNKNOWN, texts_of
 from mumoe.data.decode import ImageError, damage, read_image
 from mumoe.data.layout import SPLIT_WORDS
 from mumoe.data.registry import Request, register
+from mumoe.data.roles import choose_roles, find_column, read_rows
+from mumoe.data.same import same_files
+from mumoe.data.splits import TRAIN
 from mumoe.data.verify import Checked, check_blobs, is_full
 from mumoe.errors import JobError, UserError, require
 from mumoe.files import cache_root
@@ -45,6 +49,7 @@ class RowImages:
     column: str
     where: npt.NDArray[np.int64]
     names: tuple[str, ...]
+    side = 0
 
     def __len__(self) -> int:
         return len(self.where)
@@ -57,14 +62,26 @@ class RowImages:
 
     def encoded(self, index: int) -> bytes:
         """The bytes of the image file, which may lie beside the table; empty when the row has none."""
-        table, row = self.where[index].tolist()
-        cell = self.tables[table][row][self.column] or {}
+        cell = self._cell(index)
         if cell.get("bytes"):
             return bytes(cell["bytes"])
         return Path(cell["path"]).read_bytes() if cell.get("path") else b""
 
     def subset(self, kept: npt.NDArray[np.int64]) -> RowImages:
         return RowImages(self.tables, self.column, self.where[kept], tuple(self.names[i] for i in kept))
+
+    def repeated(self) -> dict[int, int]:
+        """Rows that name one file; where the first row brings its bytes, no row is a file."""
+        if not len(self) or (self._cell(0).get("bytes")):
+            return {}
+        paths = [self._cell(index).get("path") or "" for index in range(len(self))]
+        named = [index for index, path in enumerate(paths) if path]
+        same = same_files([paths[index] for index in named])
+        return {named[again]: named[first] for again, first in same.items()}
+
+    def _cell(self, index: int) -> dict[str, Any]:
+        table, row = self.where[index].tolist()
+        return dict(self.tables[table][row][self.column] or {})
 
     def check(self, request: Request) -> Checked:
         return check_blobs(
@@ -101,21 +118,25 @@ def load_hf(
     """
     library = require("datasets", "data", request.name)
     splits, problems = _known_splits(_open(library, request, config, revision))
-    tables = list(splits.values())
-    image = _image_column(request.name, tables[0], image_column)
-    tables = [table.cast_column(image, library.Image(decode=False)) for table in tables]
+    image = _image_column(request.name, splits, image_column)
+    splits, more = _with_images(splits, image)
+    tables = [table.cast_column(image, library.Image(decode=False)) for table in splits.values()]
     sizes = [len(table) for table in tables]
-    columns = _columns(tables, image)
+    columns, lacking = _columns(splits, image)
     where = np.array([(table, row) for table, size in enumerate(sizes) for row in range(size)], np.int64)
     names = [f"{name}/{row}" for name, size in zip(splits, sizes, strict=True) for row in range(size)]
+    learnt = next((name for name in splits if SPLIT_WORDS.get(name.lower()) == TRAIN), next(iter(splits)))
     roles = choose_roles(
         request.name,
         columns,
         label_column=label_column,
         target_columns=target_columns,
         group_columns=group_columns,
+        learnable=[name for name in columns if name in splits[learnt].features],
     )
-    known = classes or _names(tables[0], roles.label)
+    used = {roles.label, *roles.targets, *roles.groups, roles.split}
+    problems += more + [f"split {split!r} has no column {name!r}" for split, name in lacking if name in used]
+    known = classes or _class_names(tables, roles.label)
     rows = read_rows(request.name, columns, roles, names.__getitem__, classes=known)
     if not roles.split:
         parts = np.repeat([SPLIT_WORDS.get(name.lower(), UNDECIDED) for name in splits], sizes)
@@ -175,32 +196,67 @@ def _known_splits(opened: Any) -> tuple[dict[str, Any], list[str]]:
     return known, [f"split {name!r} was left out" for name in opened if name not in known]
 
 
-def _image_column(who: str, table: Any, asked: str) -> str:
-    images = [name for name, feature in table.features.items() if type(feature).__name__ == "Image"]
-    found = find_column(who, table.features, asked, [name.lower() for name in images])
+def _image_column(who: str, splits: Mapping[str, Any], asked: str) -> str:
+    """The column of images: the one asked for, else the first of type ``Image`` in the first split that has one."""
+    features = {name: feature for table in reversed(list(splits.values())) for name, feature in table.features.items()}
+    images = [name for table in splits.values() for name, feature in table.features.items() if _is_image(feature)]
+    found = find_column(who, features, asked, [name.lower() for name in images])
     if found not in images:
         raise UserError(
-            f"{who}: expected a column of images, got {', '.join(table.features)}. "
-            "Name one of type Image with image_column."
+            f"{who}: expected a column of images, got {', '.join(features)}. Name one of type Image with image_column."
         )
     return found
 
 
-def _columns(tables: Sequence[Any], image: str) -> dict[str, list[str]]:
-    """The columns of single values as text, all tables one after the other."""
+def _is_image(feature: Any) -> bool:
+    return type(feature).__name__ == "Image"
+
+
+def _with_images(splits: Mapping[str, Any], image: str) -> tuple[dict[str, Any], list[str]]:
+    """The splits that have the images, and a line for each that has not."""
+    kept = {name: table for name, table in splits.items() if _is_image(table.features.get(image))}
+    return kept, [f"split {name!r} has no images in {image!r}, left out" for name in splits if name not in kept]
+
+
+def _columns(splits: Mapping[str, Any], image: str) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+    """The columns of single values as text, all splits one after the other, and which split lacks which of them.
+
+    A split that lacks a column has no value in its rows.
+    """
+    simple = ("Value", "ClassLabel")
+    names = [
+        name
+        for table in splits.values()
+        for name, feature in table.features.items()
+        if name != image and type(feature).__name__ in simple
+    ]
     columns: dict[str, list[str]] = {}
-    for name, feature in tables[0].features.items():
-        if name != image and type(feature).__name__ in ("Value", "ClassLabel"):
-            columns[name] = [text for table in tables for text in _texts(table, name)]
-    return columns
+    lacking = []
+    for name in dict.fromkeys(names):
+        columns[name] = []
+        for split, table in splits.items():
+            there = type(table.features.get(name)).__name__ in simple
+            columns[name] += _texts(table, name) if there else [""] * len(table)
+            lacking += [] if there else [(split, name)]
+    return columns, lacking
 
 
 def _texts(table: Any, name: str) -> list[str]:
-    names = dict(enumerate(_names(table, name)))
+    """A column's values as text; -1, by which `datasets` writes a class that is not known, is missing."""
+    names = _names(table, name)
     values = table.select_columns([name])[:][name]
-    return ["" if value is None else names.get(value, str(value)) for value in values]
+    if names:
+        coded = dict(enumerate(names))
+        values = ["" if value is None or value == UNKNOWN else coded.get(value, str(value)) for value in values]
+    return texts_of(values, name=name)
 
 
 def _names(table: Any, column: str) -> list[str]:
     """The class names of a column, if it has any."""
     return list(getattr(table.features.get(column), "names", None) or [])
+
+
+def _class_names(tables: Sequence[Any], column: str) -> list[str]:
+    """The class names of all splits in order; none where a split writes the column in another way."""
+    named = [_names(table, column) for table in tables if column in table.features]
+    return list(dict.fromkeys(name for names in named for name in names)) if all(named) else []

@@ -9,7 +9,7 @@ from pathlib import Path
 from mumoe.data.registry import Request
 from mumoe.errors import JobError, UserError, nearest, require
 
-__all__ = ["SPLIT_WORDS", "existing", "lines", "locate", "torchvision_fetch"]
+__all__ = ["SPLIT_WORDS", "existing", "files_below", "lines", "list_folder", "locate", "torchvision_fetch"]
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), 0),
@@ -37,7 +37,7 @@ def locate(request: Request, folders: Sequence[str], marker: str, fetch: Callabl
         _download(request, fetch)
         found = _find(request.root, folders, marker)
     if found is None:
-        remedy = "Name the folder that holds it with root (--data-root)"
+        remedy = "Name the folder that holds it with root (--root)"
         remedy += ", or allow the download (--download)." if fetch else "; it cannot be downloaded from here."
         wanted = os.path.join(request.root, folders[0], marker)
         raise UserError(f"{request.name}: expected {wanted!r}, got nothing there. {remedy}")
@@ -58,17 +58,63 @@ def existing(who: str, path: Path, *, folder: bool) -> Path:
     """The path, if there is a folder (or a file) there.
 
     Raises:
-        UserError: If there is not; the nearest name beside it is offered.
+        UserError: If there is not (the nearest name beside it is offered), or it must not be read.
     """
-    if path.is_dir() if folder else path.is_file():
-        return path
     what = "a folder" if folder else "a file"
+    try:
+        found = path.is_dir() if folder else path.is_file()
+    except PermissionError:
+        found = True
+    if found:
+        if not os.access(path, os.R_OK | os.X_OK if folder else os.R_OK):
+            raise UserError(
+                f"{who}: expected {what} that can be read, got {str(path)!r} without permission. "
+                "Change its permissions."
+            )
+        return path
     if path.exists():
         raise UserError(f"{who}: expected {what} at {str(path)!r}, got something else. Name {what}.")
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = nearest(path.name, beside)
     remedy = f"Did you mean {str(path.parent / close)!r}?" if close else "Check the path."
     raise UserError(f"{who}: expected {what} at {str(path)!r}, got nothing there. {remedy}")
+
+
+def list_folder(who: str, folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name.
+
+    Raises:
+        UserError: If it cannot be listed.
+    """
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(
+            f"{who}: expected a folder that can be listed, got {str(folder)!r} ({error.strerror}). "
+            "Change its permissions."
+        ) from error
+
+
+def files_below(folder: Path, closed: list[str]) -> Iterator[Path]:
+    """Every file below a folder, in sorted order, without hidden ones; a link to a folder is followed once.
+
+    Args:
+        folder: Where to look.
+        closed: Receives the folders that cannot be listed, each with the reason.
+    """
+
+    def remember(error: OSError) -> None:
+        closed.append(f"{error.filename}: {error.strerror}")
+
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=remember):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield from (Path(here, name) for name in sorted(files) if name[0] != ".")
 
 
 def lines(who: str, path: Path) -> Iterator[tuple[int, str]]:

@@ -73,7 +73,7 @@ def load_data(
     """
     key, colon, argument = name.partition(":")
     if key not in DATASETS:
-        raise unknown_name("load_data", "data name", name, _spellings())
+        raise _unknown(name)
     entry = DATASETS[key]
     if bool(entry.argument) != bool(argument) or (colon and not entry.argument):
         raise UserError(f"load_data: expected {_spelling(key)!r}, got {name!r}. Write it like that.")
@@ -113,6 +113,19 @@ def problem_summary(data: ImageData, *, most: int = 5) -> str:
     rest = f"; and {more} more" if more > 0 else ""
     count = f"{len(data.problems)} problem{'s' if len(data.problems) > 1 else ''}"
     return f"{data.name}: {count} while loading, {len(data)} images are used: {shown}{rest}."
+
+
+def _unknown(name: str) -> UserError:
+    """The error for a name that is none; a path gets the kind that goes before it."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        kind = "tokens" if (path / "meta.json").is_file() else "folder"
+        remedy = " (in mode text)" if kind == "tokens" else ""
+        return UserError(f"load_data: expected a data name, got the folder {name!r}. Say {kind}:{name}{remedy}.")
+    kinds = {".csv": "csv", ".tsv": "csv", ".npy": "features", ".safetensors": "features", ".parquet": "features"}
+    if path.is_file() and path.suffix in kinds:
+        return UserError(f"load_data: expected a data name, got the file {name!r}. Say {kinds[path.suffix]}:{name}.")
+    return unknown_name("load_data", "data name", name, _spellings())
 
 
 def _spelling(key: str) -> str:

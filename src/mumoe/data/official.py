@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from mumoe.data.base import Attribute, ImageData
-from mumoe.data.build import FileImages, build, yes_no
+from mumoe.data.build import FileImages, build
+from mumoe.data.columns import yes_no
 from mumoe.data.folder import class_folders, list_classes
 from mumoe.data.layout import existing, lines, locate, torchvision_fetch
 from mumoe.data.registry import Request, register
@@ -130,7 +131,7 @@ def load_imagenet1k(request: Request) -> ImageData:
     folder = locate(request, ["imagenet1k", "imagenet", "ILSVRC2012"], "train")
     places = [(folder / "train", TRAIN)]
     if (folder / "val").is_dir():
-        if not class_folders(folder / "val"):
+        if not class_folders(request.name, folder / "val"):
             raise UserError(
                 f"{request.name}: expected a folder per WordNet id in {str(folder / 'val')!r}, got none. "
                 "torchvision.datasets.ImageNet sorts the validation images into folders."

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mumoe.data.columns import read_column
 from mumoe.errors import UserError
 
 __all__ = ["TEST", "TRAIN", "VAL", "carve", "group_split", "holdout_split", "stratified_split"]
@@ -72,7 +73,7 @@ def group_split(
     train fraction is 0.
 
     Args:
-        groups: The group of each image (any type).
+        groups: The group of each image (any type); none may be missing.
         fractions: Shares of train, val and test, counted in images; they sum to 1.
         seed: Seed of the shuffle.
         labels: Class of each image to stratify by; a group counts for its most frequent class.
@@ -81,10 +82,17 @@ def group_split(
         groups (num_images,); labels (num_images,) or (num_images, num_targets); returns (num_images,).
 
     Raises:
-        UserError: If a fraction is negative, they do not sum to 1, or `labels` and `groups` differ in length.
+        UserError: If a fraction is negative, they do not sum to 1, a group is missing (images of unknown groups are
+            not one group), or `labels` and `groups` differ in length.
     """
     shares = np.array(_fractions("group_split", fractions))
-    _, members = np.unique(np.asarray(groups), return_inverse=True)
+    column = read_column(groups, who="group_split", name="groups")
+    if column.unknown:
+        raise UserError(
+            f"group_split: expected a group for every image, got none in {column.describe_unknown()}. "
+            "Leave these images out, or give each a group of its own."
+        )
+    members = column.codes
     strata = np.zeros(len(members), np.int64) if labels is None else _strata(labels)
     if len(strata) != len(members):
         raise UserError(
@@ -178,6 +186,8 @@ def _fractions(who: str, fractions: Sequence[float]) -> tuple[float, float, floa
 def _strata(labels: npt.ArrayLike) -> Codes:
     """One small integer per image; 0/1 rows become their rarest positive target, or a class of their own."""
     values: npt.NDArray[Any] = np.asarray(labels)
+    if values.ndim == 1 and values.dtype.kind == "O":  # missing labels are a stratum of their own
+        return read_column(values, name="labels").codes + 1
     if values.ndim == 1:
         return np.unique(values, return_inverse=True)[1].astype(np.int64)
     rarity = np.argsort(np.argsort(values.sum(0), kind="stable"))

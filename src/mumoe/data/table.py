@@ -4,7 +4,7 @@
     pictures/1.png,cat,noto,train
     pictures/2.png,dog,openmoji,test
 
-Paths start from the folder of the table. What the columns mean is found by the rules of `mumoe.data.columns`,
+Paths start from the folder of the table. What the columns mean is found by the rules of `mumoe.data.roles`,
 or said by the options ``image_column``, ``label_column``, ``target_columns``, ``group_columns``,
 ``split_column`` and ``classes``; ``image_folder`` goes before every path. The delimiter is the one of comma,
 semicolon and tab that the first line has most of. The text is UTF-8.
@@ -21,9 +21,9 @@ from typing import Any
 
 from mumoe.data.base import ImageData
 from mumoe.data.build import FileImages, build
-from mumoe.data.columns import IMAGE_WORDS, choose_roles, find_column, read_rows
 from mumoe.data.layout import existing
 from mumoe.data.registry import Request, register
+from mumoe.data.roles import IMAGE_WORDS, choose_roles, find_column, read_rows
 from mumoe.errors import UserError
 
 __all__ = ["Table", "read_table"]

@@ -211,6 +211,14 @@ class TextData:
     def __len__(self) -> int:
         return sum(self.rows.values())
 
+    def describe(self) -> str:
+        """One line on what is trained on: windows and tokens of each split, and the vocabulary."""
+        parts = ", ".join(f"{name} {self.rows[name]:,} ({len(self.tokens[name]):,} tokens)" for name in SPLITS)
+        return (
+            f"{self.name}: windows of {self.context:,} tokens out of {self.tokenizer.vocabulary:,}; "
+            f"split by document: {parts}"
+        )
+
     def indices(self, split: Literal["train", "val", "test"]) -> npt.NDArray[np.int64]:
         """Rows of a split; those of train come first, then val, then test."""
         start = sum(self.rows[name] for name in SPLITS[: SPLITS.index(split)])
@@ -244,6 +252,8 @@ def load_text(name: str, *, context: int, cache_dir: str | None = None, progress
     """
     if name.startswith("tokens:"):
         return open_text(Path(name.removeprefix("tokens:")).expanduser(), name, context=context)
+    if (Path(name).expanduser() / META).is_file():
+        raise UserError(f"train: expected a text, got the folder {name!r}. Say tokens:{name}.")
     if name != "stdlib":
         raise unknown_name("train", "text", name, TEXTS)
     from mumoe.data.stdlib_text import stdlib_folder

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mumoe.data.base import SPLITS
+from mumoe.data.layout import files_below
 from mumoe.data.text import BYTES, FORMAT, META, Tokenizer, open_tokenizer
 from mumoe.errors import JobError, UserError, require
 from mumoe.files import new_folder
@@ -79,7 +80,12 @@ def _files(names: Sequence[str | Path]) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            paths += sorted(found for found in path.rglob("*") if found.suffix in SUFFIXES)
+            closed: list[str] = []
+            paths += sorted(found for found in files_below(path, closed) if found.suffix in SUFFIXES)
+            if closed:
+                raise JobError(
+                    f"mumoe tokenize: expected folders that can be listed, got {closed[0]}. Change its permissions."
+                )
         elif path.is_file():
             paths.append(path)
         else:
@@ -101,7 +107,7 @@ def documents_of(path: Path, column: str = "text") -> Iterator[str]:
         elif path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as file:
                 for line in file:
-                    yield str(json.loads(line)[column])
+                    yield _document(json.loads(line)[column])
         else:
             yield path.read_text(encoding="utf-8")
     except KeyError:
@@ -116,7 +122,18 @@ def _rows(path: Path, column: str) -> Iterator[str]:
         if column not in file.schema_arrow.names:
             raise KeyError(column)
         for batch in file.iter_batches(batch_size=1000, columns=[column]):
-            yield from (str(text) for text in batch.column(0).to_pylist() if text is not None)
+            yield from map(_document, batch.column(0).to_pylist())
+
+
+def _document(value: Any) -> str:
+    """The text of a row; empty where it has none."""
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if not isinstance(value, str):
+        raise ValueError(f"a row of type {type(value).__name__}")
+    return value
 
 
 def split_of(text: str, val: float, test: float) -> str:
@@ -142,10 +159,11 @@ def write_tokens(
     """
     kind = np.dtype("uint8" if tokenizer.vocabulary <= 256 else "uint16" if tokenizer.vocabulary <= 65536 else "uint32")
     counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
+    empty = [0]
     digest = hashlib.sha256(f"{tokenizer_name} {kind}".encode())
     files = {split: (folder / f"{split}.bin").open("wb") for split in SPLITS}
     try:
-        for texts in _groups(documents):
+        for texts in _groups(documents, empty):
             for text, ids in zip(texts, tokenizer.encode_all(texts), strict=True):
                 split = split_of(text, val, test)
                 values = np.array([*ids, tokenizer.end], dtype=kind)
@@ -167,18 +185,20 @@ def write_tokens(
         "dtype": str(kind),
         "splits": counts,
         "fingerprint": digest.hexdigest(),
+        "without_text": empty[0],
         "credits": list(credits),
     }
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     return meta
 
 
-def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in groups of bounded length, empty ones left out."""
+def _groups(documents: Iterable[str], empty: list[int]) -> Iterator[list[str]]:
+    """Documents in groups of bounded length, empty ones left out and counted."""
     group: list[str] = []
     size = 0
     for text in documents:
         if not text.strip():
+            empty[0] += 1
             continue
         group.append(text)
         size += len(text)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mumoe.deploy.export import ExportReport, export_onnx, export_safetensors, export_torch
-    from mumoe.deploy.load import load
     from mumoe.deploy.model import ImageClassifier
     from mumoe.deploy.predict import Prediction, explain, predict_files
     from mumoe.deploy.preprocessing import preprocessing
@@ -23,7 +22,6 @@ __all__ = [
     "export_onnx",
     "export_safetensors",
     "export_torch",
-    "load",
     "predict_files",
     "preprocessing",
 ]
@@ -36,7 +34,6 @@ _HOMES = {
     "export_onnx": "export",
     "export_safetensors": "export",
     "export_torch": "export",
-    "load": "load",
     "predict_files": "predict",
     "preprocessing": "preprocessing",
 }

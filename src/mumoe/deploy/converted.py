@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -29,13 +31,14 @@ from torch import Tensor, nn
 
 from mumoe.deploy.source import build_source, describe_source
 from mumoe.errors import JobError, UserError, nearest
-from mumoe.files import read_json
+from mumoe.files import new_folder, read_json, recovered
 from mumoe.models.surgery.describe import describe_layers, rebuild_layers
 
 __all__ = ["ConvertedModel", "load_converted", "save_converted"]
 
 WEIGHTS = constants.SAFETENSORS_SINGLE_FILE
 INDEX = constants.SAFETENSORS_INDEX_FILE
+_OURS = re.compile(r"config\.json|README\.md|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 class ConvertedModel(
@@ -110,6 +113,8 @@ class ConvertedModel(
             JobError: If its files are damaged or do not fit together.
         """
         name = str(pretrained_model_name_or_path)
+        if (found := recovered(Path(name))).is_dir():
+            name = str(found)
         if os.path.isdir(name):
             _check_folder(Path(name))
         try:
@@ -178,7 +183,7 @@ def save_converted(
 
     Args:
         model: A timm or transformers model after surgery.
-        folder: Where to; what an earlier save left there is replaced.
+        folder: Where to; what an earlier save left there is replaced in one step, other files are kept.
         arguments: As in `ConvertedModel.from_model`.
         max_shard_size: Largest file of weights, in bytes or such as ``2GB``.
 
@@ -187,14 +192,18 @@ def save_converted(
 
     Raises:
         UserError: If the model cannot be rebuilt from plain values, or the folder is a file.
+        JobError: If the folder cannot be written or the disk is full; what was there is kept.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise UserError(f"save_converted: expected a folder, got the file {str(path)!r}. Give another name.")
     wrapped = ConvertedModel.from_model(model, arguments=arguments)
     wrapped.max_shard_size = max_shard_size
-    (path / "README.md").unlink(missing_ok=True)
-    wrapped.save_pretrained(path)
+    with new_folder(path, who="save_converted") as part:
+        wrapped.save_pretrained(part)
+        for entry in path.iterdir() if path.is_dir() else ():
+            if not _OURS.fullmatch(entry.name):
+                (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, part / entry.name)
     return path
 
 

@@ -15,27 +15,35 @@ sizes, and only then renamed: what has the target's name is whole and gives the 
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from mumoe.baselines import SparseMoE
 from mumoe.deploy.preprocessing import preprocessing
-from mumoe.errors import JobError, UserError, require
-from mumoe.files import OUT, new_file, new_folder
+from mumoe.errors import JobError, UserError, require, unknown_name
+from mumoe.files import OUT, check_writable, new_file, new_folder
 from mumoe.models.heads import Head
 
 if TYPE_CHECKING:
-    from mumoe.deploy.model import ImageClassifier
+    from mumoe.deploy.model import HeadModel, ImageClassifier
 
-__all__ = ["TOLERANCE", "ExportReport", "check_ready", "export_onnx", "export_safetensors", "export_torch"]
+__all__ = [
+    "TOLERANCE",
+    "ExportReport",
+    "check_ready",
+    "export_model",
+    "export_onnx",
+    "export_safetensors",
+    "export_torch",
+    "format_of",
+]
 
 TOLERANCE = 1e-4
 """Largest difference of a logit that is accepted, relative to the largest logit where that is above 1."""
@@ -46,9 +54,14 @@ _SAVED = {"model.safetensors", "config.json", "README.md"}
 BATCHES = (1, 2, 5)
 """Batch sizes of random images that a file is checked on; it was traced with 2."""
 
+MOST_IMAGES = 32
+"""Most images of the user's that a file is checked on."""
+
 _SHAPES = ({0: torch.export.Dim("batch")},)
 
 Forward = Callable[[Tensor], Tensor]
+
+Exportable: TypeAlias = "ImageClassifier | HeadModel"
 
 
 @dataclass(frozen=True)
@@ -70,13 +83,66 @@ class ExportReport:
     checked: int
 
 
+def format_of(path: str | Path) -> str:
+    """The format that a path's ending names: onnx, torch-export, else safetensors."""
+    return next((kind for kind, ending in _ENDINGS.items() if ending and Path(path).suffix == ending), "safetensors")
+
+
+def export_model(
+    model: Exportable,
+    kind: str,
+    path: str | Path,
+    *,
+    images: Sequence[str | Path] = (),
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a model in the format `kind` (onnx, torch-export, safetensors) and check what was written.
+
+    Args:
+        model: The model.
+        kind: The format.
+        path: The file or folder.
+        images: Images, or folders of them, to check on besides random ones (the first `MOST_IMAGES`).
+        overwrite: Replace what exists.
+
+    Raises:
+        UserError: As `check_ready`; for a head without its backbone, if it is to be safetensors or to see images.
+        JobError: If the model cannot be traced, what was written computes other logits, or the disk is full.
+    """
+    write: dict[str, Callable[..., ExportReport]] = {
+        "onnx": export_onnx,
+        "torch-export": export_torch,
+        "safetensors": export_safetensors,
+    }
+    if kind not in write:
+        raise unknown_name("export", "format", kind, write)
+    if not hasattr(model, "backbone") and (images or kind == "safetensors"):
+        what = "images to check on" if images else "safetensors"
+        raise UserError(
+            f"export: expected a run that knows its backbone for {what}, got one trained on features alone. "
+            "Export its head: --to onnx, without --images."
+        )
+    return write[kind](model, path, images=_preprocessed(model, images), overwrite=overwrite)
+
+
+def _preprocessed(model: Any, paths: Sequence[str | Path]) -> Tensor | None:
+    """The images to check on, (B, 3, H, W)."""
+    if not paths:
+        return None
+    from mumoe.data.decode import read_image
+    from mumoe.deploy.predict import find_images
+
+    transform = model.transform
+    return torch.stack([transform(read_image(path)) for path in find_images(paths)[:MOST_IMAGES]])
+
+
 def export_onnx(
-    model: ImageClassifier, path: str | Path, *, images: Tensor | None = None, overwrite: bool = False
+    model: Exportable, path: str | Path, *, images: Tensor | None = None, overwrite: bool = False
 ) -> ExportReport:
     """Write one ONNX file and its preprocessing beside it (``model.onnx``, ``model.json``).
 
     Args:
-        model: The model, on the CPU.
+        model: The model. It is traced on the CPU, and put back on its device.
         path: The file.
         images: (B, 3, H, W) from the model's transform, to check besides random ones.
         overwrite: Replace files that exist.
@@ -100,7 +166,7 @@ def export_onnx(
 
 
 def export_torch(
-    model: ImageClassifier, path: str | Path, *, images: Tensor | None = None, overwrite: bool = False
+    model: Exportable, path: str | Path, *, images: Tensor | None = None, overwrite: bool = False
 ) -> ExportReport:
     """Write a ``.pt2`` archive of `torch.export`, loadable without mumoe; arguments as for `export_onnx`.
 
@@ -143,9 +209,10 @@ def export_safetensors(
 class _Traceable(nn.Module):
     """A model whose sparse-moe layer, if it has one, is computed over all experts, without loops over data."""
 
-    def __init__(self, model: ImageClassifier) -> None:
+    def __init__(self, model: Exportable) -> None:
         super().__init__()
-        self.backbone, self.head = model.backbone, model.head
+        self.backbone: nn.Module = getattr(model, "backbone", nn.Identity())
+        self.head = model.head
         layer = model.head.layer
         if isinstance(layer, SparseMoE):
             head: Head = model.head
@@ -153,8 +220,8 @@ class _Traceable(nn.Module):
             self.head.mean, self.head.scale = head.mean, head.scale
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.backbone(images))
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone(inputs))
         return logits
 
 
@@ -172,24 +239,31 @@ class _AllExperts(nn.Module):
         return (each * self.layer.coefficients(x)[0].to(x.dtype).unsqueeze(-1)).sum(-2)
 
 
-def _traced(model: ImageClassifier) -> torch.export.ExportedProgram:
-    """The graph of a model, with a dynamic batch."""
+def _traced(model: Exportable) -> torch.export.ExportedProgram:
+    """The graph of a model, with a dynamic batch, on the CPU."""
     example = (torch.zeros(2, *model.input_size),)
+    device = _device(model)
     try:
         with torch.no_grad():
-            return torch.export.export(_Traceable(model), example, dynamic_shapes=_SHAPES, strict=False)
+            return torch.export.export(_Traceable(model.cpu()), example, dynamic_shapes=_SHAPES, strict=False)
     except Exception as error:
         raise _untraceable(model, error) from error
+    finally:
+        model.to(device)
 
 
-def _onnx_proto(model: ImageClassifier) -> Any:
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _onnx_proto(model: Exportable) -> Any:
     """The model as an ONNX ModelProto, weights inside."""
     program = _traced(model)
     try:
         found = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=["images"],
+            input_names=[_input_name(model)],
             output_names=["logits"],
             dynamic_shapes=_SHAPES,
             verbose=False,
@@ -200,19 +274,37 @@ def _onnx_proto(model: ImageClassifier) -> Any:
     return found.model_proto
 
 
-def _untraceable(model: ImageClassifier, error: Exception) -> JobError:
+def _untraceable(model: Exportable, error: Exception) -> JobError:
     reason = " ".join(str(error).split())[:240] or type(error).__name__
     return JobError(
-        f"export: expected a model that torch.export can trace, got {model.spec} on {model.backbone.name}: {reason}. "
-        "Take --to safetensors, which needs no trace."
+        f"export: expected a model that torch.export can trace, got {model.spec} on {_below(model)}: {reason}. "
+        "Use --to safetensors, which needs no trace."
     )
 
 
-def _described(model: ImageClassifier) -> dict[str, Any]:
-    found = preprocessing(model.backbone.data_config, model.classes, multi_label=model.multi_label)
+def _input_name(model: Exportable) -> str:
+    return "images" if hasattr(model, "backbone") else "features"
+
+
+def _below(model: Any) -> str:
+    """What is below the head, in words."""
+    return str(model.backbone.name) if hasattr(model, "backbone") else f"{model.input_size[0]} features"
+
+
+def _described(model: Any) -> dict[str, Any]:
     edits = {"edits": model.about["edits"]} if "edits" in model.about else {}
-    names = {"input": "images", "output": "logits", "backbone": model.backbone.name, "head": model.spec}
-    return {**names, **edits, **found}
+    names = {"input": _input_name(model), "output": "logits", "head": model.spec, **edits}
+    if hasattr(model, "backbone"):
+        found = preprocessing(model.backbone.data_config, model.classes, multi_label=model.multi_label)
+        return {**names, "backbone": model.backbone.name, **found}
+    return {
+        **names,
+        "num_features": model.input_size[0],
+        "dtype": "float32",
+        "classes": list(model.classes),
+        "multi_label": model.multi_label,
+        "probabilities": "sigmoid" if model.multi_label else "softmax",
+    }
 
 
 def _serialized(proto: Any) -> bytes:
@@ -230,7 +322,7 @@ def _describe_onnx(proto: Any, described: Mapping[str, Any]) -> None:
     from mumoe import __version__
 
     proto.producer_name, proto.producer_version = "mumoe", __version__
-    proto.doc_string = f"{described['head']} on {described['backbone']}"
+    proto.doc_string = f"{described['head']} on {described.get('backbone', 'features')}"
     found = {"mumoe.preprocessing": json.dumps(described), "mumoe.classes": json.dumps(described["classes"])}
     onnx.helper.set_model_props(proto, found)
 
@@ -273,12 +365,12 @@ def _onnx_forward(path: Path) -> Forward:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def forward(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        return torch.from_numpy(session.run(["logits"], {session.get_inputs()[0].name: images.numpy()})[0])
 
     return forward
 
 
-def _check(model: ImageClassifier, other: Forward, images: Tensor | None, target: Path) -> ExportReport:
+def _check(model: Exportable, other: Forward, images: Tensor | None, target: Path) -> ExportReport:
     """Compare logits on random batches, and on given images.
 
     Raises:
@@ -288,10 +380,10 @@ def _check(model: ImageClassifier, other: Forward, images: Tensor | None, target
     batches = [torch.randn(size, *model.input_size, generator=generator) for size in BATCHES]
     if images is not None and len(images):
         batches.append(images)
-    ours = _forward(model)
+    ours, device = _forward(model), _device(model)
     difference = largest = 0.0
     for batch in batches:
-        expected, got = ours(batch), other(batch)
+        expected, got = ours(batch.to(device)).cpu(), other(batch)
         if expected.shape != got.shape or not bool(got.isfinite().all()):
             raise JobError(
                 f"export: expected finite logits {tuple(expected.shape)} from {target.name}, got {tuple(got.shape)}."
@@ -324,6 +416,7 @@ def check_ready(kind: str, path: Path, overwrite: bool) -> None:
 
     Raises:
         UserError: If so.
+        JobError: If the target cannot be written.
     """
     for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
         require(package, "export", "export")
@@ -337,9 +430,7 @@ def check_ready(kind: str, path: Path, overwrite: bool) -> None:
                 "Add --overwrite, or give another --out."
             )
         _check_replaceable(target, folder=not ending)
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"export: expected a folder to write in, got {str(parent)!r}. Give another --out.")
+    check_writable(path, who="export")
 
 
 def _targets(kind: str, path: Path) -> list[Path]:

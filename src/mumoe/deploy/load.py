@@ -1,4 +1,4 @@
-"""`mumoe.load`: a trained run as a model and the preprocessing of its images."""
+"""Folders of saved models: which kind one is, and what is in it."""
 
 from __future__ import annotations
 
@@ -6,84 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
-from mumoe.errors import UserError, require
+from mumoe.errors import require
 from mumoe.files import read_json
-from mumoe.training.run import RunFolder, find_run
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
+    from torch import Tensor, nn
 
-    from mumoe.deploy.model import ImageClassifier
-
-__all__ = ["load", "load_classifier"]
-
-
-def load(run: str | Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor] | None]:
-    """The trained model of a run, in eval mode, and the preprocessing of its images.
-
-    Args:
-        run: The folder of a run, or one that `ImageClassifier.save_pretrained` or `save_converted` wrote.
-
-    Returns:
-        An `ImageClassifier` and its transform (RGB PIL image to (3, H, W)); for a run on ready features the
-        `Head` (features to logits) and None, as no images are known; for a network that `save_converted` wrote the
-        network and None.
-
-    Raises:
-        UserError: If the path is no run, or holds several.
-        JobError: If the run has no whole checkpoint, or its files are damaged.
-
-    >>> model, transform = mumoe.load("runs/demo")
-    >>> model(transform(image)[None]).softmax(-1)
-    """
-    folder = Path(run)
-    if not _is_saved(folder) and _single(folder).facts().get("backbone") is None:
-        from mumoe.training.jobs import load_head
-
-        return load_head(_single(folder).path)[0], None
-    if _is_converted(folder):
-        from mumoe.deploy.converted import load_converted
-
-        return load_converted(folder), None
-    model = load_classifier(folder)
-    return model, model.transform
+__all__ = ["is_converted", "is_saved", "load_saved"]
 
 
-def load_classifier(run: str | Path) -> ImageClassifier:
-    """As `load`, for images only.
-
-    Raises:
-        UserError: As `load`, and for a run on ready features.
-        JobError: As `load`.
-    """
-    folder = Path(run)
-    if not _is_saved(folder):
-        opened = _single(folder)
-        if opened.config().mode in ("scratch", "text"):
-            raise UserError(
-                f"{run}: expected a run that trained a head, got one of mode {opened.config().mode}, which trained a "
-                "whole network. Take mumoe.training.load_run."
-            )
-        if opened.facts().get("backbone") is None:
-            raise UserError(
-                f"{run}: expected a run that knows its backbone, got one trained on ready features. "
-                "Load its head with mumoe.load, or train on images."
-            )
-    require("timm", "vision", "mumoe.load")
-    from mumoe.deploy.model import ImageClassifier
-
-    return ImageClassifier.from_pretrained(folder) if _is_saved(folder) else ImageClassifier.from_run(opened.path)
-
-
-def _is_saved(folder: Path) -> bool:
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds a saved model: a config.json, and no run."""
     return (folder / "config.json").is_file() and not (folder / "run.json").is_file()
 
 
-def _is_converted(folder: Path) -> bool:
+def is_converted(folder: Path) -> bool:
     """Whether `save_converted` wrote a folder; what cannot be read is left to those who say why."""
-    if not _is_saved(folder):
+    if not is_saved(folder):
         return False
     try:
         config = read_json(folder / "config.json")
@@ -92,16 +33,24 @@ def _is_converted(folder: Path) -> bool:
     return isinstance(config, dict) and "source" in config
 
 
-def _single(folder: Path) -> RunFolder:
-    """The one run at a path.
+def load_saved(
+    folder: Path, *, device: str | torch.device = "auto"
+) -> tuple[nn.Module, Callable[[Image.Image], Tensor] | None]:
+    """The model of a saved folder, in eval mode, and the preprocessing of its images (None for a converted network).
 
     Raises:
-        UserError: If there is none, or the path is a job of several.
+        UserError: If the device is not there.
+        JobError: If the files are damaged.
     """
-    found = find_run(folder)
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(str(run.path.relative_to(folder)) for run in found[:6]) + (", ..." if len(found) > 6 else "")
-    raise UserError(
-        f"run: expected one run, got {str(folder)!r}, which holds {len(found)} ({names}). Give e.g. {found[0].path}."
-    )
+    from mumoe.devices import resolve
+
+    place = resolve(device)
+    if is_converted(folder):
+        from mumoe.deploy.converted import load_converted
+
+        return load_converted(folder).to(place), None
+    require("timm", "vision", "mumoe.load")
+    from mumoe.deploy.model import ImageClassifier
+
+    model = ImageClassifier.from_pretrained(folder).to(place)
+    return model, model.transform

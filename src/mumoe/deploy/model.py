@@ -26,15 +26,16 @@ from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
 from mumoe.training.config import TrainConfig
-from mumoe.training.jobs import load_run
 from mumoe.training.network import is_mumoe
+from mumoe.training.opening import StoredRun
+from mumoe.training.state import current_names
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from mumoe.editing.stack import EditStack
 
-__all__ = ["ImageClassifier"]
+__all__ = ["HeadModel", "ImageClassifier"]
 
 _REQUIRED = ("backbone", "head", "num_features", "classes", "data_config")
 """Keys of config.json without which no model can be built."""
@@ -132,15 +133,21 @@ class ImageClassifier(
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
 
     @classmethod
-    def from_run(cls, run: str | Path) -> Self:
-        """The trained model of a run's folder.
+    def from_run(cls, run: str | Path | StoredRun) -> Self:
+        """The trained model of a run's folder (on the CPU), or of an opened run (on its device).
 
         Raises:
-            UserError: If the path is no run, or its head was trained on ready features, without a backbone.
+            UserError: If the path is no run, the run trained a whole network, or it does not know its backbone.
             JobError: If it has no whole checkpoint.
         """
-        trained, config, facts = load_run(run)
-        backbone: Any = trained.backbone
+        opened = run if isinstance(run, StoredRun) else StoredRun(run, device="cpu")
+        config, facts = opened.config, {**opened.facts, "step": opened.step}
+        if opened.trains_whole:
+            raise UserError(
+                f"{opened.path}: expected a run that trained a head, got one of mode {config.mode}, which trained a "
+                "whole network. Use mumoe.load(...).model."
+            )
+        head, backbone = opened.head, opened.backbone
         model = cls(
             config.backbone,
             config.head,
@@ -154,8 +161,8 @@ class ImageClassifier(
             norm=config.norm,
             about=_about(config, facts),
         )
-        model.backbone, model.head = backbone, trained.head  # type: ignore[assignment]
-        return model.eval()
+        model.backbone, model.head = backbone, head
+        return model.to(opened.device).eval()
 
     def with_edits(self, edits: str | Path | EditStack) -> Self:
         """This model with edits folded into its head: an ordinary model, whose config names the grown ranks.
@@ -169,15 +176,7 @@ class ImageClassifier(
         Raises:
             UserError: If the head has no experts, or the edits cannot be read or are those of another model.
         """
-        from mumoe.editing.files import load_edits
-
-        layer = self.head.layer
-        if not isinstance(layer, MuMoE):
-            raise UserError(
-                f"export: expected a head with experts to edit, got {self.spec}. "
-                "Leave the edits out, or take the run that they were made on."
-            )
-        stack = load_edits(edits, layer) if isinstance(edits, str | Path) else edits
+        stack = _stack_of(self, edits)
         folded = stack.fold()
         about = {key: value for key, value in self.about.items() if key not in ("evaluations", "trained_parameters")}
         about["edits"] = [*self.about.get("edits", []), *stack.describe()]
@@ -186,7 +185,7 @@ class ImageClassifier(
         head = {**self.head.state_dict(), **{f"layer.{name}": value for name, value in folded.state_dict().items()}}
         model.head.load_state_dict({name: head[name] for name in model.head.state_dict()})
         model.backbone = self.backbone
-        return model.eval()
+        return model.to(next(self.head.parameters()).device).eval()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
@@ -252,6 +251,75 @@ class ImageClassifier(
         return model_card(data, config, {"model": total, "head": head}, fields)
 
 
+class HeadModel(nn.Module):
+    """The head of a run whose backbone is unknown, to export: features in, logits out.
+
+    Args:
+        head: The head.
+        spec: Its specification.
+        num_features: Width of the features.
+        classes: Names of the logits, in order.
+        multi_label: Whether each class is an attribute of its own.
+        about: As in `ImageClassifier`.
+
+    Shape:
+        features (B, num_features), as the run was trained on -> logits (B, len(classes)).
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        spec: str,
+        num_features: int,
+        classes: Sequence[str],
+        *,
+        multi_label: bool = False,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.head, self.spec, self.classes, self.multi_label = head, spec, tuple(classes), multi_label
+        self.input_size, self.about = (num_features,), copy.deepcopy(dict(about or {}))
+        self.eval()
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.head(features)
+        return logits
+
+    @classmethod
+    def from_run(cls, run: StoredRun) -> Self:
+        """The head of an opened run.
+
+        Raises:
+            UserError: If it trained a whole network.
+            JobError: If it has no whole checkpoint.
+        """
+        config, facts = run.config, {**run.facts, "step": run.step}
+        values: dict[str, Any] = {"multi_label": bool(facts["multi_label"]), "about": _about(config, facts)}
+        return cls(run.head, config.head, int(facts["num_features"]), run.classes, **values)
+
+    def with_edits(self, edits: str | Path | EditStack) -> Self:
+        """This head with edits folded into its factors, as `ImageClassifier.with_edits`."""
+        stack = _stack_of(self, edits)
+        head = copy.deepcopy(self.head)
+        folded = head.layer = stack.fold()
+        about = {**self.about, "edits": [*self.about.get("edits", []), *stack.describe()]}
+        values: dict[str, Any] = {"multi_label": self.multi_label, "about": about}
+        return type(self)(head, folded.spec, self.input_size[0], self.classes, **values)
+
+
+def _stack_of(model: ImageClassifier | HeadModel, edits: str | Path | EditStack) -> EditStack:
+    """Edits of a model's layer, read if they are in a file."""
+    from mumoe.editing.files import load_edits
+
+    layer = model.head.layer
+    if not isinstance(layer, MuMoE):
+        raise UserError(
+            f"export: expected a head with experts to edit, got {model.spec}. "
+            "Leave the edits out, or use the run that they were made on."
+        )
+    return load_edits(edits, layer) if isinstance(edits, str | Path) else edits
+
+
 def _with_tuples(data_config: Mapping[str, Any]) -> dict[str, Any]:
     """timm's preprocessing as it was before JSON made lists of its tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data_config.items()}
@@ -277,8 +345,8 @@ def _check_head(values: Mapping[str, Any], path: str) -> None:
             head = _make_head(**{key: values[key] for key in known if key in values})
         expected = {f"head.{name}": list(tensor.shape) for name, tensor in head.state_dict().items()}
         with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            found = {name: file.get_slice(name).get_shape() for name in expected if name in names}
+            names = current_names(head, [name[5:] for name in file.keys() if name.startswith("head.")])  # noqa: SIM118
+            found = {f"head.{name}": file.get_slice(f"head.{old}").get_shape() for old, name in names.items()}
     except UserError:
         raise
     except (SafetensorError, OSError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -12,21 +12,25 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mumoe.baselines import SparseMoE
 from mumoe.data.decode import EXTENSIONS, damage, read_image
+from mumoe.data.layout import files_below
+from mumoe.devices import host
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE
 from mumoe.models.heads import Head
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from mumoe.deploy.model import ImageClassifier
 
 __all__ = [
@@ -130,7 +134,7 @@ def explain(
     """
     _check_numbers(top, experts, threshold)
     called = [str(row) for row in range(len(images))] if names is None else list(names)
-    z = model.head.prepare(model.backbone(images))
+    z = model.head.prepare(model.backbone(images.to(next(model.parameters()).device)))
     logits = model.head.finish(model.head.layer(z))
     probabilities = model.probabilities(logits)
     coefficients = _coefficients(model.head, z)
@@ -186,7 +190,7 @@ def _largest(levels: Sequence[Tensor], most: int) -> list[tuple[tuple[int, ...],
     """
     if not levels or not most:
         return []
-    firsts = [a.double().sort(descending=True, stable=True) for a in levels]
+    firsts = [host(a).sort(descending=True, stable=True) for a in levels]
     kept = [list(zip(a[:most].tolist(), n[:most].tolist(), strict=True)) for a, n in firsts]
     found = [
         (tuple(n for _, n in combination), math.prod(a for a, _ in combination))
@@ -232,11 +236,10 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".") and file.is_file()
-        )
+        closed: list[str] = []
+        inside = sorted(file for file in files_below(path, closed) if file.suffix.lower() in EXTENSIONS)
+        if closed:
+            raise UserError(f"predict: expected folders that can be listed, got {closed[0]}. Change its permissions.")
         if not inside:
             raise UserError(f"predict: expected images in the folder {str(path)!r}, got none. Check the path.")
         found += inside
@@ -247,18 +250,18 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
 def predict_files(
     model: ImageClassifier,
-    paths: Sequence[str | os.PathLike[str]],
+    images: Sequence[str | os.PathLike[str] | Image.Image],
     *,
     top: int = 3,
     experts: int = 3,
     threshold: float = 0.5,
     batch_size: int = 16,
 ) -> Iterator[Prediction]:
-    """Predictions of image files, in their order; one that cannot be read has `error` and no label.
+    """Predictions of image files or PIL images, in their order; one that cannot be read has `error` and no label.
 
     Args:
         model: The model.
-        paths: Image files, in any format of `mumoe.data.decode`.
+        images: Image files, in any format of `mumoe.data.decode`, or images, named by their position.
         top: As in `explain`.
         experts: As in `explain`.
         threshold: As in `explain`.
@@ -268,27 +271,44 @@ def predict_files(
         UserError: If a number is out of range.
     """
     _check_numbers(top, experts, threshold)
+    if batch_size < 1:
+        raise UserError(f"predict: expected batch_size >= 1, got {batch_size}. Leave it out for 16.")
+    return _predict(model, images, batch_size, {"top": top, "experts": experts, "threshold": threshold})
+
+
+def _predict(
+    model: ImageClassifier,
+    images: Sequence[str | os.PathLike[str] | Image.Image],
+    batch_size: int,
+    settings: Mapping[str, Any],
+) -> Iterator[Prediction]:
     transform = model.transform
-    for start in range(0, len(paths), batch_size):
-        names = [os.fspath(path) for path in paths[start : start + batch_size]]
-        read = [_read(name, transform) for name in names]
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        names = [_name(image, start + row) for row, image in enumerate(part)]
+        read = [_read(image, transform) for image in part]
         whole = [(name, image) for name, image in zip(names, read, strict=True) if isinstance(image, Tensor)]
-        told: list[Prediction] = []
+        found: list[Prediction] = []
         if whole:
             batch = torch.stack([image for _, image in whole])
-            told = explain(model, batch, [n for n, _ in whole], top=top, experts=experts, threshold=threshold)
-        good = iter(told)
+            found = explain(model, batch, [name for name, _ in whole], **settings)
+        good = iter(found)
         for name, image in zip(names, read, strict=True):
             yield next(good) if isinstance(image, Tensor) else Prediction(name, (), error=image)
 
 
-def _read(name: str, transform: object) -> Tensor | str:
-    """A preprocessed image, or in a few words why there is none."""
-    from mumoe.data.decode import ImageError
+def _name(image: Any, position: int) -> str:
+    """The path of an image; of one in memory the file that it was opened from, else its position."""
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    return str(getattr(image, "filename", "") or position)
 
-    assert callable(transform)
+
+def _read(image: Any, transform: Callable[[Any], Tensor]) -> Tensor | str:
+    """A preprocessed image, or in a few words why there is none."""
+    from mumoe.data.decode import ImageError, as_rgb
+
     try:
-        tensor: Tensor = transform(read_image(name))
+        return transform(read_image(image) if isinstance(image, str | os.PathLike) else as_rgb(image))
     except ImageError as error:
         return damage(error.__cause__) if isinstance(error.__cause__, Exception) else str(error)
-    return tensor

@@ -37,6 +37,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mumoe.devices import host
 from mumoe.editing.edits import Rewrite
 from mumoe.editing.fairness import Estimate
 from mumoe.errors import UserError, unknown_name
@@ -190,7 +191,7 @@ def propose(
         raise UserError(f"propose: expected training rows handled by {finding.experts}, got none. Take another.")
     letters = "abcdefghijk"[: len(coefficients)]
     inputs = ",".join(f"z{letter}" for letter in letters)
-    total: Tensor = torch.einsum(f"{inputs}->{letters}", *(a[inside].double() for a in coefficients))
+    total: Tensor = torch.einsum(f"{inputs}->{letters}", *(host(a[inside]) for a in coefficients))
     mean = total / int(inside.sum())
     return Rewrite.of(head, mean, float(mean.numel()) if finding.label == 1 else -float(mean.numel()))
 
@@ -285,7 +286,7 @@ def _tables(
         counts = torch.cat([_counts(members, chosen, hits) for _, members in candidates])[kept]
         n, k = counts.round().long().T
         parts.append(torch.stack([k, n, int(hits.sum()) - k, len(hits) - n], dim=1))
-    return [every[i] for i in kept.tolist()], torch.stack(parts, dim=1).numpy(), values
+    return [every[i] for i in kept.tolist()], torch.stack(parts, dim=1).cpu().numpy(), values
 
 
 def _counts(members: Members, chosen: Tensor, hits: Tensor) -> Tensor:

@@ -97,6 +97,12 @@ class BiasTask:
                 f"BiasTask: expected a head in 0..{self.labels.shape[1] - 1}, got {self.head}. "
                 "It is the column of labels that the bias concerns."
             )
+        unknown = int((self.sensitive < 0).sum())
+        if unknown:
+            raise UserError(
+                f"BiasTask: expected a sensitive code from 0 in every row, got {unknown} of {len(self.sensitive)} rows "
+                "below 0, which are unknown. Leave these rows out."
+            )
         object.__setattr__(self, "num_groups", 2 * (int(self.sensitive.max()) + 1))
         if not bool((self.groups == self.target_group).any()):
             raise UserError(

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from mumoe.data.columns import require_value
 from mumoe.editing.fairness import (
     Bootstrap,
     FairnessReport,
@@ -217,7 +218,9 @@ def final_report(
 
 def _counterpart(rows: Rows, before: Labels, target: Target) -> float:
     """Accuracy before the correction of the rows with the target's label and any other sensitive value."""
-    others = (rows.y_true == target[0]) & (rows.sensitive_features != sensitive_name(target[1]))
+    names = sorted(set(rows.sensitive_features.tolist()))
+    mine = require_value("choose_strength", "sensitive value", names, sensitive_name(target[1]))
+    others = (rows.y_true == target[0]) & (rows.sensitive_features != mine)
     guess = as_labels(before, "y_pred", "choose_strength")
     return float((guess[others] == rows.y_true[others]).mean())
 

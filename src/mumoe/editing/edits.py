@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.ablation import Ablation
+from mumoe.devices import host
 from mumoe.editing.operations import AddedTerm, CoefficientMap, Operation, original, separate
 from mumoe.errors import UserError
 
@@ -187,7 +188,7 @@ class SetOutput:
         sizes, outputs = _sizes(part)
         self.check(sizes, outputs)
         index = _combination(self.expert, sizes, "SetOutput")
-        own: Tensor = part.expert(index)[self.head].detach().double()  # type: ignore[operator]
+        own: Tensor = host(part.expert(index)[self.head])  # type: ignore[operator]
         if not part.bias:
             own = nn.functional.pad(own, (0, 1))
         wanted = torch.zeros_like(own)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mumoe.devices import host
 from mumoe.editing.choose import Choice, LogitShift, Objective, choose_strength, final_report
 from mumoe.editing.edits import Rewrite
 from mumoe.editing.fairness import Bootstrap, FairnessReport
@@ -96,7 +97,7 @@ def mean_coefficients(layer: MuMoE, features: Tensor | Iterable[Tensor], *, read
     layer.eval()
     try:
         for batch in batches:
-            levels = [a.reshape(-1, a.shape[-1]).double() for a in layer.coefficients(batch)]
+            levels = [host(a.reshape(-1, a.shape[-1])) for a in layer.coefficients(batch)]
             count += len(levels[0])
             parts = [_joint_sum(levels)] if reading == "joint" else [a.sum(0) for a in levels]
             sums = [
@@ -234,6 +235,7 @@ def rewrite_run(
     Raises:
         UserError: If the subgroup or its training images do not exist, a split has no images, or as `rewrite`.
     """
+    target = (target[0], problem.value(target[1], who=who))
     train, val, sealed = problem.splits.seal(problem.labels, problem.values)
     for split, rows in (("validation", val if strength == "auto" else None), ("test", sealed)):
         if rows is not None and not len(rows):
@@ -276,5 +278,5 @@ class _RunRows:
             logits = self.run.logits(rows, self.problem.position)
         value = mean.expand(len(rows), *mean.shape)
         for a in self.run.coefficients(rows, "rewrite_run"):
-            value = torch.einsum("zn...,zn->z...", value, a.double())
+            value = torch.einsum("zn...,zn->z...", value, host(a))
         return self.rows, LogitShift(logits, value.numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from mumoe.data.base import ImageData
+from mumoe.data.columns import require_value
+from mumoe.devices import AUTO, host
 from mumoe.editing.files import load_edits
 from mumoe.editing.splits import Rows, Splits
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_name
 from mumoe.layers import MuMoE
 from mumoe.models.heads import Head
-
-if TYPE_CHECKING:
-    from mumoe.training.run import RunFolder
+from mumoe.training.opening import StoredRun
+from mumoe.training.run import pick_run
 
 __all__ = ["BLOCK", "EditingRun", "Problem", "check_edits", "edited_head", "open_run"]
 
@@ -62,8 +63,9 @@ class EditingRun:
 
     @torch.no_grad()
     def inputs(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """(rows, num_features) as the layer sees them."""
-        return self.head.prepare(torch.from_numpy(np.asarray(self.features[rows], dtype=np.float32)))
+        """(rows, num_features) as the layer sees them, on its device."""
+        features = torch.from_numpy(np.asarray(self.features[rows], dtype=np.float32))
+        return self.head.prepare(features.to(self.head.mean.device))
 
     def batches(self, rows: npt.NDArray[np.int64], report: Callable[[int], None] | None = None) -> Iterator[Tensor]:
         """Inputs of the layer in blocks of bounded size; `report` is called with the rows done before each."""
@@ -76,20 +78,21 @@ class EditingRun:
     def logits(self, rows: npt.NDArray[np.int64], head: int) -> npt.NDArray[np.float64]:
         """(rows,) logits of one output, with whatever edits are applied."""
         parts = [self.head.finish(self.head.layer(self.inputs(part)))[:, head] for part in _blocks(rows)]
-        return torch.cat(parts).double().numpy()
+        logits: npt.NDArray[np.float64] = host(torch.cat(parts)).numpy()
+        return logits
 
     @torch.no_grad()
     def outputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(rows, classes) logits, with whatever edits are applied."""
         parts = [self.head.finish(self.head.layer(self.inputs(part))) for part in _blocks(rows)]
-        return torch.cat(parts).float().numpy()
+        return torch.cat(parts).float().cpu().numpy()
 
     @torch.no_grad()
     def coefficients(self, rows: npt.NDArray[np.int64], who: str) -> tuple[Tensor, ...]:
-        """One (rows, N_e) tensor per level."""
+        """One (rows, N_e) tensor per level, on the CPU."""
         layer = self.require_layer(who)
         parts = [layer.coefficients(self.inputs(part)) for part in _blocks(rows)]
-        return tuple(torch.cat(level) for level in zip(*parts, strict=True))
+        return tuple(torch.cat(level).cpu() for level in zip(*parts, strict=True))
 
     def problem(self, head: str, sensitive: str, *, who: str) -> Problem:
         """One 0/1 attribute with a sensitive one.
@@ -146,13 +149,9 @@ class Problem:
             who: The caller, named in errors.
 
         Raises:
-            UserError: If no image has this sensitive value (the nearest is offered), or no training image is in the
-                subgroup.
+            UserError: If no training image is in the subgroup.
         """
         label, value = target
-        values = set(self.values[self.known].tolist())
-        if value not in values:
-            raise unknown_name(who, f"value of {self.sensitive}", value, values)
         inside = (train.y_true == label) & (train.sensitive_features == value)
         if not inside.any():
             raise UserError(
@@ -161,34 +160,54 @@ class Problem:
             )
         return self.rows("train")[inside]
 
+    def value(self, asked: object, *, who: str) -> str:
+        """A sensitive value as the data writes it; 1, yes and true are one, and so are 0, no and false.
+
+        Raises:
+            UserError: If there is no such value; the nearest is offered.
+        """
+        values = list(dict.fromkeys(self.values[self.known].tolist()))
+        return require_value(who, f"value of {self.sensitive}", values, asked)
+
+    def left_out(self, *splits: str) -> str:
+        """How many images of these splits have no known sensitive value, in words; "" if all have one."""
+        counts = {split: len(self.data.indices(split)) - len(self.rows(split)) for split in splits}  # type: ignore[arg-type]
+        parts = [f"{count:,} {split}" for split, count in counts.items() if count]
+        return f"{self.sensitive} is unknown for {', '.join(parts)} images, left out" if parts else ""
+
     @property
     def splits(self) -> Splits:
         """The data's splits, without images of unknown sensitive value."""
         return Splits(self.rows("train"), self.rows("val"), self.rows("test"))
 
 
-def open_run(run: str | Path, *, progress: bool = True) -> EditingRun:
-    """Load a run's head, data and features; those of a fine-tuned run come from its own backbone.
+def open_run(
+    run: str | Path | StoredRun,
+    *,
+    data: Any = None,
+    device: str | torch.device = AUTO,
+    progress: bool = True,
+) -> EditingRun:
+    """A run's head, data and features; those of a fine-tuned run come from its own backbone.
+
+    Args:
+        run: An opened run; or the folder of a run, or of a job, of which `pick_run` picks one with experts.
+        data: As for `mumoe.load`.
+        device: Where the head and the backbone run.
+        progress: Whether to show progress on stderr.
 
     Raises:
-        UserError: If the path is no run, or its data has changed.
+        UserError: If the path is no run, its data are others, or it does not know its backbone.
         JobError: If it has no whole checkpoint.
     """
-    from mumoe.training import load_head
-    from mumoe.training.inputs import load_inputs
-
-    path = _one(run).path
-    head, config, facts = load_head(path)
-    if config.mode == "finetune":
-        data, features = _finetuned(path, config, progress)
-    else:
-        inputs = load_inputs(config, progress=progress)
-        assert inputs.features is not None
-        data, features = inputs.data, inputs.features
-    if data.fingerprint != facts["data"]["fingerprint"]:
-        raise UserError(f"{path}: expected the data that it was trained on, got a changed {data.name}. Restore it.")
+    opened = run
+    if not isinstance(opened, StoredRun):
+        path = pick_run(opened, experts=True).path
+        opened = StoredRun(path, data=data, device=device, progress=progress)
+    head, inputs = opened.head, opened.inputs
+    assert inputs.features is not None
     layer = head.layer if isinstance(head.layer, MuMoE) and head.classifier is None else None
-    return EditingRun(path, head, layer, data, features)
+    return EditingRun(opened.path, head, layer, inputs.data, inputs.features)
 
 
 def check_edits(
@@ -197,7 +216,7 @@ def check_edits(
     """Refuse edits that a run's head has no place for, before its weights, data or features are read.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, or of a job, of which `pick_run` picks one with experts.
         do: Edits as texts, see `mumoe.editing.texts`.
         files: Files of edits; that they are of this run is checked when they are loaded.
         who: The caller, named in errors.
@@ -211,7 +230,7 @@ def check_edits(
     from mumoe.editing.files import read_edit_file
     from mumoe.editing.texts import parse_edit
 
-    folder = _one(run)
+    folder = pick_run(run, experts=True)
     config, facts = folder.config(), folder.facts()
     classes = tuple(facts.get("classes", ()))
     found = spec_costs(config.head, int(facts.get("num_features", 1)), len(classes)) if config.head else None
@@ -228,16 +247,6 @@ def check_edits(
         edit.check(found.num_experts, len(classes))
 
 
-def _one(run: str | Path) -> RunFolder:
-    from mumoe.training.run import find_run
-
-    folders = find_run(run)
-    if len(folders) > 1:
-        names = ", ".join(folder.path.name for folder in folders[:4])
-        raise UserError(f"{run}: expected one run, got {len(folders)} ({names}). Name one of them.")
-    return folders[0]
-
-
 def edited_head(run: EditingRun, edits: str | Path | EditStack) -> Head:
     """The run's head with edits folded into its factors: an ordinary head, to save, export and run anywhere."""
     import copy
@@ -247,18 +256,6 @@ def edited_head(run: EditingRun, edits: str | Path | EditStack) -> Head:
     head = copy.deepcopy(run.head)
     head.layer = stack.fold()
     return head.eval()
-
-
-def _finetuned(path: Path, config: Any, progress: bool) -> tuple[ImageData, npt.NDArray[np.float32]]:
-    from mumoe.models.features import extract_features
-    from mumoe.training import load_run
-    from mumoe.training.inputs import load_images
-
-    data = load_images(config)
-    model: Any = load_run(path)[0]
-    folder = config.cache_dir or None
-    found = extract_features(data, model.backbone, cache_dir=folder, workers=config.workers, progress=progress)
-    return data, found.x
 
 
 def _sensitive(data: ImageData, name: str, who: str) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.bool_]]:

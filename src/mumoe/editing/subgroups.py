@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mumoe.errors import UserError, unknown_name
+from mumoe.data.columns import Column, find_value, object_array, read_column, require_value, sort_key, texts_of
+from mumoe.errors import UserError
 
 __all__ = [
     "Labels",
@@ -37,7 +39,8 @@ class Subgroup:
 
     Attributes:
         label: The true label, as the data writes it.
-        sensitive: The sensitive value; several attributes are joined as ``woman, dark``.
+        sensitive: The sensitive value; several attributes are joined as ``woman, dark``, and a value that itself
+            holds a comma is then quoted, so that different combinations have different names.
     """
 
     label: int | str
@@ -57,7 +60,8 @@ class Subgroups:
         counts: (groups,) rows of each subgroup, all above 0.
         labels: (groups,) position of each subgroup's label among the sorted labels.
         label_values: The sorted labels.
-        sensitive_values: The sorted sensitive values.
+        sensitive_values: The names of the sensitive values, sorted as `sensitive_keys` are.
+        sensitive_keys: The value of each attribute in each of them.
     """
 
     groups: tuple[Subgroup, ...]
@@ -66,17 +70,26 @@ class Subgroups:
     labels: npt.NDArray[np.int64]
     label_values: tuple[int | str, ...]
     sensitive_values: tuple[str, ...]
+    sensitive_keys: tuple[tuple[str, ...], ...]
 
     def index(self, label: int | str, sensitive: object, *, who: str) -> int:
-        """Position of one subgroup.
+        """Position of one subgroup; 1, yes and true are one sensitive value, and so are 1 and 1.0.
 
         Raises:
             UserError: If there is no such label or sensitive value; the nearest one is offered.
         """
-        name = sensitive_name(sensitive)
-        if name not in self.sensitive_values:
-            raise unknown_name(who, "sensitive value", name, self.sensitive_values)
-        return self.label_index(label, who=who) * len(self.sensitive_values) + self.sensitive_values.index(name)
+        return self.label_index(label, who=who) * len(self.sensitive_values) + self._sensitive_index(sensitive, who)
+
+    def _sensitive_index(self, asked: object, who: str) -> int:
+        key = asked if isinstance(asked, tuple | list) else (asked,)
+        if len(key) == len(self.sensitive_keys[0]):
+            columns = [list(dict.fromkeys(column)) for column in zip(*self.sensitive_keys, strict=True)]
+            places = [find_value(column, part) for column, part in zip(columns, key, strict=True)]
+            found = tuple(c[place] for c, place in zip(columns, places, strict=True) if place is not None)
+            if found in self.sensitive_keys:
+                return self.sensitive_keys.index(found)
+        name = require_value(who, "sensitive value", self.sensitive_values, sensitive_name(asked))
+        return self.sensitive_values.index(name)
 
     def label_index(self, label: int | str, *, who: str) -> int:
         """Position of a label among `label_values`.
@@ -84,9 +97,10 @@ class Subgroups:
         Raises:
             UserError: If no row has this label.
         """
-        if label not in self.label_values:
-            raise unknown_name(who, "label", str(label), map(str, self.label_values))
-        return self.label_values.index(label)
+        if label in self.label_values:
+            return self.label_values.index(label)
+        texts = [str(value) for value in self.label_values]
+        return texts.index(require_value(who, "label", texts, label))
 
 
 def find_subgroups(y_true: Labels, sensitive_features: Sensitive, *, who: str) -> Subgroups:
@@ -98,35 +112,37 @@ def find_subgroups(y_true: Labels, sensitive_features: Sensitive, *, who: str) -
         who: The caller, named in errors.
 
     Raises:
-        UserError: If there are no rows, lengths differ, there is only one label or one sensitive value, or a
-            combination of label and sensitive value has no row (its accuracy would be 0/0).
+        UserError: If there are no rows, a value is missing, lengths differ, there is only one label or one sensitive
+            value, or a combination of label and sensitive value has no row (its accuracy would be 0/0).
     """
     truth = as_labels(y_true, "y_true", who)
-    names = sensitive_names(sensitive_features, who)
-    require_equal_lengths(who, y_true=truth, sensitive_features=names)
-    label_values, label_codes = np.unique(truth, return_inverse=True)
-    values, value_codes = np.unique(names, return_inverse=True)
+    columns = _sensitive_columns(sensitive_features, who)
+    require_equal_lengths(who, y_true=truth, sensitive_features=next(iter(columns.values())).codes)
+    label_values, label_codes = _sorted_labels(truth)
+    keys, value_codes = _combinations(list(columns.values()))
+    values = tuple(sensitive_name(key) for key in keys)
     if len(label_values) < 2:
         raise UserError(
-            f"{who}: expected at least two classes in y_true, got only {label_values[0].item()!r}. "
-            "Subgroups differ in their error only where both outcomes occur; take a split that has both."
+            f"{who}: expected at least two classes in y_true, got only {label_values[0]!r}. "
+            "Subgroups differ in their error only where both outcomes occur; use a split that has both."
         )
     if len(values) < 2:
         raise UserError(
-            f"{who}: expected at least two values in sensitive_features, got only {str(values[0])!r}. "
-            "There is nobody to compare with; take another attribute."
+            f"{who}: expected at least two values in sensitive_features, got only {values[0]!r}. "
+            "There is no other group to compare with; use another attribute."
         )
     codes = label_codes * len(values) + value_codes
     counts = np.bincount(codes, minlength=len(label_values) * len(values))
-    groups = tuple(Subgroup(label.item(), str(value)) for label in label_values for value in values)
+    groups = tuple(Subgroup(label, value) for label in label_values for value in values)
     _require_full(who, groups, counts, label_codes, value_codes)
     return Subgroups(
         groups=groups,
         codes=codes.astype(np.int64),
         counts=counts.astype(np.int64),
         labels=np.repeat(np.arange(len(label_values), dtype=np.int64), len(values)),
-        label_values=tuple(label.item() for label in label_values),
-        sensitive_values=tuple(str(value) for value in values),
+        label_values=label_values,
+        sensitive_values=values,
+        sensitive_keys=keys,
     )
 
 
@@ -134,44 +150,91 @@ def as_labels(values: Labels, name: str, who: str) -> npt.NDArray[Any]:
     """One discrete label per row as a numpy array of integers or strings.
 
     Raises:
-        UserError: If the shape is not (rows,), there are no rows, or values are not discrete (scores, NaN).
+        UserError: If the shape is not (rows,), there are no rows, a value is missing, or values are fractions.
     """
-    array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
-    if array.ndim != 1:
-        raise UserError(f"{who}: expected {name} of shape (rows,), got {array.shape}. Pass one label per row.")
-    if not len(array):
-        raise UserError(f"{who}: expected at least one row in {name}, got none. Check the split or the filter.")
-    if array.dtype == np.bool_:
-        return array.astype(np.int64)
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.array_equal(array, np.round(array)):
-            raise UserError(
-                f"{who}: expected labels in {name}, got fractions or NaN. Turn scores into labels first "
-                "(argmax, or logits > 0) and leave out rows without a label."
-            )
-        return array.astype(np.int64)
-    return array if np.issubdtype(array.dtype, np.integer) else array.astype(np.str_)
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iub" and values.size:
+        whole = values.astype(np.int64)
+        if whole.min() >= 0:  # nothing can be unknown: predictions of many strengths are compared
+            return whole
+    column, numeric = _complete_column(values, name, who)
+    if numeric:
+        return np.array([int(value) for value in column.values], np.int64)[column.codes]
+    return np.array(column.values, np.str_)[column.codes]
 
 
 def sensitive_names(values: Sensitive, who: str) -> npt.NDArray[np.str_]:
-    """The sensitive value of each row as text; several attributes are joined row by row."""
-    if not isinstance(values, Mapping):
-        return as_labels(values, "sensitive_features", who).astype(np.str_)
-    if not values:
-        raise UserError(f"{who}: expected at least one sensitive attribute, got none. Name one, e.g. 'Male'.")
-    columns = {str(name): as_labels(column, str(name), who).astype(np.str_) for name, column in values.items()}
-    require_equal_lengths(who, **columns)
-    joined, *rest = columns.values()
-    for column in rest:
-        joined = np.char.add(np.char.add(joined, ", "), column)
-    return joined
+    """The name of each row's sensitive value; see `Subgroup.sensitive` for several attributes."""
+    keys, codes = _combinations(list(_sensitive_columns(values, who).values()))
+    return np.array([sensitive_name(key) for key in keys], dtype=np.str_)[codes]
 
 
 def sensitive_name(value: object) -> str:
-    """The text by which one sensitive value is known: ``("woman", "dark")`` is ``woman, dark``."""
-    if isinstance(value, tuple | list):
-        return ", ".join(sensitive_name(part) for part in value)
-    return str(int(value)) if isinstance(value, bool) else str(value)
+    """The name of one sensitive value: ``("woman", "dark")`` is ``woman, dark``."""
+    parts = value if isinstance(value, tuple | list) else (value,)
+    texts = texts_of([_number_for_bool(part) for part in parts])
+    return texts[0] if len(texts) == 1 else ", ".join(map(_quoted, texts))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if "," in text or '"' in text else text
+
+
+def _number_for_bool(value: Any) -> Any:
+    return int(value) if isinstance(value, bool | np.bool_) else value
+
+
+def _sensitive_columns(values: Sensitive, who: str) -> dict[str, Column]:
+    columns = dict(values) if isinstance(values, Mapping) else {"sensitive_features": values}
+    if not columns:
+        raise UserError(f"{who}: expected at least one sensitive attribute, got none. Name one, e.g. 'Male'.")
+    found = {str(name): _complete_column(column, str(name), who)[0] for name, column in columns.items()}
+    require_equal_lengths(who, **{name: column.codes for name, column in found.items()})
+    return found
+
+
+def _complete_column(values: Labels, name: str, who: str) -> tuple[Column, bool]:
+    """A column without missing values and fractions, and whether it is one of numbers."""
+    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    if isinstance(array, list | tuple):
+        array = np.asarray(array) if np.ndim(array[0] if array else 0) else object_array(array)
+    array = array if isinstance(array, np.ndarray) else np.asarray(array)
+    if array.dtype.kind == "b":
+        array = array.astype(np.int64)
+    elif array.dtype.kind == "O":
+        array = object_array([_number_for_bool(v) for v in array]) if array.ndim == 1 else array
+    column = read_column(array, who=who, name=name)
+    if not len(column.codes):
+        raise UserError(f"{who}: expected at least one row in {name}, got none. Check the split or the filter.")
+    if column.unknown:
+        raise UserError(
+            f"{who}: expected a value of {name} in every row, got none in {column.describe_unknown()}. "
+            "Leave these rows out of every column."
+        )
+    numeric = array.dtype.kind in "iuf" or (
+        array.dtype.kind == "O" and not any(isinstance(value, str | bytes) for value in array.tolist())
+    )
+    fraction = next((value for value in column.values if numeric and not value.lstrip("-").isdigit()), "")
+    if numeric and column.kind != "name" and fraction:
+        raise UserError(
+            f"{who}: expected labels in {name}, got the fraction {fraction}. "
+            "Turn scores into labels first (argmax, or logits > 0)."
+        )
+    return column, numeric and column.kind != "name"
+
+
+def _sorted_labels(truth: npt.NDArray[Any]) -> tuple[tuple[int | str, ...], npt.NDArray[np.int64]]:
+    """The different labels, numbers in their order, and each row's position among them."""
+    found, codes = np.unique(truth, return_inverse=True)
+    values = found.tolist()
+    order = sorted(range(len(values)), key=lambda place: sort_key(str(values[place])))
+    return tuple(values[place] for place in order), np.argsort(order)[codes]
+
+
+def _combinations(columns: Sequence[Column]) -> tuple[tuple[tuple[str, ...], ...], npt.NDArray[np.int64]]:
+    """The combinations of values that occur, and each row's position among them."""
+    rows, codes = np.unique(np.stack([column.codes for column in columns], axis=1), axis=0, return_inverse=True)
+    keys = tuple(tuple(c.values[code] for c, code in zip(columns, row, strict=True)) for row in rows.tolist())
+    return keys, codes.reshape(-1).astype(np.int64)
 
 
 def require_equal_lengths(who: str, **columns: npt.NDArray[Any]) -> None:

@@ -110,6 +110,7 @@ def create_backbone(
     *,
     weights: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
+    seed: int = 0,
     image_size: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Backbone:
@@ -120,9 +121,10 @@ def create_backbone(
         weights: A local safetensors file with timm's tensor names, instead of a download. A classifier in it
             is left out; everything else must fit.
         pretrained: False starts from random weights.
+        seed: Of the random weights: the same seed gives the same backbone.
         image_size: Side of the input in pixels. None takes the backbone's own size and crop. A size of yours
             takes the whole of the shorter side (crop_pct 1); a transformer's position embeddings are
-            resampled to it.
+            resampled to it. A forward at this size is tried before the model is returned.
         cache_dir: Where the embedded backbone's converted weights are kept.
 
     Raises:
@@ -133,12 +135,14 @@ def create_backbone(
     _check_name(name, full_name)
     if name == EMBEDDED and weights is None and pretrained:
         weights = embedded_weights(cache_dir)
-    model = _download(full_name) if pretrained and weights is None else _plain(full_name)
+    model = _download(full_name) if pretrained and weights is None else _plain(full_name, seed)
     if weights is not None:
         _load_weights(model, Path(weights).expanduser(), full_name)
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     if image_size is not None:
-        _resize_input(model, config, image_size, full_name)
+        trained = pretrained or weights is not None
+        model = _at_size(model, image_size, full_name, None if trained else seed)
+        config.update(input_size=(3, image_size, image_size), crop_pct=1.0)
     return Backbone(name, model, config).eval()
 
 
@@ -153,8 +157,11 @@ def _check_name(name: str, full_name: str) -> None:
         raise unknown_name("backbone", f"pretrained tag of {architecture}", full_name, tagged)
 
 
-def _plain(full_name: str) -> nn.Module:
-    model: nn.Module = timm.create_model(full_name, pretrained=False, num_classes=0)
+def _plain(full_name: str, seed: int, **options: Any) -> nn.Module:
+    """The model with random weights, a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model: nn.Module = timm.create_model(full_name, pretrained=False, num_classes=0, **options)
     return model
 
 
@@ -190,22 +197,61 @@ def _hub_file(full_name: str) -> dict[str, Any] | None:
     return None
 
 
-def _resize_input(model: Any, config: dict[str, Any], size: int, full_name: str) -> None:
-    """Set the model and its preprocessing to another input size, in place."""
+_REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, IndexError, AttributeError, KeyError)
+
+
+def _at_size(model: nn.Module, size: int, full_name: str, seed: int | None) -> nn.Module:
+    """The model for another input size: as timm resizes it, as it is, or built anew for the size; each is tried.
+
+    `seed` is that of random weights; None keeps the model's own.
+    """
     if size < 8:
         raise UserError(f"backbone: expected image_size of at least 8 pixels, got {size}. Leave it out, say.")
-    own = config["input_size"][-1]
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))[0]
-    if size % patch:
-        raise UserError(
-            f"backbone: expected an image_size that is a multiple of {patch} for {full_name!r}, got {size}. "
-            f"The nearest is {max(round(size / patch), 1) * patch}."
-        )
-    if size != own and hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=(size, size))
-    elif size != own and model.pretrained_cfg.get("fixed_input_size"):
-        raise UserError(f"backbone: expected image_size == {own}, all that {full_name!r} takes, got {size}.")
-    config.update(input_size=(3, size, size), crop_pct=1.0)
+    own = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index]
+    if size == own:
+        return model
+    resize: Any = getattr(model, "set_input_size", None)
+    reasons = []
+    for way in ("resized",) if resize else ("as it is", "anew"):
+        try:
+            if resize:
+                resize(img_size=(size, size))
+            found = _built_for(model, size, full_name, seed) if way == "anew" else model
+            _try_forward(found, size)
+            return found
+        except _REFUSALS as error:
+            reasons.append(" ".join(str(error).split())[:160])
+    raise UserError(
+        f"backbone: expected an image_size that {full_name!r} takes, got {size} ({reasons[-1]}). "
+        f"{_other_size(model, size)}Its own is {own}."
+    )
+
+
+def _try_forward(model: nn.Module, size: int) -> None:
+    with torch.no_grad():
+        y = model.eval()(torch.zeros(1, 3, size, size))
+    if not isinstance(y, Tensor) or y.ndim != 2:
+        raise ValueError(f"its features are {tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__}")
+
+
+def _built_for(model: nn.Module, size: int, full_name: str, seed: int | None) -> nn.Module:
+    """A model that timm builds for an input size, with the weights that were trained, where they fit."""
+    found = _plain(full_name, 0 if seed is None else seed, img_size=size)
+    if seed is None:
+        expected, state = found.state_dict(), model.state_dict()
+        if _misfits(state, expected):
+            state = _translated(state, found)
+        if problems := _misfits(state, expected):
+            raise ValueError(f"its weights are for another size: {problems}")
+        found.load_state_dict(state)
+    return found
+
+
+def _other_size(model: nn.Module, size: int) -> str:
+    """The nearest multiple of the patches, if the size is none."""
+    patch: Any = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    patch = patch[0] if isinstance(patch, tuple | list) else patch
+    return f"A multiple of {patch} is {max(round(size / patch), 1) * patch}. " if size % patch else ""
 
 
 # Local weights --------------------------------------------------------------------------------------------

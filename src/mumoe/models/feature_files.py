@@ -4,13 +4,17 @@ Three formats, each holding one row per image in one order:
 
 - ``FEATURES.npy``, (n, d) floats, with files beside it: ``labels.npy`` and, if there are such,
   ``split.npy`` and ``group_NAME.npy`` for every subgroup column.
-- ``FILE.safetensors`` with the tensors ``features``, ``labels``, ``split``, ``group_NAME``; names of the
-  classes, and of a column's values, as JSON lists in the metadata ``classes`` and ``group_NAME``.
+- ``FILE.safetensors`` with the tensors ``features``, ``labels``, ``split``, ``group_NAME``. Floats of 8 and 16 bits
+  are converted to float32.
 - ``FILE.parquet`` with the columns ``features`` (lists of floats), ``labels``, ``split``, ``group_NAME`` and
   ``id``.
 
-Labels are numbers from 0, names, or one 0/1 row per image. A split is given by name (train, val, test) or by
-position (0, 1, 2); without one, a seeded split stratified by class is made. Pickled arrays are refused.
+Labels are positions from 0, names (text or UTF-8 bytes), or one 0/1 row per image. The metadata of safetensors and
+parquet files may name the classes, as ``classes``, ``id2label`` or ``label2id``, and a column's values, as
+``group_NAME``: a JSON list in order, or an object from name to position or from position to name. What `datasets`
+records of a ClassLabel is read too. What a column's values mean, and which are missing, is decided by
+`mumoe.data.columns`: a missing group is unknown, a missing label is an error. A split is given by name (train, val,
+test) or by position (0, 1, 2); without one, a seeded split stratified by class is made. Pickled arrays are refused.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.base import SPLITS, Attribute, ImageData
+from mumoe.data.columns import UNKNOWN, Column, is_missing, object_array, plain_number, read_column, texts_of
+from mumoe.data.layout import SPLIT_WORDS
 from mumoe.data.splits import stratified_split
 from mumoe.errors import JobError, UserError, require, unknown_name
 from mumoe.files import digest_file
@@ -38,6 +44,11 @@ __all__ = ["load_feature_data", "load_features"]
 
 WHO = "features"
 Array = npt.NDArray[Any]
+
+MOST_NUMBERS = 1_000_000
+"""Numbers without names are positions; one from here on is a code that needs a name."""
+
+_CLASS_KEYS = ("classes", "id2label", "label2id")
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ def load_feature_data(
         open_image=NoImages(str(path)),
         fingerprint=hashlib.sha256(features.key.encode() + labels.tobytes() + split.tobytes()).hexdigest(),
         attributes=_attributes(table, path),
+        split_by="as given" if "split" in table.columns else f"at random by class (seed {split_seed})",
     )
     return data, features
 
@@ -151,25 +163,61 @@ def _array(path: Path, memory_map: bool = False) -> Array:
 
 
 def _read_safetensors(path: Path) -> Table:
-    import torch
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-        names = {key: tuple(map(str, json.loads(text))) for key, text in metadata.items() if _is_named(key)}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise _damaged(path, "a whole safetensors file", error) from error
-    arrays = {k: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for k, t in tensors.items()}
+    small = {key: tensor.is_floating_point() and tensor.element_size() < 4 for key, tensor in tensors.items()}
+    arrays = {key: (tensor.float() if small[key] else tensor).numpy() for key, tensor in tensors.items()}
     features = arrays.pop("features", None)
     if features is None:
         raise UserError(f"{WHO}: expected a tensor 'features' in {path}, got {sorted(arrays)}. Rename it.")
-    return Table(features, arrays, names, (path,))
+    return Table(features, arrays, _all_names(metadata, path), (path,))
 
 
-def _is_named(key: str) -> bool:
-    return key == "classes" or key.startswith("group_")
+def _all_names(metadata: Mapping[str, str], path: Path) -> dict[str, tuple[str, ...]]:
+    """Names of the classes (under ``labels``) and of columns' values, out of a file's metadata."""
+    names: dict[str, tuple[str, ...]] = {}
+    for key, text in metadata.items():
+        if key in _CLASS_KEYS or key.startswith("group_"):
+            column = "labels" if key in _CLASS_KEYS else key
+            found = _names(text, key, path)
+            if names.setdefault(column, found) != found:
+                raise UserError(f"{WHO}: expected one order of the classes in {path}, got another in {key!r}.")
+    return names
+
+
+def _names(text: str, key: str, path: Path) -> tuple[str, ...]:
+    """The names in order: of a JSON list, or of an object from name to position or from position to name."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise _bad_names(key, path, f"no JSON ({error})") from error
+    if isinstance(content, dict):
+        by_name = key != "id2label" and all(type(value) is int for value in content.values())
+        pairs = [(place, name) if by_name else (name, place) for name, place in content.items()]
+        places = {str(place): name for place, name in pairs}
+        if len(places) < len(pairs) or set(places) != {str(place) for place in range(len(pairs))}:
+            raise _bad_names(key, path, f"the positions {', '.join(sorted(str(place) for place, _ in pairs)[:5])}")
+        content = [places[str(place)] for place in range(len(pairs))]
+    if not isinstance(content, list) or not all(isinstance(name, str | int) for name in content):
+        raise _bad_names(key, path, f"{text[:60]}")
+    names = tuple(str(name).strip() for name in content)
+    wrong = next((name for name in names if is_missing(name) or names.count(name) > 1), None)
+    if wrong is not None:
+        raise _bad_names(key, path, f"{wrong!r} {'twice' if names.count(wrong) > 1 else 'as a name'}")
+    return names
+
+
+def _bad_names(key: str, path: Path, got: str) -> UserError:
+    return UserError(
+        f"{WHO}: expected different names in the order of their positions from 0 in the metadata {key!r} of {path}, "
+        f"got {got}. Write a JSON list."
+    )
 
 
 def _read_parquet(path: Path) -> Table:
@@ -183,18 +231,31 @@ def _read_parquet(path: Path) -> Table:
         raise UserError(f"{WHO}: expected a column 'features' in {path}, got {table.column_names}. Rename it.")
     arrays = {name: _column(table.column(name), name, path) for name in table.column_names}
     features = arrays.pop("features")
-    return Table(features, arrays, files=(path,))
+    return Table(features, arrays, _all_names(_parquet_metadata(table.schema.metadata or {}), path), (path,))
+
+
+def _parquet_metadata(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    """The metadata as text, with the class names that `datasets` records under a key of its own."""
+    texts = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in metadata.items()}
+    try:
+        features = json.loads(texts.get("huggingface", "{}"))["info"]["features"]
+        known = {name: feature["names"] for name, feature in features.items() if "names" in feature}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return texts
+    return texts | {"classes" if name == "labels" else name: json.dumps(names) for name, names in known.items()}
 
 
 def _column(column: Any, name: str, path: Path) -> Array:
-    """A parquet column as an array, 2-d where it holds lists."""
+    """A parquet column as an array: objects, None where it is empty, or 2-d numbers where it holds lists."""
+    kinds = require("pyarrow.types", "data", WHO)
+    if not (kinds.is_list(column.type) or kinds.is_fixed_size_list(column.type) or kinds.is_large_list(column.type)):
+        simple = kinds.is_integer(column.type) or kinds.is_floating(column.type)
+        if simple and not column.null_count:
+            array: Array = column.to_numpy()
+            return array
+        return object_array(column.to_pylist())
     if column.null_count:
         raise UserError(f"{WHO}: expected a value in every row of {name!r} in {path}, got {column.null_count} empty.")
-    kinds = require("pyarrow.types", "data", WHO)
-
-    if not (kinds.is_list(column.type) or kinds.is_fixed_size_list(column.type) or kinds.is_large_list(column.type)):
-        array: Array = column.to_numpy()
-        return array.astype(str) if array.dtype == object else array
     flat: Array = np.concatenate(
         [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks] or [np.zeros(0)]
     )
@@ -217,7 +278,8 @@ def _features(table: Table, path: Path) -> Features:
     raw = table.features
     if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.floating):
         raise UserError(f"{WHO}: expected (images, features) floats in {path}, got {raw.dtype} of shape {raw.shape}.")
-    x: npt.NDArray[np.float32] = raw if raw.dtype == np.float32 else raw.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, which is refused below
+        x: npt.NDArray[np.float32] = raw if raw.dtype == np.float32 else raw.astype(np.float32)
     for start in range(0, len(x), 8192):
         bad = np.flatnonzero(~np.isfinite(x[start : start + 8192]).all(1))
         if bad.size:
@@ -234,7 +296,7 @@ def _where_labels(path: Path) -> str:
 def _labels(table: Table, path: Path) -> tuple[Any, tuple[str, ...], bool]:
     """The labels, the names of the classes, and whether they are 0/1 rows."""
     raw = table.columns["labels"]
-    given = table.names.get("classes")
+    given = table.names.get("labels")
     if raw.ndim == 2:
         if not np.isin(raw, (0, 1)).all():
             raise UserError(f"{WHO}: expected rows of 0 and 1 as labels in {path}, got other values.")
@@ -242,34 +304,62 @@ def _labels(table: Table, path: Path) -> tuple[Any, tuple[str, ...], bool]:
         if len(classes) != raw.shape[1]:
             raise UserError(f"{WHO}: expected {raw.shape[1]} names of classes in {path}, got {len(classes)}.")
         return raw.astype(np.uint8), classes, True
-    column = _coded(raw, given, "labels", path)
-    if column.codes.min(initial=0) < 0:
-        raise UserError(f"{WHO}: expected labels from 0 in {path}, got {column.codes.min()}. Leave such rows out.")
-    return column.codes, column.values, False
+    column = _read_column(raw, "labels", path)
+    if column.unknown:
+        raise UserError(
+            f"{WHO}: expected labels from 0 or names in every row of {path}, got none in "
+            f"{column.describe_unknown()}. Leave such rows out."
+        )
+    found = _positions(column, given, "labels", path) if _are_numbers(raw) else _by_name(column, given, path)
+    if found.codes.min(initial=0) < 0:
+        raise UserError(f"{WHO}: expected labels from 0 in {path}, got {found.codes.min()}. Leave such rows out.")
+    return found.codes, found.values, False
 
 
-def _coded(raw: Array, names: tuple[str, ...] | None, what: str, path: Path) -> Attribute:
-    """Numbers (with the names that were given for them) or names as codes and values."""
+def _read_column(raw: Array, what: str, path: Path) -> Column:
     if raw.ndim != 1:
         raise UserError(f"{WHO}: expected one value a row in {what!r} of {path}, got shape {raw.shape}.")
-    if raw.dtype.kind in "US":
-        values, codes = np.unique(raw.astype(str), return_inverse=True)
-        return Attribute(codes.astype(np.int64), tuple(map(str, values)))
-    if raw.dtype.kind not in "iub":
+    if raw.dtype.kind not in "iufbUSO":
         raise UserError(f"{WHO}: expected whole numbers or names in {what!r} of {path}, got {raw.dtype}.")
-    codes = raw.astype(np.int64)
-    known = names or tuple(map(str, range(int(codes.max(initial=-1)) + 1)))
-    if codes.max(initial=-1) >= len(known) or codes.min(initial=0) < -1:
+    return read_column(raw, who=WHO, name=f"{what} of {path}")
+
+
+def _are_numbers(raw: Array) -> bool:
+    if raw.dtype.kind == "O":
+        known = [value for value in raw.tolist() if value is not None]
+        return bool(known) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+    return raw.dtype.kind in "iuf"
+
+
+def _positions(column: Column, names: tuple[str, ...] | None, what: str, path: Path) -> Attribute:
+    """A column of numbers, which are positions among the names given for them, or are their own names."""
+    fraction = next((value for value in column.values if not value.lstrip("-").isdigit()), None)
+    if fraction is not None:
+        raise UserError(f"{WHO}: expected whole numbers or names in {what!r} of {path}, got {fraction}.")
+    numbers = [int(value) for value in column.values]
+    most = len(names) if names else MOST_NUMBERS
+    if numbers and (max(numbers) >= most or min(numbers) < UNKNOWN):
         raise UserError(
-            f"{WHO}: expected numbers from 0 to {len(known) - 1} in {what!r} of {path}, "
-            f"got {codes.min()} to {codes.max()}. Check the names that go with them."
+            f"{WHO}: expected numbers from 0 to {most - 1} in {what!r} of {path}, "
+            f"got {min(numbers)} to {max(numbers)}. Check the names that go with them."
         )
-    return Attribute(codes, known)
+    codes = np.array([*numbers, UNKNOWN], np.int64)[column.codes]
+    return Attribute(codes, names or tuple(map(str, range(int(codes.max(initial=-1)) + 1))))
+
+
+def _by_name(column: Column, names: tuple[str, ...] | None, path: Path) -> Attribute:
+    """A column of names, in the order of the classes that were given."""
+    if names is None:
+        return Attribute(column.codes, column.values)
+    strange = next((value for value in column.values if value not in names), None)
+    if strange is not None:
+        raise unknown_name(WHO, f"class of {path.name}", strange, names)
+    return Attribute(np.array([names.index(value) for value in column.values], np.int64)[column.codes], names)
 
 
 def _split(raw: Array, path: Path) -> npt.NDArray[np.int8]:
-    texts = [str(value).lower() for value in raw.tolist()] if raw.ndim == 1 else [""]
-    places = {**{name: k for k, name in enumerate(SPLITS)}, **{str(k): k for k in range(len(SPLITS))}}
+    texts = [plain_number(text.lower()) for text in texts_of(raw, who=WHO, name="split")] if raw.ndim == 1 else [""]
+    places = {**SPLIT_WORDS, **{str(k): k for k in range(len(SPLITS))}}
     wrong = next((text for text in texts if text not in places), None)
     if wrong is not None:
         raise unknown_name(WHO, f"split in {path.name}", wrong, SPLITS)
@@ -278,17 +368,27 @@ def _split(raw: Array, path: Path) -> npt.NDArray[np.int8]:
 
 def _attributes(table: Table, path: Path) -> dict[str, Attribute]:
     return {
-        name.removeprefix("group_"): _coded(column, table.names.get(name), name, path)
+        name.removeprefix("group_"): _group(column, table.names.get(name), name, path)
         for name, column in table.columns.items()
         if name.startswith("group_")
     }
+
+
+def _group(raw: Array, names: tuple[str, ...] | None, what: str, path: Path) -> Attribute:
+    """Subgroups: unknown where a value is missing, no and yes for 0 and 1 that have no names."""
+    column = _read_column(raw, what, path)
+    if _are_numbers(raw) and (names or column.kind != "binary"):
+        return _positions(column, names, what, path)
+    return column.attribute() if names is None else _by_name(column, names, path)
 
 
 def _ids(table: Table, path: Path, count: int) -> tuple[str, ...]:
     if "id" not in table.columns:
         name = path.stem
         return tuple(f"{name}/{row}" for row in range(count))
-    ids = tuple(map(str, table.columns["id"].tolist()))
-    if len(set(ids)) != count:
-        raise UserError(f"{WHO}: expected another 'id' in every row of {path}, got {count - len(set(ids))} repeated.")
+    ids = tuple(texts_of(table.columns["id"], who=WHO, name="id"))
+    empty = sum(map(is_missing, ids))
+    if empty or len(set(ids)) != count:
+        got = f"{empty} empty" if empty else f"{count - len(set(ids))} repeated"
+        raise UserError(f"{WHO}: expected another 'id' in every row of {path}, got {got}.")
     return ids

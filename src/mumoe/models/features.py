@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,9 +23,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mumoe.data.base import ImageData
-from mumoe.data.cache import sealed_folder
+from mumoe.data.cache import damage, sealed_folder
+from mumoe.devices import widest
 from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.files import cache_root
+from mumoe.files import cache_root, recovered
+from mumoe.models.shares import Shares, process_count
 from mumoe.progress import Progress
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from mumoe.models.backbones import Backbone
 
-__all__ = ["DTYPES", "Features", "extract_features", "feature_key"]
+__all__ = ["DTYPES", "Features", "extract_features", "feature_key", "find_features"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FORMAT = 1
@@ -70,6 +72,7 @@ def extract_features(
     workers: int = 0,
     device: str | torch.device = "cpu",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    together: bool = False,
     progress: bool = True,
 ) -> Features:
     """The backbone's features of every image of a set, from the cache or extracted into it.
@@ -87,6 +90,7 @@ def extract_features(
         device: Where the backbone runs.
         dtype: Number format of the backbone's products. bfloat16 is faster on processors that have it,
             with two to three digits; the features are stored as float32 either way.
+        together: All processes of a distributed job make this call, and share the work; see `mumoe.models.shares`.
         progress: Whether to show progress on stderr.
 
     Raises:
@@ -95,25 +99,63 @@ def extract_features(
     """
     _check(batch_size, workers, dtype)
     key = feature_key(data, backbone, dtype)
+    folder = cache_root(cache_dir) / "features" / key[:32]
+    shape = (len(data), backbone.num_features)
+    batches = [list(range(start, min(start + batch_size, len(data)))) for start in range(0, len(data), batch_size)]
+    about = {"data": data.name, "images": len(data), "backbone": backbone.name, "dtype": dtype, "key": key}
 
-    def write(folder: Path) -> None:
-        about = {
-            "data": data.name,
-            "images": len(data),
-            "backbone": backbone.name,
-            "dtype": dtype,
-            "key": key,
-        }
-        (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        shape = (len(data), backbone.num_features)
-        batches = _batches(data, backbone.transform(), batch_size, workers)
+    def compute(mine: list[list[int]]) -> Generator[Tensor, None, None]:
+        opened = _batches(data, backbone.transform(), mine, workers)
         with _running(backbone, torch.device(device), DTYPES[dtype]) as run:
-            _fill(folder / FILE, shape, map(run, batches), backbone.name, progress)
+            for rows, images in zip(mine, opened, strict=True):
+                yield _checked(run(images), backbone, rows[0])
 
-    folder, made = sealed_folder(cache_root(cache_dir) / "features" / key[:32], write, who="features")
+    def write(outputs: Iterator[Tensor]) -> bool:
+        def fill(part: Path) -> None:
+            (part / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            _fill(part / FILE, shape, outputs, progress)
+
+        return sealed_folder(folder, fill, who="features")[1]
+
+    if together and process_count() > 1:
+        shares = Shares((batch_size, shape[1]), torch.device(device))
+        made = _share(shares, folder, compute, write, batches)
+    else:
+        with contextlib.closing(compute(batches)) as outputs:
+            made = write(outputs)
     x: npt.NDArray[np.float32] = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
     count = len(data)
     return Features(x, key, folder / FILE, extracted=count if made else 0, reused=0 if made else count)
+
+
+def find_features(key: str, cache_dir: str | Path | None = None) -> npt.NDArray[np.float32] | None:
+    """The features that a cache holds under a key, memory-mapped; None where it has none that are whole."""
+    folder = recovered(cache_root(cache_dir) / "features" / key[:32])
+    if damage(folder) is not None:
+        return None
+    found: npt.NDArray[np.float32] = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
+    return found
+
+
+def _share(
+    shares: Shares,
+    folder: Path,
+    compute: Callable[[list[list[int]]], Generator[Tensor, None, None]],
+    write: Callable[[Iterator[Tensor]], bool],
+    batches: list[list[int]],
+) -> bool:
+    """Extract with all processes where one of them lacks the features; whether this was needed."""
+    here = damage(folder) is None
+    if not shares.any(not here):
+        return False
+    writes = shares.is_first_here(folder.parent) and not here
+    with shares.working(), contextlib.closing(compute(shares.mine(batches))) as mine:
+        outputs = shares.in_turn(mine, len(batches))
+        if writes:
+            write(outputs)
+        for _ in outputs:
+            pass
+    return True
 
 
 def feature_key(data: ImageData, backbone: Backbone, dtype: str = "float32") -> str:
@@ -161,10 +203,11 @@ def _stack(items: Sequence[Tensor | str]) -> Tensor | str:
 
 
 def _batches(
-    data: ImageData, transform: Callable[[Image.Image], Tensor], batch_size: int, workers: int
+    data: ImageData, transform: Callable[[Image.Image], Tensor], batches: list[list[int]], workers: int
 ) -> Iterator[Tensor]:
-    """Preprocessed batches in the order of the set; a JobError names an image that does not open."""
-    loader: DataLoader[Any] = DataLoader(_Opened(data, transform), batch_size, num_workers=workers, collate_fn=_stack)
+    """Preprocessed batches of these images; a JobError names an image that does not open."""
+    images = _Opened(data, transform)
+    loader: DataLoader[Any] = DataLoader(images, batch_sampler=batches, num_workers=workers, collate_fn=_stack)
     for batch in loader:
         if isinstance(batch, str):
             raise JobError(batch)
@@ -187,7 +230,8 @@ def _running(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> It
     try:
         for tensor in tensors:
             layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
-            tensor.data = tensor.data.to(device, memory_format=layout)
+            kind = widest(device) if tensor.dtype == torch.float64 else tensor.dtype
+            tensor.data = tensor.data.to(device, kind, memory_format=layout)
         backbone.eval()
         yield run
     finally:
@@ -197,22 +241,27 @@ def _running(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> It
             module.training = mode
 
 
-def _fill(path: Path, shape: tuple[int, int], outputs: Iterator[Tensor], name: str, progress: bool) -> None:
+def _checked(output: Tensor, backbone: Backbone, start: int) -> Tensor:
+    """A batch of features; an error if it is none, or not finite."""
+    if output.shape[1:] != (backbone.num_features,):
+        raise JobError(
+            f"features: expected {backbone.num_features} features per image from {backbone.name!r}, got an output of "
+            f"shape {tuple(output.shape)}. Use a backbone that pools its output."
+        )
+    if not torch.isfinite(output).all():
+        raise JobError(
+            f"features: expected finite features from {backbone.name!r}, got nan or inf after image {start}. "
+            "Use dtype='float32', or other weights."
+        )
+    return output
+
+
+def _fill(path: Path, shape: tuple[int, int], outputs: Iterator[Tensor], progress: bool) -> None:
     """Write the outputs one after the other into a new .npy file of this shape."""
     x = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     done = 0
     with Progress("Extracting features", shape[0], enabled=progress) as bar:
         for output in outputs:
-            if output.shape[1:] != shape[1:]:
-                raise JobError(
-                    f"features: expected {shape[1]} features per image from {name!r}, got an output of shape "
-                    f"{tuple(output.shape)}. Take a backbone that pools its output."
-                )
-            if not torch.isfinite(output).all():
-                raise JobError(
-                    f"features: expected finite features from {name!r}, got nan or inf after image {done}. "
-                    "Take dtype='float32', or other weights."
-                )
             x[done : done + len(output)] = output.numpy()
             done += len(output)
             bar.advance(len(output))

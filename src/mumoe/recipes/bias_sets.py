@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.base import SPLITS, Attribute, ImageData
+from mumoe.data.columns import require_value
 from mumoe.editing.splits import Splits
 from mumoe.errors import UserError, unknown_name
 
@@ -180,6 +181,4 @@ def _attribute(data: ImageData, name: str) -> Attribute:
 
 
 def _value(attribute: Attribute, value: str, name: str) -> int:
-    if value not in attribute.values:
-        raise unknown_name("bias_sets", f"value of {name}", value, attribute.values)
-    return attribute.values.index(value)
+    return attribute.values.index(require_value("bias_sets", f"value of {name}", attribute.values, value))

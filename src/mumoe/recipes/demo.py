@@ -25,6 +25,7 @@ from mumoe.analysis.results import Specialization
 from mumoe.analysis.studies import study, write_coefficients
 from mumoe.data import load_data
 from mumoe.data.base import ImageData
+from mumoe.devices import AUTO, resolve
 from mumoe.editing.baselines import Settings
 from mumoe.editing.fairness import FairnessReport
 from mumoe.errors import UserError
@@ -60,6 +61,7 @@ class DemoSettings:
         specialize: Weight decay at which experts specialize (docs/results/specialization).
         size: Side of the images in pixels.
         least_lost: Right answers that a class must lose, besides half of its own, for an expert to be strong.
+        device: Where features are extracted and heads are trained.
     """
 
     few: int = 8
@@ -71,6 +73,7 @@ class DemoSettings:
     specialize: float = 3.0
     size: int = 96
     least_lost: int = 5
+    device: str = AUTO
 
     def spec(self, experts: int) -> str:
         """Specification of the head with so many experts."""
@@ -84,6 +87,7 @@ class _Set:
     data: ImageData
     by_character: ImageData
     features: Any
+    backbone: Any = None
 
     def batches(self, split: str, head: Any) -> Iterator[tuple[Tensor, Tensor]]:
         rows = self.data.indices(split)  # type: ignore[arg-type]
@@ -135,7 +139,9 @@ def _load(settings: DemoSettings, progress: bool) -> _Set:
     by_character = load_data("emoji", split_by="character", size=settings.size, progress=progress)
     assert by_character.ids == data.ids
     backbone = create_backbone("efficientnet-lite0", image_size=settings.size)
-    return _Set(data, by_character, extract_features(data, backbone, progress=progress).x)
+    device = resolve(settings.device, who="demo")
+    features = extract_features(data, backbone, device=device, progress=progress).x
+    return _Set(data, by_character, features, backbone)
 
 
 # Training ------------------------------------------------------------------------------------------------------
@@ -158,6 +164,7 @@ def _train_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) -
         data="emoji",
         data_options=("split_by=image", f"size={settings.size}"),
         image_size=settings.size,
+        device=settings.device,
         epochs=settings.epochs,
         eval_every=0,
         keep=1,
@@ -169,7 +176,8 @@ def _train_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) -
             accuracy[name] = []
             for seed in range(settings.seeds):
                 config = shared.replace(**values, seed=seed, out=str(out / name / f"seed-{seed}"))
-                result = train(config, data=found.data, features=found.features, progress=False)
+                held: dict[str, Any] = {"data": found.data, "backbone": found.backbone, "features": found.features}
+                result = train(config, **held, progress=False)
                 accuracy[name].append(result.runs[0].evaluations["test"].accuracy)
                 bar.advance(note=f"{values['head']}, accuracy {accuracy[name][-1]:.3f}")
     return accuracy

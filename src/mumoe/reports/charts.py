@@ -105,8 +105,6 @@ def curves_chart(folder: Path, seeds: Sequence[SeedView]) -> Chart | None:
         for curve in seed.curves
         for step, epoch, value in curve.points
     ]
-    if not rows:
-        return None
     groups = [names for names in (("loss", "val_loss"), ("val_accuracy",)) if _drawn(seeds, names)]
     if not groups:
         return None

@@ -13,7 +13,7 @@ from mumoe.analysis.coefficients import CoefficientStore
 from mumoe.analysis.grids import choose_images, image_label
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError
-from mumoe.files import read_json
+from mumoe.files import read_json, recovered
 from mumoe.reports.views import (
     ClassLoss,
     CombinationView,
@@ -241,10 +241,10 @@ def _neighbours(source: _Source) -> list[dict[str, Any]]:
 
 def _images(source: _Source, data: ImageData | None, most: int) -> list[dict[int, Images]]:
     """Images of every expert by level."""
-    store = source.folder / "coefficients"
+    store = recovered(source.folder / "coefficients")
     if data is not None and most and (store / "index.json").is_file():
         return _chosen(CoefficientStore(store), data, most, int(source.content.get("seed", 0)))
-    grid = source.folder / "images" / "grid.json"
+    grid = recovered(source.folder / "images") / "grid.json"
     if not grid.is_file():
         if source.content["study"]["usage"]:
             reason = "No images of the experts are known."

@@ -17,7 +17,7 @@ from typing import Any
 from mumoe import __version__
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError
-from mumoe.files import new_folder, write_json
+from mumoe.files import check_writable, new_folder, write_json
 from mumoe.progress import Progress
 from mumoe.reports.charts import (
     csv_text,
@@ -103,10 +103,12 @@ def check_out(out: str | Path) -> Path:
 
     Raises:
         UserError: If it holds something else than a report.
+        JobError: If it cannot be written.
     """
     path = Path(out)
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MARK).is_file()):
         raise UserError(f"report: expected a new folder or that of an earlier report, got {path}. Give another -o.")
+    check_writable(path, who="report")
     return path
 
 
@@ -139,7 +141,7 @@ def write_report(
         _Run(view, (data or {}).get(view.name), f"{slug}/" if several else "", several)
         for view, slug in zip(views, _slugs([view.name for view in views]), strict=True)
     ]
-    with new_folder(path, durable=False) as scratch:
+    with new_folder(path, who="report", durable=False) as scratch:
         site = _Site(scratch, progress)
         _assets(site)
         for run in runs:

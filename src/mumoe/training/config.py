@@ -10,14 +10,22 @@ import dataclasses
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mumoe.errors import UserError, nearest, unknown_name
 
-__all__ = ["PRESETS", "SECTIONS", "TrainConfig", "from_mapping", "parse_options", "read_config", "to_toml"]
+__all__ = [
+    "PRESETS",
+    "SECTIONS",
+    "TrainConfig",
+    "from_mapping",
+    "parse_options",
+    "read_config",
+    "to_toml",
+]
 
 SECTIONS = ("input", "model", "optimization", "job")
 """Tables of a configuration file, in the order in which they are written."""
@@ -55,6 +63,8 @@ class TrainConfig:
     """safetensors file with the backbone's weights (empty: its pretrained ones)"""
     pretrained: bool = _setting(True, "model")
     """start the backbone from pretrained weights"""
+    backbone_seed: int = _setting(0, "model", 0)
+    """seed of a backbone's random weights (--no-pretrained); the same for every seed of a job"""
     image_size: int = _setting(0, "model", 0, 4096)
     """side of the images in pixels (0: the backbone's own)"""
     mode: Literal["features", "finetune", "scratch", "text"] = _setting("features", "model")
@@ -122,6 +132,8 @@ class TrainConfig:
     """which checkpoint is the result: the last, or the best on the validation split"""
     workers: int = _setting(0, "job", 0, 1024)
     """processes that load images"""
+    device: str = _setting("auto", "job")
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     log_every: int = _setting(10, "job", 1)
     """steps between two lines of metrics.jsonl"""
     eval_every: int = _setting(1, "job", 0)
@@ -160,6 +172,25 @@ class TrainConfig:
         values = {name: getattr(self, name) for name in _TYPES}
         return TrainConfig(**{**values, **changes})
 
+    def absolute(self) -> TrainConfig:
+        """A copy whose paths do not depend on the current folder; `out` stays as it is."""
+        paths = {key: _absolute(getattr(self, key)) for key in ("root", "weights", "cache_dir")}
+        return self.replace(data=_absolute_data(self.data), **paths)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute()) if path else ""
+
+
+def _absolute_data(name: str) -> str:
+    """``folder:PATH`` with the whole path; a name without a path as it is."""
+    kind, colon, path = name.partition(":")
+    is_path = kind in _WITH_PATH or (kind == "hf" and Path(path).expanduser().is_dir())
+    return f"{kind}:{_absolute(path)}" if colon and path and is_path else name
+
+
+_WITH_PATH = ("folder", "csv", "features", "tokens")
+"""Kinds of data whose name holds a path."""
 
 _TYPES: Mapping[str, Any] = get_type_hints(TrainConfig)
 
@@ -179,8 +210,19 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Settings by name: ``paper`` is the fine-tuning of Oldfield et al. 2024 (AdamW, cosine, clip 1)."""
 
 
-def read_config(path: str | Path, base: Mapping[str, Any] | None = None) -> TrainConfig:
+def read_config(
+    path: str | Path,
+    base: Mapping[str, Any] | None = None,
+    *,
+    unknown: Callable[[list[str]], None] | None = None,
+) -> TrainConfig:
     """Read a TOML file over `base` (a preset's values, say).
+
+    Args:
+        path: The file.
+        base: Values of settings that the file leaves open.
+        unknown: Called with the settings that this version does not have, which are then ignored. By default they
+            are an error.
 
     Raises:
         UserError: If the file cannot be read, or a key, type or value is wrong.
@@ -194,7 +236,12 @@ def read_config(path: str | Path, base: Mapping[str, Any] | None = None) -> Trai
         raise UserError(f"{source}: expected a TOML file, got {error}. Correct that line.") from None
     except OSError as error:
         raise UserError(f"{source}: expected a readable file, got {error.strerror}.") from None
-    return from_mapping({**(base or {}), **_flat(table, str(source))}, str(source))
+    values = {**(base or {}), **_flat(table, str(source), strict=unknown is None)}
+    strange = sorted(set(values) - set(_TYPES))
+    if unknown is not None and strange:
+        unknown(strange)
+        values = {key: value for key, value in values.items() if key in _TYPES}
+    return from_mapping(values, str(source))
 
 
 def _no_file(source: Path) -> UserError:
@@ -204,17 +251,17 @@ def _no_file(source: Path) -> UserError:
     return UserError(f"--config: expected a file, got {str(source)!r}, which does not exist. {remedy}")
 
 
-def _flat(table: Mapping[str, Any], who: str) -> dict[str, Any]:
-    """The keys of all tables side by side; a key in the wrong table is named with its right one."""
+def _flat(table: Mapping[str, Any], who: str, *, strict: bool) -> dict[str, Any]:
+    """The keys of all tables side by side; where it is strict, a key in the wrong table is named with its right one."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if not isinstance(value, dict):
             flat[key] = value
             continue
-        if key not in SECTIONS:
+        if strict and key not in SECTIONS:
             raise unknown_name(who, "table", key, SECTIONS)
         for inner, setting in value.items():
-            if inner in _TYPES and _section(inner) != key:
+            if strict and inner in _TYPES and _section(inner) != key:
                 right = _section(inner)
                 raise UserError(f"{who}: expected {inner} in [{right}], got it in [{key}]. Move it there.")
             flat[inner] = setting

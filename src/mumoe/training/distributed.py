@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mumoe.devices import resolve
 from mumoe.errors import UserError, require
 from mumoe.gating import BatchNorm
 from mumoe.training.config import TrainConfig
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 _tell = logging.getLogger("mumoe.training").warning
+
+_PIN = "ACCELERATE_TORCH_DEVICE"
 
 
 def world_size() -> int:
@@ -113,16 +116,18 @@ def make_accelerator(config: TrainConfig) -> Any:
     """Accelerate's handle on the devices and processes of this job.
 
     Raises:
-        UserError: If the device cannot do the precision asked for.
+        UserError: If there is no such device, or it cannot do the precision asked for.
     """
     accelerate = require("accelerate", "vision", "train")
     states, tools = require("accelerate.state", "vision", "train"), require("accelerate.utils", "vision", "train")
-    states.AcceleratorState._reset_state()  # a second training in this process may ask for another precision
+    device = _own_device(config)
+    # A second training in this process may ask for another precision, or for another device.
+    states.AcceleratorState._reset_state(reset_partial_state=device is not None)
     mixed = {"fp32": "no"}.get(config.precision, config.precision)
-    with _without_launcher_sharding():
+    with _without_launcher_sharding(), _pinned(device):
         try:
             copies = tools.DistributedDataParallelKwargs(broadcast_buffers=False)
-            cpu = not torch.accelerator.is_available()
+            cpu = config.device == "cpu" or not torch.accelerator.is_available()
             accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[copies])
         except ValueError as error:
             raise _no_precision(config, str(error)) from None
@@ -130,6 +135,41 @@ def make_accelerator(config: TrainConfig) -> Any:
     if mixed != "no" and not accelerator.native_amp:
         raise _no_precision(config, f"device {accelerator.device.type!r}")
     return accelerator
+
+
+def _own_device(config: TrainConfig) -> torch.device | None:
+    """The device of a job of one process; None where accelerate gives each of several processes its own.
+
+    Raises:
+        UserError: If there is no such device, or several processes are asked to share one.
+    """
+    several = world_size() > 1 or "LOCAL_RANK" in os.environ or (dist.is_available() and dist.is_initialized())
+    if not several:
+        found = resolve(config.device, who="train")
+        if found.type == "cuda" and found.index is not None:
+            torch.cuda.set_device(found)
+        return found
+    if ":" in config.device:
+        raise UserError(
+            f"train: expected a device for each of several processes, got {config.device!r} for all of them. "
+            "Leave --device out, and choose devices with CUDA_VISIBLE_DEVICES."
+        )
+    return None
+
+
+@contextlib.contextmanager
+def _pinned(device: torch.device | None) -> Iterator[None]:
+    """accelerate's choice of the device, while it makes it."""
+    before = os.environ.get(_PIN)
+    if device is not None:
+        os.environ[_PIN] = str(device)
+    try:
+        yield
+    finally:
+        if device is not None and before is None:
+            os.environ.pop(_PIN, None)
+        elif before is not None:
+            os.environ[_PIN] = before
 
 
 def _warn_of_lone_process() -> None:

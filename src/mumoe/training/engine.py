@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mumoe.devices import widest
 from mumoe.errors import JobError
 from mumoe.progress import Progress
 from mumoe.results import EvalResult
@@ -76,7 +77,7 @@ class Engine:
         self.saved = -1
         self.best: dict[str, Any] | None = None
         self.seconds = 0.0
-        self._losses = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        self._losses = torch.zeros((), dtype=widest(accelerator.device), device=accelerator.device)
         self._unlogged = 0
         self._evaluated: dict[tuple[str, int], EvalResult] = {}
         self._started = self._last_save = time.monotonic()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mumoe.data.text import TextData
+from mumoe.devices import widest
 from mumoe.results import EvalResult
 from mumoe.training.config import TrainConfig
 from mumoe.training.sampler import Indices
@@ -60,8 +61,7 @@ class Tally:
     @classmethod
     def empty(cls, num_classes: int, device: torch.device, kinds: Tensor | None = None) -> Tally:
         zeros = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        scalars = torch.zeros(2, dtype=wide, device=device)
+        scalars = torch.zeros(2, dtype=widest(device), device=device)
         return cls(zeros[0], zeros[1], scalars[0], scalars[1], kinds)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,12 @@ from mumoe.training.config import TrainConfig, parse_options
 from mumoe.training.network import Network, column_statistics, make_head
 from mumoe.training.sampler import derived_seed
 from mumoe.training.sources import FeatureSource, ImageSource, Source, TextSource
-from mumoe.training.whole import WHOLE, WholeNetwork, context_of, image_transform, make_whole
+from mumoe.training.whole import WHOLE, WholeNetwork, context_of, image_side, image_transform, make_whole
 
-__all__ = ["Data", "Inputs", "load_inputs", "make_network", "make_source"]
+if TYPE_CHECKING:
+    from mumoe.models.features import Features
+
+__all__ = ["Data", "Inputs", "load_inputs", "make_network", "make_source", "settled"]
 
 Data = ImageData | TextData
 
@@ -43,18 +47,22 @@ class Inputs:
             a whole network is trained from random weights.
         features: (num_images, num_features) float32 in feature mode.
         num_features: Width of the features; 0 for a whole network.
+        feature_key: Key of the features in the cache; empty where they come from elsewhere.
     """
 
     data: Any
     backbone: Any
     features: npt.NDArray[np.float32] | None
     num_features: int
+    feature_key: str = ""
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
         """What run.json records, to find the same inputs again and to know them from others."""
         data, backbone = self.data, self.backbone
-        facts = {"vocabulary": data.tokenizer.vocabulary} if isinstance(data, TextData) else {}
+        facts: dict[str, Any] = {"vocabulary": data.tokenizer.vocabulary} if isinstance(data, TextData) else {}
+        if self.feature_key:
+            facts["features"] = self.feature_key
         return {
             **facts,
             "data": {"name": data.name, "fingerprint": data.fingerprint, "images": len(data)},
@@ -66,22 +74,71 @@ class Inputs:
         }
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The config with what its data set decides filled in, so that a run records it and its first line can say it.
+
+    Emoji are split by image and drawn at 96 px, as in the demo, and the embedded backbone reads them at that size.
+    """
+    if config.data != "emoji" or config.mode in WHOLE:
+        return config
+    from mumoe.data.emoji import TRAIN_OPTIONS
+
+    given = parse_options(config.data_options)
+    missing: dict[str, Any] = {} if "held_out" in given else {"split_by": TRAIN_OPTIONS["split_by"]}
+    missing = {key: value for key, value in (missing | {"size": TRAIN_OPTIONS["size"]}).items() if key not in given}
+    side = given.get("size", TRAIN_OPTIONS["size"])
+    own = not isinstance(side, int) or config.image_size or config.backbone != "efficientnet-lite0"
+    return config.replace(
+        data_options=(*config.data_options, *(f"{key}={value}" for key, value in missing.items())),
+        image_size=config.image_size if own else side,
+    )
+
+
 def load_inputs(
     config: TrainConfig,
     *,
     data: Data | None = None,
     backbone: nn.Module | None = None,
     features: npt.NDArray[np.float32] | None = None,
-    before_features: Callable[[Any, int], None] | None = None,
+    before_features: Callable[[Any, int, int | None], None] | None = None,
     device: torch.device | str = "cpu",
+    processes: Any = None,
     progress: bool = True,
 ) -> Inputs:
     """Find everything that a config names; what is given is taken as it is.
 
-    `before_features(data, num_features)` may check the rest of the job before the long extraction starts.
+    `before_features(data, num_features, image_size)` may check the rest of the job before the long extraction starts.
+    With `processes`, an accelerator whose processes all make this call, the first one loads (and downloads) before the
+    others, and all of them share the extraction.
     """
+    first = contextlib.nullcontext() if processes is None else processes.main_process_first()
+    with first:
+        found, network, features, width = _found(config, data, backbone, features, progress)
+    if before_features is not None:
+        before_features(found, width, _image_size(config, network))
+    key = ""
+    if features is None and config.mode == "features":
+        shared = processes is not None
+        cached = extracted(config, found, network, device, progress, together=shared)
+        features, key = cached.x, cached.key
+    return Inputs(found, network, features, width, key)
+
+
+def _image_size(config: TrainConfig, network: Any) -> int | None:
+    """Side of the images that the network sees, in pixels; None where it sees none."""
+    return image_side(config) if config.mode == "scratch" else getattr(network, "image_size", None)
+
+
+def _found(
+    config: TrainConfig,
+    data: Data | None,
+    backbone: nn.Module | None,
+    features: npt.NDArray[np.float32] | None,
+    progress: bool,
+) -> tuple[Any, Any, npt.NDArray[np.float32] | None, int]:
+    """The data, the backbone, ready features and their width; 0 for a whole network."""
     if config.mode in WHOLE:
-        return _whole_inputs(config, data, before_features, progress)
+        return _whole_data(config, data, progress), None, None, 0
     if data is None and features is None and config.data.startswith(FEATURES):
         data, features = load_precomputed(config)
     found: Any = data if data is not None else load_images(config, progress)
@@ -93,30 +150,19 @@ def load_inputs(
     if network is None and features is None:
         network = load_backbone(config)
     width = int(network.num_features) if features is None else _check_features(features, found)
-    if before_features is not None:
-        before_features(found, width)
-    if features is None and config.mode == "features":
-        features = cached_features(config, found, network, device, progress)
-    return Inputs(found, network, features, width)
+    return found, network, features, width
 
 
-def _whole_inputs(
-    config: TrainConfig, data: Data | None, check: Callable[[Any, int], None] | None, progress: bool
-) -> Inputs:
+def _whole_data(config: TrainConfig, data: Data | None, progress: bool) -> Data:
     """The images or the text of a network trained from random weights."""
-    if data is None and config.mode == "text":
-        context = context_of(config)
-        data = load_text(config.data, context=context, cache_dir=config.cache_dir or None, progress=progress)
-    elif data is None:
-        data = load_images(config, progress)
+    if data is None:
+        data = load_data_of(config, progress)
     if (config.mode == "text") != isinstance(data, TextData):
         other = "text" if config.mode == "text" else "images"
         raise UserError(f"train: expected {other} in mode {config.mode}, got {data.name}. Take another --mode.")
     if len(data.indices("train")) == 0:
         raise UserError(f"{data.name}: expected images in the training split, got none. Check its splits.")
-    if check is not None:
-        check(data, 0)
-    return Inputs(data, None, None, 0)
+    return data
 
 
 def _check_features(features: npt.NDArray[np.float32], data: ImageData) -> int:
@@ -161,28 +207,63 @@ def load_images(config: TrainConfig, progress: bool = True) -> ImageData:
     return data
 
 
+def load_data_of(config: TrainConfig, progress: bool = True) -> Any:
+    """The images or the text that a config names."""
+    if config.mode != "text":
+        return load_images(config, progress)
+    context = context_of(config)
+    return load_text(config.data, context=context, cache_dir=config.cache_dir or None, progress=progress)
+
+
 def load_backbone(config: TrainConfig) -> Any:
-    """The backbone that a config names, with its weights."""
+    """The backbone that a config names, with its weights; random ones are a function of `backbone_seed` alone."""
     from mumoe.models.backbones import create_backbone
 
     return create_backbone(
         config.backbone,
         weights=config.weights or None,
         pretrained=config.pretrained,
+        seed=config.backbone_seed,
         image_size=config.image_size or None,
         cache_dir=config.cache_dir or None,
     )
 
 
 def cached_features(
-    config: TrainConfig, data: ImageData, backbone: Any, device: torch.device | str, progress: bool
+    config: TrainConfig,
+    data: ImageData,
+    backbone: Any,
+    device: torch.device | str,
+    progress: bool,
+    *,
+    together: bool = False,
 ) -> npt.NDArray[np.float32]:
     """The backbone's features of every image, from the cache or extracted into it."""
+    return extracted(config, data, backbone, device, progress, together=together).x
+
+
+def extracted(
+    config: TrainConfig,
+    data: ImageData,
+    backbone: Any,
+    device: torch.device | str,
+    progress: bool,
+    *,
+    together: bool = False,
+) -> Features:
+    """As `cached_features`, with the key in the cache."""
     from mumoe.models.features import extract_features
 
     folder = config.cache_dir or None
-    found = extract_features(data, backbone, cache_dir=folder, workers=config.workers, device=device, progress=progress)
-    return found.x
+    return extract_features(
+        data,
+        backbone,
+        cache_dir=folder,
+        workers=config.workers,
+        device=device,
+        together=together,
+        progress=progress,
+    )
 
 
 def with_seed(inputs: Inputs, config: TrainConfig) -> Inputs:

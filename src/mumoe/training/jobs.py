@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,28 +23,25 @@ from mumoe.files import write_text
 from mumoe.models.heads import Head
 from mumoe.results import EvalResult, RunResult, TrainResult, to_json
 from mumoe.training import state
-from mumoe.training.checkpoint import CheckpointError, Snapshot, newest, read
+from mumoe.training.checkpoint import CheckpointError, read
 from mumoe.training.compare import partner_spec, summarize
 from mumoe.training.config import TrainConfig, read_config
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
-from mumoe.training.evaluation import evaluate_split, evaluation_batch
 from mumoe.training.inputs import (
-    FEATURES,
     Data,
     Inputs,
-    cached_features,
-    load_backbone,
-    load_images,
     load_inputs,
     make_network,
     make_source,
+    settled,
     with_seed,
 )
-from mumoe.training.network import Network, make_head, parameter_count
-from mumoe.training.run import RunFolder, check_free, write_group_config
+from mumoe.training.network import make_head, parameter_count
+from mumoe.training.opening import StoredRun
+from mumoe.training.run import RunFolder, check_free, check_same_data, unknown_backbone, write_group_config
 from mumoe.training.sampler import batches_per_epoch, least_rows
-from mumoe.training.whole import WHOLE, WholeNetwork, make_whole, partner_block
+from mumoe.training.whole import WHOLE, make_whole, partner_block
 
 __all__ = ["evaluate", "load_head", "load_run", "load_run_inputs", "resume", "train"]
 
@@ -68,6 +65,7 @@ def train(
     backbone: nn.Module | None = None,
     features: npt.NDArray[np.float32] | None = None,
     progress: bool = True,
+    announce: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train what a config asks for: one head or several, on one seed or several.
 
@@ -76,8 +74,10 @@ def train(
             heads to ``OUT/HEAD/seed-K``, with ``OUT/summary.json`` beside them.
         data: An image set to take instead of loading ``config.data``.
         backbone: A backbone to take instead of building ``config.backbone``.
-        features: (num_images, num_features) features to take instead of extracting them.
+        features: (num_images, num_features) features to use instead of extracting them. Pass the backbone that
+            computed them too, so that the run can classify images later.
         progress: Whether to show progress on stderr.
+        announce: Called with one line on the data, before anything is computed.
 
     Raises:
         UserError: If a setting is wrong; nothing was written.
@@ -85,9 +85,11 @@ def train(
         Interrupted: After Ctrl-C, with a checkpoint written.
     """
     config = config.check()
+    if data is None and backbone is None and features is None:
+        config = settled(config)
     out = Path(config.out or default_out(config))
     check_free(out)
-    return _run_job(config, out, {"data": data, "backbone": backbone, "features": features}, progress)
+    return _run_job(config, out, {"data": data, "backbone": backbone, "features": features}, progress, announce)
 
 
 def default_out(config: TrainConfig) -> str:
@@ -102,14 +104,17 @@ def _file_name(text: str) -> str:
 def resume(
     run: str | Path,
     *,
-    data: Data | None = None,
+    data: Data | str | None = None,
     backbone: nn.Module | None = None,
     features: npt.NDArray[np.float32] | None = None,
+    device: str = "",
     progress: bool = True,
+    announce: Callable[[str], None] | None = None,
 ) -> TrainResult:
-    """Go on with a run, or with every unfinished run of a job over several seeds or heads.
+    """Resume a run, or every unfinished run of a job over several seeds or heads.
 
-    On a CPU the result has the same bits as that of a job never stopped. Objects are taken as in `train`.
+    On a CPU the result has the same bits as that of a job that was never stopped. Objects are used as in `train`;
+    `data` may also be the name of the same data at another place, and `device` another device.
 
     Raises:
         UserError: If there is no run, or its images or backbone are not those it was started with.
@@ -117,30 +122,46 @@ def resume(
         Interrupted: After Ctrl-C, with a checkpoint written.
     """
     out = Path(run)
-    if not (out / "config.toml").is_file():
-        RunFolder.open(out)
-    config = read_config(out / "config.toml")
+    if (out / "run.json").is_file() or not (out / "config.toml").is_file():
+        config = RunFolder.open(out).config()
+    else:
+        config = read_config(out / "config.toml", unknown=_ignored(out))
+    config = config.replace(device=device or config.device, out="")
+    if isinstance(data, str):
+        config, data = config.replace(data=data or config.data), None
     given = {"data": data, "backbone": backbone, "features": features}
-    return _run_job(config, out, given, progress)
+    return _run_job(config, out, given, progress, announce)
 
 
-def _run_job(config: TrainConfig, out: Path, given: Mapping[str, Any], progress: bool) -> TrainResult:
+def _ignored(out: Path) -> Callable[[list[str]], None]:
+    return lambda names: _tell(f"{out}: ignored the unknown settings {', '.join(names)} of config.toml.")
+
+
+def _run_job(
+    config: TrainConfig,
+    out: Path,
+    given: Mapping[str, Any],
+    progress: bool,
+    announce: Callable[[str], None] | None,
+) -> TrainResult:
     accelerator = make_accelerator(config)
     members: list[_Member] = []
 
-    def plan(found: Any, num_features: int) -> None:
+    def plan(found: Any, num_features: int, image_size: int | None) -> None:
+        if announce is not None and accelerator.is_main_process:
+            announce(found.describe() + (f"; the network reads {image_size} px" if image_size else ""))
         least = least_rows(config, accelerator.num_processes)
         batches_per_epoch(len(found.indices("train")), config.batch_size, least)
         members.extend(_plan(config, out, num_features, len(found.classes)))
 
-    with accelerator.main_process_first():
-        inputs = load_inputs(
-            config,
-            **given,
-            before_features=plan,
-            device=accelerator.device,
-            progress=progress and accelerator.is_main_process,
-        )
+    inputs = load_inputs(
+        config,
+        **given,
+        before_features=plan,
+        device=accelerator.device,
+        processes=accelerator,
+        progress=progress and accelerator.is_main_process,
+    )
     if len(members) > 1 and accelerator.is_main_process:
         write_group_config(out, config)
     runs = [_run_member(member, with_seed(inputs, member.config), accelerator, progress) for member in members]
@@ -204,7 +225,7 @@ def _claim(run: RunFolder, config: TrainConfig, inputs: Inputs, parameters: int)
         return RunFolder.create(run.path, config, facts)
     run.acquire()
     try:
-        _check_same(run, inputs)
+        _check_same(run, config, inputs)
         run.update(state="running")
     except BaseException:
         run.release()
@@ -212,19 +233,18 @@ def _claim(run: RunFolder, config: TrainConfig, inputs: Inputs, parameters: int)
     return run
 
 
-def _check_same(run: RunFolder, inputs: Inputs) -> None:
-    """Refuse to go on with other images or another backbone than the run was started with."""
+def _check_same(run: RunFolder, config: TrainConfig, inputs: Inputs) -> None:
+    """Refuse to resume with other images or another backbone than the run was started with."""
     facts, now = run.facts(), inputs.facts
-    if facts.get("data") != now["data"]:
-        raise UserError(
-            f"{run.path}: expected the images that the run was started with ({facts.get('data')}), "
-            f"got {now['data']}. Restore them, or train anew."
-        )
-    if facts.get("backbone") != now["backbone"] and inputs.features is not None:
-        raise UserError(
-            f"{run.path}: expected the backbone weights that the run was started with, got others. "
-            "Restore them, or train anew."
-        )
+    check_same_data(run, inputs.data)
+    if facts.get("backbone") == now["backbone"] or inputs.features is None:
+        return
+    if facts.get("backbone") is None:
+        raise unknown_backbone(run, config)
+    raise UserError(
+        f"{run.path}: expected the backbone weights that the run was started with, got others. "
+        "Restore them, or train anew."
+    )
 
 
 @contextlib.contextmanager
@@ -286,153 +306,24 @@ def read_result(run: RunFolder) -> RunResult:
 
 
 def load_head(run: str | Path) -> tuple[Head, TrainConfig, dict[str, Any]]:
-    """The trained head of a run (features -> logits), in eval mode.
-
-    Returns the head, the run's config and run.json's facts, with ``step`` of the checkpoint taken.
-
-    Raises:
-        UserError: If the path is no run.
-        JobError: If it has no whole checkpoint; damaged ones are named in a warning and the next is taken.
-    """
-    mode = RunFolder.open(run).config().mode
-    if mode in WHOLE:
-        raise UserError(
-            f"{run}: expected a run that trained a head, got one of mode {mode}, which trained a whole network. "
-            "Take load_run."
-        )
-    if mode == "finetune":
-        model, config, facts = load_run(run)
-        assert isinstance(model.head, Head)
-        return model.head, config, facts
-    network, config, facts = _load_network(run, None)
-    assert isinstance(network, Network)
-    return network.head, config, facts
+    """The head of a `StoredRun` on the CPU, its config, and its facts with ``step`` of the checkpoint."""
+    opened = StoredRun(run, device="cpu")
+    return opened.head, opened.config, {**opened.facts, "step": opened.step}
 
 
 def load_run(run: str | Path, *, backbone: nn.Module | None = None) -> tuple[nn.Module, TrainConfig, dict[str, Any]]:
-    """The trained model of a run (images -> logits), in eval mode, with its config and facts.
-
-    A whole network comes as it is: an MLP-Mixer, or a GPT-2 of Hugging Face's kind.
-
-    Raises:
-        UserError: If the path is no run, the run was trained on features whose backbone is not known, or the
-            backbone's weights are not those it was trained on.
-        JobError: If it has no whole checkpoint.
-    """
-    from mumoe.models.classifier import Classifier
-
-    opened = RunFolder.open(run)
-    config = opened.config()
-    if config.mode in WHOLE:
-        whole, config, facts = _load_network(run, None)
-        assert isinstance(whole, WholeNetwork)
-        return whole.model, config, facts
-    if config.data.startswith(FEATURES):
-        raise UserError(f"{run}: expected a run on images, got one on {config.data!r}. Take load_head.")
-    if backbone is None:
-        frozen = config.mode == "features"
-        backbone = load_backbone(config if frozen else config.replace(pretrained=False, weights=""))
-    network, config, facts = _load_network(run, backbone)
-    assert isinstance(network, Network)
-    if config.mode == "features" and facts["backbone"] != str(getattr(backbone, "fingerprint", "")):
-        raise UserError(
-            f"{run}: expected the backbone weights that the head was trained on, got others. "
-            "Restore them, or pass the right backbone."
-        )
-    return Classifier(backbone, network.head).eval(), config, facts
+    """The model of a `StoredRun` on the CPU, its config, and its facts with ``step`` of the checkpoint."""
+    opened = StoredRun(run, backbone=backbone, device="cpu")
+    return opened.model, opened.config, {**opened.facts, "step": opened.step}
 
 
-def load_run_inputs(
-    run: str | Path,
-    *,
-    data: Data | None = None,
-    backbone: nn.Module | None = None,
-    features: npt.NDArray[np.float32] | None = None,
-    progress: bool = True,
-) -> Inputs:
-    """The images of a run and what its head sees of them: features of the backbone, frozen or trained in the run.
-
-    Objects are taken as in `train`; a backbone, where it was trained, gets the run's weights.
-
-    Raises:
-        UserError: If the path is no run, or its images are not those it was started with.
-        JobError: If it has no whole checkpoint.
-    """
-    opened = RunFolder.open(run)
-    config = opened.config()
-    if config.mode in ("features", *WHOLE):
-        inputs = load_inputs(config, data=data, backbone=backbone, features=features, progress=progress)
-    else:
-        found: Any = load_images(config, progress) if data is None else data
-        trained: Any = load_run(run, backbone=backbone)[0].backbone
-        seen = cached_features(config, found, trained, "cpu", progress) if features is None else features
-        inputs = Inputs(found, trained, seen, int(seen.shape[1]))
-    if opened.facts()["data"]["fingerprint"] != inputs.data.fingerprint:
-        raise UserError(f"{run}: expected the images that it was trained on, got others. Restore them.")
-    return inputs
+def load_run_inputs(run: str | Path, *, progress: bool = True, device: str = "cpu", **given: Any) -> Inputs:
+    """The inputs of a `StoredRun`; `given` is what it takes."""
+    return StoredRun(run, progress=progress, device=device, **given).inputs
 
 
-def _load_network(
-    run: str | Path, backbone: nn.Module | None
-) -> tuple[Network | WholeNetwork, TrainConfig, dict[str, Any]]:
-    opened = RunFolder.open(run)
-    config, facts = opened.config(), opened.facts()
-    network: Network | WholeNetwork
-    if config.mode in WHOLE:
-        network = make_whole(config, num_classes=len(facts["classes"]), vocabulary=int(facts.get("vocabulary", 0)))
-    else:
-        head = make_head(config, int(facts["num_features"]), len(facts["classes"]))
-        network = Network(head, None if config.mode == "features" else backbone)
-    found = _chosen(opened, config, network)
-    state.restore_model(network, found.tensors["model"])
-    return network.eval(), config, {**facts, "step": found.step}
-
-
-def _chosen(run: RunFolder, config: TrainConfig, network: nn.Module) -> Snapshot:
-    """The checkpoint that is a run's result so far: the best if the run selects it, else the newest."""
-    check = state.check_fit(network)
-    found = newest(run.checkpoints, check, _tell)
-    if found is None:
-        raise JobError(
-            f"{run.path}: expected a checkpoint, got none yet. Train on with: mumoe train --resume {run.path}"
-        )
-    best = found.state.get("best")
-    if config.select == "best" and best and best["step"] != found.step:
-        try:
-            return read(run.checkpoints / f"step-{int(best['step']):08d}", check)
-        except CheckpointError as error:
-            _tell(f"{error} The last checkpoint is taken instead of the best.")
-    return found
-
-
-def evaluate(
-    run: str | Path,
-    split: str = "test",
-    *,
-    data: Data | None = None,
-    backbone: nn.Module | None = None,
-    features: npt.NDArray[np.float32] | None = None,
-    progress: bool = True,
-) -> EvalResult:
-    """Loss and accuracy of a run's model on one split, by class or by attribute.
-
-    Raises:
-        UserError: If the path is no run, or the split is unknown or has no image.
-        JobError: If the run has no whole checkpoint.
-    """
+def evaluate(run: str | Path, split: str = "test", *, progress: bool = True, **given: Any) -> EvalResult:
+    """The evaluation of a `StoredRun` on one split; `given` is what it takes."""
     if split not in SPLITS:
         raise unknown_name("evaluate", "split", split, SPLITS)
-    opened = RunFolder.open(run)
-    config = opened.config()
-    accelerator = make_accelerator(config.replace(precision="fp32") if config.precision == "fp16" else config)
-    given: dict[str, Any] = {"data": data, "backbone": backbone, "features": features}
-    inputs = load_inputs(config, **given, device=accelerator.device, progress=progress)
-    _check_same(opened, inputs)
-    if len(inputs.data.indices(split)) == 0:
-        raise UserError(f"evaluate: expected images in the {split} split of {config.data}, got none.")
-    network, config, facts = _load_network(run, inputs.backbone)
-    source = make_source(config, inputs, accelerator.device)
-    network = network.to(accelerator.device)
-    facts = {"run": str(run), "step": facts["step"]}
-    size = evaluation_batch(config, network)
-    return evaluate_split(network, source, inputs.data, split, accelerator, size, **facts)
+    return StoredRun(run, progress=progress, **given).evaluate(split)

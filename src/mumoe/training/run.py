@@ -1,30 +1,67 @@
 """A run is a folder: settings, facts, metrics, checkpoints and curves, and a lock while a job works in it.
 
-``config.toml`` the settings, ``run.json`` seed, versions, commit, data fingerprint and state,
+``config.toml`` the settings, ``run.json`` schema, seed, versions, commit, data fingerprint and state,
 ``metrics.jsonl`` one line per logged step, ``checkpoints/``, ``tensorboard/``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mumoe.errors import JobError, UserError, nearest
-from mumoe.files import clean_folder, read_json, sync_file, write_text
-from mumoe.training.checkpoint import disk_errors
+from mumoe.files import clean_folder, read_json, sync_file, write_errors, write_text
 from mumoe.training.config import TrainConfig, read_config, to_toml
 
-__all__ = ["MetricsLog", "RunFolder", "check_free", "find_run", "versions", "write_group_config"]
+__all__ = [
+    "SCHEMA",
+    "MetricsLog",
+    "RunFolder",
+    "check_free",
+    "check_same_data",
+    "disk_errors",
+    "find_run",
+    "pick_run",
+    "unknown_backbone",
+    "versions",
+    "write_group_config",
+]
+
+SCHEMA = 2
+"""Version of a run's folder. 1 had none written, and paths relative to the folder that training started in."""
+
+_KNOWN = {
+    *("schema", "state", "versions", "commit", "seed", "head", "parameters", "data", "credits", "classes"),
+    *("multi_label", "num_features", "backbone", "features", "vocabulary", "started", "error", "result"),
+}
+"""Keys of run.json."""
+
+_NEEDED = ("seed", "head", "data", "classes", "multi_label", "num_features")
+
+_WITHOUT_EXPERTS = ("linear", "highrank-linear", "mlp")
+"""First words of the heads that have no experts."""
+
+_tell = logging.getLogger("mumoe.training").warning
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "accelerate")
+
+
+@contextlib.contextmanager
+def disk_errors(what: str, run: Path) -> Iterator[None]:
+    """Turn a failed write in a run's folder into a `JobError` that says what is safe and how to resume."""
+    remedy = f"Earlier checkpoints are untouched. Resume with: mumoe train --resume {run}"
+    with write_errors(run, who=what, remedy=remedy):
+        yield
 
 
 class RunFolder:
@@ -54,26 +91,51 @@ class RunFolder:
         with disk_errors("run", run.path):
             run.path.mkdir(parents=True, exist_ok=True)
             run.acquire()
-            write_text(run.path / "config.toml", to_toml(config))
+            write_text(run.path / "config.toml", to_toml(config.absolute()))
             run.checkpoints.mkdir(exist_ok=True)
-            run.write_facts({"state": "running", **versions(), **facts})
+            run.write_facts({"schema": SCHEMA, "state": "running", **versions(), **facts})
         return run
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run (not locked).
+        """An existing run (not locked). One of an earlier version, or with unknown keys, opens with a warning.
 
         Raises:
-            UserError: If the path is no run.
+            UserError: If the path is no run, or one that a later version wrote.
         """
         run = cls(path)
         if not (run.path / "run.json").is_file():
             raise _not_a_run(run.path)
+        run._check_schema(run.facts(), _tell_once)
         return run
 
     def config(self) -> TrainConfig:
-        """The settings that the run was started with."""
-        return read_config(self.path / "config.toml").replace(out=str(self.path))
+        """The settings that the run was started with; those that this version does not have are ignored."""
+
+        def ignored(names: list[str]) -> None:
+            _tell_once(
+                f"{self.path}: ignored the unknown {_plural('setting', names)} {', '.join(names)} of config.toml "
+                f"(written by {_writer(self.facts())})."
+            )
+
+        return read_config(self.path / "config.toml", unknown=ignored).replace(out=str(self.path))
+
+    def _check_schema(self, facts: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+        schema = facts.get("schema", 1)
+        if type(schema) is not int or schema > SCHEMA:
+            raise UserError(
+                f"{self.path}: expected a run of schema {SCHEMA} or earlier, got schema {schema}, written by "
+                f"{_writer(facts)}. Install that version or a later one."
+            )
+        if schema < SCHEMA:
+            tell(f"{self.path}: opened a run of the earlier schema {schema}, written by {_writer(facts)}.")
+        if strange := sorted(set(facts) - _KNOWN):
+            tell(f"{self.path}: ignored the unknown {_plural('key', strange)} {', '.join(strange)} of run.json.")
+        if missing := [key for key in _NEEDED if key not in facts]:
+            raise JobError(
+                f"{self.path}: expected a run, got a run.json without {', '.join(missing)}. "
+                "Restore it, or train again into another folder."
+            )
 
     def facts(self) -> dict[str, Any]:
         """The content of run.json.
@@ -197,11 +259,121 @@ def find_run(path: str | Path) -> list[RunFolder]:
     """
     folder = Path(path)
     if (folder / "run.json").is_file():
-        return [RunFolder(folder)]
+        return [RunFolder.open(folder)]
     inside = sorted({*folder.glob("seed-*/run.json"), *folder.glob("*/seed-*/run.json")}, key=_by_number)
     if not inside:
         raise _not_a_run(folder)
-    return [RunFolder(found.parent) for found in inside]
+    runs = [RunFolder(found.parent) for found in inside]
+    for run in runs:
+        run._check_schema(run.facts(), lambda text: None)  # told when one is opened
+    return runs
+
+
+def pick_run(path: str | Path, *, experts: bool = False, note: Callable[[str], None] = lambda line: None) -> RunFolder:
+    """The run at a path; of a job, the head that is best on validation, and its first seed.
+
+    Heads are compared by their mean accuracy on the validation split over the seeds that are finished. Without one
+    that is finished, or without a validation split, it is the head that the job was started with, else the first by
+    name. Which run of a job it is, and which there are, is logged in one line.
+
+    Args:
+        path: A run, or the folder of several seeds or heads.
+        who: Named in that line.
+        experts: Whether a head without experts is used only if there is no other.
+
+    Raises:
+        UserError: If there is no run.
+    """
+    found = find_run(path)
+    if len(found) == 1:
+        return found[0]
+    by_head: dict[str, list[RunFolder]] = {}
+    for run in found:
+        by_head.setdefault(str(run.path.parent), []).append(run)
+    heads = {name: runs for name, runs in by_head.items() if not experts or _has_experts(runs[0])} or by_head
+    accuracy = {name: _validation_accuracy(runs) for name, runs in heads.items()}
+    first = _started_with(Path(path), heads)
+    best = max(heads, key=lambda name: (accuracy[name], name == first))
+    run = RunFolder.open(heads[best][0].path)
+    kind = "head with experts" if experts and len(heads) < len(by_head) else "head"
+    why = "the first seed"
+    if len(heads) == 1 and len(by_head) > 1:
+        why += f" of the only {kind}"
+    elif len(heads) > 1 and accuracy[best] >= 0:
+        why += f" of the best {kind} on validation ({accuracy[best]:.4f})"
+    elif len(heads) > 1:
+        why += f" of the first {kind} (no validation accuracy)"
+    note(f"Using {run.path}, {why}. Runs of this job: {_choices(Path(path), by_head)}.")
+    return run
+
+
+def _has_experts(run: RunFolder) -> bool:
+    head = str(run.facts().get("head", ""))
+    return not any(head == word or head.startswith(f"{word}-") for word in _WITHOUT_EXPERTS)
+
+
+def _validation_accuracy(runs: Sequence[RunFolder]) -> float:
+    """Mean over the finished seeds, -1 without any."""
+    results = [(run.facts().get("result") or {}).get("evaluations", {}).get("val") for run in runs]
+    values = [float(result["accuracy"]) for result in results if result]
+    return sum(values) / len(values) if values else -1.0
+
+
+def _started_with(job: Path, heads: Mapping[str, Sequence[RunFolder]]) -> str:
+    """The head that a job was started with, by the folder of its runs."""
+    if (job / "config.toml").is_file():
+        head = read_config(job / "config.toml", unknown=lambda names: None).head
+        for name, runs in heads.items():
+            if runs[0].facts().get("head") == head:
+                return name
+    return next(iter(heads))
+
+
+def _choices(job: Path, by_head: Mapping[str, Sequence[RunFolder]]) -> str:
+    """All runs of a job by head and seed, as paths below it."""
+    parts = []
+    for runs in by_head.values():
+        head = f"{runs[0].path.parent.relative_to(job)}/".removeprefix("./")
+        parts.append(", ".join(f"{head}{run.path.name}" for run in runs))
+    return "; ".join(parts)
+
+
+def check_same_data(run: RunFolder, data: Any) -> None:
+    """Raise `UserError` unless data have the content that a run was trained on."""
+    known = run.facts()["data"]
+    if (data.fingerprint, len(data)) != (known["fingerprint"], known["images"]):
+        raise UserError(
+            f"{run.path}: expected the data that it was trained on ({known['name']}, {known['images']:,} rows), "
+            f"got other content in {data.name} ({len(data):,} rows). Restore them, or name them with --data."
+        )
+
+
+def unknown_backbone(run: RunFolder, config: TrainConfig) -> UserError:
+    """The error for images that a run cannot take, because what made its features is not recorded."""
+    if config.data.startswith("features:"):
+        why = f"features of a file ({config.data.removeprefix('features:')})"
+        works = "evaluate, analyze, audit, fairness, edit, report, dashboard and export --to onnx (the head) work"
+    else:
+        why = "features that were passed in without their backbone"
+        works = "report, export --to onnx (the head) and mumoe.load(..., features=...) work"
+    return UserError(
+        f"{run.path}: expected a run that knows its backbone, got one trained on {why}: which network computed them "
+        f"is unknown. For this run {works}; train on images, or pass the backbone too, for the rest."
+    )
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    _tell(text)
+
+
+def _writer(facts: Mapping[str, Any]) -> str:
+    found = facts.get("versions")
+    return f"mumoe {found.get('mumoe', '(unknown version)')}" if isinstance(found, dict) else "an unknown version"
+
+
+def _plural(word: str, items: Sequence[str]) -> str:
+    return word if len(items) == 1 else f"{word}s"
 
 
 def _by_number(path: Path) -> tuple[str, int]:
@@ -256,4 +428,4 @@ def write_group_config(path: Path, config: TrainConfig) -> None:
     """Make the folder of several runs, with the settings that started them."""
     with disk_errors("run", path):
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "config.toml", to_toml(config))
+        write_text(path / "config.toml", to_toml(config.absolute()))

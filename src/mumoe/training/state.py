@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mumoe.gating import Gate
 from mumoe.training.checkpoint import Check, Specs, specs
 
 __all__ = [
     "check_fit",
+    "current_names",
     "model_tensors",
     "optimizer_tensors",
     "random_tensors",
@@ -22,6 +24,8 @@ __all__ = [
     "restore_optimizer",
     "restore_random",
 ]
+
+Entry = TypeVar("Entry")
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of each parameter."""
@@ -48,8 +52,30 @@ def _whole(tensor: Tensor) -> Tensor:
     return (plain if gather is None else gather()).cpu()
 
 
+def current_names(network: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Names of tensors in a checkpoint -> their names in this version, where gates have renamed them.
+
+    Gates rename the tensors of an older version in a hook of `load_state_dict`, which is run here on the names alone.
+    """
+    marks = {name: torch.empty(0) for name in names}
+    before = {id(mark): name for name, mark in marks.items()}
+    for path, module in network.named_modules():
+        if isinstance(module, Gate):
+            for hook in module._load_state_dict_pre_hooks.values():
+                hook(marks, f"{path}." if path else "", {}, True, [], [], [])
+    return {before[id(mark)]: name for name, mark in marks.items()}
+
+
+def _renamed(network: nn.Module, entries: Mapping[str, Entry], moments: bool = False) -> dict[str, Entry]:
+    """Entries by name under their current names; with `moments` the names are ``PARAMETER/moment``."""
+    owners = {name: name.rpartition("/")[0] if moments else name for name in entries}
+    now = current_names(network, dict.fromkeys(owners.values()))
+    return {now[owner] + name.removeprefix(owner): entries[name] for name, owner in owners.items()}
+
+
 def restore_model(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy parameters and buffers into a network; names, shapes and types were checked before."""
+    tensors = _renamed(network, tensors)
     with torch.no_grad():
         for name, target in network.state_dict().items():
             target.copy_(_like(target, tensors[name]))
@@ -57,6 +83,7 @@ def restore_model(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put AdamW's moments back; a parameter without any (never updated) keeps none."""
+    tensors = _renamed(network, tensors, moments=True)
     for name, parameter in network.named_parameters():
         if f"{name}/step" not in tensors:
             continue
@@ -86,9 +113,9 @@ def check_fit(network: nn.Module) -> Check:
         _check_numbers(numbers)
         if "model" not in found:
             raise ValueError("model.safetensors is missing")
-        _compare("model.safetensors", expected, found["model"])
+        _compare("model.safetensors", expected, _renamed(network, found["model"]))
         if "optimizer" in found:
-            _compare_moments(trained, found["optimizer"])
+            _compare_moments(trained, _renamed(network, found["optimizer"], moments=True))
         for name, spec in found.get("random", {}).items():
             if len(spec[0]) != 1 or spec[1] not in (torch.uint8, torch.int64):
                 raise ValueError(f"random.safetensors holds {name} of shape {spec[0]}")

@@ -10,9 +10,8 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from mumoe.errors import require
-from mumoe.training.checkpoint import disk_errors
 from mumoe.training.config import TrainConfig
-from mumoe.training.run import MetricsLog, RunFolder
+from mumoe.training.run import MetricsLog, RunFolder, disk_errors
 
 __all__ = ["Trackers"]
 

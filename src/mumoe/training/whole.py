@@ -16,7 +16,7 @@ from mumoe.training.config import TrainConfig, parse_options
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["WHOLE", "WholeNetwork", "context_of", "image_transform", "make_whole", "partner_block"]
+__all__ = ["WHOLE", "WholeNetwork", "context_of", "image_side", "image_transform", "make_whole", "partner_block"]
 
 WHOLE = ("scratch", "text")
 """Modes in which a whole network is trained from random weights."""
@@ -125,6 +125,12 @@ def partner_block(config: TrainConfig, partner: str) -> str:
     return partner if partner == MLP or "-e" in partner or config.head == MLP else f"{partner}-e{experts}"
 
 
+def image_side(config: TrainConfig) -> int:
+    """Side of the images in pixels, in mode scratch."""
+    with torch.device("meta"):
+        return int(_mixer(config.replace(head=MLP), 1).stem.img_size[0])  # type: ignore[index, union-attr]
+
+
 def image_transform(config: TrainConfig, train: bool) -> Callable[[Image.Image], Tensor]:
     """The preprocessing of images in mode scratch: inception crop, flip and the augmentation asked for; or the
     centre.
@@ -137,8 +143,7 @@ def image_transform(config: TrainConfig, train: bool) -> Callable[[Image.Image],
     """
     from timm.data.transforms_factory import create_transform
 
-    with torch.device("meta"):
-        size = int(_mixer(config.replace(head=MLP), 1).stem.img_size[0])  # type: ignore[index, union-attr]
+    size = image_side(config)
     shape: dict[str, Any] = {"input_size": (3, size, size), "mean": _MEAN, "std": _STD, "interpolation": "bicubic"}
     if not train:
         return create_transform(**shape, is_training=False, crop_pct=1.0 if config.image_size else 0.875)

@@ -11,8 +11,9 @@ from torch import nn
 
 from mumoe.layers import MuMoE
 from mumoe.models.blocks import MLPBlock, MuMoEGatedBlock
+from mumoe.models.surgery.hooks import drop_hooks
 from mumoe.models.surgery.parts import Parts, as_linear
-from mumoe.models.surgery.plan import LayerOptions, Target
+from mumoe.models.surgery.targets import LayerOptions, Target
 
 __all__ = ["INITS", "build"]
 
@@ -51,21 +52,21 @@ def _random(parts: Parts, options: LayerOptions) -> nn.Module:
         "norm": options.norm,
         "gate_options": options.gate_options,
         "gate_init": options.gate_init,
-        "device": parts.weight.device,
-        "dtype": parts.weight.dtype,
+        "device": parts.like.device,
+        "dtype": parts.like.dtype,
     }
     if parts.kind == "linear":
         return MuMoE(*sizes, **shared)
-    shared |= {"drop": copy.deepcopy(parts.drop), "channels_first": parts.channels_first}
+    shared |= {"drop": _joined([parts.drop]), "channels_first": parts.channels_first}
     if parts.kind == "mlp":
         return MLPBlock(*sizes, act_layer=lambda: _joined([parts.act, *parts.inner]), **shared)
     inner = _joined(parts.inner) if parts.inner else None
-    return MuMoEGatedBlock(*sizes, act_layer=lambda: copy.deepcopy(parts.act), inner=inner, **shared)
+    return MuMoEGatedBlock(*sizes, act_layer=lambda: _joined([parts.act]), inner=inner, **shared)
 
 
 def _joined(modules: Sequence[nn.Module]) -> nn.Module:
-    """Copies of the modules as one."""
-    copies = [copy.deepcopy(module) for module in modules]
+    """Copies of the modules as one, without their hooks."""
+    copies = [drop_hooks(copy.deepcopy(module)) for module in modules]
     return copies[0] if len(copies) == 1 else nn.Sequential(*copies)
 
 

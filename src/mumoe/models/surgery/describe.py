@@ -14,7 +14,8 @@ from mumoe.gating import GATES, Gate
 from mumoe.layers import MuMoE, MuMoEBlock
 from mumoe.models.blocks import MuMoEGatedBlock
 from mumoe.models.surgery.parts import read_parts
-from mumoe.models.surgery.plan import LayerOptions, Plan, Target
+from mumoe.models.surgery.plan import Plan
+from mumoe.models.surgery.targets import LayerOptions, Target
 
 __all__ = ["describe_layers", "rebuild_layers"]
 

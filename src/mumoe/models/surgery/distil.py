@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import DataLoader, SequentialSampler
 
+from mumoe.devices import wide
 from mumoe.errors import JobError, UserError
+from mumoe.models.surgery.handle import Surgery
+from mumoe.models.surgery.hooks import evaluating
 from mumoe.models.surgery.measure import call
-from mumoe.models.surgery.parts import evaluating
 from mumoe.models.surgery.presets import CAUSAL_ENDINGS
-from mumoe.models.surgery.replace import Surgery
 from mumoe.progress import Progress
 
 __all__ = ["BlockFit", "EndToEnd", "FitReport", "fit"]
@@ -235,8 +236,8 @@ def _unexplained(
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
         axis = 1 if getattr(names[name], "channels_first", False) else -1
-        wrong = (names[name](x).double() - y.double()).square().sum().item()
-        rows = y.double().movedim(axis, -1).flatten(0, -2)
+        wrong = (wide(names[name](x)) - wide(y)).square().sum().item()
+        rows = wide(y).movedim(axis, -1).flatten(0, -2)
         mine = sums[name]
         sums[name] = [mine[0] + len(rows), mine[1] + wrong, mine[2] + rows.sum(0), mine[3] + rows.square().sum(0)]
 
@@ -280,25 +281,25 @@ def _compare(surgery: Surgery, batches: list[Any]) -> tuple[float | None, EndToE
 
 
 def _output(result: Any) -> tuple[Tensor, bool]:
-    """What the network returned as one tensor in float64, and whether it is logits."""
+    """What the network returned as one tensor in the widest float of its device, and whether it is logits."""
     if isinstance(result, Tensor):
-        return result.double(), True
+        return wide(result), True
     logits = getattr(result, "logits", None)
     if logits is not None:
-        return logits.double(), True
+        return wide(logits), True
     hidden = getattr(result, "last_hidden_state", None)
     if hidden is None:
         raise UserError(
             f"fit: expected a network that returns a tensor, logits or last_hidden_state, got {type(result).__name__}."
         )
-    return hidden.double(), False
+    return wide(hidden), False
 
 
 def _predictions(old: Tensor, new: Tensor) -> Tensor:
     """Sums of divergence and of agreement."""
     before, after = old.log_softmax(-1), new.log_softmax(-1)
     divergence = (before.exp() * (before - after)).sum()
-    return torch.stack([divergence, (old.argmax(-1) == new.argmax(-1)).double().sum()])
+    return torch.stack([divergence, (old.argmax(-1) == new.argmax(-1)).to(old).sum()])
 
 
 def _losses(old: Tensor, new: Tensor, labels: Tensor, shift: bool) -> tuple[Tensor, int]:

@@ -6,18 +6,19 @@ few made-up rows, and must agree. So a module that only looks like an MLP is ref
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from mumoe.errors import UserError
 from mumoe.layers import MuMoE, MuMoEBlock
+from mumoe.models.surgery.hooks import has_computing_hook, quiet
 
-__all__ = ["SUPPORTED", "Parts", "as_linear", "evaluating", "read_parts", "refusal", "sizes"]
+__all__ = ["SUPPORTED", "Parts", "as_linear", "computes", "read_parts", "refusal", "sizes"]
 
 SUPPORTED = (
     "nn.Linear, Hugging Face's Conv1D, two-layer MLPs (timm's Mlp, also with 1 x 1 convolutions; those of Hugging "
@@ -87,10 +88,9 @@ class Parts:
         return any(sizes(linear)[2] for linear in self.linears)
 
     @property
-    def weight(self) -> Tensor:
-        """Of the first layer, for its device and dtype."""
-        weight: Tensor = self.linears[0].weight  # type: ignore[assignment]
-        return weight
+    def like(self) -> Tensor:
+        """A tensor of the first layer, for its device and dtype; reading a computed weight would compute it."""
+        return next(self.linears[0].parameters())
 
     def compute(self, x: Tensor) -> Tensor:
         """What the module computes, as it was read; x (rows, in) -> (rows, out)."""
@@ -160,58 +160,56 @@ def refusal(module: nn.Module, parent: nn.Module | None = None) -> str:
     parts = read_parts(module)
     if parts is None:
         return f"{type(module).__name__}, which is none of the supported: {SUPPORTED}"
-    if not _computes(parts, module):
+    if not computes(parts, module):
         return f"{type(module).__name__}, which looks like {parts} but computes something else"
     return ""
 
 
-def _computes(parts: Parts, module: nn.Module) -> bool:
-    """Whether the parts give the module's output on four made-up rows, in evaluation mode."""
-    weight = parts.weight
-    if weight.is_meta or parts.kind == "linear":
+def computes(parts: Parts, module: nn.Module) -> bool:
+    """Whether the parts give the module's output on four made-up rows, in evaluation mode and without hooks.
+
+    Afterwards the weights that torch's own hooks compute are those of this forward.
+    """
+    like = parts.like
+    if like.is_meta:
         return True
     rows = torch.linspace(-1, 1, 4 * parts.widths[0], dtype=torch.float64).sin().reshape(4, -1)
-    rows = (3 * rows).to(weight.device, weight.dtype)
+    rows = (3 * rows).to(like.device, like.dtype)
     x = rows.T.reshape(1, -1, 2, 2) if parts.channels_first else rows[None]
-    with evaluating(module), torch.no_grad():
+    with quiet(module), torch.no_grad():
         try:
             y = module(x)
             y = y[0].reshape(y.shape[1], 4).T if parts.channels_first else y[0]
             read = parts.compute(rows)
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return False
-    tolerance = 1e-3 if weight.dtype in (torch.float32, torch.float64) else 5e-2
-    return y.shape == read.shape and float((y - read).norm()) <= tolerance * float(read.norm() + 1e-12)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's training flag is put back afterwards."""
-    flags = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, flag in flags:
-            child.training = flag
+    tolerance = 1e-3 if like.dtype in (torch.float32, torch.float64) else 5e-2
+    return bool(y.shape == read.shape and float((y - read).norm()) <= tolerance * float(read.norm() + 1e-12))
 
 
 # Linear layers of several makes ---------------------------------------------------------------------------
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear or _is_transposed(module)
+    return _plain_type(module) is nn.Linear or _is_transposed(module)
+
+
+def _plain_type(module: nn.Module) -> type:
+    """The class; `torch.nn.utils.parametrize` puts one of its own in front of it."""
+    kind = type(module)
+    return kind.__mro__[1] if is_parametrized(module) else kind
 
 
 def _is_transposed(module: nn.Module) -> bool:
     """Hugging Face's Conv1D of GPT-2: a linear layer whose weight is (in, out)."""
-    kind = type(module)
+    kind = _plain_type(module)
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
 def _is_pointwise(module: nn.Module) -> bool:
     return (
-        type(module) is nn.Conv2d
+        _plain_type(module) is nn.Conv2d
+        and isinstance(module, nn.Conv2d)
         and module.kernel_size == module.stride == (1, 1)
         and module.padding == (0, 0)
         and module.groups == 1
@@ -219,9 +217,12 @@ def _is_pointwise(module: nn.Module) -> bool:
 
 
 def sizes(linear: nn.Module) -> tuple[int, int, bool]:
-    """Width of the input, of the output, and whether there is a bias."""
-    out_features, in_features = _matrix(linear).shape
-    return in_features, out_features, linear.bias is not None
+    """Width of the input, of the output, and whether there is a bias; without reading a weight."""
+    names = ("nx", "nf") if _is_transposed(linear) else ("in_features", "out_features")
+    if isinstance(linear, nn.Conv2d):
+        names = ("in_channels", "out_channels")
+    into, out = (int(getattr(linear, name)) for name in names)
+    return into, out, linear.bias is not None
 
 
 def _matrix(linear: nn.Module) -> Tensor:
@@ -238,13 +239,25 @@ def _linear(linear: nn.Module, x: Tensor) -> Tensor:
 
 
 def as_linear(linear: nn.Module) -> nn.Linear:
-    """The layer as an nn.Linear on the same numbers."""
-    if type(linear) is nn.Linear:
+    """The numbers that a layer computes with, as an nn.Linear: also those that a hook or a parametrization makes.
+
+    Raises:
+        UserError: If it does not compute x @ weight.T + bias.
+    """
+    own = {"weight", "bias"} <= linear._parameters.keys()
+    if type(linear) is nn.Linear and own:
         return linear
+    known = own or is_parametrized(linear) or has_computing_hook(linear)
+    if not known or not computes(Parts((linear,), channels_first=_is_pointwise(linear)), linear):
+        raise UserError(
+            f"replace_modules: expected a layer that computes with its own weight, got {type(linear).__name__} "
+            "whose weight a hook of another kind makes. Use init='random'."
+        )
     in_features, out_features, bias = sizes(linear)
     view = nn.Linear(in_features, out_features, bias, device="meta")
-    view.weight = nn.Parameter(_matrix(linear).detach(), requires_grad=False)
-    if bias:
-        numbers: Any = linear.bias
-        view.bias = nn.Parameter(numbers.detach(), requires_grad=False)
+    with quiet(linear), torch.no_grad():
+        view.weight = nn.Parameter(_matrix(linear).detach(), requires_grad=False)
+        if bias:
+            numbers: Any = linear.bias
+            view.bias = nn.Parameter(numbers.detach(), requires_grad=False)
     return view

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
 from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import Rank
-from mumoe.models.surgery.build import INITS, build
+from mumoe.models.surgery.build import INITS
+from mumoe.models.surgery.handle import Surgery
+from mumoe.models.surgery.hooks import count_hooks
 from mumoe.models.surgery.measure import measure
 from mumoe.models.surgery.parts import Parts, read_parts, refusal
-from mumoe.models.surgery.plan import LayerOptions, Plan, Target, resolve_ranks
+from mumoe.models.surgery.plan import Plan
 from mumoe.models.surgery.presets import is_causal, preset_patterns
+from mumoe.models.surgery.readers import read_outside
+from mumoe.models.surgery.targets import LayerOptions, Target, resolve_ranks
 
 __all__ = ["Surgery", "SurgeryOptions", "named_targets", "plan", "replace_head", "replace_modules"]
 
@@ -42,12 +44,19 @@ class SurgeryOptions(TypedDict, total=False):
 
 def named_targets(model: nn.Module) -> dict[str, str]:
     """What can be replaced: name -> kind and widths, such as ``mlp 192 -> 768 -> 192``."""
-    parents = _parents(model)
     return {
         name: str(read_parts(module))
         for name, module in model.named_modules(remove_duplicate=False)
-        if read_parts(module) is not None and not refusal(module, parents.get(name))
+        if read_parts(module) is not None and not _refusal(model, name, module)
     }
+
+
+def _refusal(model: nn.Module, name: str, module: nn.Module) -> str:
+    """Why a module of a model cannot be replaced, in words that finish "is ..."; empty when it can."""
+    reader = read_outside(model, name) if name else ""
+    if reader:
+        return f"within {reader}: it could not be replaced without a change there"
+    return refusal(module, model.get_submodule(name.rpartition(".")[0]) if name else None)
 
 
 def plan(
@@ -186,118 +195,7 @@ def replace_head(
     return surgery
 
 
-class Surgery(AbstractContextManager["Surgery"]):
-    """Modules that were replaced, and the way back. As a context manager it undoes at the end.
-
-    Attributes:
-        model: The model.
-        plan: What was changed, with the table.
-        replaced: Name -> the new module.
-        originals: Name -> the old one, kept alive until this handle goes.
-        active: Whether the new modules are in place.
-    """
-
-    def __init__(self, planned: Plan) -> None:
-        self.model, self.plan = planned.model, planned
-        built = [(target, build(target, planned.init, planned.sigma)) for target in planned.targets]
-        self.replaced = {name: module for target, module in built for name in target.names}
-        self.originals = {name: target.module for target in planned.targets for name in target.names}
-        self._training = {id(target.module): target.module.training for target in planned.targets}
-        self._attributes: list[tuple[Any, str, Any]] = []
-        _put(self.model, self.replaced)
-        self.active = True
-
-    def undo(self) -> None:
-        """Put the very same old modules back, to the bit. Doing it twice is doing it once.
-
-        They did not take part in what happened in between, as a move to another device or dtype; only their
-        training mode follows that of their replacements.
-
-        Raises:
-            UserError: If another surgery replaced something here since; undo that one first.
-        """
-        if not self.active:
-            return
-        for name, module in self.replaced.items():
-            if _find(self.model, name) is not module:
-                raise UserError(
-                    f"undo: expected {name!r} to be as this surgery left it, got another module. "
-                    "Undo the later surgery first."
-                )
-        for name, original in self.originals.items():
-            if self.replaced[name].training != self._training[id(original)]:
-                original.train(self.replaced[name].training)
-        _put(self.model, self.originals)
-        for owner, attribute, value in reversed(self._attributes):
-            setattr(owner, attribute, value)
-        self.active = False
-
-    def table(self) -> str:
-        """What was changed: parameters and FLOPs of every module before and after."""
-        return self.plan.table()
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The new modules' parameters, for training them alone."""
-        modules = nn.ModuleList({id(module): module for module in self.replaced.values()}.values())
-        return modules.parameters()
-
-    @contextmanager
-    def suspended(self) -> Iterator[nn.Module]:
-        """Within the context the model is the old one; the new modules come back afterwards."""
-        if not self.active:
-            yield self.model
-            return
-        _put(self.model, self.originals)
-        try:
-            yield self.model
-        finally:
-            _put(self.model, self.replaced)
-
-    def set_classes(self, num_classes: int) -> None:
-        """Tell the model how many classes its new head has; `undo` takes it back."""
-        config = getattr(self.model, "config", None)
-        owners: list[tuple[Any, str]] = [(self.model, "num_classes"), (self.model, "num_labels")]
-        if hasattr(config, "id2label"):
-            owners += [(config, "id2label"), (config, "label2id")]
-        known = [(owner, name) for owner, name in owners if hasattr(owner, name)]
-        self._attributes += [(owner, name, getattr(owner, name)) for owner, name in known]
-        for owner, name in known:
-            if name in ("num_classes", "num_labels"):
-                setattr(owner, name, num_classes)
-        if hasattr(config, "id2label"):
-            config.num_labels = num_classes  # type: ignore[union-attr]
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
-
-    def __enter__(self) -> Self:
-        return self
-
-
-def _put(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    for name, module in modules.items():
-        parent, _, child = name.rpartition(".")
-        model.get_submodule(parent)._modules[child] = module
-
-
-def _find(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
-
-
 # Which modules --------------------------------------------------------------------------------------------
-
-
-def _parents(model: nn.Module) -> dict[str, nn.Module]:
-    return {
-        f"{name}.{child}".lstrip("."): module
-        for name, module in model.named_modules(remove_duplicate=False)
-        for child in module._modules
-    }
 
 
 def _patterns(model: nn.Module, patterns: Sequence[str], preset: str | None) -> list[str]:
@@ -317,9 +215,8 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, ...]]
     for name, module in modules.items():
         names.setdefault(id(module), []).append(name)
     groups = [tuple(group) for group in names.values() if matched & set(group)]
-    parents = _parents(model)
     for group in groups:
-        if said := refusal(modules[group[0]], parents[group[0]]):
+        if said := next(filter(None, (_refusal(model, name, modules[name]) for name in group)), ""):
             pattern = next(p for p in patterns if any(fnmatch.fnmatchcase(name, p) for name in group))
             raise UserError(
                 f"{WHO}: expected {pattern!r} to match what can be replaced, got {group[0]!r}, which is {said}. "
@@ -425,5 +322,7 @@ def _noted(model: nn.Module, target: Target) -> Target:
     }
     notes = [f"used {len(target.names)} times"] if len(target.names) > 1 else []
     notes += [f"no longer tied to {name}" for name in shared]
+    if hooks := count_hooks(target.module):
+        notes.append(f"its {hooks} hook{'s' * (hooks > 1)} rest until undo")
     tied = sum({id(parameter): parameter.numel() for parameter in shared.values()}.values())
     return replace(target, notes=tuple(notes), tied=tied)

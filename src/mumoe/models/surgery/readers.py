@@ -1,0 +1,138 @@
+"""Parents that read a child's weight instead of calling it, so that no other module can take its place.
+
+T5 looks at ``self.wo.weight.dtype`` before it calls ``wo``; BEiT, EVA and Swin V2 multiply by ``self.qkv.weight``. Such
+reads are found in the source of the methods that ``forward`` reaches. A forward with an example (`Watched`) proves it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+from mumoe.layers import MuMoE
+
+__all__ = ["Watched", "read_outside"]
+
+_ANY = "*"
+_KEPT = frozenset(dir(nn.Module)) | {"in_features", "out_features", "training"}
+"""What every replacement has as the module before it."""
+
+Chain = tuple[str, ...]
+
+
+def read_outside(model: nn.Module, name: str) -> str:
+    """What an ancestor of a module reads of it that a replacement does not have, in words; empty if nothing.
+
+    Args:
+        model: The model.
+        name: The module's name.
+    """
+    path = tuple(name.split("."))
+    for depth in range(len(path)):
+        owner, below = model.get_submodule(".".join(path[:depth])), path[depth:]
+        kind: Any = type(owner)
+        for chain in sorted(_chains(kind)):
+            rest = chain[len(below) :]
+            if rest and rest[0] not in _KEPT and _matches(chain, below):
+                return f"{type(owner).__name__}, which reads {'.'.join(chain)}"
+    return ""
+
+
+def _matches(chain: Chain, path: Chain) -> bool:
+    return len(chain) > len(path) and all(a in (_ANY, b) for a, b in zip(chain, path, strict=False))
+
+
+@functools.cache
+def _chains(kind: Any) -> frozenset[Chain]:
+    """Attributes of ``self``, as (child, grandchild, ..., attribute), read by what ``forward`` of a class reaches."""
+    found: set[Chain] = set()
+    todo, seen = ["forward"], set()
+    while todo:
+        method = todo.pop()
+        if method in seen:
+            continue
+        seen.add(method)
+        defined = [base.__dict__[method] for base in kind.__mro__ if method in base.__dict__]
+        chains = [chain for function in defined for chain in _of_function(function)]
+        found.update(chains)
+        todo.extend(chain[0] for chain in chains)
+    return frozenset(found)
+
+
+def _of_function(function: Any) -> frozenset[Chain]:
+    """Chains of one method; of a property its getter."""
+    function = getattr(function, "fget", function)
+    function = inspect.unwrap(getattr(function, "__func__", function)) if callable(function) else None
+    return _parsed(function) if isinstance(function, FunctionType) else frozenset()
+
+
+@functools.cache
+def _parsed(function: FunctionType) -> frozenset[Chain]:
+    if function.__module__.startswith("torch.nn.modules"):
+        return frozenset()
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return frozenset()  # no source: only an example can tell
+    names: dict[str, Chain] = {next(iter(inspect.signature(function).parameters), "self"): ()}
+    for target, value in _assignments(tree):
+        chain = _chain(value, names)
+        if chain:
+            names[target] = chain
+    nodes = (_chain(node, names) for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return frozenset(chain for chain in nodes if chain)
+
+
+def _assignments(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """Local names for parts of the module: ``layer = self.fc``, ``for block in self.blocks``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            yield node.targets[0].id, node.value
+        elif isinstance(node, ast.For) and isinstance(node.target, ast.Name):
+            yield node.target.id, ast.Subscript(node.iter, ast.Constant(0), ast.Load())
+
+
+def _chain(node: ast.AST, names: dict[str, Chain]) -> Chain | None:
+    """``self.blocks[0].fc.weight`` as (blocks, *, fc, weight); None for anything else."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        before = _chain(node.value, names)
+        return None if before is None else (*before, node.attr)
+    if isinstance(node, ast.Subscript):
+        before = _chain(node.value, names)
+        return (*before, _ANY) if before else None
+    return None
+
+
+class Watched(nn.Module):
+    """A module in its own place that can only be called, as its replacement: what else a parent reads is noted.
+
+    Attributes:
+        reads: Names that were asked for and that no replacement has.
+        rows: Rows that went through, summed over calls.
+    """
+
+    def __init__(self, module: nn.Module, channels_first: bool) -> None:
+        super().__init__()
+        self.__dict__["inner"] = module  # not a child: its parameters stay where they are
+        self.reads: list[str] = []
+        self.rows, self._features = 0, 1 if channels_first else -1
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        output = self.__dict__["inner"](*arguments, **options)
+        self.rows += output.numel() // output.shape[self._features]
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("in_features", "out_features"):
+            return getattr(self.__dict__["inner"], name)
+        self.reads.append(name)
+        raise AttributeError(f"{MuMoE.__name__} has no attribute {name!r}")

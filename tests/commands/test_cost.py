@@ -1,0 +1,32 @@
+"""`mumoe cost`: the table, and sizes that make none."""
+
+from __future__ import annotations
+
+import pytest
+
+from mumoe.cli import main
+
+
+def test_a_table_of_every_factorization(capsys):
+    assert main(["cost", "--in", "8", "--out", "4", "--experts", "3", "--cp-rank", "5"]) == 0
+    said = capsys.readouterr().out
+    parameters = 5 * (8 + 4 + 3)
+    row = next(line.split() for line in said.splitlines() if line.startswith("cp"))
+    assert row[1:3] == ["5", str(parameters)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--experts", "0"], "expected --experts >= 1 for each level, got 0"),
+        (["--experts", "3", "-2"], "expected --experts >= 1 for each level, got 3 -2"),
+        (["--experts", "3", "--in", "0"], "expected --in >= 1, got 0"),
+        (["--experts", "3", "--cp-rank", "0"], "expected --cp-rank >= 1, got 0"),
+    ],
+)
+def test_sizes_below_one_are_refused(capsys, arguments, text):
+    sizes = ["--in", "8", "--out", "4"] if "--in" not in arguments else ["--out", "4"]
+    assert main(["cost", *sizes, *arguments]) == 2
+    said = capsys.readouterr()
+    assert text in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
