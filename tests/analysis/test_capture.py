@@ -123,6 +123,20 @@ def test_a_study_holds_use_modes_control_and_intervals(tmp_path):
     assert CoefficientStore(tmp_path / "s").level().rows == 80
 
 
+def test_controls_and_modes_count_strong_units_by_the_same_rule():
+    layer = model()[4]
+    found = {least: study(layer, batches, modes=("mean",), resamples=20, least_lost=least) for least in (1, 3)}
+    parts = {least: [*study.units[0].modes.values(), study.units[0].load_control] for least, study in found.items()}
+    for least, several in parts.items():
+        for part in several:
+            assert part.least_lost == least
+            lost = [dict(effect.losses) for effect in part.effects]
+            assert part.strong == sum(effect.strong for effect in part.effects)
+            assert part.strong <= sum(max(losses.values()) >= 0.5 for losses in lost)
+    assert any(one.strong > three.strong > 0 for one, three in zip(parts[1], parts[3], strict=True))
+    assert parts[1][2].strong > parts[3][2].strong
+
+
 def test_a_study_of_neurons_has_no_use():
     found = study(HighRankLinear(5, 4, 3), batches, resamples=0)
     assert found.usage == ()
@@ -145,12 +159,16 @@ def test_and_reading_by_hand():
         return Interventions(answers, changes, np.full(units, 8))
 
     first, second = lost(2, (1, [0, 1, 2])), lost(3, (2, [2, 3, 4]))
-    (found,) = and_reading([first, second], lost(6, (5, [2, 3, 6])))
+    joint = lost(6, (5, [2, 3, 6]))
+    (found,) = and_reading([first, second], joint, least_lost=1)
     assert found.experts == (1, 2)
     assert found.classes_by_level == ((0, 1), (1, 2))
     assert found.classes_of_all == (1,)
     assert found.classes_of_combination == (1, 3)
     assert found.agreement == 0.5
+    (more,) = and_reading([first, second], joint, least_lost=2)
+    assert (more.classes_by_level, more.classes_of_combination) == (((0,), (1,)), (1,))
+    assert and_reading([first, second], joint) == ()
 
 
 def test_every_public_name_is_there():

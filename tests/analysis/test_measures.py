@@ -87,7 +87,7 @@ def test_polysemanticity_without_any_class_is_undefined():
 
 
 def test_specialization_by_hand():
-    found = specialization(ANSWERS, CHANGES)
+    found = specialization(ANSWERS, CHANGES, least_lost=1)
     assert (found.units, found.classes, found.images) == (5, 5, 9)
     assert found.accuracy == pytest.approx(7 / 9)
     assert (found.classes_without_images, found.classes_never_right) == (1, 1)
@@ -101,6 +101,44 @@ def test_specialization_by_hand():
     assert (found.effects[2].top_class, found.effects[2].top_loss) == (1, 1.0)
     assert found.mean_interval is None
     assert found.effects[0].interval is None
+
+
+@pytest.mark.parametrize(
+    ("least", "strong", "images"),
+    [(1, (True, True, True), (4, 3, 3)), (2, (True, True, True), (4, 2, 2)), (3, (True, False, False), (4, 0, 0)),
+     (5, (False, False, False), (0, 0, 0))],
+)  # fmt: skip
+def test_a_strong_unit_costs_a_class_half_of_its_right_answers_and_enough_of_them(least, strong, images):
+    found = specialization(ANSWERS, CHANGES, least_lost=least, resamples=5)
+    assert tuple(effect.strong for effect in found.effects) == strong
+    assert tuple(effect.images for effect in found.effects) == images
+    assert (found.strong, found.least_lost) == (sum(strong), least)
+    assert found.with_effect == 3  # p and effect do not depend on it
+    distinct = {1: {0, 1, 2, 3, 4, 5, 8}, 2: {0, 1, 2, 3, 4, 5}, 3: {0, 1, 2, 3}, 5: set()}
+    assert found.strong_images == len(distinct[least])
+
+
+def test_by_default_five_answers_make_an_expert_strong():
+    """Five experts were strong by one and the same image, with p = 0."""
+    labels = np.repeat([0, 1, 2], [1, 5, 20])
+    answers = Answers(labels, np.ones(26, dtype=bool), 3)
+    one = [(0, unit, -1) for unit in range(5)]
+    image, unit, sign = (np.array(column) for column in zip(*one, *((i, 5, -1) for i in range(1, 6)), strict=True))
+    found = specialization(answers, Changes(image, unit, labels[image], sign, 6))
+    assert [effect.polysemanticity for effect in found.effects] == [0.0] * 6
+    assert [effect.strong for effect in found.effects] == [False] * 5 + [True]
+    assert (found.strong, found.strong_images) == (1, 5)
+    before = specialization(answers, Changes(image, unit, labels[image], sign, 6), least_lost=1)
+    assert (before.strong, before.strong_images) == (6, 6)
+    with pytest.raises(UserError, match="expected least_lost >= 1, got 0"):
+        specialization(ANSWERS, CHANGES, least_lost=0)
+
+
+def test_a_gained_answer_counts_against_the_minimum():
+    labels, right = np.zeros(8, dtype=np.int64), np.array([True] * 6 + [False] * 2)
+    lost = Changes(np.arange(7), np.zeros(7, int), labels[:7], np.array([-1] * 6 + [1]), 1)
+    assert specialization(Answers(labels, right, 1), lost, least_lost=5).strong == 1
+    assert specialization(Answers(labels, right, 1), lost, least_lost=6).strong == 0
 
 
 def test_a_unit_below_half_is_not_strong_and_the_mean_over_none_is_none():
@@ -140,7 +178,7 @@ def test_shapes_that_disagree_are_one_clear_error():
         differences([1, 2], [1, 2])
 
 
-def plain_bootstrap(answers, changed, resamples, seed):
+def plain_bootstrap(answers, changed, resamples, seed, least):
     """Every resample counted anew from the resampled images, one by one."""
     rng = np.random.default_rng(seed)
     p, means, strong = [], [], []
@@ -161,11 +199,12 @@ def plain_bootstrap(answers, changed, resamples, seed):
         p.append(polysemanticity(d))
         if effect.any():
             means.append(p[-1][effect].mean())
-        strong.append((known.max(1) >= 0.5).sum())
+        strong.append(((known >= 0.5) & (before - after >= least)).any(1).sum())
     return np.array(p), np.array(means), np.array(strong)
 
 
-def test_bootstrap_equals_counting_every_resample_anew():
+@pytest.mark.parametrize("least", [1, 5])
+def test_bootstrap_equals_counting_every_resample_anew(least):
     rng = np.random.default_rng(3)
     labels = rng.integers(4, size=60)
     answers = Answers(labels, rng.random(60) < 0.7, 4)
@@ -173,8 +212,9 @@ def test_bootstrap_equals_counting_every_resample_anew():
     pairs = np.unique(np.stack([image, rng.integers(6, size=80)]), axis=1)
     sign = np.where(answers.right[pairs[0]], -1, 1)
     changed = Changes(pairs[0], pairs[1], labels[pairs[0]], sign, 7)
-    found = bootstrap(answers, changed, resamples=200, seed=5)
-    p, means, strong = plain_bootstrap(answers, changed, 200, 5)
+    found = bootstrap(answers, changed, resamples=200, seed=5, least_lost=least)
+    p, means, strong = plain_bootstrap(answers, changed, 200, 5, least)
+    assert len(set(strong.tolist())) > 1
     for unit, interval in found.units.items():
         assert interval == pytest.approx(tuple(np.quantile(p[:, unit], [0.025, 0.975])))
     assert set(found.units) == set(range(6))

@@ -47,6 +47,45 @@ def test_files_and_numbers(run):
     assert "experts, zero:" in "\n".join(_lines(found))
 
 
+def test_the_minimum_of_a_strong_expert_is_an_option_and_in_the_json(run):
+    parts = {}
+    for least in (1, 2, 1000):
+        said = "\n".join(_lines(analyze(run, least_lost=least)))
+        units = json.loads((run / "analysis" / "analysis.json").read_text())["study"]["units"][0]
+        parts[least] = [units["modes"]["zero"], units["load_control"]]
+        for part in parts[least]:
+            assert part["least_lost"] == least
+            if part["strong"]:
+                assert f"{part['strong']} strong (by {part['strong_images']} images)" in said
+    assert parts[1][0]["strong"] > parts[2][0]["strong"] > 0
+    assert parts[1][1]["strong"] > parts[2][1]["strong"]  # the control, by the same rule
+    assert parts[2][0]["strong_images"] >= 2
+    assert [part["strong"] for part in parts[1000]] == [0, 0]
+    assert parts[1][1]["mean_polysemanticity"] == parts[1000][1]["mean_polysemanticity"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"split": "val"}, {"modes": ("zero", "mean")}, {"experts": (0, 3)}, {"images": 1}, {"threshold": 0.9},
+     {"resamples": 40}, {"seed": 1}, {"least_lost": 40}],
+    ids=lambda changed: next(iter(changed)),
+)  # fmt: skip
+def test_every_option_changes_what_is_written(run, changed):
+    def written(**options):
+        analyze(run, **options)
+        return [(run / "analysis" / name).read_text() for name in ("analysis.json", "images/grid.json")]
+
+    first = written()
+    assert first == written()
+    second = written(**changed)
+    assert second != first
+    if "threshold" in changed:  # it counts for the images shown and for the load
+        shown = [json.loads(grid)["shown"] for _, grid in (first, second)]
+        load = [json.loads(text)["study"]["usage"][0]["load"] for text, _ in (first, second)]
+        assert shown[0] != shown[1]
+        assert sum(load[1]) < sum(load[0])
+
+
 def test_counts_are_those_of_the_plain_method(run):
     """Accuracies per class with each expert ablated, by the trained head itself."""
     from mumoe.training import load_head
@@ -107,7 +146,7 @@ def test_other_images_are_refused(run):
     [
         ({"split": "tset"}, r"got 'tset'\. Did you mean 'test'\?"),
         ({"modes": ("zreo",)}, r"got 'zreo'\. Did you mean 'zero'\?"),
-        ({"experts": (12,)}, r"choose_images: expected an expert from 0 to 11, got 12\."),
+        ({"experts": (12,)}, r"mumoe analyze: expected --experts in 0..11, got 12\."),
         ({"batch_size": 0}, r"expected batch_size >= 1, got 0\."),
     ],
 )

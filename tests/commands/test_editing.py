@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from mumoe.cli import main
-from mumoe.editing import fairness
-from mumoe.editing.edits import Ablate, SetOutput, Swap
+from mumoe.editing import fairness, rewriting
+from mumoe.editing.edits import Ablate, Rewrite, SetOutput, Swap
 from mumoe.editing.files import load_edits, read_edit_file
 from mumoe.editing.runs import edited_head, open_run
 from mumoe.editing.splits import SealedRows
@@ -23,6 +24,9 @@ from mumoe.training import TrainConfig, train
 from training.made_up_training import made_up_image
 
 CLASSES = ("blond", "male", "smiling")
+
+
+METADATA = {"classes": json.dumps(CLASSES), "group_sex": json.dumps(["woman", "man"])}
 
 
 def write_features(path, *, single=False, rows=1200):
@@ -38,7 +42,7 @@ def write_features(path, *, single=False, rows=1200):
     labels = blond if single else np.stack([blond, male, smiling], 1)
     group = np.where(rng.random(rows) < 0.1, -1, male)
     tensors = {"features": x.astype(np.float32), "labels": labels.astype(np.int64), "split": split}
-    metadata = {"classes": json.dumps(CLASSES[:2] if single else CLASSES), "group_sex": json.dumps(["woman", "man"])}
+    metadata = METADATA | ({"classes": json.dumps(CLASSES[:2])} if single else {})
     save_file({**tensors, "group_sex": group, "group_old": group.copy()}, path, metadata=metadata)
 
 
@@ -164,14 +168,84 @@ def test_edit_with_lambda_zero_changes_nothing(run, capsys, tmp_path):
 
 
 def test_edit_reads_test_labels_last(run, capsys, tmp_path, monkeypatch):
-    from mumoe.editing import choose
-
     events = []
-    real_open, real_choose = SealedRows.open, choose.choose_strength
+    real_open, real_choose = SealedRows.open, rewriting.choose_strength
     monkeypatch.setattr(SealedRows, "open", lambda self, why: events.append(why) or real_open(self, why))
-    monkeypatch.setattr(choose, "choose_strength", lambda *a, **k: events.append("chosen") or real_choose(*a, **k))
+    monkeypatch.setattr(rewriting, "choose_strength", lambda *a, **k: events.append("chosen") or real_choose(*a, **k))
     assert call(capsys, "edit", run, *WHO, "--out", tmp_path / "e.json")[0] == 0
     assert events == ["chosen", "report before", "final report"]
+
+
+def by_hand(run, strength, split):
+    """(rows, 0/1 labels, male, predictions without and with eq. 6) from the weights alone, without any stack."""
+    opened = open_run(run, progress=False)
+    data, rows = opened.data, opened.data.indices(split)
+    train = data.indices("train")
+    men = train[(data.labels[train, 0] == 1) & (data.labels[train, 1] == 1)]
+    gate = opened.layer.gate
+    with torch.no_grad():
+        a = [level.double().numpy() for level in gate(opened.inputs(rows))]
+        inside = [level.double().numpy() for level in gate(opened.inputs(men))]
+        logits = opened.head(torch.from_numpy(opened.features[rows]))[:, 0].double().numpy()
+    mean = np.einsum("zn,zm->nm", *inside) / len(men) if len(a) == 2 else inside[0].mean(0)
+    moved = np.einsum("nm,zn,zm->z", mean, *a) if len(a) == 2 else a[0] @ mean
+    return data.labels[rows, 0], data.labels[rows, 1], logits > 0, logits + strength * moved > 0
+
+
+@pytest.mark.parametrize("head", ["CPMuMoE-r8-e8", "CPMuMoE-r8-e4x3"])
+@pytest.mark.parametrize("wanted", ["auto", "paper", 1.5])
+def test_edit_is_equation_6_chosen_on_validation_and_measured_on_test(tmp_path, capsys, head, wanted):
+    run, file = trained(tmp_path, head), tmp_path / "edit.json"
+    assert call(capsys, "edit", run, *WHO, "--lambda", wanted, "--max-loss", 0.05, "--out", file)[0] == 0
+    about = read_edit_file(file).provenance
+    if wanted == "auto":
+        curve = {}
+        for point in about["choice"]["curve"]:
+            truth, male, _, guess = by_hand(run, point["strength"], "val")
+            groups = [(truth == label) & (male == value) for label in (0, 1) for value in (0, 1)]
+            worst = min((guess == truth)[group].mean() for group in groups)
+            curve[point["strength"]] = ((guess == truth).mean(), worst)
+            assert point["metrics"]["accuracy"] == pytest.approx(curve[point["strength"]][0])
+        allowed = {s: worst for s, (overall, worst) in curve.items() if overall >= curve[0][0] - 0.05}
+        assert len(curve) > 10
+        assert about["lambda"] == min(allowed, key=lambda s: (-allowed[s], s))
+    assert about["lambda"] == {"auto": about["lambda"], "paper": 8 if head.endswith("e8") else 12}.get(wanted, wanted)
+    truth, male, old, new = by_hand(run, about["lambda"], "test")
+    target = (truth == 1) & (male == 1)
+    for key, guess in (("metrics_before", old), ("metrics_after", new)):
+        found = about[key]["metrics"]
+        assert found["accuracy"]["value"] == pytest.approx((guess == truth).mean())
+        assert found["target_accuracy"]["value"] == pytest.approx(guess[target].mean())
+    assert new[target].mean() > old[target].mean() + 0.05
+
+
+def test_edit_reports_what_the_stack_that_it_saves_does(run, capsys, tmp_path, monkeypatch):
+    """A stack that did something else than the formula was reported as the formula."""
+    meant = Rewrite.operation
+    monkeypatch.setattr(Rewrite, "operation", lambda self, part: meant(dataclasses.replace(self, strength=-9.0), part))
+    file = tmp_path / "edit.json"
+    assert call(capsys, "edit", run, *WHO, "--lambda", 2, "--out", file)[0] == 0
+    reported = read_edit_file(file).provenance["metrics_after"]["metrics"]["accuracy"]["value"]
+    opened = open_run(run, progress=False)
+    rows = opened.data.indices("test")
+    with load_edits(file, opened.layer):
+        right = (opened.logits(rows, 0) > 0) == opened.data.labels[rows, 0]
+    truth, _, _, meant_to = by_hand(run, 2, "test")
+    assert right.mean() != (meant_to == truth).mean()
+    assert reported == pytest.approx(right.mean())
+
+
+def test_a_run_without_test_images_cannot_be_corrected(tmp_path, capsys):
+    file = tmp_path / "features.safetensors"
+    write_features(file)
+    tensors = load_file(file)
+    tensors["split"] = torch.where(tensors["split"] == 2, 0, tensors["split"])
+    save_file({name: value.numpy() for name, value in tensors.items()}, file, metadata=METADATA)
+    run = str(tmp_path / "run")
+    train(TrainConfig(data=f"features:{file}", head="CPMuMoE-r4-e4", epochs=1, out=run), progress=False)
+    status, out, err = call(capsys, "edit", run, *WHO, "--out", tmp_path / "edit.json")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "expected test images whose male is known, got none" in err
 
 
 def test_default_place_is_in_the_run(run, capsys):
@@ -218,7 +292,7 @@ def test_a_run_without_experts(tmp_path, capsys):
     for verb in ("edit", "audit"):
         status, _, err = call(capsys, verb, run, *(WHO if verb == "edit" else ("--head", "blond")))
         assert status == 2
-        assert f"mumoe {verb}: expected a MuMoE layer that makes the logits, got a Linear head" in err
+        assert f"mumoe {verb}: expected a MuMoE layer that makes the logits, got the head 'linear'" in err
 
 
 @pytest.mark.parametrize(
@@ -251,6 +325,35 @@ def test_an_edit_of_another_model(run, capsys, tmp_path):
     status, _, err = call(capsys, "fairness", run, *WHO, "--edits", file)
     assert status == 2
     assert "got edits of another (CPMuMoE-r8-e8, 000000000000)" in err
+
+
+def test_audit_of_many_classes_and_few_images_pools_them_and_says_so(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels = np.arange(1800) % 72
+    x = 1.2 * rng.normal(size=(72, 12))[labels] + rng.normal(size=(1800, 12))
+    split = np.where(np.arange(1800) < 348, 1, np.where(np.arange(1800) < 500, 2, 0))
+    tensors = {"features": x.astype(np.float32), "labels": labels, "split": split}
+    save_file(tensors, tmp_path / "f.safetensors", metadata={"classes": json.dumps([f"c{n}" for n in range(72)])})
+    run = tmp_path / "run"
+    config = TrainConfig(data=f"features:{tmp_path / 'f.safetensors'}", head="CPMuMoE-r8-e8", epochs=4, out=str(run))
+    train(config, progress=False)
+    status, out, err = call(capsys, "audit", run)
+    assert (status, err) == (0, "")
+    assert "no group has 10 images of one class: all classes are pooled (each class is compared with itself)" in out
+    assert "all labels: " in out
+    found = json.loads(call(capsys, "audit", run, "--json")[1])
+    assert found["pooled"]
+    opened = open_run(run, progress=False)
+    rows = opened.data.indices("val")
+    a = opened.coefficients(rows, "test")[0].numpy()
+    right = opened.outputs(rows).argmax(1) == labels[rows]
+    first = next(item for item in found["findings"] if len(item["experts"]) == 1)
+    inside = a[:, first["experts"][0][1]] >= 0.1
+    assert first["rows"] <= inside.sum()  # a class of which no image is outside cannot be compared
+    assert first["accuracy"] == pytest.approx(right[inside].mean(), abs=0.1)
+    status, out, _ = call(capsys, "audit", run, "--min-rows", 300)
+    assert status == 0
+    assert "all classes are pooled, and --min-rows lowered to " in out
 
 
 def test_audit_without_images_says_so(run, capsys, tmp_path):
@@ -291,6 +394,77 @@ def test_audit_shows_the_images_of_its_findings(run, capsys, tmp_path, monkeypat
         for item in found["wrong"]:
             assert item["id"] in out
     assert call(capsys, "audit", run, "--head", "blond", "--images", 0)[1].count("Written") == 0
+
+
+@pytest.mark.parametrize("verb", ["edit", "hand", "base", "fairness"])
+def test_edits_that_do_not_exist_are_answered_before_anything_is_loaded(run, capsys, tmp_path, monkeypatch, verb):
+    file = tmp_path / "edits.json"
+    assert call(capsys, "edit", run, "--do", "ablate:1", "--out", file)[0] == 0
+    content = json.loads(file.read_text())
+    content["edits"][0]["expert"] = 999
+    file.write_text(json.dumps(content))
+    for name in ("load_head", "load_run"):
+        monkeypatch.setattr(f"mumoe.training.{name}", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("mumoe.training.inputs.load_inputs", lambda *_, **__: pytest.fail("data was loaded"))
+    arguments = {
+        "edit": ("edit", run, *WHO, "--base", file),
+        "hand": ("edit", run, "--do", "ablate:1", "ablate:999"),
+        "base": ("edit", run, "--do", "ablate:1", "--base", file),
+        "fairness": ("fairness", run, *WHO[:4], "--edits", file),
+    }[verb]
+    status, out, err = call(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err == "Ablate: expected an expert in 0..7, got 999. There are 8 experts.\n"
+
+
+OPTIONS = {
+    "audit": {
+        "split": "test", "threshold": 0.3, "no-pairs": None, "min-rows": 40, "alpha": 0.9, "correction": "holm",
+        "top": 2, "images": 0, "head": "smiling",
+    },
+    "fairness": {
+        "head": "smiling", "sensitive": "sex", "label": 0, "value": "0", "split": "val", "resamples": 50, "seed": 1,
+        "edits": "{edits}",
+    },
+    "edit": {
+        "head": "smiling", "sensitive": "sex", "value": "0", "label": 0, "lambda": 0.5, "objective": "rewriting_score",
+        "max-loss": 0.3, "base": "{edits}", "resamples": 50, "seed": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "option"), [(verb, option) for verb in OPTIONS for option in OPTIONS[verb]])
+def test_every_option_changes_what_comes_out(run, capsys, tmp_path, verb, option):
+    """Compared is everything but the time and the option's own name in the heading."""
+    edits = tmp_path / "edits.json"
+    assert call(capsys, "edit", run, "--do", "scale:1=-2", "scale:2=3", "--out", edits)[0] == 0
+    own = {"head": "blond", "sensitive": "male", "value": "1", "max-loss": 0.0}
+    first = {name: own[name] for name in own if name in OPTIONS[verb]}
+    if verb == "audit":
+        first = {"head": "blond"}
+    if option == "max-loss":  # for blond men every gain of the worst group is one of overall accuracy too
+        first |= {"head": "male", "sensitive": "blond"}
+    changed = {**first, option: OPTIONS[verb][option]}
+    if option == "sensitive" and "value" in first:
+        changed["value"] = "woman"
+
+    def outcome(options):
+        texts = [
+            str(part).format(edits=edits)
+            for name, value in options.items()
+            for part in (f"--{name}", value)
+            if part is not None
+        ]
+        file = tmp_path / "found.json"
+        status, out, err = call(capsys, verb, run, *texts, *(("--out", file) if verb == "edit" else ()))
+        assert status == 0, err
+        if verb == "edit":
+            found = read_edit_file(file)
+            return [found.edits, found.provenance["metrics_before"], found.provenance["metrics_after"]]
+        return out.partition("\n")[2] if verb == "fairness" else re.sub(r"\(\w+, alpha .*?\)", "", out)
+
+    assert outcome(changed) != outcome(first)
+    assert outcome(first) == outcome(first)
 
 
 # Edits by hand --------------------------------------------------------------------------------------------
@@ -362,7 +536,11 @@ def test_an_edit_by_hand_of_a_single_label_run(tmp_path, capsys):
         ((), "expected a subgroup (--head, --sensitive, --value) or edits by hand (--do ablate:17), got no --head,"),
         (WHO[:4], "got no --value. Name one of the two."),
         (("--do", "ablat:1"), "got 'ablat'. Did you mean 'ablate'?"),
-        (("--do", "ablate:8"), "expected an expert in 0..7, got 8."),
+        (("--do", "ablate:8"), "Ablate: expected an expert in 0..7, got 8."),
+        (("--do", "scale:8=2"), "Scale: expected an expert in 0..7, got 8."),
+        (("--do", "swap:1=99"), "Swap: expected an expert in 0..7, got 99."),
+        (("--do", "set-output:8:blond=2"), "SetOutput: expected an expert in 0..7, got 8."),
+        (("--do", "correct:1,2:blond=2"), "Correct: expected an expert's index, got (1, 2)."),
         (("--do", "ablate:1/0"), "expected level in 0..0, got 1."),
         (("--do", "ablate:0", "set-output:1:blnd=2"), "got 'blnd'. Did you mean 'blond'?"),
         (("--do", "ablate:0", "--lambda", "2"), "expected no --lambda with --do, got 2."),

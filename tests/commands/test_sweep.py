@@ -119,11 +119,25 @@ def test_other_settings_in_the_same_folder_are_refused(done):
         sweep(Options(out=str(done[0]), set=(*SET[:3], "lr=0.5"), quiet=True), data=data, features=make_features(data))
 
 
+def test_the_minimum_of_a_strong_expert_is_recorded_and_kept(done, tmp_path):
+    record = json.loads(next((done[0] / "cells").glob("*/cell.json")).read_text())
+    assert record["study"]["least_lost"] == record["load_control"]["least_lost"] == 5
+    assert {point.least_lost for point in done[2]} == {5}
+    with pytest.raises(UserError, match=r"was started with \(least_lost=5\), got least_lost=2"):
+        do(done[0], least_lost=2)
+    older = json.loads((done[0] / "sweep.json").read_text())
+    del older["least_lost"]
+    (tmp_path / "sweep.json").write_text(json.dumps(older))
+    with pytest.raises(UserError, match=r"\(least_lost=1\), got least_lost=5"):
+        do(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
         ({"heads": ()}, r"mumoe sweep: expected at least one of heads, got none\."),
         ({"experts": (0,)}, r"expected experts and seeds >= 1"),
+        ({"least_lost": 0}, r"expected least_lost >= 1, got 0"),
         ({"gates": ("entmx15",)}, r"got 'entmx15'\. Did you mean 'entmax15'\?"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,45 @@ def test_it_serves_until_it_is_interrupted(run):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) in (0, 130)
         assert "Traceback" not in process.stderr.read()
+
+
+BROWSER = """#!{python}
+import pathlib, re, sys, urllib.parse, urllib.request
+pathlib.Path({seen!r}).write_text(repr(sys.argv))
+path = urllib.request.url2pathname(urllib.parse.urlparse(sys.argv[-1]).path)
+mode = oct(pathlib.Path(path).stat().st_mode & 0o777)
+address = re.search(r'url=([^"]+)"', pathlib.Path(path).read_text())[1]
+answer = urllib.request.urlopen(address)
+pathlib.Path({result!r}).write_text(repr((mode, path, address, answer.status)))
+"""
+
+
+def test_the_token_is_handed_to_the_browser_in_a_file_that_only_the_user_can_read(run, tmp_path):
+    """What a process was started with is read by every user of the machine."""
+    seen, result, browser = tmp_path / "seen", tmp_path / "result", tmp_path / "browser"
+    browser.write_text(BROWSER.format(python=sys.executable, seen=str(seen), result=str(result)))
+    browser.chmod(0o700)
+    source = Path(__file__).parents[2] / "src"
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "BROWSER": f"{browser} %s"}
+    command = [sys.executable, "-m", "mumoe.cli", "dashboard", str(run)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+        started = Started(process.stdout.readline())
+        assert process.stdout.readline() == "The address is for you alone. Ctrl-C ends the dashboard.\n"
+        for _ in range(300):
+            if result.is_file() and result.read_text().endswith(")"):
+                break
+            time.sleep(0.1)
+        arguments = Path(f"/proc/{process.pid}/cmdline").read_text()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert started.keys.token not in seen.read_text()
+    mode, path, address, status = ast.literal_eval(result.read_text())
+    assert started.keys.token not in arguments
+    assert seen.read_text().count("file://") == 1
+    assert (mode, status) == ("0o600", 200)
+    assert address == f"http://127.0.0.1:{started.port}/?token={started.keys.token}"
+    assert not Path(path).exists()
 
 
 def said(capsys, *arguments) -> tuple[int, str]:

@@ -169,3 +169,16 @@ def test_a_damaged_file_is_named_and_the_others_are_listed(running, run):
 
 def test_no_edits_are_not_saved(running):
     assert "expected edits to save, got none" in refused(running, "/api/save", name="none", edits=[])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ablate:999", "Ablate: expected an expert in 0..11, got 999"),
+        ("swap:1=12", "Swap: expected an expert in 0..11"),
+    ],
+)
+def test_an_edit_of_an_expert_that_does_not_exist_is_named_as_what_it_is(running, text, said):
+    assert refused(running, "/api/parse", text=text).startswith(said)
+    entry = {**ABLATION, "expert": 999}
+    assert refused(running, "/api/compare", edits=[entry]).startswith("Ablate: expected an expert in 0..11, got 999")

@@ -58,8 +58,11 @@ def test_secrets_are_compared_in_constant_time(running, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "[::1]:{port}", None]
-)
+    "host",
+    ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example:{port}", "evil.example#127.0.0.1:{port}",
+     "localhost.evil.example", "127.0.0.1@evil.example", "127.0.0.2:{port}", "0.0.0.0:{port}", "[::1]:{port}",
+     "127.0.0.1:{port}x", "localhost:", "", None],
+)  # fmt: skip
 def test_other_hosts_are_refused_so_that_rebinding_a_name_does_not_help(running, host):
     sent = host.format(port=running.port) if host else None
     status, _, content = request(running, "GET", "/api/state", headers={"Host": sent, "Origin": None})
@@ -72,8 +75,26 @@ def test_localhost_is_this_machine_too(running):
     assert request(running, "GET", "/api/state", headers={"Host": host, "Origin": f"http://{host}"})[0] == 200
 
 
+def test_a_tunnel_to_another_local_port_leads_to_the_whole_page(running):
+    """Through ``ssh -L 9999:127.0.0.1:PORT`` the browser names port 9999 and knows nothing but the token."""
+    host, arrived = "localhost:9999", {"X-Mumoe-Page": None, "Sec-Fetch-Site": "none", "Origin": None}
+    opening = {**arrived, "Host": host, "Cookie": None}
+    status, headers, _ = request(running, "GET", f"/?token={running.keys.token}", headers=opening)
+    assert status == 200
+    cookie = headers["set-cookie"].partition(";")[0]
+    page = {"Host": host, "Origin": f"http://{host}", "Cookie": cookie}
+    assert request(running, "GET", "/api/state", headers={**page, "Origin": None})[0] == 200
+    status, _, content = request(running, "POST", "/api/compare", b'{"edits": []}', headers=page)
+    assert status == 200, content
+    without = {**page, "Cookie": None}
+    assert request(running, "GET", "/api/state", headers={**without, "Origin": None})[0] == 401
+    other = {**page, "Origin": f"http://127.0.0.1:{running.port}"}
+    assert request(running, "POST", "/api/compare", b'{"edits": []}', headers=other)[0] == 403
+
+
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "http://127.0.0.1:1", "https://127.0.0.1:{port}", "null", ""]
+    "origin",
+    ["http://evil.example", "http://127.0.0.1:1", "http://localhost:{port}", "https://127.0.0.1:{port}", "null", ""],
 )
 def test_other_origins_are_refused(running, origin):
     headers = {"Origin": origin.format(port=running.port)}

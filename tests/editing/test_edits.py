@@ -444,15 +444,16 @@ def test_fingerprint_sees_weights_not_edits():
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (Ablate(5), "Scale: expected an expert in 0..4, got 5. There are 5 experts."),
-        (Ablate(0, level=1), "Scale: expected level in 0..0, got 1. The layer has 1 levels."),
+        (Ablate(5), "Ablate: expected an expert in 0..4, got 5. There are 5 experts."),
+        (Ablate(0, level=1), "Ablate: expected level in 0..0, got 1. The layer has 1 levels."),
+        (Scale(5, 0.5), "Scale: expected an expert in 0..4, got 5."),
         (Swap(0, 9), "Swap: expected an expert in 0..4, got 9."),
         (SetOutput((1, 2), 0, 1.0), "SetOutput: expected"),
-        (SetOutput((1,), 4, 1.0), "Edit: expected an output in 0..3, got 4. The layer has 4."),
+        (SetOutput((1,), 4, 1.0), "SetOutput: expected an output in 0..3, got 4. The layer has 4."),
         (Correct.of(0, {7: 1.0}), "Correct: expected an expert in 0..4, got 7."),
         (Correct.of(0, {}), "Correct: expected a number for at least one expert, got none."),
         (Rewrite.of(0, torch.ones(4), 1.0), "Rewrite: expected mean coefficients of experts (5,), got (4,)."),
-        (Rewrite.of(-1, torch.ones(5), 1.0), "Edit: expected an output in 0..3, got -1."),
+        (Rewrite.of(-1, torch.ones(5), 1.0), "Rewrite: expected an output in 0..3, got -1."),
     ],
 )
 def test_edits_that_do_not_fit_are_refused(edit, message):
@@ -460,8 +461,11 @@ def test_edits_that_do_not_fit_are_refused(edit, message):
     stack = EditStack(layer)
     with pytest.raises(UserError) as error:
         stack.add(edit)
-    assert message in str(error.value)
+    assert str(error.value).startswith(message)
     assert not stack.edits
+    with pytest.raises(UserError) as earlier:
+        edit.check(layer.num_experts, layer.out_features)
+    assert str(earlier.value) == str(error.value)
 
 
 def test_bad_calls():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mumoe.data.base import Attribute, ImageData
-from mumoe.editing import fairness
+from mumoe.editing import fairness, rewriting
 from mumoe.editing.baselines import Settings
 from mumoe.editing.fairness import Bootstrap
 from mumoe.editing.splits import SealedRows
@@ -126,9 +126,10 @@ def test_results_are_json(results):
 
 def test_test_labels_are_opened_once_and_last(monkeypatch):
     events = []
-    real_open, real_choose = SealedRows.open, recipe.choose_strength
+    real_open, real_choose = SealedRows.open, rewriting.choose_strength
     monkeypatch.setattr(SealedRows, "open", lambda self, why: events.append(why) or real_open(self, why))
-    monkeypatch.setattr(recipe, "choose_strength", lambda *a, **k: events.append("choose") or real_choose(*a, **k))
+    for module in (recipe, rewriting):
+        monkeypatch.setattr(module, "choose_strength", lambda *a, **k: events.append("choose") or real_choose(*a, **k))
     data, features = emoji()
     run_seed(
         planted_style(data, features, support=0.005),

@@ -78,7 +78,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 
 def test_bars_are_the_losses_of_the_first_strong_experts(tmp_path):
     row = EffectRow("e8", (effect(0, (1, 0.4)), effect(2, (0, 0.9), (1, -0.3)), effect(5, (1, 0.5))))
-    assert [e.unit for e in strong_effects(row, 0.5)] == [2, 5]
+    assert [e.unit for e in strong_effects(row)] == [2, 5]
     figure = effects_figure([row, EffectRow("e4", ())], ["cat", "dog"], title="Figure 6")
     bars = [patch.get_width() for patch in figure.axes[0].patches]
     assert bars == pytest.approx([0.9, -0.3])

@@ -18,7 +18,7 @@ from made_up_training import CLASSES, make_data, tiny_backbone
 from mumoe.errors import JobError, UserError
 from mumoe.results import to_json
 from mumoe.training import Interrupted, TrainConfig, evaluate, load_head, load_run, read_config, resume, train
-from mumoe.training.compare import compare, partner_spec, spread, t_quantile
+from mumoe.training.compare import compare, partner_spec, spread
 from mumoe.training.engine import Engine
 from mumoe.training.network import column_statistics, make_head, parameter_count
 from mumoe.training.run import MetricsLog, RunFolder, find_run
@@ -106,13 +106,6 @@ def test_partners_have_the_heads_parameters():
 
 
 # Numbers
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 30, 101])
-@pytest.mark.parametrize("probability", [0.975, 0.6, 0.1, 0.9995])
-def test_quantiles_of_t_are_scipys(degrees, probability):
-    expected = scipy.stats.t.ppf(probability, degrees)
-    assert t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
 def test_a_comparison_by_hand():

@@ -15,24 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.analysis.interventions import Interventions
-from mumoe.analysis.measures import differences
+from mumoe.analysis.measures import LEAST_LOST, strong_losses
 from mumoe.analysis.results import Combination
 
 __all__ = ["and_reading"]
 
 
 def and_reading(
-    levels: Sequence[Interventions], combinations: Interventions, *, threshold: float = 0.5
+    levels: Sequence[Interventions], combinations: Interventions, *, least_lost: int = LEAST_LOST
 ) -> tuple[Combination, ...]:
-    """Every combination that costs some class at least `threshold` of its right answers, beside its experts.
+    """Every strong combination, beside its experts; see `measures.strong_losses` for what a class must lose.
 
     Args:
         levels: Interventions on the single levels, in order.
         combinations: Interventions on all combinations, of the same images.
-        threshold: Share of its right answers that a class must lose to count as answered for.
+        least_lost: Right answers that a class must lose, besides half of them.
     """
-    lost = [_lost(level) >= threshold for level in levels]
-    joint = _lost(combinations) >= threshold
+    lost = [_lost(level, least_lost) for level in levels]
+    joint = _lost(combinations, least_lost)
     sizes = [len(level) for level in lost]
     found = []
     for unit in np.flatnonzero(joint.any(1)):
@@ -42,9 +42,8 @@ def and_reading(
     return tuple(found)
 
 
-def _lost(interventions: Interventions) -> npt.NDArray[np.float64]:
-    d = differences(interventions.answers.before, interventions.counts())
-    return np.where(np.isnan(d), -np.inf, d)
+def _lost(interventions: Interventions, least_lost: int) -> npt.NDArray[np.bool_]:
+    return strong_losses(interventions.answers.before, interventions.counts(), least_lost)
 
 
 def _combination(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mumoe.analysis.capturing import evaluating
 from mumoe.analysis.contributions import Mode, Opened, Parts, parts_of
-from mumoe.analysis.measures import Answers, Changes, counts_after, shuffle_units, specialization
+from mumoe.analysis.measures import LEAST_LOST, Answers, Changes, counts_after, shuffle_units, specialization
 from mumoe.analysis.results import Specialization
 from mumoe.errors import UserError
 
@@ -80,13 +80,14 @@ class Interventions:
         """Right answers per unit and class after the unit's ablation, (units, classes)."""
         return counts_after(self.answers, self.changes)
 
-    def specialization(self, *, resamples: int = 0, seed: int = 0) -> Specialization:
+    def specialization(self, *, resamples: int = 0, seed: int = 0, least_lost: int = LEAST_LOST) -> Specialization:
         """The measures of eq. 5; see `measures.specialization`."""
-        return specialization(self.answers, self.changes, resamples=resamples, seed=seed)
+        return specialization(self.answers, self.changes, resamples=resamples, seed=seed, least_lost=least_lost)
 
-    def load_control(self, *, seed: int = 0) -> Specialization:
-        """The same measures for units of the same load made up of random contributions."""
-        return specialization(self.answers, shuffle_units(self.changes, self.load, seed=seed))
+    def load_control(self, *, seed: int = 0, least_lost: int = LEAST_LOST) -> Specialization:
+        """The same measures, by the same rules, for units of the same load made up of random contributions."""
+        shuffled = shuffle_units(self.changes, self.load, seed=seed)
+        return specialization(self.answers, shuffled, least_lost=least_lost)
 
 
 @dataclass

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,11 @@ import numpy.typing as npt
 
 from mumoe.analysis.results import Effect, Interval, Specialization
 from mumoe.errors import UserError
+from mumoe.statistics import wilson
 
 __all__ = [
+    "LEAST_LOST",
+    "STRONG",
     "Answers",
     "Bootstrap",
     "Changes",
@@ -42,7 +44,10 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 STRONG = 0.5
-"""A unit is strong when some class loses at least this share of its right answers."""
+"""A unit is strong when some class loses at least this share of its right answers .."""
+
+LEAST_LOST = 5
+""".. and at least so many of them: a class with a single right answer says nothing of an expert."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,13 @@ def _distance(squares: Floats, top: Floats) -> Floats:
 
 
 def specialization(
-    answers: Answers, changes: Changes, *, resamples: int = 0, seed: int = 0, most_losses: int = 20
+    answers: Answers,
+    changes: Changes,
+    *,
+    resamples: int = 0,
+    seed: int = 0,
+    most_losses: int = 20,
+    least_lost: int = LEAST_LOST,
 ) -> Specialization:
     """All measures of eq. 5 and the counts that belong beside their mean.
 
@@ -152,20 +163,26 @@ def specialization(
         resamples: Bootstrap resamples of the images for the intervals; 0 leaves the intervals out.
         seed: Seed of the bootstrap.
         most_losses: Classes listed per unit, those that change most first.
+        least_lost: Right answers that a class must lose for a unit to be strong.
 
     Raises:
-        UserError: If there are no images.
+        UserError: If there are no images, or `least_lost` is below 1.
     """
     if not len(answers.right):
         raise UserError("specialization: expected at least one image, got none. Choose a split that has images.")
-    before = answers.before
-    d = differences(before, counts_after(answers, changes))
+    if least_lost < 1:
+        raise UserError(f"specialization: expected least_lost >= 1, got {least_lost}. {LEAST_LOST} is the default.")
+    before, after = answers.before, counts_after(answers, changes)
+    d = differences(before, after)
+    strong_cells = strong_losses(before, after, least_lost)
+    images, all_images = _images_behind(changes, strong_cells)
     p, known = polysemanticity(d), np.where(np.isnan(d), 0.0, d)
     active = np.flatnonzero(np.any(known != 0, axis=1))
-    draws = bootstrap(answers, changes, resamples=resamples, seed=seed) if resamples else None
+    draws = bootstrap(answers, changes, resamples=resamples, seed=seed, least_lost=least_lost) if resamples else None
     likely = loss_intervals(answers, changes, active)
     effects = tuple(
-        _effect(int(n), d[n], float(p[n]), draws, most_losses, spans) for n, spans in zip(active, likely, strict=True)
+        _effect(int(n), d[n], float(p[n]), draws, most_losses, spans, int(images[n]), bool(strong_cells[n].any()))
+        for n, spans in zip(active, likely, strict=True)
     )
     strong = [effect.polysemanticity for effect in effects if effect.strong]
     return Specialization(
@@ -182,7 +199,31 @@ def specialization(
         strong_interval=draws.strong if draws else None,
         mean_polysemanticity_strong=float(np.mean(strong)) if strong else None,
         effects=effects,
+        least_lost=least_lost,
+        strong_images=all_images,
     )
+
+
+def strong_losses(before: Ints, after: Ints, least_lost: int = LEAST_LOST) -> npt.NDArray[np.bool_]:
+    """Whether a class loses enough to make a unit strong: the one rule, for units, controls, levels and combinations.
+
+    Args:
+        before: (classes,) right answers before the intervention.
+        after: (units, classes) the same after each intervention.
+        least_lost: Right answers that must be lost, besides the share `STRONG`.
+
+    Returns:
+        (units, classes).
+    """
+    lost = before - after
+    return np.asarray((before > 0) & (lost >= STRONG * before) & (lost >= least_lost))
+
+
+def _images_behind(changes: Changes, strong: npt.NDArray[np.bool_]) -> tuple[Ints, int]:
+    """(units,) distinct images whose lost right answers make each unit strong, and how many there are in all."""
+    behind = (changes.sign < 0) & strong[changes.unit, changes.label]
+    pairs = np.unique(np.stack([changes.unit[behind], changes.image[behind]]), axis=1)
+    return np.bincount(pairs[0], minlength=changes.num_units).astype(np.int64), len(np.unique(pairs[1]))
 
 
 def loss_intervals(answers: Answers, changes: Changes, units: Ints) -> Floats:
@@ -202,14 +243,14 @@ def loss_intervals(answers: Answers, changes: Changes, units: Ints) -> Floats:
         return np.bincount(chosen, minlength=len(units) * size).reshape(len(units), size).astype(np.float64)
 
     right = np.maximum(answers.before, 1).astype(np.float64)
-    share, z = count(-1) / right, NormalDist().inv_cdf(0.975)
-    middle = (share + z * z / (2 * right)) / (1 + z * z / right)
-    half = z * np.sqrt(share * (1 - share) / right + (z / (2 * right)) ** 2) / (1 + z * z / right)
+    low, high = wilson(count(-1), right)
     gained = count(1) / right
-    return np.stack([np.maximum(middle - half, 0.0) - gained, np.minimum(middle + half, 1.0) - gained], axis=-1)
+    return np.stack([low - gained, high - gained], axis=-1)
 
 
-def _effect(unit: int, d: Floats, p: float, draws: Bootstrap | None, most: int, spans: Floats) -> Effect:
+def _effect(
+    unit: int, d: Floats, p: float, draws: Bootstrap | None, most: int, spans: Floats, images: int, strong: bool
+) -> Effect:
     known = np.where(np.isnan(d), -np.inf, d)
     top = int(known.argmax())
     changed = np.flatnonzero(np.isfinite(known) & (known != 0))
@@ -221,9 +262,10 @@ def _effect(unit: int, d: Floats, p: float, draws: Bootstrap | None, most: int, 
         interval=draws.units.get(unit) if draws else None,
         top_class=top,
         top_loss=float(known[top]),
-        strong=bool(known[top] >= STRONG),
+        strong=strong,
         losses=tuple((int(c), float(known[c])) for c in listed),
         loss_intervals=tuple((float(spans[c, 0]), float(spans[c, 1])) for c in listed),
+        images=images,
     )
 
 
@@ -269,7 +311,9 @@ def _cells(answers: Answers, changes: Changes) -> _Cells:
     )
 
 
-def bootstrap(answers: Answers, changes: Changes, *, resamples: int = 1000, seed: int = 0) -> Bootstrap:
+def bootstrap(
+    answers: Answers, changes: Changes, *, resamples: int = 1000, seed: int = 0, least_lost: int = LEAST_LOST
+) -> Bootstrap:
     """Confidence intervals by drawing the images again with replacement.
 
     Only changed answers are touched, so a resample costs about as much as there are changes, not
@@ -279,7 +323,7 @@ def bootstrap(answers: Answers, changes: Changes, *, resamples: int = 1000, seed
     cells = _cells(answers, changes)
     if not len(cells.unit):
         return Bootstrap({}, None, (0.0, 0.0))
-    blocks = [_resample(block, answers, cells) for block in _weights(answers, cells, resamples, seed)]
+    blocks = [_resample(block, answers, cells, least_lost) for block in _weights(answers, cells, resamples, seed)]
     p, effect, strong = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     low, high = np.quantile(p, [0.025, 0.975], axis=0)
     units = {int(n): (float(a), float(b)) for n, a, b in zip(cells.unit, low, high, strict=True)}
@@ -306,7 +350,7 @@ def _weights(answers: Answers, cells: _Cells, resamples: int, seed: int) -> Iter
 
 
 def _resample(
-    weights: Floats, answers: Answers, cells: _Cells
+    weights: Floats, answers: Answers, cells: _Cells, least_lost: int
 ) -> tuple[Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """p, whether there is an effect, whether it is strong: each (resamples, units with changes)."""
     before = _weighted_before(weights, answers)
@@ -320,7 +364,9 @@ def _resample(
     others = (before > 0).sum(1)[:, None] > listed
     top = np.where(others, np.maximum(top, 0.0), top)
     top = np.where(np.isfinite(top), top, 0.0)
-    return _distance(squares, top), squares > 0, top >= STRONG
+    enough = known & (lost >= STRONG * base) & (lost >= least_lost)
+    strong = np.logical_or.reduceat(enough, cells.unit_start, axis=1)
+    return _distance(squares, top), squares > 0, strong
 
 
 def _weighted_before(weights: Floats, answers: Answers) -> Floats:

@@ -23,9 +23,10 @@ class Effect:
         interval: Bootstrap interval of `polysemanticity`; None without a bootstrap.
         top_class: Position of the class that loses most.
         top_loss: Its d, the share of its right answers that are lost (1 all, 0 none, negative: it gains).
-        strong: Whether some class loses at least half of its right answers.
+        strong: Whether some class loses at least half of its right answers, and at least `least_lost` of them.
         losses: (class, d) of the classes that change, the largest loss first.
         loss_intervals: 95% interval of each of these d, in the same order.
+        images: Distinct images whose right answers make the unit strong; 0 if it is not.
     """
 
     unit: int
@@ -36,6 +37,7 @@ class Effect:
     strong: bool
     losses: tuple[tuple[int, float], ...]
     loss_intervals: tuple[Interval, ...] = ()
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ class Specialization:
         with_effect: Units whose ablation changes the accuracy of some class.
         mean_polysemanticity: Mean p over the units with effect, as in Figure 3.
         mean_interval: Bootstrap interval of that mean.
-        strong: Units whose ablation costs some class at least half of its right answers.
+        strong: Units whose ablation costs some class at least half of its right answers, and at least `least_lost`.
         strong_interval: Bootstrap interval of that count.
         mean_polysemanticity_strong: Mean p over the strong units.
         effects: One entry per unit with effect, in order of position.
+        least_lost: Right answers that a class must lose for a unit to be strong; 1 (any) in older files.
+        strong_images: Distinct images behind the strong units: those of the right answers that their classes lose.
     """
 
     units: int
@@ -73,6 +77,8 @@ class Specialization:
     strong_interval: Interval | None
     mean_polysemanticity_strong: float | None
     effects: tuple[Effect, ...]
+    least_lost: int = 1
+    strong_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,10 +120,10 @@ class Combination:
 
     Attributes:
         experts: One expert per level.
-        classes_by_level: Per level, the classes that lose at least `threshold` when that expert goes with
-            all of its combinations.
+        classes_by_level: Per level, the classes that lose at least half of their right answers, and at least
+            `least_lost`, when that expert goes with all of its combinations.
         classes_of_all: Classes that every level's expert answers for: the intersection of the above.
-        classes_of_combination: Classes that lose at least `threshold` when this combination alone goes.
+        classes_of_combination: Classes that lose as much when this combination alone goes.
         agreement: Jaccard index of the last two in [0, 1]; 1 is the same set, None that both are empty.
     """
 

@@ -15,9 +15,10 @@ from mumoe.analysis.coefficients import CoefficientStore, CoefficientWriter
 from mumoe.analysis.contributions import MODES, Mode
 from mumoe.analysis.hierarchy import and_reading
 from mumoe.analysis.interventions import Interventions, Rest, intervene
+from mumoe.analysis.measures import LEAST_LOST
 from mumoe.analysis.results import Combination, Specialization, Usage
 from mumoe.baselines import HighRankLinear, SparseMoE
-from mumoe.errors import UserError, unknown_name
+from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.layers import MuMoE
 
 __all__ = ["LayerStudy", "UnitStudy", "study", "write_coefficients"]
@@ -71,6 +72,8 @@ def study(
     modes: Sequence[Mode] = ("zero",),
     resamples: int = 1000,
     seed: int = 0,
+    least_lost: int = LEAST_LOST,
+    threshold: float = 0.5,
 ) -> LayerStudy:
     """Measure a MuMoE layer, a sparse mixture, or the neurons of a parameter-matched linear layer.
 
@@ -82,6 +85,8 @@ def study(
         modes: What takes an ablated expert's place; ``zero`` is always measured.
         resamples: Bootstrap resamples of the images for the confidence intervals.
         seed: Seed of bootstrap, control and resampling.
+        least_lost: Right answers that a class must lose, besides half of them, for a unit to be strong.
+        threshold: Coefficient from which an image counts as processed by an expert, in `usage`.
 
     Raises:
         UserError: If the layer has no units, a mode is unknown, or there are no images.
@@ -96,10 +101,10 @@ def study(
     for name, level in kinds:
         runs = {mode: intervene(layer, batches(), level=level, mode=mode, rest=rest, seed=seed) for mode in wanted}
         plain.append(runs["zero"])
-        units.append(_unit_study(name, runs, resamples, seed))
+        units.append(_unit_study(name, runs, resamples, seed, least_lost))
     levels = len(store_levels(layer))
-    usage = tuple(store.level(level=level).usage() for level in range(levels)) if store else ()
-    combinations = and_reading(plain[:-1], plain[-1]) if len(kinds) > 1 else ()
+    usage = tuple(store.level(level=level).usage(threshold) for level in range(levels)) if store else ()
+    combinations = and_reading(plain[:-1], plain[-1], least_lost=least_lost) if len(kinds) > 1 else ()
     return LayerStudy(usage, tuple(units), combinations)
 
 
@@ -120,12 +125,13 @@ def _kinds(layer: nn.Module) -> list[tuple[str, int | None]]:
     return [*((f"level {level}", level) for level in range(levels)), ("combinations", None)]
 
 
-def _unit_study(name: str, runs: dict[Mode, Interventions], resamples: int, seed: int) -> UnitStudy:
+def _unit_study(name: str, runs: dict[Mode, Interventions], resamples: int, seed: int, least_lost: int) -> UnitStudy:
     zero = runs["zero"]
+    how = {"seed": seed, "least_lost": least_lost}
     return UnitStudy(
         units=name,
-        modes={mode: run.specialization(resamples=resamples, seed=seed) for mode, run in runs.items()},
-        load_control=zero.load_control(seed=seed),
+        modes={mode: run.specialization(resamples=resamples, **how) for mode, run in runs.items()},
+        load_control=zero.load_control(**how),
         load=tuple(map(int, zero.load)),
         silent=zero.silent,
         rechecked=sum(run.rechecked for run in runs.values()),
@@ -154,12 +160,19 @@ def write_coefficients(
 
     Raises:
         UserError: If there are no images.
+        JobError: If a coefficient is not finite.
     """
     rows = 0
     with evaluating(layer), CoefficientWriter(folder, {"layer": layer.num_experts}, images=images) as writer:
         for x, _ in batches():
             rows += len(x)
-            writer.append("layer", [a.float().cpu().numpy() for a in layer.coefficients(x)])
+            levels = [a.float().cpu().numpy() for a in layer.coefficients(x)]
+            if not all(np.isfinite(level).all() for level in levels):
+                raise JobError(
+                    "write_coefficients: expected coefficients that are numbers, got NaN. "
+                    "The training diverged or the features hold NaN: train again with a smaller --set lr=.. ."
+                )
+            writer.append("layer", levels)
         if not rows:
             raise UserError("write_coefficients: expected at least one image, got none. Choose a split with images.")
     return CoefficientStore(folder)

@@ -13,7 +13,7 @@ import tyro
 from mumoe.commands.opening import opened as open_verb
 from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
-from mumoe.errors import UserError, unknown_name
+from mumoe.errors import UserError, require, unknown_name
 from mumoe.files import check_writable, write_json
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Options:
     """images shown per expert, once at random and once the largest coefficients (0: none)"""
     threshold: float = 0.5
     """coefficient from which an image counts as processed by an expert"""
+    least_lost: int = 5
+    """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
     resamples: int = 1000
     """bootstrap resamples for the confidence intervals (0: none)"""
     seed: int = 0
@@ -92,7 +94,8 @@ class Analysis:
         split: Split whose images were used.
         head: Specification of the head.
         study: The numbers.
-        experts_skipped: Experts that process no image, or None without images.
+        experts_skipped: Experts that process no image, or None where no images are shown.
+        no_images: Why images that were asked for are not shown; empty where they are.
     """
 
     folder: str
@@ -100,6 +103,7 @@ class Analysis:
     head: str
     study: LayerStudy
     experts_skipped: int | None
+    no_images: str = ""
 
 
 def run(options: Options) -> None:
@@ -173,7 +177,7 @@ def analyze(run: Run, options: Options) -> Analysis:
     import mumoe.analysis.controls  # noqa: F401 (the gates that runs of a sweep may have)
 
     _check(options)
-    _check_head(run.head, run.config)
+    _check_head(run.head, run.config, options)
     return analyze_head(run.head, run.config, run.inputs, options, options.folder(run.path))
 
 
@@ -183,12 +187,24 @@ def _check(options: Options) -> None:
     for mode in options.modes:
         if mode not in _MODES:
             raise unknown_name("mumoe analyze", "mode", mode, _MODES)
-    for name, least in (("images", 0), ("resamples", 0), ("batch_size", 1), ("windows", 1), ("ablated_windows", 0)):
+    for name, least in (
+        ("images", 0),
+        ("resamples", 0),
+        ("least_lost", 1),
+        ("batch_size", 1),
+        ("windows", 1),
+        ("ablated_windows", 0),
+    ):
         if getattr(options, name) < least:
             raise UserError(f"mumoe analyze: expected {name} >= {least}, got {getattr(options, name)}.")
+    if not 0 < options.threshold <= 1:
+        raise UserError(
+            f"mumoe analyze: expected a threshold above 0 and at most 1, got {options.threshold}. 0.5 is the default."
+        )
+    require("matplotlib", "reports", "mumoe analyze")
 
 
-def _check_head(head: Head, config: TrainConfig) -> None:
+def _check_head(head: Head, config: TrainConfig, options: Options) -> None:
     from mumoe.baselines import HighRankLinear, SparseMoE
     from mumoe.layers import MuMoE
 
@@ -197,6 +213,12 @@ def _check_head(head: Head, config: TrainConfig) -> None:
             f"mumoe analyze: expected a run with experts, got the head {config.head!r}, which has none. "
             "Train one with --head CPMuMoE-r256-e128."
         )
+    known = 0 if isinstance(head.layer, HighRankLinear) else head.layer.num_experts[0]
+    for expert in options.experts:
+        if not 0 <= expert < known:
+            raise UserError(
+                f"mumoe analyze: expected --experts in 0..{known - 1}, got {expert}. {config.head} has {known} experts."
+            )
 
 
 def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Options, folder: Path) -> Analysis:
@@ -205,6 +227,7 @@ def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Optio
     from mumoe.analysis.neighbours import neighbours
     from mumoe.analysis.studies import study, write_coefficients
     from mumoe.baselines import HighRankLinear
+    from mumoe.models.feature_files import NoImages
 
     rows = inputs.data.indices(options.split)
     if not len(rows):
@@ -224,9 +247,13 @@ def analyze_head(head: Head, config: TrainConfig, inputs: Inputs, options: Optio
         modes=options.modes,  # type: ignore[arg-type]
         resamples=options.resamples,
         seed=options.seed,
+        least_lost=options.least_lost,
+        threshold=options.threshold,
     )
-    skipped = _images(store, inputs, rows, options, folder) if store and options.images else None
-    analysis = Analysis(str(folder), options.split, config.head, found, skipped)
+    wanted, none = store is not None and options.images > 0, isinstance(inputs.data.open_image, NoImages)
+    reason = f"{inputs.data.name} is a set of features without images" if wanted and none else ""
+    skipped = _images(store, inputs, rows, options, folder) if store and wanted and not none else None
+    analysis = Analysis(str(folder), options.split, config.head, found, skipped, reason)
     if store is not None:
         write_json(folder / "neighbours.json", {"levels": neighbours(head.layer, store)})
     _write(analysis, inputs, config, folder)
@@ -296,6 +323,8 @@ def _lines(found: Analysis) -> list[str]:
             f"left out: {first.classes_never_right} classes that were never right, "
             f"{first.classes_without_images} without images"
         )
+    if found.no_images:
+        lines.append(f"No sheets of images: {found.no_images}.")
     return [*lines, f"Written to {found.folder}"]
 
 
@@ -304,7 +333,8 @@ def _sentence(units: str, mode: str, part: Any) -> str:
     spread = "" if part.mean_interval is None else " ({:.3f} to {:.3f})".format(*part.mean_interval)
     strong = part.mean_polysemanticity_strong
     pure = "" if strong is None else f", mean p {strong:.3f}"
+    behind = f" (by {part.strong_images:,} images)" if part.strong else ""
     return (
         f"{units}, {mode}: {part.with_effect} of {part.units:,} change anything, mean p {mean}{spread}; "
-        f"{part.strong} strong{pure}"
+        f"{part.strong} strong{behind}{pure}"
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from mumoe.editing.audit import Finding
+    from mumoe.editing.audit import Audit, Finding
     from mumoe.editing.pictures import Pictured
     from mumoe.editing.runs import EditingRun
 
@@ -44,7 +44,7 @@ class Options:
     pairs: bool = True
     """look at pairs of experts too"""
     min_rows: int = 10
-    """images that a group must have"""
+    """images that a group must have; where no group has as many, classes are pooled, then the number is lowered"""
     alpha: float = 0.05
     """level of significance after correction"""
     correction: Literal["fdr", "holm"] = "fdr"
@@ -71,9 +71,11 @@ def run(options: Options) -> None:
     """Audit and print."""
     require_run(options.run)
     from mumoe.editing.audit import audit
+    from mumoe.editing.runs import check_edits
 
     if options.split not in SPLITS:
         raise unknown_name("mumoe audit", "split", options.split, SPLITS)
+    check_edits(options.run, who="mumoe audit")
     opened = open_verb(options, "mumoe audit", experts=True).editing()
     opened.require_layer("mumoe audit")
     rows = opened.data.indices(options.split)  # type: ignore[arg-type]
@@ -101,12 +103,14 @@ def run(options: Options) -> None:
         return
     lines = [
         f"{len(found.significant)} of {found.comparisons:,} groups are right less often than the rest "
-        f"({options.correction}, alpha {options.alpha:g}), on {len(rows):,} {options.split} images of {opened.path}"
+        f"({options.correction}, alpha {options.alpha:g}), on {len(rows):,} {options.split} images of {opened.path}",
+        *_floor(found, options),
     ]
     for item in shown:
         finding = item.finding
         mark = "" if finding.p_corrected <= options.alpha else " (not significant)"
-        name = "" if opened.data.multi_label else f" = {opened.data.classes[finding.label]}"
+        single = finding.label is not None and not opened.data.multi_label
+        name = f" = {opened.data.classes[finding.label]}" if single else ""  # type: ignore[index]
         lines.append(f"  {finding}{name}{mark}")
         ids = [opened.data.ids[image] for image in item.wrong]
         lines += [f"    wrong: {', '.join(ids)}"] if ids else []
@@ -114,6 +118,15 @@ def run(options: Options) -> None:
         lines.append(f"No pictures: {opened.data.name} is a set of features without images.")
     paths = [*written, *([sheet] if sheet else [])]
     sys.stdout.write("\n".join([*lines, *(f"Written: {path}" for path in paths)]) + "\n")
+
+
+def _floor(found: Audit, options: Options) -> list[str]:
+    """How the groups were made large enough, where they were not."""
+    if not found.pooled:
+        return []
+    least = f"no group has {options.min_rows} images of one class: "
+    floor = f", and --min-rows lowered to {found.min_rows}" if found.min_rows < options.min_rows else ""
+    return [f"  {least}all classes are pooled{floor} (each class is compared with itself)"]
 
 
 def _outcomes(opened: EditingRun, options: Options, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -146,7 +159,9 @@ def _pictured(
     from mumoe.editing.audit import handled
     from mumoe.editing.pictures import Pictured, spread
 
-    inside = handled(a, finding.experts, options.threshold) & (labels == finding.label)
+    inside = handled(a, finding.experts, options.threshold)
+    if finding.label is not None:
+        inside &= labels == finding.label
     wrong, good = rows[(inside & ~right).numpy()], rows[(inside & right).numpy()]
     return Pictured(finding, spread(wrong, options.images), spread(good, options.images), len(wrong), len(good))
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import html
+import os
 import sys
+import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,14 +21,16 @@ if TYPE_CHECKING:
     from mumoe.api import Run
     from mumoe.dashboard.server import Running
 
-__all__ = ["Options", "run"]
+__all__ = ["Options", "redirecting_file", "run"]
 
 
 @dataclass(frozen=True)
 class Options:
     """Open a run in the browser: browse experts and images, edit experts and see at once what changes.
 
-    The page is served on 127.0.0.1, to the one browser that has the token of its address. Ctrl-C ends it.
+    The page is served on 127.0.0.1, to the one browser that has the token of its address. Ctrl-C ends it. For a run on
+    another machine: start it there with --no-browser --port 8000, then ssh -L 9999:127.0.0.1:8000 HOST, and open the
+    address that it printed with port 9999 in place of 8000.
     """
 
     run: Annotated[str, tyro.conf.Positional]
@@ -106,5 +113,24 @@ def _opened(running: Running, browser: bool) -> None:
 
     sys.stdout.write(f"{running.url}\nThe address is for you alone. Ctrl-C ends the dashboard.\n")
     sys.stdout.flush()
-    if browser:
-        webbrowser.open(running.url)
+    if browser:  # in a thread: some browsers return only when they are closed, and the server has not started yet
+        page = redirecting_file(running).as_uri()
+        threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+
+
+def redirecting_file(running: Running) -> Path:
+    """A file that only this user can read and that leads to the page; it is removed when the process ends.
+
+    A browser's arguments are in the list of processes, which every user of the machine can read: the token must not be
+    among them.
+    """
+    handle, name = tempfile.mkstemp(prefix="mumoe-dashboard-", suffix=".html")  # mode 0600
+    atexit.register(Path(name).unlink, missing_ok=True)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        address = html.escape(running.url, quote=True)
+        file.write(
+            '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
+            f'<meta http-equiv="refresh" content="0; url={address}"><title>mumoe dashboard</title>'
+            f'<a href="{address}">Open the dashboard</a>\n'
+        )
+    return Path(name)

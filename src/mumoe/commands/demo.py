@@ -14,6 +14,8 @@ class Options:
     """folder to write; that of an earlier demo is replaced"""
     seeds: int = 3
     """seeds of every head"""
+    least_lost: int = 5
+    """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
     device: str = "auto"
     """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
@@ -27,8 +29,9 @@ def run(options: Options) -> None:
 
     if options.seeds < 1:
         raise UserError(f"mumoe demo: expected --seeds of at least 1, got {options.seeds}. Leave it out for 3.")
-    lines, page = run_demo(
-        options.out, settings=DemoSettings(seeds=options.seeds, device=options.device), progress=not options.quiet
-    )
+    if options.least_lost < 1:
+        raise UserError(f"mumoe demo: expected --least-lost of at least 1, got {options.least_lost}. 5 is the default.")
+    settings = DemoSettings(seeds=options.seeds, least_lost=options.least_lost, device=options.device)
+    lines, page = run_demo(options.out, settings=settings, progress=not options.quiet)
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.write(f"Report: {page}\n")

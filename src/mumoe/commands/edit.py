@@ -7,7 +7,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -16,6 +16,11 @@ from mumoe.commands.opening import opened as open_verb
 from mumoe.commands.opening import require_run
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import check_writable, write_tensors
+
+if TYPE_CHECKING:
+    from mumoe.editing.choose import Choice
+    from mumoe.editing.rewriting import Corrected, Strength
+    from mumoe.editing.runs import EditingRun
 
 __all__ = ["Options", "export_head", "output_file", "run"]
 
@@ -86,66 +91,68 @@ def run(options: Options) -> None:
 
 
 def _rewrite(options: Options) -> None:
-    from mumoe.editing.choose import final_report
     from mumoe.editing.fairness import Bootstrap
     from mumoe.editing.files import load_edits, save_edits
-    from mumoe.editing.rewriting import rewriting
-    from mumoe.editing.runs import edited_head
+    from mumoe.editing.rewriting import rewrite_run
+    from mumoe.editing.runs import check_edits, edited_head
     from mumoe.editing.stack import EditStack
 
     wanted = _lambda(options.lambda_)
     if options.label not in (0, 1):
         raise UserError(f"mumoe edit: expected a label 0 or 1, got {options.label}. 1 raises the logit.")
+    check_edits(options.run, files=[options.base] if options.base else [], who="mumoe edit")
     opened = open_verb(options, "mumoe edit", experts=True).editing()
     layer = opened.require_layer("mumoe edit")
     problem = opened.problem(options.head, options.sensitive, who="mumoe edit")
     options = dataclasses.replace(options, value=problem.value(options.value, who="mumoe edit"))
     out = output_file(options, opened.path, f"{options.head}-{options.sensitive}-{options.value}")
-    stack = load_edits(options.base, layer) if options.base else EditStack(layer)
-    train, val, sealed = problem.splits.seal(problem.labels, problem.values)
-    before = {split: opened.logits(problem.rows(split), problem.position) for split in ("val", "test")}
-    with stack:
-        based = {split: opened.logits(problem.rows(split), problem.position) for split in ("val", "test")}
-    mean, support = _mean(options, opened, problem, train)
-    directions = {split: _direction(opened, problem.rows(split), mean) for split in ("val", "test")}
-    strength, choice = _choose(options, wanted, val, based["val"], directions["val"], float(mean.numel()))
-    direction: Literal["raise", "lower"] = "raise" if options.label == 1 else "lower"
-    name = stack.add(rewriting(layer, problem.position, mean, direction=direction, strength=abs(strength)))
-    corrected = based["test"] + (0 if strength == 0 else strength * directions["test"]) > 0
-    bootstrap = Bootstrap(options.resamples, seed=options.seed)
-    common: dict[str, Any] = {"target": (options.label, options.value), "bootstrap": bootstrap}
-    old = before["test"] > 0
-    first = final_report(sealed, old, y_pred_before=old, purpose="report before", **common)
-    report = final_report(sealed, corrected, y_pred_before=old, purpose="final report", **common)
-    provenance = {
-        "run": str(opened.path),
-        "data": {"name": opened.data.name, "fingerprint": opened.data.fingerprint},
+    found = rewrite_run(
+        opened,
+        problem,
+        load_edits(options.base, layer) if options.base else EditStack(layer),
+        target=(options.label, options.value),
+        strength=wanted,
+        objective=options.objective,
+        max_loss=options.max_loss,
+        reading=options.reading,
+        bootstrap=Bootstrap(options.resamples, seed=options.seed),
+        who="mumoe edit",
+    )
+    save_edits(out, found.stack, {"run": str(opened.path), "data": _data(opened), **_provenance(options, found)})
+    if options.export:
+        export_head(Path(options.export), edited_head(opened, found.stack))
+    _say(options, found, out, problem.left_out("train", "val", "test"))
+
+
+def _data(opened: EditingRun) -> dict[str, str]:
+    return {"name": opened.data.name, "fingerprint": opened.data.fingerprint}
+
+
+def _provenance(options: Options, found: Corrected) -> dict[str, Any]:
+    choice = found.rewriting.choice
+    return {
         "subgroup": {
             "head": options.head,
             "label": options.label,
             "sensitive": options.sensitive,
             "value": options.value,
-            "training_images": support,
+            "training_images": found.rewriting.images,
         },
-        "lambda": strength,
-        "choice": choice,
-        "metrics_before": first.to_dict(),
-        "metrics_after": report.to_dict(),
+        "lambda": found.rewriting.edit.strength,
+        "choice": None if choice is None else choice.to_dict(),
+        "metrics_before": found.before.to_dict(),
+        "metrics_after": found.after.to_dict(),
     }
-    save_edits(out, stack, provenance)
-    if options.export:
-        export_head(Path(options.export), edited_head(opened, stack))
-    _say(options, name, strength, support, choice, first, report, out, problem.left_out("train", "val", "test"))
 
 
-def _lambda(text: str) -> float | Literal["paper"] | None:
-    """None for auto.
+def _lambda(text: str) -> Strength:
+    """The strength that a text names.
 
     Raises:
         UserError: If the text is neither auto, paper nor a number from 0.
     """
     if text in ("auto", "paper"):
-        return None if text == "auto" else "paper"
+        return "auto" if text == "auto" else "paper"
     try:
         value = float(text)
     except ValueError:
@@ -153,52 +160,6 @@ def _lambda(text: str) -> float | Literal["paper"] | None:
     if not 0 <= value < math.inf:
         raise UserError(f"mumoe edit: expected lambda from 0, got {text}. Its sign follows from --label.")
     return value
-
-
-def _mean(options: Options, opened: Any, problem: Any, train: Any) -> tuple[Any, int]:
-    """Mean coefficients of the target's training images, and how many there are."""
-    from mumoe.editing.rewriting import mean_coefficients
-
-    inside = (train.y_true == options.label) & (train.sensitive_features == options.value)
-    if not inside.any():
-        raise UserError(
-            f"mumoe edit: expected training images with {options.head}={options.label} and "
-            f"{options.sensitive}={options.value}, got none. Take a subgroup that training has seen."
-        )
-    rows = problem.rows("train")[inside]
-    return mean_coefficients(opened.layer, opened.inputs(rows), reading=options.reading), len(rows)
-
-
-def _direction(opened: Any, rows: Any, mean: Any) -> Any:
-    import torch
-
-    from mumoe.devices import host
-
-    value = mean.expand(len(rows), *mean.shape)
-    for a in opened.coefficients(rows, "mumoe edit"):
-        value = torch.einsum("zn...,zn->z...", value, host(a))
-    return value.numpy()
-
-
-def _choose(
-    options: Options, wanted: Any, val: Any, logits: Any, direction: Any, paper: float
-) -> tuple[float, dict[str, Any] | None]:
-    """Lambda with its sign, and how it was chosen."""
-    from mumoe.editing.choose import LogitShift, choose_strength
-
-    sign = 1 if options.label == 1 else -1
-    if wanted is not None:
-        return sign * (paper if wanted == "paper" else float(wanted)), None
-    shift = LogitShift(logits, direction)
-    choice = choose_strength(
-        val,
-        shift,
-        shift.candidates(sign),
-        target=(options.label, options.value),
-        objective=options.objective,
-        max_loss=options.max_loss,
-    )
-    return choice.strength, choice.to_dict()
 
 
 def output_file(options: Options, run: Path, name: str) -> Path:
@@ -217,43 +178,33 @@ def export_head(path: Path, head: Any) -> None:
     write_tensors(path, head.state_dict(), {"spec": head.layer.spec}, who="mumoe edit", remedy="Check --export.")
 
 
-def _say(
-    options: Options,
-    name: str,
-    strength: float,
-    support: int,
-    choice: dict[str, Any] | None,
-    before: Any,
-    after: Any,
-    out: Path,
-    left_out: str,
-) -> None:
+def _say(options: Options, found: Corrected, out: Path, left_out: str) -> None:
     from mumoe.editing.tables import fairness_table, render_table, subgroup_table
 
-    reports = {"before": before, "after": after}
+    reports, edit = {"before": found.before, "after": found.after}, found.rewriting.edit
     lines = [
-        f"{name}: {options.head} of {options.sensitive}={options.value} with label {options.label}, "
-        f"mean coefficients of {support:,} training images, lambda {strength:+.4g}",
+        f"{found.name}: {options.head} of {options.sensitive}={options.value} with label {options.label}, "
+        f"mean coefficients of {found.rewriting.images:,} training images, lambda {edit.strength:+.4g}",
         *([left_out] if left_out else []),
         "",
     ]
-    if choice is not None:
-        lines += [f"Trade-off on validation images ({choice['objective']}):", _curve(choice, render_table)]
+    if (choice := found.rewriting.choice) is not None:
+        lines += [f"Trade-off on validation images ({choice.objective}):", _curve(choice, render_table)]
     lines += ["On test images:", subgroup_table(reports, format="text"), fairness_table(reports, format="text")]
     lines += [f"Written: {out}", *([f"Written: {options.export}"] if options.export else [])]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _curve(choice: dict[str, Any], render: Any) -> str:
+def _curve(choice: Choice, render: Any) -> str:
     """A dozen points of the curve, the chosen one among them and marked."""
-    curve = choice["curve"]
-    chosen = next(i for i, point in enumerate(curve) if point["strength"] == choice["strength"])
+    curve = choice.curve
+    chosen = next(i for i, point in enumerate(curve) if point.strength == choice.strength)
     shown = sorted({*np.linspace(0, len(curve) - 1, min(12, len(curve))).round().astype(int).tolist(), chosen})
     names = {"target_accuracy": "target", "min_accuracy": "worst", "accuracy": "overall", "rewriting_score": "MRS"}
     rows = [
         [
-            f"{curve[i]['strength']:+.4g}" + (" <- chosen" if i == chosen else ""),
-            *(f"{curve[i]['metrics'][metric]:.3f}" for metric in names),
+            f"{curve[i].strength:+.4g}" + (" <- chosen" if i == chosen else ""),
+            *(f"{curve[i].metrics[metric]:.3f}" for metric in names),
         ]
         for i in shown
     ]

@@ -26,11 +26,12 @@ _MOST_CLASSES = 8
 def run_by_hand(options: Options) -> None:
     """Edit, measure before and after, and write the file."""
     from mumoe.editing.files import load_edits, save_edits
-    from mumoe.editing.runs import edited_head
+    from mumoe.editing.runs import check_edits, edited_head
     from mumoe.editing.stack import EditStack
     from mumoe.editing.texts import parse_edit
 
     _check(options)
+    check_edits(options.run, do=options.do, files=[options.base] if options.base else [], who=WHO)
     opened = open_verb(options, WHO, experts=True).editing()
     layer = opened.require_layer(WHO)
     out = output_file(options, opened.path, "-".join(options.do)[:80])

@@ -54,10 +54,13 @@ def run(options: Options) -> None:
     require_run(options.run)
     from mumoe.editing.fairness import Bootstrap, fairness_report, subgroup_accuracy
     from mumoe.editing.files import load_edits
+    from mumoe.editing.runs import check_edits
     from mumoe.editing.tables import fairness_table, subgroup_table
 
     if options.split not in SPLITS:
         raise unknown_name("mumoe fairness", "split", options.split, SPLITS)
+    if options.edits:
+        check_edits(options.run, files=[options.edits], who="mumoe fairness")
     opened = open_verb(options, "mumoe fairness").editing()
     problem = opened.problem(options.head, options.sensitive, who="mumoe fairness")
     rows = problem.rows(options.split)

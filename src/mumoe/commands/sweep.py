@@ -49,6 +49,8 @@ class Options:
     """seeds of every cell, each with its own split and initial weights"""
     split: str = "test"
     """split that is analyzed; choose settings on val"""
+    least_lost: int = 5
+    """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
     limit: int = 0
     """stop after this many newly trained cells (0: do all)"""
     device: str = "auto"
@@ -100,6 +102,8 @@ def cells(options: Options) -> list[Cell]:
     for name in ("heads", "experts", "gates"):
         if not getattr(options, name):
             raise UserError(f"mumoe sweep: expected at least one of {name}, got none. Name one.")
+    if options.least_lost < 1:
+        raise UserError(f"mumoe sweep: expected least_lost >= 1, got {options.least_lost}. 5 is the default.")
     if min(options.experts) < 1 or options.seeds < 1:
         raise UserError(f"mumoe sweep: expected experts and seeds >= 1, got {options.experts}, {options.seeds}.")
     order = itertools.product(range(options.seeds), options.heads, options.gates, options.experts)
@@ -153,14 +157,16 @@ def _base(options: Options) -> TrainConfig:
 def _claim(out: Path, base: TrainConfig, options: Options) -> None:
     """Refuse to mix cells of different settings in one folder."""
     settings = dataclasses.asdict(base.replace(head="", gate="", seed=0, out="", cache_dir="", device=""))
-    record = {"settings": settings, "split": options.split}
+    chosen = {"split": options.split, "least_lost": options.least_lost}
+    record = {"settings": settings, **chosen}
     path = out / "sweep.json"
     if not path.is_file():
         write_json(path, record)
         return
     before = read_json(path, "mumoe sweep")
-    for key, value in {**settings, "split": options.split}.items():
-        known = before.get("settings", {}).get(key) if key != "split" else before.get("split")
+    first = {"least_lost": 1, **before.get("settings", {}), **{key: before[key] for key in chosen if key in before}}
+    for key, value in {**settings, **chosen}.items():
+        known = first.get(key)
         if known != (list(value) if isinstance(value, tuple) else value):
             raise UserError(
                 f"mumoe sweep: expected the settings that {out} was started with ({key}={known!r}), "
@@ -203,7 +209,9 @@ def _do(cell: Cell, base: TrainConfig, out: Path, options: Options, shared: _Sha
     stored = StoredRun(folder, device=options.device)
     head, facts = stored.head, stored.facts
     rows = inputs.data.indices(options.split)
-    found = study(head.layer, lambda: layer_batches(head, inputs, rows, 500), resamples=0)
+    found = study(
+        head.layer, lambda: layer_batches(head, inputs, rows, 500), resamples=0, least_lost=options.least_lost
+    )
     units = found.units[0]
     record = {
         "cell": cell,
@@ -230,6 +238,7 @@ def _point(out: Path, cell: Cell) -> Point:
         strong=part["strong"],
         mean_polysemanticity_strong=part["mean_polysemanticity_strong"],
         with_effect=part["with_effect"],
+        least_lost=part.get("least_lost", 1),
         control=cell.gate.endswith("-frozen"),
     )
 

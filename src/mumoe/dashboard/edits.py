@@ -19,12 +19,12 @@ from torch import Tensor
 
 from mumoe.dashboard.jobs import Report
 from mumoe.dashboard.measures import Groups, accuracies, by_value
-from mumoe.dashboard.session import BATCH, WHO, Session, Split, silent
+from mumoe.dashboard.session import WHO, Session, Split, silent
 from mumoe.dashboard.whatif import Changed
-from mumoe.editing.choose import LogitShift, choose_strength
+from mumoe.editing import rewriting
+from mumoe.editing.choose import LogitShift
 from mumoe.editing.files import as_entry, from_entry, load_edits, read_edit_file, save_edits
 from mumoe.editing.operations import separate
-from mumoe.editing.rewriting import mean_coefficients, rewriting
 from mumoe.editing.splits import Rows as LabelledRows
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.editing.texts import parse_edit
@@ -181,54 +181,52 @@ def rewrite(
     Raises:
         UserError: If the subgroup has no training images, or the run is on single labels.
     """
-    layer = session.run.require_layer(WHO)
     problem = session.run.problem(subgroup.head, subgroup.sensitive, who=WHO)
     subgroup = dataclasses.replace(subgroup, value=problem.value(subgroup.value, who=WHO))
     if strength not in ("paper", "auto"):
         raise unknown_name(WHO, "strength", strength, ("paper", "auto"))
-    rows = problem.rows("train")
-    inside = (problem.labels[rows] == subgroup.label) & (problem.values[rows] == subgroup.value)
-    if not inside.any():
-        raise UserError(
-            f"{WHO}: expected training images with {subgroup.head}={subgroup.label} and "
-            f"{subgroup.sensitive}={subgroup.value}, got none. Take a subgroup that training has seen."
-        )
-    mean = _mean(session, rows[inside], report)
-    choice = _choose(session, subgroup, entries, mean, report) if strength == "auto" else None
-    sign = 1 if subgroup.label == 1 else -1
-    size = float(mean.numel()) if choice is None else abs(choice["strength"])
-    edit = rewriting(layer, problem.position, mean, direction="raise" if sign > 0 else "lower", strength=size)
-    entry = _without_factors(session, as_entry("", edit))
-    return {"entry": entry, "images": int(inside.sum()), "choice": choice, "paper": float(mean.numel())}
+    model = _SessionRows(session, subgroup, entries, report)
+    target = (subgroup.label, subgroup.value)
+    found = rewriting.rewrite(
+        model, problem.position, target=target, strength="auto" if strength == "auto" else "paper"
+    )
+    choice = None if found.choice is None else found.choice.to_dict()
+    kept = ("strength", "objective", "max_loss", "reached")
+    return {
+        "entry": _without_factors(session, as_entry("", found.edit)),
+        "images": found.images,
+        "choice": None if choice is None else {key: choice[key] for key in kept},
+        "paper": float(found.edit.mean.numel()),
+    }
 
 
-def _mean(session: Session, images: Any, report: Report) -> Tensor:
-    def batches() -> Any:
-        for start in range(0, len(images), BATCH):
-            report(start, len(images), f"Mean coefficients of {len(images):,} training images")
-            yield session.run.inputs(images[start : start + BATCH])
+@dataclass(frozen=True)
+class _SessionRows:
+    """A session's run with the page's edits: validation numbers come from the cached coefficients."""
 
-    return mean_coefficients(session.run.require_layer(WHO), batches())
+    session: Session
+    subgroup: Subgroup
+    entries: Sequence[Mapping[str, Any]]
+    report: Report
 
+    def mean(self) -> tuple[Tensor, int]:
+        run, target = self.session.run, (self.subgroup.label, self.subgroup.value)
+        problem = run.problem(self.subgroup.head, self.subgroup.sensitive, who=WHO)
+        train = problem.splits.seal(problem.labels, problem.values)[0]
+        images = problem.subgroup(train, target, WHO)
+        note = f"Mean coefficients of {len(images):,} training images"
+        batches = run.batches(images, lambda done: self.report(done, len(images), note))
+        return rewriting.mean_coefficients(run.require_layer(WHO), batches), len(images)
 
-def _choose(
-    session: Session, subgroup: Subgroup, entries: Sequence[Mapping[str, Any]], mean: Tensor, report: Report
-) -> dict[str, Any]:
-    """The strength with the best worst subgroup on validation, losing at most a point of overall accuracy."""
-    split = session.split("val", report)
-    groups, target = _groups(session, split, subgroup)
-    rows = split.require_rows()
-    changed = outcome(session, split, entries)
-    position = groups.problem.position
-    logits = rows.logits[:, position].clone()
-    logits[changed.rows] = changed.logits[:, position]
-    direction = _direction(split, mean)[groups.known]
-    shift = LogitShift(logits.double().numpy()[groups.known], direction)
-    sign = 1 if subgroup.label == 1 else -1
-    found = choose_strength(
-        LabelledRows(groups.truth, groups.values), shift, shift.candidates(sign), target=target
-    ).to_dict()
-    return {key: found[key] for key in ("strength", "objective", "max_loss", "reached")}
+    def validation(self, mean: Tensor) -> tuple[LabelledRows, LogitShift]:
+        split = self.session.split("val", self.report)
+        groups, _ = _groups(self.session, split, self.subgroup)
+        rows, position = split.require_rows(), groups.problem.position
+        changed = outcome(self.session, split, self.entries)
+        logits = rows.logits[:, position].clone()
+        logits[changed.rows] = changed.logits[:, position]
+        shift = LogitShift(logits.double().numpy()[groups.known], _direction(split, mean)[groups.known])
+        return LabelledRows(groups.truth, groups.values), shift
 
 
 def _direction(split: Split, mean: Tensor) -> Any:

@@ -3,8 +3,9 @@
 Other programs of the machine, other pages in the same browser and, by DNS rebinding, pages of other hosts can all
 reach a port of 127.0.0.1. So every request must
 
-- name this address in ``Host`` (a page of another host names its own);
-- come from this page, where the browser says where it comes from (``Origin``, ``Sec-Fetch-Site``);
+- name this machine in ``Host``: 127.0.0.1 or localhost (a page of another host names its own, also after its name was
+  rebound to this address). Any port will do, so that ``ssh -L 9999:127.0.0.1:PORT`` may lead here from port 9999;
+- come from this page, where the browser says where it comes from (``Origin`` equal to ``Host``, ``Sec-Fetch-Site``);
 - know the token: in the address when the page is opened, then in a cookie that scripts cannot read and that is not
   sent along with requests of other sites;
 - and, if it changes anything, be a POST that carries a second secret in a header, which only this page was told.
@@ -15,6 +16,7 @@ There is no CORS header, and the content security policy lets the page load noth
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
@@ -35,6 +37,9 @@ HEADERS = {
     "x-frame-options": "DENY",
 }
 """Sent with every answer."""
+
+_LOCAL = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
+"""What a browser on this machine, or on one end of a tunnel, calls the server."""
 
 CHANGES = "x-mumoe-page"
 """Header of the second secret."""
@@ -84,11 +89,11 @@ class Guard:
     def _refusal(self, scope: Any, opened: bool) -> tuple[int, str] | None:
         """Status and reason, or None for a request that is let in."""
         headers = _headers(scope)
-        hosts = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
-        if self.port is None or headers.get("host") not in hosts:
-            return 421, "This server answers to 127.0.0.1 alone."
+        host = headers.get("host", "")
+        if self.port is None or not _LOCAL.fullmatch(host):
+            return 421, "This server answers to 127.0.0.1 and localhost alone."
         origin = headers.get("origin")
-        if origin is not None and origin not in {f"http://{host}" for host in hosts}:
+        if origin is not None and origin != f"http://{host}":
             return 403, "Requests of other pages are refused."
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none") and not opened:
             return 403, "Requests of other pages are refused."

@@ -9,6 +9,11 @@ rows with the same true label, and rank by the gap.
 Labels are compared separately because a bias has a direction: a subgroup is missed (label 1, too low a logit) or
 wrongly included (label 0). It also keeps an expert from being suspected merely because its rows have the harder label.
 
+With many labels no group may hold `min_rows` rows of any one of them. Then all labels are pooled: a group is compared
+with the other rows label by label, and only the sums are tested (the exact test of a sum of hypergeometric counts; the
+gap is Mantel and Haenszel's). If even that leaves nothing, the floor `min_rows` is lowered to what the rows hold. The
+result states either.
+
 Very many comparisons are made, and some gap is always large by chance. Each gets the one-sided p-value of Fisher's
 exact test, corrected over all comparisons: by Holm (``holm``: the chance of even one false alarm is below alpha) or
 by Benjamini and Hochberg (``fdr``: at most a share alpha of the alarms is false on average; sure for comparisons that
@@ -23,12 +28,12 @@ finding is a group of rows to look at, not a named group of people.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,19 +41,9 @@ from mumoe.devices import host
 from mumoe.editing.edits import Rewrite
 from mumoe.editing.fairness import Estimate
 from mumoe.errors import UserError, unknown_name
+from mumoe.statistics import benjamini_hochberg, fisher_less, holm, newcombe, stratified_gap, stratified_less
 
-__all__ = [
-    "Audit",
-    "Finding",
-    "audit",
-    "benjamini_hochberg",
-    "first_rank",
-    "fisher_less",
-    "handled",
-    "holm",
-    "newcombe",
-    "propose",
-]
+__all__ = ["Audit", "Finding", "audit", "first_rank", "handled", "propose"]
 
 Correction = Literal["holm", "fdr"]
 CORRECTIONS = ("holm", "fdr")
@@ -60,17 +55,17 @@ class Finding:
 
     Attributes:
         experts: (level, expert) pairs; a row is handled if the product of their coefficients reaches the threshold.
-        label: The true label of the rows compared.
+        label: The true label of the rows compared; None if all labels were pooled.
         rows: Rows handled.
         accuracy: Their accuracy.
-        rest: Accuracy of all other rows with this label.
+        rest: Accuracy of all other rows with this label; pooled, accuracy + gap.
         gap: rest - accuracy, with its interval; positive is worse than the rest.
         p_value: One-sided, of Fisher's exact test.
         p_corrected: After the correction over all comparisons.
     """
 
     experts: tuple[tuple[int, int], ...]
-    label: int
+    label: int | None
     rows: int
     accuracy: float
     rest: float
@@ -80,8 +75,9 @@ class Finding:
 
     def __str__(self) -> str:
         names = " + ".join(f"{n}" if level == 0 else f"{n} (level {level})" for level, n in self.experts)
+        label = "all labels" if self.label is None else f"label {self.label}"
         return (
-            f"expert {names}, label {self.label}: {self.rows} rows, accuracy {self.accuracy:.3f} against "
+            f"expert {names}, {label}: {self.rows} rows, accuracy {self.accuracy:.3f} against "
             f"{self.rest:.3f} (gap {self.gap.value:.3f} [{self.gap.low:.3f}, {self.gap.high:.3f}], "
             f"corrected p {self.p_corrected:.2g})"
         )
@@ -97,6 +93,8 @@ class Audit:
         threshold: Coefficient from which a row counts as handled.
         alpha: Level of significance.
         correction: ``holm`` or ``fdr``.
+        min_rows: Rows that a group had to have.
+        pooled: Whether all labels were pooled, because no group had as many rows of one label.
     """
 
     findings: tuple[Finding, ...]
@@ -104,6 +102,8 @@ class Audit:
     threshold: float
     alpha: float
     correction: str
+    min_rows: int = 10
+    pooled: bool = False
 
     @property
     def significant(self) -> tuple[Finding, ...]:
@@ -135,38 +135,36 @@ def audit(
         labels: (rows,) true labels; each is audited by itself.
         threshold: A row is handled by experts whose coefficient (the product, for several) reaches this, 0..1.
         pairs: Look at pairs of experts of a level too.
-        min_rows: Groups with fewer rows, or with fewer left to compare with, are not tested.
+        min_rows: Groups with fewer rows, or with fewer left to compare with, are not tested; if that leaves no group,
+            labels are pooled, and then the floor is lowered.
         alpha: Level of significance after correction.
         correction: ``holm`` or ``fdr``.
         most: Findings kept.
 
     Raises:
-        UserError: If sizes disagree, the threshold is out of range, or nothing is large enough to be tested.
+        UserError: If sizes disagree, the threshold is out of range, or no group has two rows to be tested.
     """
     _check(coefficients, right, labels, threshold, correction)
+    if min_rows < 2:
+        raise UserError(f"audit: expected min_rows >= 2, got {min_rows}. 10 is the default.")
     candidates = list(_candidates(coefficients, threshold, pairs))
-    right = right.bool()
-    parts: list[tuple[int, list[Experts], Tensor]] = []
-    for label in labels.unique().tolist():
-        chosen = labels == label
-        hits = right[chosen].double()
-        total, good = len(hits), hits.sum()
-        for names, members in candidates:
-            counts = _counts(members, chosen, hits)
-            keep = (counts[:, 0] >= min_rows) & (total - counts[:, 0] >= min_rows)
-            kept = [names[i] for i in keep.nonzero()[:, 0].tolist()]
-            n, k = counts[keep].T
-            parts.append((int(label), kept, torch.stack([k, n, good - k, total - n])))
-    table = torch.cat([numbers for *_, numbers in parts], dim=1)
-    if not table.shape[1]:
+    names, table, values = _tables(candidates, right.bool(), labels, min_rows)
+    tested = _tested(table, values, min_rows)
+    floor, pooled = min_rows, False
+    if not len(tested):
+        pooled, largest = True, _sizes(table).max(initial=0)
+        floor = int(min(min_rows, largest))
+        tested = _pooled(table, floor) if floor >= 2 else tested
+    if not len(tested):
         raise UserError(
-            f"audit: expected experts that handle at least {min_rows} rows of a label, got none. "
-            "Lower min_rows or threshold, or take more rows."
+            f"audit: expected experts that handle some of {len(labels):,} rows and not all, got none. "
+            "Lower the threshold, or use more rows."
         )
-    tested = [(label, experts) for label, kept, _ in parts for experts in kept]
-    p = fisher_less(*table)
+    found = _findings(names, table, values, tested, pooled)
+    p = np.array([finding.p_value for finding in found])
     corrected = holm(p) if correction == "holm" else benjamini_hochberg(p)
-    return Audit(_ranked(tested, table, p, corrected, alpha, most), len(tested), threshold, alpha, correction)
+    ranked = _ranked(found, corrected, alpha, most)
+    return Audit(ranked, len(found), threshold, alpha, correction, floor, pooled)
 
 
 def propose(
@@ -184,8 +182,10 @@ def propose(
         threshold: As in `audit`.
 
     Raises:
-        UserError: If the experts handle no training row of this label.
+        UserError: If the experts handle no training row of this label, or the finding has no label.
     """
+    if finding.label is None:
+        raise UserError("propose: expected a finding of one label, got one of all labels pooled. Audit more rows.")
     inside = handled(coefficients, finding.experts, threshold) & (labels == finding.label)
     if not bool(inside.any()):
         raise UserError(f"propose: expected training rows handled by {finding.experts}, got none. Take another.")
@@ -234,69 +234,6 @@ def handled(coefficients: Sequence[Tensor], experts: Sequence[tuple[int, int]], 
     return value >= threshold
 
 
-def fisher_less(k: Tensor, n: Tensor, k_rest: Tensor, n_rest: Tensor) -> Tensor:
-    """One-sided p-values of Fisher's exact test, many at a time: as few right as k of n, by chance?
-
-    Args:
-        k: Right in the group.
-        n: Size of the group.
-        k_rest: Right outside.
-        n_rest: Size of the outside.
-
-    Returns:
-        (comparisons,) float64, P(K <= k) of the hypergeometric distribution.
-    """
-    k, n, k_rest, n_rest = (host(value).round() for value in (k, n, k_rest, n_rest))
-    good, total = k + k_rest, n + n_rest
-    low = (n - (total - good)).clamp(min=0)
-    steps = torch.arange(int((k - low).max()) + 1, dtype=torch.float64, device=k.device)
-    parts = []
-    for chunk in torch.arange(len(k), device=k.device).split(max(1, 2_000_000 // len(steps))):
-        x = k[chunk, None] - steps
-        g, t, m = good[chunk, None], total[chunk, None], n[chunk, None]
-        inside = x >= low[chunk, None]
-        x = torch.where(inside, x, low[chunk, None])
-        log_p = _log_choose(g, x) + _log_choose(t - g, m - x) - _log_choose(t, m)
-        parts.append(torch.where(inside, log_p, -math.inf).logsumexp(1).exp())
-    return torch.cat(parts).clamp(max=1)
-
-
-def holm(p: Tensor) -> Tensor:
-    """Holm's corrected p-values (family-wise error rate)."""
-    order = p.argsort()
-    factors = torch.arange(len(p), 0, -1, dtype=p.dtype, device=p.device)
-    adjusted = (p[order] * factors).cummax(0).values.clamp(max=1)
-    return torch.empty_like(p).scatter(0, order, adjusted)
-
-
-def benjamini_hochberg(p: Tensor) -> Tensor:
-    """Benjamini and Hochberg's corrected p-values (false discovery rate)."""
-    order = p.argsort()
-    factors = len(p) / torch.arange(1, len(p) + 1, dtype=p.dtype, device=p.device)
-    adjusted = (p[order] * factors).flip(0).cummin(0).values.flip(0).clamp(max=1)
-    return torch.empty_like(p).scatter(0, order, adjusted)
-
-
-def newcombe(k: int, n: int, k_rest: int, n_rest: int, confidence: float = 0.95) -> Estimate:
-    """k_rest / n_rest - k / n with Newcombe's hybrid score interval, sound for small groups and rates of 0 or 1."""
-    a, b = k_rest / n_rest, k / n
-    (low_a, high_a), (low_b, high_b) = _wilson(k_rest, n_rest, confidence), _wilson(k, n, confidence)
-    value = a - b
-    low = value - math.hypot(a - low_a, high_b - b)
-    return Estimate(value, low, value + math.hypot(high_a - a, b - low_b))
-
-
-def _wilson(k: int, n: int, confidence: float) -> tuple[float, float]:
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p = k / n
-    center, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (center - spread) / (1 + z * z / n), (center + spread) / (1 + z * z / n)
-
-
-def _log_choose(n: Tensor, k: Tensor) -> Tensor:
-    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-
-
 Members = tuple[Tensor, Tensor | None]
 Experts = tuple[tuple[int, int], ...]
 
@@ -329,6 +266,29 @@ def _products(coefficients: Sequence[Tensor], threshold: float) -> tuple[list[Ex
     return names, (columns >= threshold).double()
 
 
+Counts = npt.NDArray[np.int64]
+"""(groups, labels, 4): right in the group, its size, right outside, size of the outside."""
+
+
+def _tables(
+    candidates: Sequence[tuple[list[Experts], Members]], right: Tensor, labels: Tensor, least: int
+) -> tuple[list[Experts], Counts, list[int]]:
+    """Groups of at least `least` rows (or of the most that there are), their counts by label, and the labels."""
+    values = [int(label) for label in labels.unique().tolist()]
+    everything = torch.ones_like(right)
+    totals = torch.cat([_counts(members, everything, right.double()) for _, members in candidates])[:, 0]
+    kept = (totals >= min(least, float(totals.max()) if len(totals) else 0)).nonzero()[:, 0]
+    every = [name for part, _ in candidates for name in part]
+    parts = []
+    for label in values:
+        chosen = labels == label
+        hits = right[chosen].double()
+        counts = torch.cat([_counts(members, chosen, hits) for _, members in candidates])[kept]
+        n, k = counts.round().long().T
+        parts.append(torch.stack([k, n, int(hits.sum()) - k, len(hits) - n], dim=1))
+    return [every[i] for i in kept.tolist()], torch.stack(parts, dim=1).cpu().numpy(), values
+
+
 def _counts(members: Members, chosen: Tensor, hits: Tensor) -> Tensor:
     """(groups, 2): rows of each group among the chosen, and how many of them are right."""
     inside, other = members[0][chosen], members[1]
@@ -339,34 +299,67 @@ def _counts(members: Members, chosen: Tensor, hits: Tensor) -> Tensor:
     return torch.stack([both[upper[0], upper[1]], good[upper[0], upper[1]]], dim=1)
 
 
+def _tested(table: Counts, values: Sequence[int], least: int) -> Counts:
+    """(tests, 2) positions of group and label with enough rows on both sides, label after label."""
+    enough = (table[:, :, 1] >= least) & (table[:, :, 3] >= least)
+    label, group = np.nonzero(enough.T)
+    return np.stack([group, label], axis=1)
+
+
+def _comparable(table: Counts) -> Counts:
+    """Counts with zeros for labels that have rows on one side alone: they cannot be compared."""
+    both = (table[:, :, 1] > 0) & (table[:, :, 3] > 0)
+    return np.where(both[:, :, None], table, 0)
+
+
+def _sizes(table: Counts) -> npt.NDArray[np.int64]:
+    """(groups,) comparable rows over all labels, of the smaller side."""
+    return np.asarray(_comparable(table).sum(1)[:, [1, 3]].min(1), dtype=np.int64)
+
+
+def _pooled(table: Counts, least: int) -> Counts:
+    """(tests, 1) positions of groups with enough rows over all labels."""
+    return np.flatnonzero(_sizes(table) >= least)[:, None]
+
+
+def _findings(
+    names: Sequence[Experts], table: Counts, values: Sequence[int], tested: Counts, pooled: bool
+) -> list[Finding]:
+    """All tests, with p-values that are not corrected yet."""
+    if pooled:
+        return [_pooled_finding(names[g], _comparable(table[g : g + 1])[0]) for g in tested[:, 0].tolist()]
+    counts = table[tested[:, 0], tested[:, 1]]
+    p = fisher_less(*counts.T)
+    return [
+        _finding(names[group], values[label], row, float(value))
+        for (group, label), row, value in zip(tested.tolist(), counts.tolist(), p, strict=True)
+    ]
+
+
+def _finding(experts: Experts, label: int, counts: Sequence[int], p: float) -> Finding:
+    k, n, k_rest, n_rest = counts
+    accuracy, rest = k / n, k_rest / n_rest
+    gap = Estimate(rest - accuracy, *newcombe(k, n, k_rest, n_rest))
+    return Finding(experts, label, n, accuracy, rest, gap, p, p)
+
+
+def _pooled_finding(experts: Experts, counts: Counts) -> Finding:
+    k, n, *_ = counts.sum(0).tolist()
+    gap = Estimate(*stratified_gap(*counts.T))
+    accuracy, p = k / n, stratified_less(*counts.T)
+    return Finding(experts, None, n, accuracy, accuracy + gap.value, gap, p, p)
+
+
 def _ranked(
-    names: Sequence[tuple[int, Experts]],
-    table: Tensor,
-    p: Tensor,
-    corrected: Tensor,
-    alpha: float,
-    most: int,
+    found: Sequence[Finding], corrected: npt.NDArray[np.float64], alpha: float, most: int
 ) -> tuple[Finding, ...]:
-    k, n, k_rest, n_rest = table
-    gaps = k_rest / n_rest - k / n
-    significant = (corrected <= alpha).nonzero()[:, 0]
-    others = (corrected > alpha).nonzero()[:, 0]
-    order = torch.cat(
-        [significant[gaps[significant].argsort(descending=True, stable=True)], others[p[others].argsort(stable=True)]]
-    )
-    return tuple(
-        Finding(
-            experts=names[i][1],
-            label=names[i][0],
-            rows=int(n[i]),
-            accuracy=float(k[i] / n[i]),
-            rest=float(k_rest[i] / n_rest[i]),
-            gap=newcombe(int(k[i]), int(n[i]), int(k_rest[i]), int(n_rest[i])),
-            p_value=float(p[i]),
-            p_corrected=float(corrected[i]),
-        )
-        for i in order[:most].tolist()
-    )
+    gaps, p = (np.array(values) for values in zip(*((f.gap.value, f.p_value) for f in found), strict=True))
+    significant, others = np.flatnonzero(corrected <= alpha), np.flatnonzero(corrected > alpha)
+    order = [
+        *significant[np.argsort(-gaps[significant], kind="stable")],
+        *others[np.argsort(p[others], kind="stable")],
+    ]
+    return tuple(replace(found[i], p_corrected=float(corrected[i])) for i in order[:most])
 
 
 def _check(coefficients: Sequence[Tensor], right: Tensor, labels: Tensor, threshold: float, correction: str) -> None:

@@ -42,11 +42,19 @@ class Edit(Protocol):
         """0 is no change, 1 the edit as meant."""
         ...
 
+    def check(self, num_experts: Sequence[int], out_features: int) -> None:
+        """Refuse a layer of these sizes in which it names what does not exist; needs no weights.
+
+        Raises:
+            UserError: If an expert, level or output does not exist there.
+        """
+        ...
+
     def operation(self, part: nn.Module) -> Operation:
         """What it does to this factorization, which may be edited already.
 
         Raises:
-            UserError: If an expert, level or output does not exist there.
+            UserError: As `check`.
         """
         ...
 
@@ -90,15 +98,18 @@ class Rewrite:
         """a-bar, (N_1, .., N_E) in float64."""
         return AddedTerm(self.head, _tensors(self.factors)).joint()
 
-    def operation(self, part: nn.Module) -> Operation:
-        _require_head(self.head, part)
-        vectors = _tensors(self.factors)
-        sizes = tuple(len(vector) for vector in vectors)
-        if sizes != tuple(original(part).num_experts):
+    def check(self, num_experts: Sequence[int], out_features: int) -> None:
+        _require_head(self.head, out_features, "Rewrite")
+        sizes = tuple(len(vector) for vector in _tensors(self.factors))
+        if sizes != tuple(num_experts):
             raise UserError(
-                f"Rewrite: expected mean coefficients of experts {original(part).num_experts}, got {sizes}. "
-                "Take them from this layer: mean_coefficients(layer, features)."
+                f"Rewrite: expected mean coefficients of experts {tuple(num_experts)}, got {sizes}. "
+                "Compute them from this layer: mean_coefficients(layer, features)."
             )
+
+    def operation(self, part: nn.Module) -> Operation:
+        self.check(*_sizes(part))
+        vectors = _tensors(self.factors)
         return AddedTerm(self.head, (vectors[0] * self.strength, *vectors[1:]))
 
     def describe(self) -> str:
@@ -127,15 +138,19 @@ class Correct:
         pairs = ((n if isinstance(n, tuple) else (n,), float(value)) for n, value in terms.items())
         return Correct(head, tuple(pairs), strength)
 
-    def operation(self, part: nn.Module) -> Operation:
-        _require_head(self.head, part)
-        sizes = original(part).num_experts
+    def check(self, num_experts: Sequence[int], out_features: int) -> None:
+        _require_head(self.head, out_features, "Correct")
         for term in self.terms:
             if len(term) != 2 or not isinstance(term[0], tuple) or not isinstance(term[1], int | float):
                 raise UserError(f"Correct: expected (expert, number) pairs, got {term!r}. Use Correct.of.")
-        index = [_combination(n, part, "Correct") for n, _ in self.terms]
-        if not index:
+            _combination(term[0], num_experts, "Correct")
+        if not self.terms:
             raise UserError("Correct: expected a number for at least one expert, got none. Name one: {3: 0.5}.")
+
+    def operation(self, part: nn.Module) -> Operation:
+        sizes, outputs = _sizes(part)
+        self.check(sizes, outputs)
+        index = [_combination(n, sizes, "Correct") for n, _ in self.terms]
         values = torch.tensor([value for _, value in self.terms], dtype=torch.float64) * self.strength
         places = torch.tensor(index)
         units = [nn.functional.one_hot(places[:, e], size).double().mT for e, size in enumerate(sizes)]
@@ -165,15 +180,19 @@ class SetOutput:
     value: float
     strength: float = 1.0
 
+    def check(self, num_experts: Sequence[int], out_features: int) -> None:
+        _require_head(self.head, out_features, "SetOutput")
+        _combination(self.expert, num_experts, "SetOutput")
+
     def operation(self, part: nn.Module) -> Operation:
-        _require_head(self.head, part)
-        index = _combination(self.expert, part, "SetOutput")
+        sizes, outputs = _sizes(part)
+        self.check(sizes, outputs)
+        index = _combination(self.expert, sizes, "SetOutput")
         own: Tensor = host(part.expert(index)[self.head])  # type: ignore[operator]
         if not part.bias:
             own = nn.functional.pad(own, (0, 1))
         wanted = torch.zeros_like(own)
         wanted[-1] = self.value
-        sizes = original(part).num_experts
         units = tuple(
             nn.functional.one_hot(torch.tensor([n]), size).to(own).mT for size, n in zip(sizes, index, strict=True)
         )
@@ -201,8 +220,11 @@ class Scale:
     level: int = 0
     strength: float = 1.0
 
+    def check(self, num_experts: Sequence[int], out_features: int) -> None:
+        Ablation.parse([self.expert], self.level, num_experts, "Scale")
+
     def operation(self, part: nn.Module) -> Operation:
-        _require_experts(part, self.level, [self.expert], "Scale")
+        self.check(*_sizes(part))
         factor = torch.tensor([[1 + self.strength * (self.factor - 1)]], dtype=torch.float64)
         return CoefficientMap(self.level, factor, (self.expert,))
 
@@ -226,7 +248,11 @@ class Ablate:
     level: int = 0
     strength: float = 1.0
 
+    def check(self, num_experts: Sequence[int], out_features: int) -> None:
+        Ablation.parse([self.expert], self.level, num_experts, "Ablate")
+
     def operation(self, part: nn.Module) -> Operation:
+        self.check(*_sizes(part))
         return Scale(self.expert, 0.0, self.level, self.strength).operation(part)
 
     def describe(self) -> str:
@@ -251,8 +277,11 @@ class Swap:
     level: int = 0
     strength: float = 1.0
 
+    def check(self, num_experts: Sequence[int], out_features: int) -> None:
+        Ablation.parse([self.first, self.second], self.level, num_experts, "Swap")
+
     def operation(self, part: nn.Module) -> Operation:
-        _require_experts(part, self.level, [self.first, self.second], "Swap")
+        self.check(*_sizes(part))
         stays = torch.eye(2, dtype=torch.float64)
         mixed = (1 - self.strength) * stays + self.strength * stays.flip(0)
         return CoefficientMap(self.level, mixed, (self.first, self.second))
@@ -272,18 +301,19 @@ def with_strength(edit: Any, strength: float) -> Any:
     return replace(edit, strength=float(strength))
 
 
-def _require_experts(part: nn.Module, level: int, experts: Sequence[int], who: str) -> None:
-    Ablation.parse(experts, level, original(part).num_experts, who)
+def _sizes(part: nn.Module) -> tuple[tuple[int, ...], int]:
+    """Experts of each level, and outputs."""
+    base = original(part)
+    return tuple(base.num_experts), int(base.out_features)
 
 
-def _combination(index: Sequence[int], part: nn.Module, who: str) -> tuple[int, ...]:
-    return Ablation.parse([tuple(index)], None, original(part).num_experts, who).combinations[0]
+def _combination(index: Sequence[int], num_experts: Sequence[int], who: str) -> tuple[int, ...]:
+    return Ablation.parse([tuple(index)], None, num_experts, who).combinations[0]
 
 
-def _require_head(head: int, part: nn.Module) -> None:
-    outputs = original(part).out_features
+def _require_head(head: int, outputs: int, who: str) -> None:
     if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < outputs:
-        raise UserError(f"Edit: expected an output in 0..{outputs - 1}, got {head!r}. The layer has {outputs}.")
+        raise UserError(f"{who}: expected an output in 0..{outputs - 1}, got {head!r}. The layer has {outputs}.")
 
 
 def _tensors(factors: Sequence[Sequence[Sequence[float]]]) -> tuple[Tensor, ...]:

@@ -88,7 +88,7 @@ def write_findings(
         for image, picture in opened.items():
             (scratch / "thumbnails" / f"{image}.png").write_bytes(encoded(picture, "PNG"))
         write_json(scratch / "findings.json", _content(findings, data, said, names))
-        sheet = _sheet(findings, opened, said, names, alpha, title, data.credits, size)
+        sheet = _sheet(findings, opened, said, names, alpha, title, data, size)
         write_bytes(scratch / "sheet.png", encoded(sheet, "PNG"))
     return folder / "sheet.png"
 
@@ -103,7 +103,7 @@ def _content(
     rows = [
         {
             "finding": item.finding,
-            "label": names[item.finding.label],
+            "label": None if item.finding.label is None else names[item.finding.label],
             "wrong": [shown(image) for image in item.wrong],
             "right": [shown(image) for image in item.right],
             "wrong_total": item.wrong_total,
@@ -121,7 +121,7 @@ def _sheet(
     names: Sequence[str],
     alpha: float,
     title: str,
-    credits: Sequence[str],
+    data: ImageData,
     size: int,
 ) -> Image.Image:
     """A row for each finding: its numbers, images that went wrong, images that went right; credits below."""
@@ -133,7 +133,7 @@ def _sheet(
     right = max([2, *(len(item.right) for item in findings)])
     middle = left + wrong * tile + APART
     width = max(middle + right * tile + MARGIN, 640)
-    footer = wrapped([_NOTE, *credits], width - 2 * MARGIN, 11)
+    footer = wrapped([_NOTE, *data.credits], width - 2 * MARGIN, 11)
     pitch = size + BAND + 14
     top = MARGIN + HEAD
     height = top + max(1, len(findings)) * pitch + 15 * len(footer) + 2 * MARGIN
@@ -151,11 +151,17 @@ def _sheet(
         _numbers(pen, (MARGIN, y), item, names, alpha)
         for x, images in ((left, item.wrong), (middle, item.right)):
             for column, image in enumerate(images):
-                words = (names[item.finding.label], names[int(said[image])])
+                words = (_true(item, data, image, names), names[int(said[image])])
                 _tile(sheet, pen, (x + column * tile, y), opened[image], words, size)
     for line, text in enumerate(footer):
         pen.text((MARGIN, height - MARGIN - 15 * (len(footer) - line)), text, fill=PALE, font=font(11))
     return sheet
+
+
+def _true(item: Pictured, data: ImageData, image: int, names: Sequence[str]) -> str:
+    """The true label of an image: the finding's, or its own where labels were pooled."""
+    label = item.finding.label
+    return names[int(data.labels[image]) if label is None and not data.multi_label else label or 0]
 
 
 _NOTE = (
@@ -170,7 +176,7 @@ def _numbers(pen: Any, corner: tuple[int, int], item: Pictured, names: Sequence[
     experts = " + ".join(f"{n}" if level == 0 else f"{n} (level {level})" for level, n in found.experts)
     p = f"corrected p {found.p_corrected:.2g}"
     lines = [
-        f"true label: {names[found.label]}",
+        "true label: any" if found.label is None else f"true label: {names[found.label]}",
         f"wrong: {item.wrong_total} of {found.rows} images",
         f"right: {found.accuracy:.3f}, elsewhere {found.rest:.3f}",
         f"gap: {found.gap.value:.3f} [{found.gap.low:.3f}, {found.gap.high:.3f}]",

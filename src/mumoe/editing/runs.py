@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mumoe.data.base import ImageData
 from mumoe.data.columns import require_value
 from mumoe.devices import AUTO, host
 from mumoe.editing.files import load_edits
-from mumoe.editing.splits import Splits
+from mumoe.editing.splits import Rows, Splits
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_name
 from mumoe.layers import MuMoE
@@ -24,7 +24,10 @@ from mumoe.models.heads import Head
 from mumoe.training.opening import StoredRun
 from mumoe.training.run import pick_run
 
-__all__ = ["EditingRun", "Problem", "edited_head", "open_run"]
+__all__ = ["BLOCK", "EditingRun", "Problem", "check_edits", "edited_head", "open_run"]
+
+BLOCK = 4096
+"""Rows that are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,13 @@ class EditingRun:
         """(rows, num_features) as the layer sees them, on its device."""
         features = torch.from_numpy(np.asarray(self.features[rows], dtype=np.float32))
         return self.head.prepare(features.to(self.head.mean.device))
+
+    def batches(self, rows: npt.NDArray[np.int64], report: Callable[[int], None] | None = None) -> Iterator[Tensor]:
+        """Inputs of the layer in blocks of bounded size; `report` is called with the rows done before each."""
+        for start in range(0, len(rows), BLOCK):
+            if report is not None:
+                report(start)
+            yield self.inputs(rows[start : start + BLOCK])
 
     @torch.no_grad()
     def logits(self, rows: npt.NDArray[np.int64], head: int) -> npt.NDArray[np.float64]:
@@ -130,6 +140,26 @@ class Problem:
         found = self.data.indices(split)  # type: ignore[arg-type]
         return found[self.known[found]]
 
+    def subgroup(self, train: Rows, target: tuple[int, str], who: str) -> npt.NDArray[np.int64]:
+        """Positions of a subgroup's training images.
+
+        Args:
+            train: Labels and sensitive values of the training images, in the order of `rows`.
+            target: (label, sensitive value).
+            who: The caller, named in errors.
+
+        Raises:
+            UserError: If no training image is in the subgroup.
+        """
+        label, value = target
+        inside = (train.y_true == label) & (train.sensitive_features == value)
+        if not inside.any():
+            raise UserError(
+                f"{who}: expected training images with {self.head}={label} and {self.sensitive}={value}, got none. "
+                "Choose a subgroup that has training images."
+            )
+        return self.rows("train")[inside]
+
     def value(self, asked: object, *, who: str) -> str:
         """A sensitive value as the data writes it; 1, yes and true are one, and so are 0, no and false.
 
@@ -180,6 +210,43 @@ def open_run(
     return EditingRun(opened.path, head, layer, inputs.data, inputs.features)
 
 
+def check_edits(
+    run: str | Path, *, do: Sequence[str] = (), files: Sequence[str | Path] = (), who: str = "check_edits"
+) -> None:
+    """Refuse edits that a run's head has no place for, before its weights, data or features are read.
+
+    Args:
+        run: Folder of the run, or of a job, of which `pick_run` picks one with experts.
+        do: Edits as texts, see `mumoe.editing.texts`.
+        files: Files of edits; that they are of this run is checked when they are loaded.
+        who: The caller, named in errors.
+
+    Raises:
+        UserError: If the head has no experts that make the logits, a text is no edit, a file cannot be read, or an
+            edit names an expert, level or output that does not exist.
+        JobError: If the run's facts are damaged.
+    """
+    from mumoe.costs import spec_costs
+    from mumoe.editing.files import read_edit_file
+    from mumoe.editing.texts import parse_edit
+
+    folder = pick_run(run, experts=True)
+    config, facts = folder.config(), folder.facts()
+    classes = tuple(facts.get("classes", ()))
+    found = spec_costs(config.head, int(facts.get("num_features", 1)), len(classes)) if config.head else None
+    if found is None or config.mode not in ("features", "finetune"):
+        return
+    if not found.num_experts or found.kind == "sparse-moe" or config.position != "final":
+        raise UserError(
+            f"{who}: expected a MuMoE layer that makes the logits, got the head {config.head!r} "
+            f"(--position {config.position}) in {folder.path}. "
+            "Train one with --head CPMuMoE-r256-e128 --position final."
+        )
+    edits = [edit for file in files for edit in read_edit_file(file).edits.values()]
+    for edit in [*edits, *(parse_edit(text, classes, who=who) for text in do)]:
+        edit.check(found.num_experts, len(classes))
+
+
 def edited_head(run: EditingRun, edits: str | Path | EditStack) -> Head:
     """The run's head with edits folded into its factors: an ordinary head, to save, export and run anywhere."""
     import copy
@@ -202,7 +269,7 @@ def _sensitive(data: ImageData, name: str, who: str) -> tuple[npt.NDArray[np.str
     raise unknown_name(who, "sensitive attribute", name, [*data.attributes, *data.classes])
 
 
-def _blocks(rows: npt.NDArray[np.int64], size: int = 4096) -> list[npt.NDArray[np.int64]]:
+def _blocks(rows: npt.NDArray[np.int64], size: int = BLOCK) -> list[npt.NDArray[np.int64]]:
     return [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mumoe.editing.baselines import BiasTask, Settings, fit
 from mumoe.editing.choose import Choice, LogitShift, choose_strength
 from mumoe.editing.fairness import METRICS, Bootstrap, FairnessReport, fairness_report
-from mumoe.editing.rewriting import mean_coefficients
+from mumoe.editing.rewriting import mean_coefficients, rewrite
 from mumoe.editing.splits import Rows
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE
@@ -205,10 +205,8 @@ def run_seed(
     bench.add(head, base, base=True)
     for method in retraining:
         bench.retrain(method, head)
-    mean = bench.mean_coefficients(base)
-    sign = 1 if bias.target[0] == 1 else -1
-    bench.shift("blind", sign * BLIND_STRENGTH, lambda part: torch.ones(len(bench.base_logits[part])))
-    bench.shift("experts", sign * float(mean.numel()), lambda part: bench.direction(base, part, mean))
+    bench.shift_blindly()
+    bench.rewrite()
     return bench.report(bootstrap or Bootstrap(seed=seed))
 
 
@@ -304,14 +302,32 @@ class Bench(ABC):
 
         self._pick(f"+ {method.strategy}", take, method.strengths[0], list(heads), counts[0])
 
-    def shift(self, name: str, fixed: float, direction: Callable[[str], Tensor]) -> None:
-        """An edit of the base's logit along a direction, at every strength."""
-        shifts = {
+    def shift_blindly(self) -> None:
+        """Every image's logit shifted alike, at every strength."""
+        shifts = self.shifts(lambda part: torch.ones(len(self.base_logits[part])))
+        sign = 1 if self.bias.target[0] == 1 else -1
+        candidates = shifts["val"].candidates(sign=sign).tolist()
+        self._pick("+ blind", shifts.__getitem__, sign * BLIND_STRENGTH, candidates, self.parameters[self.base])
+
+    def rewrite(self) -> None:
+        """The rewriting of the base's experts, by every criterion (`mumoe.editing.rewriting`)."""
+        model = _BaseRows(self)
+        for criterion, suffix in CRITERIA.items():
+            if criterion == "fixed":
+                how: dict[str, Any] = {"strength": "paper"}
+            else:
+                how = {"objective": criterion, "max_loss": self.max_loss}
+            found = rewrite(model, self.bias.head, target=self.bias.target, **how)
+            if found.choice is not None:
+                self.choices[f"+ experts{suffix}"] = found.choice
+            self._take(f"+ experts{suffix}", model.shifts.__getitem__, found.edit.strength, self.parameters[self.base])
+
+    def shifts(self, direction: Callable[[str], Tensor]) -> dict[str, LogitShift]:
+        """The base's logit along a direction, by part."""
+        return {
             part: LogitShift(logits.double().numpy(), direction(part).double().numpy())
             for part, logits in self.base_logits.items()
         }
-        candidates = shifts["val"].candidates(sign=1 if fixed > 0 else -1).tolist()
-        self._pick(f"+ {name}", shifts.__getitem__, fixed, candidates, self.parameters[self.base])
 
     def _pick(
         self,
@@ -333,9 +349,13 @@ class Bench(ABC):
                     max_loss=self.max_loss,
                 )
                 self.choices[name + suffix], strength = choice, choice.strength
-            self.predicted[name + suffix] = {part: predict(part)(strength) for part in self.base_logits}
-            self.strengths[name + suffix] = strength
-            self.parameters[name + suffix] = parameters
+            self._take(name + suffix, predict, strength, parameters)
+
+    def _take(
+        self, name: str, predict: Callable[[str], Callable[[float], Predictions]], strength: float, parameters: int
+    ) -> None:
+        self.predicted[name] = {part: predict(part)(strength) for part in self.base_logits}
+        self.strengths[name], self.parameters[name] = strength, parameters
 
     def report(self, bootstrap: Bootstrap) -> SeedResult:
         """Open the test rows, once, and measure everything that was decided before."""
@@ -355,6 +375,20 @@ class Bench(ABC):
         }
         support = int(self.inside.sum())
         return SeedResult(self.seed, reports, self.strengths, self.choices, self.parameters, support, opened=chosen)
+
+
+class _BaseRows:
+    """The bench's base model as `mumoe.editing.rewriting` takes it."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self._mean = bench, bench.mean_coefficients(bench.base_model)
+        self.shifts = bench.shifts(lambda part: bench.direction(bench.base_model, part, self._mean))
+
+    def mean(self) -> tuple[Tensor, int]:
+        return self._mean, int(self.bench.inside.sum())
+
+    def validation(self, mean: Tensor) -> tuple[Rows, LogitShift]:
+        return self.bench.val, self.shifts["val"]
 
 
 class FeatureBench(Bench):

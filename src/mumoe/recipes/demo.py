@@ -6,6 +6,7 @@ what was found, also when an effect is not there.
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
@@ -59,6 +60,7 @@ class DemoSettings:
             the linear head and for the mixture alike), also that of the bias experiment (docs/results/bias).
         specialize: Weight decay at which experts specialize (docs/results/specialization).
         size: Side of the images in pixels.
+        least_lost: Right answers that a class must lose, besides half of its own, for an expert to be strong.
         device: Where features are extracted and heads are trained.
     """
 
@@ -70,6 +72,7 @@ class DemoSettings:
     accurate: float = 1.0
     specialize: float = 3.0
     size: int = 96
+    least_lost: int = 5
     device: str = AUTO
 
     def spec(self, experts: int) -> str:
@@ -190,7 +193,7 @@ def _ablate_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) 
     with Progress("Ablating every expert", 2 * settings.seeds, enabled=progress) as bar:
         for name in result:
             for seed in range(settings.seeds):
-                special = _specialization(out / name / f"seed-{seed}", found)
+                special = _specialization(out / name / f"seed-{seed}", found, settings)
                 result[name].append(_summary(special))
                 if seed == 0:
                     shown.append(EffectRow(f"{special.units} experts", special.effects))
@@ -201,15 +204,16 @@ def _ablate_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) 
     return result
 
 
-def _specialization(run: Path, found: _Set) -> Specialization:
+def _specialization(run: Path, found: _Set, settings: DemoSettings) -> Specialization:
     head = load_head(run)[0]
-    studied = study(head.layer, lambda: found.batches("test", head), resamples=200)
+    batches = functools.partial(found.batches, "test", head)
+    studied = study(head.layer, batches, resamples=200, least_lost=settings.least_lost)
     return studied.units[0].modes["zero"]
 
 
 def _summary(special: Specialization) -> dict[str, Any]:
     names = ("units", "with_effect", "strong", "accuracy", "mean_polysemanticity", "mean_polysemanticity_strong")
-    return {name: getattr(special, name) for name in names}
+    return {name: getattr(special, name) for name in (*names, "least_lost", "strong_images")}
 
 
 def _draw_images(out: Path, found: _Set) -> None:
@@ -286,7 +290,7 @@ def _about_experts(settings: DemoSettings, numbers: Mapping[str, Any]) -> list[s
         f"Polysemanticity p (0: an expert answers for one class alone): {_spread(p_few, 2)} with {settings.few} "
         f"experts, {_spread(p_many, 2)} with {settings.many}: more experts are "
         + ("purer, as the paper says." if falls else "not clearly purer here."),
-        f"Strong experts (some class loses half its accuracy without them): "
+        f"Strong experts (some class loses half its right answers without them, at least {settings.least_lost}): "
         f"{_spread([entry['strong'] for entry in few], 1)} of {settings.few} and "
         f"{_spread([entry['strong'] for entry in many], 1)} of {settings.many}{purer}. The mean alone would mislead.",
     ]

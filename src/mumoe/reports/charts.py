@@ -98,7 +98,7 @@ def _darkened(text: str) -> str:
 
 
 def curves_chart(folder: Path, seeds: Sequence[SeedView]) -> Chart | None:
-    """Loss and learning rate by epoch, one line a seed; None below two logged steps."""
+    """Loss and learning rate by epoch, one line a seed; None if no curve has two points."""
     rows = [
         {"seed": seed.seed, "curve": curve.name, "step": step, "epoch": epoch, "value": value}
         for seed in seeds
@@ -270,7 +270,8 @@ def _points(view: RunView) -> list[Point]:
         for part, name, control in ((seed.specialized, series, False), (seed.control, f"{series}: same load", True)):
             if part is not None:
                 numbers = (part.accuracy, part.mean_polysemanticity, part.strong, part.mean_polysemanticity_strong)
-                found.append(Point(name, part.units, seed.seed, *numbers, part.with_effect, control))
+                rest = (part.with_effect, control, part.least_lost)
+                found.append(Point(name, part.units, seed.seed, *numbers, *rest))
     return found
 
 

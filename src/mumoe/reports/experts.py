@@ -90,7 +90,7 @@ def read_analysis(run: Path) -> Mapping[str, Any] | None:
 
 def specialized(found: Mapping[str, Any]) -> Specialized:
     """The numbers of a specialization without its single units."""
-    values: dict[str, Any] = {item.name: found[item.name] for item in fields(Specialized)}
+    values: dict[str, Any] = {item.name: found[item.name] for item in fields(Specialized) if item.name in found}
     for name in ("mean_interval", "strong_interval"):
         values[name] = _pair(values[name])
     return Specialized(**values)
@@ -120,7 +120,7 @@ def read_experts(
     Raises:
         UserError: If a file of the analysis is damaged.
     """
-    command = f"mumoe analyze {run}" + ("" if has_images else " --images 0")
+    command = f"mumoe analyze {run}"
     if not has_experts:
         reason = "The head has neither experts nor neurons that could be ablated."
         return Analyzed(missing=(Missing("analysis", reason, ""),))
@@ -202,6 +202,7 @@ def _expert(
         polysemanticity=effect["polysemanticity"] if effect else None,
         interval=_pair(effect["interval"]) if effect else None,
         strong=bool(effect and effect["strong"]),
+        images=int(effect.get("images", 0)) if effect else 0,
         losses=source.losses(effect) if effect else (),
         by_weight=_near(near.get("by_weight"), n),
         by_coefficient=_near(near.get("by_coefficient"), n),

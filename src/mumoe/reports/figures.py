@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mumoe.analysis.measures import STRONG
 from mumoe.analysis.results import Effect, Usage
 from mumoe.errors import UserError, require
 from mumoe.files import write_bytes, write_json
@@ -54,6 +55,7 @@ class Point:
         mean_polysemanticity_strong: Mean p over these, None if there are none.
         with_effect: Number of experts that change anything.
         control: Whether the series is a control (drawn dashed and grey).
+        least_lost: Right answers that a class must lose for an expert to be strong; 1 (any) in older results.
     """
 
     series: str
@@ -65,6 +67,7 @@ class Point:
     mean_polysemanticity_strong: float | None
     with_effect: int
     control: bool = False
+    least_lost: int = 1
 
 
 @dataclass(frozen=True)
@@ -222,12 +225,11 @@ def effects_figure(
     note: str = "",
     columns: int = 4,
     bars: int = 8,
-    least: float = 0.5,
 ) -> Figure:
     """Figures 5 and 6: which classes lose how much of their right answers when one expert is ablated.
 
-    Each row is a model; its columns are the first experts, in numerical order, that cost some class at least
-    `least`. A bar is d of eq. 5, the largest losses first; a bar to the left is a class that gains.
+    Each row is a model; its columns are its first strong experts, in numerical order. A bar is d of eq. 5, the
+    largest losses first; a bar to the left is a class that gains.
 
     Raises:
         UserError: If there are no models.
@@ -235,27 +237,27 @@ def effects_figure(
     if not rows:
         raise UserError("effects_figure: expected at least one analyzed model, got none. Analyze a run first.")
     full = 0.2 * bars + 0.75
-    heights = [full if strong_effects(row, least) else 0.45 for row in rows]
+    heights = [full if strong_effects(row) else 0.45 for row in rows]
     figure = new_figure(3.1 * columns, sum(heights) + 0.9)
     figure.set_layout_engine("constrained", h_pad=0.13)
     grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, height_ratios=heights)
-    drawn = [effect for row in rows for effect in strong_effects(row, least)[:columns]]
+    drawn = [effect for row in rows for effect in strong_effects(row)[:columns]]
     gain = min((d for effect in drawn for _, d in _largest(effect, bars)), default=0.0)
     grid[0, 0].set_xlim(max(-1.0, min(0.0, 1.05 * gain)), 1.0)
     for position, (row, panels) in enumerate(zip(rows, grid, strict=True)):
-        chosen = strong_effects(row, least)[:columns]
+        chosen = strong_effects(row)[:columns]
         for column, panel in enumerate(panels):
             if column < len(chosen):
                 _bars(panel, chosen[column], classes, bars, COLOURS[position % len(COLOURS)])
             else:
                 panel.axis("off")
         if not chosen:
-            text = f"{row.name}: no expert costs a class {least:.0%} of its right answers"
+            text = f"{row.name}: no expert costs a class {STRONG:.0%} of its right answers"
             said = panels[0].text(0, 0.5, text, fontsize=9, color=PALE, transform=panels[0].transAxes)
             said.set_in_layout(False)
             continue
         heading = panels[0].annotate(
-            f"{row.name}   ({len(strong_effects(row, least))} strong experts)",
+            f"{row.name}   ({len(strong_effects(row))} strong experts)",
             (0, 1), (0, 19), xycoords="axes fraction", textcoords="offset points",
             fontsize=10, color=COLOURS[position % len(COLOURS)], fontweight="bold", annotation_clip=False,
         )  # fmt: skip
@@ -265,9 +267,9 @@ def effects_figure(
     return figure
 
 
-def strong_effects(row: EffectRow, least: float) -> tuple[Effect, ...]:
-    """The effects of a model that cost some class at least `least`, in numerical order of the experts."""
-    return tuple(effect for effect in row.effects if effect.top_loss >= least)
+def strong_effects(row: EffectRow) -> tuple[Effect, ...]:
+    """The strong effects of a model, by the rule of its analysis, in numerical order of the experts."""
+    return tuple(effect for effect in row.effects if effect.strong)
 
 
 def _largest(effect: Effect, bars: int) -> list[tuple[int, float]]:

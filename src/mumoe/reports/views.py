@@ -78,13 +78,15 @@ class Specialized:
         with_effect: Units whose ablation changes anything.
         mean_polysemanticity: Mean p over these; p lies in [0, inf), 0 is one class alone.
         mean_interval: Its bootstrap interval.
-        strong: Units that cost some class at least half of its right answers.
+        strong: Units that cost some class at least half of its right answers, and at least `least_lost`.
         strong_interval: Its bootstrap interval.
         mean_polysemanticity_strong: Mean p over the strong units.
         accuracy: Right answers before any intervention.
         images: Number of images.
         classes: Number of classes.
         classes_without_images, classes_never_right: Classes left out, and why.
+        least_lost: Right answers that a class must lose for a unit to be strong; 1 (any) in older files.
+        strong_images: Distinct images behind the strong units.
     """
 
     units: int
@@ -99,6 +101,8 @@ class Specialized:
     classes: int
     classes_without_images: int
     classes_never_right: int
+    least_lost: int = 1
+    strong_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -247,12 +251,13 @@ class ExpertView:
         with_effect: Whether ablating it changes the accuracy of any class.
         polysemanticity: p of eq. 5, in [0, inf); None without effect.
         interval: Its bootstrap interval.
-        strong: Whether some class loses at least half of its right answers.
+        strong: Whether some class loses at least half of its right answers, and as many as the analysis asks for.
         losses: Classes that change, the largest loss first.
         by_weight: Experts with the most similar weights, most similar first.
         by_coefficient: Experts that process the same images.
         random: Images it processes, drawn at random.
         top: Images with the largest coefficients.
+        images: Distinct images whose right answers make it strong; 0 if it is not, or in older files.
     """
 
     level: int
@@ -269,6 +274,7 @@ class ExpertView:
     by_coefficient: tuple[Neighbour, ...] = ()
     random: tuple[ImageView, ...] = ()
     top: tuple[ImageView, ...] = ()
+    images: int = 0
 
     @property
     def worst(self) -> ClassLoss | None:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from mumoe.results import Comparison, RunResult, Spread, TrainResult
+from mumoe.statistics import t_quantile
 from mumoe.training.config import TrainConfig
 
-__all__ = ["compare", "partner_spec", "spread", "summarize", "t_quantile"]
+__all__ = ["compare", "partner_spec", "spread", "summarize"]
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -18,38 +19,6 @@ def spread(values: Sequence[float]) -> Spread:
         return Spread(mean, None, len(values))
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return Spread(mean, math.sqrt(variance), len(values))
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t, by bisection on its distribution function (error below 1e-9)."""
-    if degrees < 1 or not 0 < probability < 1:
-        raise ValueError(f"t_quantile: expected degrees >= 1 and 0 < p < 1, got {degrees}, {probability}.")
-    if probability < 0.5:
-        return -t_quantile(1 - probability, degrees)
-    low, high = 0.0, 1.0
-    while _t_distribution(high, degrees) < probability:
-        low, high = high, high * 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_distribution(middle, degrees) < probability else (low, middle)
-    return (low + high) / 2
-
-
-def _t_distribution(t: float, degrees: int) -> float:
-    """P(T <= t) for whole degrees of freedom, in closed form (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan2(t, math.sqrt(degrees))
-    squared = math.cos(angle) ** 2
-    if degrees % 2 == 0:
-        term = total = 1.0
-        for k in range(2, degrees - 1, 2):
-            term *= squared * (k - 1) / k
-            total += term
-        return 0.5 + 0.5 * math.sin(angle) * total
-    term = total = math.cos(angle) if degrees > 1 else 0.0
-    for k in range(3, degrees - 1, 2):
-        term *= squared * (k - 1) / k
-        total += term
-    return 0.5 + (angle + math.sin(angle) * total) / math.pi
 
 
 def compare(head: str, partner: str, split: str, ours: Sequence[float], theirs: Sequence[float]) -> Comparison:

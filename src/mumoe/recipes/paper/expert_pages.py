@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def points_of(records: Records) -> list[Point]:
         names = ("accuracy", "mean_polysemanticity", "strong", "mean_polysemanticity_strong", "with_effect")
         values = {name: part[name] for name in names}
         control = record["gate"].endswith("-frozen")
+        values["least_lost"] = part.get("least_lost", 1)
         points.append(Point(series=series, experts=_experts(record), seed=record["seed"], control=control, **values))
     return points
 
@@ -62,7 +63,7 @@ def trend_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     ordered = sorted(points, key=lambda point: (point.control, point.series, point.experts, point.seed))
     says = printed(recipe.item.name)
     sheet = _sheet(recipe, f"It says: {says['says']}. p is that of eq. 5; an expert is strong if a class loses half "
-                   "of its right answers without it.")  # fmt: skip
+                   f"of its right answers without it{rule_text(point.least_lost for point in points)}.")  # fmt: skip
     name = recipe.item.name
     (data,) = recipe.data
     classes = int(recipe.data[data]["classes"])
@@ -88,6 +89,14 @@ def _trend_rows(points: Sequence[Point]) -> list[list[str]]:
                 mean_text(_known(p.mean_polysemanticity_strong for p in chosen), 2),
             ])  # fmt: skip
     return rows
+
+
+def rule_text(least: Iterable[int]) -> str:
+    """How many right answers a class had to lose in these results, as part of a sentence."""
+    known = sorted(set(least))
+    if known in ([], [1]):
+        return ", however few these are"
+    return f", and at least {' or '.join(map(str, known))} of them"
 
 
 def _known(values: Any) -> list[float]:
@@ -135,7 +144,10 @@ def _gates(points: Sequence[Point]) -> list[str]:
 def effects_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     """Figures 5 and 6: the first seed's bars, and how concentrated the effects of strong experts are over all seeds."""
     name = recipe.item.name
-    sheet = _sheet(recipe, "Shown are the first experts that cost some class at least half of its right answers.")
+    rule = rule_text(record["experts"]["specialization"].get("least_lost", 1) for record in records)
+    sheet = _sheet(
+        recipe, f"Shown are the first experts that cost some class at least half of its right answers{rule}."
+    )
     first = [record for record in records if record["seed"] == 0 and _effects(record)]
     ordered = sorted(first, key=_experts)
     if ordered:
@@ -156,7 +168,7 @@ def _effects(record: Mapping[str, Any]) -> tuple[Effect, ...]:
 
 def concentration(record: Mapping[str, Any]) -> tuple[float, float] | None:
     """Of the strong experts of a run: classes that lose at least half, and the largest loss; means."""
-    strong = strong_effects(EffectRow("", _effects(record)), 0.5)
+    strong = strong_effects(EffectRow("", _effects(record)))
     if not strong:
         return None
     many = [sum(loss >= 0.5 for _, loss in effect.losses) for effect in strong]
