@@ -22,7 +22,11 @@ from pathlib import Path
 OVERRIDE = "MUMOE_BROWSER"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 APPLICATIONS = ("Google Chrome.app/Contents/MacOS/Google Chrome", "Chromium.app/Contents/MacOS/Chromium")
-DOWNLOADED = ("chromium-*/chrome-*/chrome", "chromium-*/chrome-*/chrome.exe", "chromium-*/chrome-*/*.app/Contents/MacOS/*")
+DOWNLOADED = (
+    "chromium-*/chrome-*/chrome",
+    "chromium-*/chrome-*/chrome.exe",
+    "chromium-*/chrome-*/*.app/Contents/MacOS/*",
+)
 REMEDY = f"Install Chromium (Debian: apt-get install chromium) or Chrome, or set {OVERRIDE} to the path of one."
 SECONDS_TO_CONNECT = 5
 MOST_SECONDS = 900

@@ -33,7 +33,7 @@ __all__ = ["Analysis", "Options", "analyze_head", "analyze_run", "analyze_text_r
 class Options:
     """Measure what each expert of a run does; the results go to RUN/analysis."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run with a MuMoE, sparse-moe or highrank-linear head, or of a language model with MuMoE blocks"""
     split: str = "test"
     """train, val or test"""

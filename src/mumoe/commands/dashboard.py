@@ -24,7 +24,7 @@ class Options:
     The page is served on 127.0.0.1, to the one browser that has the token of its address. Ctrl-C ends it.
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run with experts"""
     port: int = 0
     """port on 127.0.0.1 (0: any that is free)"""

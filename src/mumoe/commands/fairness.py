@@ -19,7 +19,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Measure whom a run's model fails: every combination of a 0/1 attribute and a sensitive one."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of the run"""
     head: str
     """the attribute that is predicted, e.g. Blond_Hair"""

@@ -31,7 +31,7 @@ class Options:
 
     action: Annotated[Literal["list", "run"], tyro.conf.Positional]
     """list: what there is, its state, hardware and time; run: make items"""
-    items: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    items: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ITEM ...]")] = ()
     """of run: table-1 .. table-8, figure-1 .. figure-16, or all"""
     scale: Literal["small", "full"] = "small"
     """small: embedded data on two cores; full: the paper's setting"""
