@@ -6,7 +6,6 @@ tests find the browser with `find`. Needs the standard library alone, since it r
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import re
@@ -37,7 +36,6 @@ class NoBrowser(Exception):
     """No browser, and no way to one; the text is one line."""
 
 
-@functools.cache
 def find() -> str | None:
     """Path of a Chromium or Chrome that starts: the override, PATH, macOS applications, Playwright's own.
 
@@ -111,7 +109,6 @@ def get() -> str:
     for name, way in (("Playwright", download), ("apt-get", install)):
         if found is None:
             tried.append(f"{name}: {_last_line(way())}")
-            find.cache_clear()
             found = find()
     if found is None:
         raise NoBrowser(f"make test: expected a way to Chromium or Chrome, got none ({'; '.join(tried)}). {REMEDY}")
@@ -152,7 +149,7 @@ def playwright() -> list[str] | None:
 
 
 def can_download() -> bool:
-    """Whether the server that Playwright would download from can be reached: asked once, since it would try for minutes."""
+    """Whether the server that Playwright downloads from answers: asked once, since Playwright may try for minutes."""
     command = playwright()
     worked, text = _run([*command, "install", "--dry-run", "chromium"]) if command else (False, "")
     address = re.search(r"Download url:\s*(\S+)", text)

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-import browser_setup
 import pytest
+
+import browser_setup
 
 ARGUMENTS = (
     "--disable-gpu",

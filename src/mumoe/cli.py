@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.parsing import parse
+from mumoe.printable import prepare_streams
 
 __all__ = ["VERBS", "main"]
 
@@ -42,6 +43,7 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

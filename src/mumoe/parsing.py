@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import os
 import re
@@ -75,8 +76,7 @@ def one_line(framed: str, names: list[str]) -> str:
         elif first.startswith(_UNKNOWN):
             words = " ".join([first.removeprefix(_UNKNOWN), *rest]).replace(",", " ").split()
             said.append(f"expected known options, got {' '.join(words)}")
-            close = nearest(words[0].lstrip("-"), names) if words[0].startswith("--") else None
-            meant += [f"--{close}"] if close else []
+            meant += [f"--{name}" for name in difflib.get_close_matches(words[0].lstrip("-"), names, cutoff=0.7)]
         elif first.startswith(_CLOSE):
             meant += [name for line in rest if line.startswith("--") for name in re.findall(r"--[\w-]+", line)[:1]]
         elif not first.startswith(_LEFT_OUT):
