@@ -2,7 +2,7 @@
 
 A name that is read from a folder may hold bytes that are not UTF-8; Python keeps them as surrogates, which no file,
 page or archive accepts. They are replaced once, where a data set is made (`mumoe.data.base.ImageData`); paths that are
-opened keep them. What a terminal cannot show is replaced where it is printed (`prepare_streams`, called by `mumoe.cli`).
+opened keep them. What a terminal cannot show is replaced where it is printed (`prepare_streams`, in `mumoe.cli`).
 """
 
 from __future__ import annotations
