@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Analysis", "Options", "analyze_head", "analyze_run", "analyze_text_run", "run"]
 
 
+_MODES = ("zero", "mean", "resampled")  # those of analysis.contributions, which needs torch
+
+
 @dataclass(frozen=True)
 class Options:
     """Measure what each expert of a run does; the results go to RUN/analysis."""
@@ -157,13 +160,11 @@ def analyze_run(options: Options, **given: Any) -> Analysis:
 
 
 def _check(options: Options) -> None:
-    from mumoe.analysis.contributions import MODES
-
     if options.split not in SPLITS:
         raise unknown_name("mumoe analyze", "split", options.split, SPLITS)
     for mode in options.modes:
-        if mode not in MODES:
-            raise unknown_name("mumoe analyze", "mode", mode, MODES)
+        if mode not in _MODES:
+            raise unknown_name("mumoe analyze", "mode", mode, _MODES)
     for name, least in (("images", 0), ("resamples", 0), ("batch_size", 1), ("windows", 1), ("ablated_windows", 0)):
         if getattr(options, name) < least:
             raise UserError(f"mumoe analyze: expected {name} >= {least}, got {getattr(options, name)}.")

@@ -8,12 +8,11 @@ pickled, and nothing of a file is believed before its digest, names, shapes and 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mumoe.errors import JobError
-from mumoe.files import digest_file, digest_files, new_folder, read_json, remove_folder, write_errors, write_tensors
+from mumoe.files import digest_file, digest_files, new_folder, read_json, remove_folder, write_tensors
+from mumoe.training.run import disk_errors
 
 __all__ = [
     "Check",
@@ -31,7 +31,6 @@ __all__ = [
     "Snapshot",
     "Specs",
     "checkpoint_steps",
-    "disk_errors",
     "newest",
     "prune",
     "read",
@@ -95,14 +94,6 @@ def _write_files(part: Path, snapshot: Snapshot) -> None:
     files = {name: {"size": size, "sha256": digest} for name, (size, digest) in digest_files(part).items()}
     manifest = json.dumps({"format": FORMAT, "step": snapshot.step, "files": files})
     (part / _MANIFEST).write_text(manifest, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def disk_errors(what: str, run: Path) -> Iterator[None]:
-    """Turn a failed write in a run's folder into a `JobError` that says what is safe and how to resume."""
-    remedy = f"Earlier checkpoints are untouched. Resume with: mumoe train --resume {run}"
-    with write_errors(run, who=what, remedy=remedy):
-        yield
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

@@ -6,23 +6,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mumoe.errors import JobError, UserError, nearest
-from mumoe.files import clean_folder, read_json, sync_file, write_text
-from mumoe.training.checkpoint import disk_errors
+from mumoe.files import clean_folder, read_json, sync_file, write_errors, write_text
 from mumoe.training.config import TrainConfig, read_config, to_toml
 
-__all__ = ["MetricsLog", "RunFolder", "check_free", "find_run", "versions", "write_group_config"]
+__all__ = ["MetricsLog", "RunFolder", "check_free", "disk_errors", "find_run", "versions", "write_group_config"]
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "accelerate")
 
@@ -140,6 +140,14 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+@contextlib.contextmanager
+def disk_errors(what: str, run: Path) -> Iterator[None]:
+    """Turn a failed write in a run's folder into a `JobError` that says what is safe and how to resume."""
+    remedy = f"Earlier checkpoints are untouched. Resume with: mumoe train --resume {run}"
+    with write_errors(run, who=what, remedy=remedy):
+        yield
 
 
 class MetricsLog:
