@@ -6,9 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mumoe.analysis.contributions import MODES
-from mumoe.commands import analyze
-
 PROBE = """
 import json, sys
 from mumoe import cli
@@ -67,7 +64,3 @@ def test_wrong_calls_are_answered_without_torch(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
     assert imported(WRONG, tmp_path) == [[call, 2, []] for call in WRONG]
-
-
-def test_the_modes_of_analyze_are_those_of_the_analysis():
-    assert tuple(MODES) == analyze._MODES
