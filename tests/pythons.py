@@ -1,8 +1,8 @@
 """The tests that need no torch, on every supported Python that this machine has; `make pythons`.
 
-Each interpreter gets a folder of its own in .pythons with what mumoe needs besides torch, compiles the sources, and runs
-the tests of `WITHOUT_TORCH`. With --full it gets torch too (about 3 GB to download, 6 GB on disk) and also runs the tests
-of the layer.
+Each interpreter gets a folder of its own in .pythons with what mumoe needs besides torch, compiles the sources, and
+runs the tests of `WITHOUT_TORCH`. With --full it gets torch too (about 3 GB to download, 6 GB on disk) and also runs
+the tests of the layer.
 """
 
 from __future__ import annotations
