@@ -1,50 +1,75 @@
-# Each verb works alone on a fresh clone: it sets up .venv first.
+# Each verb works alone on a fresh clone: it sets up what it needs first.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
+TESTS ?=
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check
 EXTRAS := vision,text,demo,data,reports,dashboard,export,native,bench,test,docs,dev
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 # Packages are installed without bytecode; what is imported is compiled once, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check fmt docs bench screenshots clean
+.PHONY: help demo test check fmt docs bench screenshots pythons setup browser clean
 help:
 	@echo "make demo    set up and run the main job on embedded data"
-	@echo "make test    set up and run all tests"
+	@echo "make test    set up and run all tests (TESTS=tests/reports: some of them)"
 	@echo "make check   linters, types and the fast tests"
+	@echo "make pythons   the tests that need no torch, on every Python that is installed (FULL=1: the layer's tests too)"
 	@echo "make docs    build the site into docs/_build/html; warnings are errors"
 	@echo "make bench   measure against baselines (2 minutes; FULL=1 for all sizes) and write the docs' tables"
-	@echo "make screenshots   make every screenshot of docs/images anew (needs chromium)"
+	@echo "make screenshots   make every screenshot of docs/images anew"
 
-.venv/ready: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing into .venv (torch first; a few minutes the first time)"
-	@$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check $(TORCH)
-	@$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e '.[$(EXTRAS)]'
+# Set-up: .venv/demo and .venv/test say what is installed, in either order; the second holds the first.
+OLD := make: expected Python 3.11 or newer, got
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(OLD) " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv .venv
+
+.venv/demo: pyproject.toml | .venv/bin/python
+	@echo "Installing what the demo needs into .venv (torch first; a few minutes the first time)"
+	@$(PIP) $(TORCH)
+	@$(PIP) -e '.[demo]'
 	@touch $@
 
-demo: .venv/ready
+.venv/test: pyproject.toml | .venv/bin/python
+	@echo "Installing everything into .venv (torch first; a few minutes the first time)"
+	@$(PIP) $(TORCH)
+	@$(PIP) -e '.[$(EXTRAS)]'
+	@touch $@ .venv/demo
+
+browser: | .venv/bin/python
+	@$(BIN)/python tests/browser_setup.py get
+
+# Without a browser, and without a way to one, nothing large is installed; else both are installed side by side.
+setup: .venv/bin/python
+	@$(BIN)/python tests/browser_setup.py check
+	@$(MAKE) --no-print-directory -j2 browser .venv/test
+
+demo: .venv/demo
 	@$(BIN)/mumoe demo
 
-test: .venv/ready
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+test: setup
+	@$(PYTEST) $(TESTS)
 
-check: .venv/ready
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m 'not slow'
+check: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(PYTEST) -m 'not slow' $(TESTS)
 
-fmt: .venv/ready
+pythons:
+	@$(PYTHON) tests/pythons.py $(if $(FULL),--full)
+
+fmt: .venv/test
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-docs: .venv/ready
+docs: .venv/test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench: .venv/ready
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench,native]'
+bench: .venv/test
 	@$(BIN)/python -m benchmarks.run $(if $(FULL),--full)
 
-screenshots: .venv/ready
+screenshots: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m docs.screenshots
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf .venv .pythons .mypy_cache .ruff_cache .pytest_cache build dist

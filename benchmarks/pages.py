@@ -249,6 +249,15 @@ def interventions(records: Records) -> str:
     return table(head, rows)
 
 
+def startup(records: Records) -> str:
+    """Seconds of wrong calls and of a small verb."""
+    rows = []
+    for row in records.get("startup", {}).get("calls", ()):
+        large = ", ".join(row.get("imports", ())) or "none"
+        rows.append([row["call"], digits(row["median"]), times(row["over_import_torch"]), large])
+    return table(["call", "seconds", "over `import torch`", "large packages imported"], rows)
+
+
 TABLES: dict[str, Callable[[Records], str]] = {
     "machine": machine,
     "targets": targets.render,
@@ -262,6 +271,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "extraction": extraction,
     "training": training,
     "interventions": interventions,
+    "startup": startup,
     **complexity_page.TABLES,
     **dashboard_page.TABLES,
 }

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from benchmarks import measuring, pages
 from benchmarks.measuring import RESULTS, Options
 
-NAMES = ("layer", "complexity", "features", "interventions")
+NAMES = ("layer", "complexity", "features", "interventions", "startup")
 """Modules of this folder that measure something and write `results/NAME.json`."""
 
 LONG = ("report_pages", "dashboard")

@@ -14,7 +14,6 @@ A test takes the `browser` fixture (import it into the test's module) and opens 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+import browser_setup
+
 ARGUMENTS = (
     "--disable-gpu",
     "--disable-quic",
@@ -37,10 +37,13 @@ SERIOUS = ("serious", "critical")
 
 
 def find_chromium() -> str:
-    """Path of Chromium; fails, instead of skipping, where there is none."""
-    found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    """Path of Chromium or Chrome; fails, instead of skipping, where there is none."""
+    try:
+        found = browser_setup.find()
+    except browser_setup.NoBrowser as error:
+        pytest.fail(str(error), pytrace=False)
     if found is None:
-        pytest.fail("Chromium was not found on PATH. Install it with: apt-get install -y chromium", pytrace=False)
+        pytest.fail(f"No Chromium or Chrome was found. {browser_setup.REMEDY}", pytrace=False)
     return found
 
 

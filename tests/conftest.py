@@ -1,15 +1,17 @@
-"""Every test starts from the same random state."""
+"""Every test starts from the same random state, where torch is installed (`make pythons` runs some tests without)."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+if importlib.util.find_spec("torch"):
+    import torch
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+    @pytest.fixture(autouse=True)
+    def _seed() -> None:
+        torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The command line: help is quick, an error is one line with the nearest right word and the right status."""
 
+import re
 import subprocess
 import sys
 
@@ -59,7 +60,10 @@ def test_every_verb_has_help(capsys):
             "expected one rank or 3 (in order",
         ),
         (["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "ct=3"], "out of cp, dense"),
-        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--gates"], "--gate"),
+        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--gates"], "got --gates. Did you mean '--gate'?"),
+        (["cost", "--in", "8", "--out", "4", "--expert", "8"], "got --expert 8. Did you mean '--experts'?"),
+        (["evaluate", "one", "two"], "mumoe evaluate: expected known options, got two. See mumoe evaluate --help."),
+        (["export", "one", "--to", "onx"], "Did you mean 'onnx'?"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_status_2(capsys, arguments, expected):
@@ -68,6 +72,36 @@ def test_a_wrong_call_is_one_line_and_status_2(capsys, arguments, expected):
     assert out == ""
     assert err.count("\n") == 1
     assert expected in err
+
+
+def test_what_is_missing_is_named_once(capsys):
+    status, _, err = call(capsys, "evaluate")
+    assert (status, err) == (
+        2,
+        "mumoe evaluate: expected RUN (folder of the run, or of the job that holds it), got nothing. "
+        "See mumoe evaluate --help.\n",
+    )
+    assert call(capsys, "cost", "--in", "8")[2] == (
+        "mumoe cost: expected --out (Width of the output) and --experts (Number of experts, one for each level), "
+        "got nothing. See mumoe cost --help.\n"
+    )
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_positional_arguments_have_names(capsys, verb):
+    _, out, _ = call(capsys, verb, "--help")
+    assert "usage:" in out
+    assert not re.search(r"^[│|] +\[?(STR|INT)\b", out, re.MULTILINE)
+
+
+def test_a_frame_that_is_not_known_is_still_one_line():
+    from mumoe.parsing import one_line
+
+    text = "╭ Surprise ╮\n│ something else │\n│ went wrong │\n│ ── │\n│ twice │\n╰──╯\n"
+    assert one_line(text, []) == "something else went wrong; twice."
+    plain = "+ Required options ----+\n| Missing from mumoe x: |\n|   --out INT |\n|  Width. (required) |\n+----+\n"
+    assert one_line(plain, []) == "expected --out (Width), got nothing."
+    assert one_line("", []) == "the arguments could not be read."
 
 
 def test_cost_prints_table_1(capsys):

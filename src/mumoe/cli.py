@@ -8,16 +8,16 @@ Exit status: 0 done, 1 a job that failed, 2 a wrong call, 130 interrupted.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from mumoe.errors import JobError, UserError, nearest, unknown_name
+from mumoe.errors import JobError, UserError, unknown_name
+from mumoe.parsing import parse
+from mumoe.printable import prepare_streams
 
 __all__ = ["VERBS", "main"]
 
@@ -45,6 +45,7 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    prepare_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -80,10 +81,21 @@ def _dispatch(arguments: list[str]) -> int:
         raise unknown_name("mumoe", "verb", verb, VERBS)
     command = importlib.import_module(f"mumoe.commands.{verb.replace('-', '_')}")
     before = command.default(rest) if hasattr(command, "default") else None
-    options = _parse(command.Options, rest, f"mumoe {verb}", before)
+    options = parse(command.Options, rest, f"mumoe {verb}", before)
     if options is not None:
+        _check_runs(options)
         command.run(options)
     return 0
+
+
+def _check_runs(options: Any) -> None:
+    """Refuse a folder that holds neither a run nor a model before torch is imported, which takes seconds."""
+    from mumoe.training.run import find_run
+
+    named = (getattr(options, "run", ""), getattr(options, "resume", ""), *getattr(options, "runs", ()))
+    for path in filter(None, named):
+        if not any(Path(path).glob("*.safetensors")):
+            find_run(path)
 
 
 def _help() -> str:
@@ -102,57 +114,6 @@ def _help() -> str:
             "",
         ]
     )
-
-
-def _parse(options: type, arguments: list[str], prog: str, default: Any = None) -> Any:
-    """The options as their dataclass, or None after --help. A wrong flag or value becomes one line.
-
-    `default` holds the values of what is not on the command line, where a verb reads them from elsewhere.
-    """
-    import tyro
-
-    said = io.StringIO()
-    try:
-        with _wide(), contextlib.redirect_stderr(said):
-            known = {} if default is None else {"default": default}
-            return tyro.cli(options, args=arguments, prog=prog, **known)
-    except SystemExit as stop:
-        if not stop.code:
-            return None
-        raise UserError(f"{prog}: {_flatten(said.getvalue())} See {prog} --help.") from None
-
-
-@contextlib.contextmanager
-def _wide() -> Iterator[None]:
-    """Keep tyro from wrapping an error that is turned into one line (help keeps the real width)."""
-    before = os.environ.get("COLUMNS")
-    if sys.stderr.isatty() and before is None:
-        yield
-        return
-    os.environ["COLUMNS"] = before or "100"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("COLUMNS", None)
-
-
-def _flatten(box: str) -> str:
-    """tyro's framed message as one sentence: what is wrong, then the nearest right flags."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│╭╮╰╯─ \t") for line in plain.splitlines()]
-    words = [line for line in lines[1:] if line and not line.startswith("For full help")]
-    said: list[str] = []
-    for line in words:
-        if line.startswith("Argument helptext"):
-            break
-        if not line.startswith("(default"):
-            said.append(line)
-    text = re.sub(r"\s+", " ", " ".join(said)).strip()
-    if choice := re.search(r"invalid choice '(.*?)'.*one of \((.*?)\)", text):
-        close = nearest(choice[1], re.findall(r"'([^']*)'", choice[2]))
-        text += f" Did you mean {close!r}?" if close else ""
-    return text if text.endswith((".", "?")) else text + "."
 
 
 def _fail(error: BaseException, status: int, debug: bool) -> int:

@@ -153,3 +153,10 @@ def test_other_images_are_refused(run):
 def test_mistakes_are_one_clear_error(run, options, text):
     with pytest.raises(UserError, match=text):
         analyze(run, **options)
+
+
+def test_the_modes_are_those_of_the_analysis():
+    from mumoe.analysis.contributions import MODES
+    from mumoe.commands import analyze
+
+    assert tuple(MODES) == analyze._MODES

@@ -40,7 +40,7 @@ _MODES = ("zero", "mean", "resampled")  # those of analysis.contributions, which
 class Options:
     """Measure what each expert of a run does; the results go to RUN/analysis."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run with a MuMoE, sparse-moe or highrank-linear head, or of a language model with MuMoE blocks; or of
     the job that holds it"""
     split: str = "test"

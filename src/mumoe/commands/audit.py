@@ -33,7 +33,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Rank experts and their combinations by how far below the rest the accuracy of their images is."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run, or of the job that holds it"""
     head: str = ""
     """attribute to audit in a multi-label run (a single-label run is audited class by class)"""

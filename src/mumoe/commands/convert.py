@@ -25,7 +25,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Replace MLPs or layers of a network by MuMoE layers, show what changes, and save it."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """timm model, folder of a Hugging Face model, or folder that this verb wrote"""
     experts: tuple[int, ...] = ()
     """number of experts, one for each level; must be given"""

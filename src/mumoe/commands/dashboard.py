@@ -33,7 +33,7 @@ class Options:
     address that it printed with port 9999 in place of 8000.
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run with experts, or of the job that holds it"""
     port: int = 0
     """port on 127.0.0.1 (0: any that is free)"""

@@ -33,7 +33,7 @@ class Options:
     used once, for the report. With --do the edits are yours, and are measured on validation images.
     """
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run, or of the job that holds it"""
     head: str = ""
     """the attribute whose logit is corrected, e.g. Blond_Hair"""

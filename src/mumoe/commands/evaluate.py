@@ -21,7 +21,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Evaluate a run, or every run of a job over several seeds or heads."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of the run, or of the job that holds it"""
     split: str = "test"
     """train, val or test"""

@@ -23,7 +23,7 @@ _NAMES = {"onnx": "model.onnx", "safetensors": "safetensors", "torch-export": "m
 class Options:
     """Write a trained model for other runtimes, with its preprocessing, and check what was written."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run, of the job that holds it, or of a saved model"""
     to: Literal["onnx", "safetensors", "torch-export"]
     """onnx: one file and its preprocessing as JSON; safetensors: a folder with weights, config and model card;

@@ -21,7 +21,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Measure whom a run's model fails: every combination of a 0/1 attribute and a sensitive one."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run, or of the job that holds it"""
     head: str
     """the attribute that is predicted, e.g. Blond_Hair"""

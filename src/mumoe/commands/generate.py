@@ -22,7 +22,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Write text with a trained language model."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run of mode text, or of the job that holds it"""
     prompt: str = ""
     """how the text begins (empty: a new document)"""

@@ -31,7 +31,7 @@ class Options:
 
     action: Annotated[Literal["list", "run"], tyro.conf.Positional]
     """list: what there is, its state, hardware and time; run: make items"""
-    items: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    items: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ITEM ...]")] = ()
     """of run: table-1 .. table-8, figure-1 .. figure-16, or all"""
     scale: Literal["small", "full"] = "small"
     """small: embedded data on two cores; full: the paper's setting"""
@@ -91,11 +91,13 @@ def run(options: Options) -> None:
 
 
 def _recipe(name: str, options: Options) -> Recipe:
-    from mumoe.recipes.paper.cells import replaced
     from mumoe.recipes.paper.recipe import load_recipe
 
+    recipe = load_recipe(name, options.scale)  # a wrong name is known before torch is imported
+    from mumoe.recipes.paper.cells import replaced
+
     backbones = (options.backbone,) if options.backbone else ()
-    return replaced(load_recipe(name, options.scale), seeds=options.seeds, backbones=backbones)
+    return replaced(recipe, seeds=options.seeds, backbones=backbones)
 
 
 def _changes(options: Options) -> tuple[str, ...]:
@@ -104,11 +106,12 @@ def _changes(options: Options) -> tuple[str, ...]:
 
 
 def _make(name: str, options: Options) -> None:
+    recipe = _recipe(name, options)
     from mumoe.recipes.paper.make import Places, make
 
     places = Places(Path(options.output), Path(options.work), Path(options.results))
     made = make(
-        _recipe(name, options),
+        recipe,
         places,
         changes=_changes(options),
         run=not options.render,
@@ -119,10 +122,11 @@ def _make(name: str, options: Options) -> None:
 
 
 def _try(name: str, options: Options, seen: dict[str, str]) -> None:
-    from mumoe.recipes.paper.dry import dry_run
     from mumoe.recipes.paper.recipe import load_recipe
 
     recipe = load_recipe(name, options.scale)
+    from mumoe.recipes.paper.dry import dry_run
+
     if recipe.scale == "exact":
         sys.stdout.write(f"{name}: needs no training; made in seconds by: mumoe paper run {name}\n")
         return

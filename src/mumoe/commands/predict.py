@@ -27,9 +27,9 @@ _MOST_NAMED = 5
 class Options:
     """Name what is in images, with the experts behind it and their terms of the logit."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run, of the job that holds it, or of a saved model"""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
     """image files, or folders of images"""
     top: int = 3
     """how many labels to show (of attributes: all that reach the threshold)"""

@@ -23,7 +23,7 @@ __all__ = ["Options", "report", "run", "run_names"]
 class Options:
     """Write a folder of pages about runs, to open from disk or send as a zip; several runs are compared."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """folders of runs, or of several seeds or heads"""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """folder of the report; an earlier report there is replaced (empty: RUN/report of the first run)"""

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mumoe.errors import UserError, unknown_name
+from mumoe.errors import UserError, require, unknown_name
 from mumoe.results import Comparison, Spread, TrainResult
 from mumoe.training.config import PRESETS, TrainConfig, read_config
 
 __all__ = ["Options", "default", "run"]
+
+_FILES = {"folder": "folder", "csv": "file", "features": "file or folder", "tokens": "folder"}
+"""Kinds of data that are a path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +62,14 @@ def _value(arguments: Sequence[str], flag: str) -> str:
 
 def run(options: Options) -> None:
     """Train or go on, then say what came out."""
-    from mumoe import training
+    if options.resume:
+        _refuse_settings(options)
+    else:
+        _check(options)
+    from mumoe import training  # torch: seconds
 
     common: dict[str, Any] = {"progress": not options.quiet, "announce": _announce}
     if options.resume:
-        _refuse_settings(options)
         plain = Options()
         data = options.data if options.data != plain.data else ""
         device = options.device if options.device != plain.device else ""
@@ -77,6 +83,23 @@ def run(options: Options) -> None:
 def _announce(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def _check(options: Options) -> None:
+    """Refuse what is known to be wrong without torch: the data's name, a path with nothing there, a folder in use."""
+    from mumoe.training.config import parse_options
+    from mumoe.training.run import check_free
+
+    if options.out:
+        check_free(options.out)
+    kind, colon, path = options.data.partition(":")
+    if kind != "features" and options.mode != "text":
+        require("PIL", "vision", "mumoe train")
+        from mumoe.data.named import find_entry
+
+        find_entry(options.data, parse_options(options.data_options))
+    if colon and kind in _FILES and not Path(path).expanduser().exists():
+        raise UserError(f"{options.data}: expected a {_FILES[kind]} at {path!r}, got nothing there. Check the path.")
 
 
 def _refuse_settings(options: Options) -> None:

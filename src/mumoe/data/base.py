@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from mumoe.printable import printable
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -33,10 +35,13 @@ class Attribute:
     codes: npt.NDArray[np.int64]
     values: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(map(printable, self.values)))
+
 
 @dataclass(frozen=True)
 class ImageData:
-    """A labelled image set whose images are opened one at a time.
+    """A labelled image set whose images are opened one at a time. All its names are `printable`.
 
     Attributes:
         name: What the user asked for, e.g. ``emoji`` or ``folder:PATH``.
@@ -67,6 +72,12 @@ class ImageData:
     problems: tuple[str, ...] = ()
     image_size: int = 0
     split_by: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "ids", "credits", "problems"):
+            object.__setattr__(self, name, tuple(map(printable, getattr(self, name))))
+        object.__setattr__(self, "name", printable(self.name))
+        object.__setattr__(self, "attributes", {printable(key): column for key, column in self.attributes.items()})
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mumoe.data import folder, hub, official, packed, table
 from mumoe.data.base import ImageData
 from mumoe.data.home import data_home
-from mumoe.data.registry import DATASETS, Loader, Request, register
+from mumoe.data.registry import DATASETS, Entry, Loader, Request, register
 from mumoe.data.verify import DEPTHS
 from mumoe.errors import UserError, unknown_name
 
@@ -21,12 +22,15 @@ LOADERS = (folder, hub, official, packed, table)
 """The modules whose loaders register themselves when imported."""
 
 
+def _emoji() -> Loader:
+    loader: Loader = importlib.import_module("mumoe.data.emoji").load_emoji
+    return loader
+
+
 @register("emoji", "emoji as drawn by several studios, from pinned packages")
 def load_emoji(request: Request, **options: Any) -> ImageData:
     """The embedded set; see `mumoe.data.emoji.load_emoji` for its options."""
-    loader: Loader = importlib.import_module("mumoe.data.emoji").load_emoji
-    _check_options("emoji", loader, options)
-    return loader(
+    return _emoji()(
         cache_dir=request.cache_dir,
         split_seed=request.split_seed,
         progress=request.progress,
@@ -71,13 +75,7 @@ def load_data(
         UserError: If the name, an option or the files are wrong, or with `strict` when anything was left out.
         JobError: If a download fails.
     """
-    key, colon, argument = name.partition(":")
-    if key not in DATASETS:
-        raise _unknown(name)
-    entry = DATASETS[key]
-    if bool(entry.argument) != bool(argument) or (colon and not entry.argument):
-        raise UserError(f"load_data: expected {_spelling(key)!r}, got {name!r}. Write it like that.")
-    _check_options(key, entry.load, options)
+    entry, argument = find_entry(name, options)
     if verify not in DEPTHS:
         raise unknown_name("load_data", "value of verify", verify, DEPTHS)
     request = Request(
@@ -97,6 +95,22 @@ def load_data(
     if strict and data.problems:
         raise UserError(f"{problem_summary(data)} Repair or remove these, or load without strict.")
     return data
+
+
+def find_entry(name: str, options: Mapping[str, Any]) -> tuple[Entry, str]:
+    """The table's entry of a data name, and what follows the colon. Opens nothing.
+
+    Raises:
+        UserError: If the name, or one of the loader's options, is wrong.
+    """
+    key, colon, argument = name.partition(":")
+    if key not in DATASETS:
+        raise _unknown(name)
+    entry = DATASETS[key]
+    if bool(entry.argument) != bool(argument) or (colon and not entry.argument):
+        raise UserError(f"load_data: expected {_spelling(key)!r}, got {name!r}. Write it like that.")
+    _check_options(key, _emoji() if entry.load is load_emoji else entry.load, options)
+    return entry, argument
 
 
 def problem_summary(data: ImageData, *, most: int = 5) -> str:
@@ -136,7 +150,7 @@ def _spellings() -> list[str]:
     return [_spelling(key) for key in DATASETS]
 
 
-def _check_options(key: str, load: Loader, options: dict[str, Any]) -> None:
+def _check_options(key: str, load: Loader, options: Mapping[str, Any]) -> None:
     """Refuse options that the loader does not take, with the nearest one offered."""
     parameters = inspect.signature(load).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):

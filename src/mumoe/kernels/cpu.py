@@ -297,7 +297,8 @@ def _solve_row(values, index, count, top, kind, k, scratch):
 
 
 @njit(
-    f"i8(i8, i8, {MATRIX}, i8, {VECTOR}, {VECTOR}, i8, i8, {MATRIX}, i4[:,::1], {INTS}, {VECTOR}, {VECTOR}, {WIDE}, b1)",
+    f"i8(i8, i8, {MATRIX}, i8, {VECTOR}, {VECTOR}, i8, i8, {MATRIX}, i4[:,::1], {INTS}, {VECTOR}, {VECTOR}, {WIDE}, "
+    "b1)",
     nogil=True, cache=True, fastmath=LOOSE,
 )  # fmt: skip
 def _scan(begin, end, block, first, mean, rstd, kind, k, values, index, count, top, floor, tau, last):
