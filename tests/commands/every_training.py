@@ -42,6 +42,7 @@ TRAINED: dict[str, Change] = {
     "split_seed": to(1, data="features:unsplit.safetensors"),
     "vary_split": to(True, data="features:unsplit.safetensors", seeds=2),
     "backbone": to("test_vit", **{**PICTURED, "weights": "", "pretrained": False}),
+    "backbone_seed": to(1, **{**PICTURED, "weights": "", "pretrained": False}),
     "network_options": to((*SCRATCH["network_options"][1:], "depth=2"), **SCRATCH),
     "weights": to("pictures/others.safetensors", **PICTURED),
     "pretrained": to(False, **{**PICTURED, "backbone": "efficientnet-lite0", "weights": ""}),

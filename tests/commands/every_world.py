@@ -19,7 +19,7 @@ from models.tiny_networks import VIT_ARGUMENTS, network
 from mumoe.commands.analyze import Options, analyze_run
 from mumoe.deploy.converted import save_converted
 from mumoe.deploy.export import export_safetensors
-from mumoe.deploy.load import load_classifier
+from mumoe.deploy.model import ImageClassifier
 from mumoe.editing.files import save_edits
 from mumoe.editing.stack import EditStack
 from mumoe.editing.texts import parse_edit
@@ -100,7 +100,7 @@ def pictures_world(folder: Path) -> None:
         stack.add(parse_edit("swap:1=2", CLASSES))
         save_edits(folder / "edits.json", stack, {})
         analyze_run(Options("run", resamples=20, images=2, quiet=True))
-        export_safetensors(load_classifier("run"), Path("saved"))
+        export_safetensors(ImageClassifier.from_run("run"), Path("saved"))
     for number in range(3):
         (folder / f"{number}.png").write_bytes((beside / "pictures" / f"{number + 10}.png").read_bytes())
 

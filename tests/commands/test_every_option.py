@@ -74,6 +74,8 @@ VERBS_CALLED: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 """Verb -> the world it works in and its plain call."""
 
+NOWHERE = "features:nowhere.safetensors"
+"""Not there, so that a verb which heeds it fails."""
 MEASURED = ("run/analysis/analysis.json", "run/analysis/images/grid.json")
 
 CASES: dict[str, dict[str, Change]] = {
@@ -88,9 +90,11 @@ CASES: dict[str, dict[str, Change]] = {
         "resamples": to(10),
         "seed": to(1),
         "json": Change(True, echo=True),
+        "data": to(NOWHERE),
     },
     "audit": {
         "run": to("other"),
+        "data": to(NOWHERE),
         "head": to("smiling"),
         "split": to("test"),
         "threshold": to(0.3),
@@ -105,6 +109,7 @@ CASES: dict[str, dict[str, Change]] = {
     },
     "edit": {
         "run": to("other"),
+        "data": to(NOWHERE),
         "head": to("smiling"),
         "sensitive": to("smiling"),
         "value": to("0"),
@@ -123,6 +128,7 @@ CASES: dict[str, dict[str, Change]] = {
     },
     "evaluate": {
         "run": to("other"),
+        "data": to(NOWHERE),
         "split": to("val"),
         "json": Change(True, echo=True),
         "classes": to(1),
@@ -149,6 +155,8 @@ CASES: dict[str, dict[str, Change]] = {
     },
     "analyze": {
         "run": to("other"),
+        "data": to("csv:nowhere.csv"),
+        "out": Change("elsewhere", echo=True),
         "split": Change("val", files=(*MEASURED, "run/analysis/neighbours.json")),
         "modes": to(("zero", "mean")),
         "experts": to((1, 2)),
@@ -171,6 +179,7 @@ CASES: dict[str, dict[str, Change]] = {
     },
     "generate": {
         "run": to("other"),
+        "data": to("tokens:nowhere"),
         "prompt": Change("value Key", echo=True),
         "tokens": to(6),
         "samples": to(2),
@@ -298,7 +307,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "audit": {"pictures": "test_the_sheet_of_an_audit_goes_where_it_is_asked_for"},
     "convert": {"pretrained": "test_convert_asks_for_published_weights"},
-    "dashboard": dict.fromkeys(("run", "port", "split", "browser"), "test_the_dashboard_serves_what_it_is_asked_for"),
+    "dashboard": dict.fromkeys(("run", "data", "port", "split", "browser"), "test_the_dashboard_serves_what_it_is_asked_for"),
     "demo": dict.fromkeys(("out", "seeds"), "test_the_demo_gets_its_folder_and_seeds"),
     "export": {"to": "test_every_format_is_written_by_its_own_writer"},
     "paper": {
@@ -463,6 +472,7 @@ def test_the_dashboard_serves_what_it_is_asked_for(worlds, monkeypatch, tmp_path
     monkeypatch.setattr(server, "serve", serve)
     for changes in ({}, {"run": "other"}, {"port": 4321}, {"split": "test"}, {"browser": False}):
         call("dashboard", {"run": "run", **changes}, tmp_path / str(len(served)), worlds("pictures"))
+    assert call("dashboard", {"run": "run", "data": "csv:nowhere.csv"}, tmp_path / "none", worlds("pictures")).error
     assert served == [
         ("run", 0, "val"),
         ("other", 0, "val"),

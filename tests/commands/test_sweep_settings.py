@@ -26,6 +26,7 @@ FREE = {
     "vary_split": "the sweep's",
     "out": "the cell's folder",
     "cache_dir": "where features are kept, not what they are",
+    "device": "where a cell is computed",
 }
 """Settings that may differ, and why."""
 CHANGED: dict[str, Any] = {
