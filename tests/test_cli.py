@@ -51,9 +51,9 @@ def test_every_verb_has_help(capsys):
             ["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "cp=0"],
             "expected rank as an int >= 1, got 0",
         ),
-        (["cost", "--in", "8", "--out", "4", "--experts", "0"], "expected num_experts as an int >= 1, got 0"),
-        (["cost", "--in", "0", "--out", "4", "--experts", "8"], "expected in_features as an int >= 1, got 0"),
-        (["cost", "--in", "8", "--out", "-4", "--experts", "8"], "expected out_features as an int >= 1, got -4"),
+        (["cost", "--in", "8", "--out", "4", "--experts", "0"], "expected --experts >= 1 for each level, got 0"),
+        (["cost", "--in", "0", "--out", "4", "--experts", "8"], "expected --in >= 1, got 0"),
+        (["cost", "--in", "8", "--out", "-4", "--experts", "8"], "expected --out >= 1, got -4"),
         (["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "cp"], "expected --ranks as NAME=RANK"),
         (
             ["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "tr=3x4"],

@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
 PUBLIC = [
     "mumoe",
-    *(f"mumoe.{room}" for room in ("analysis", "data", "deploy", "models.surgery", "native", "training")),
+    *(f"mumoe.{room}" for room in ("analysis", "data", "deploy", "models.surgery", "kernels", "training")),
 ]
 RUN = ["quickstart", "costs", "tutorials/inspect", "tutorials/bias", "tutorials/replace", "tutorials/layer"]
 

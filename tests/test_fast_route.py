@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import mumoe
-from mumoe import streaming
-from mumoe.gating import NORMS
-from mumoe.models.blocks import MuMoEGatedBlock
+from mumoe.gating import NORMS, Gate
+from mumoe.layers import MuMoEGatedBlock
 
 GATES = {
     "entmax15": {},
@@ -24,6 +23,7 @@ GATES = {
     "sparsemax": {},
     "softmax": {},
     "topk": {"k": 5},
+    "relu_topk": {"k": 5},
     "softrank": {"regularization": 0.5},
 }
 LAYERS = ("layer", "hierarchy", "block", "gated block")
@@ -33,8 +33,13 @@ EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
 @contextlib.contextmanager
 def on_route(layer: nn.Module, route: str) -> Iterator[None]:
     """Within the context the layer's gates take a route: dense, sparse or auto."""
-    with streaming.forced(None if route == "auto" else route):
-        yield
+    gates = [module for module in layer.modules() if isinstance(module, Gate)]
+    before = [gate.route for gate in gates]
+    for gate in gates:
+        gate.route = route
+    yield
+    for gate, old in zip(gates, before, strict=True):
+        gate.route = old
 
 
 def make(kind: str, gate: str, norm: str, dtype: torch.dtype) -> nn.Module:
@@ -47,9 +52,9 @@ def make(kind: str, gate: str, norm: str, dtype: torch.dtype) -> nn.Module:
     elif kind == "hierarchy":
         layer = mumoe.MuMoE(12, 5, (experts, 3), rank=7, sigma=(1, 1), **options)
     elif kind == "block":
-        layer = mumoe.MuMoEBlock(12, 9, 5, experts, rank=7, **options)
+        layer = mumoe.MuMoEBlock(12, 9, 5, num_experts=experts, rank=7, **options)
     else:
-        layer = MuMoEGatedBlock(12, 9, 5, experts, rank=7, **options)
+        layer = MuMoEGatedBlock(12, 9, 5, num_experts=experts, rank=7, **options)
     layer.train()
     with torch.no_grad():
         for _ in range(3):

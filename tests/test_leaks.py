@@ -24,6 +24,7 @@ from commands.test_editing import CLASSES, WHO, write_features
 from mumoe.cli import main
 from mumoe.commands import sweep
 from mumoe.data.base import ImageData
+from mumoe.editing import rewriting
 from mumoe.editing.baselines import Settings
 from mumoe.editing.fairness import Bootstrap
 from mumoe.editing.files import read_edit_file
@@ -214,7 +215,8 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "save_figure", lambda *given: None)
     chosen: list[Any] = []
     real = bias_recipe.choose_strength
-    monkeypatch.setattr(bias_recipe, "choose_strength", lambda *a, **k: chosen.append(real(*a, **k)) or chosen[-1])
+    for module in (bias_recipe, rewriting):  # shifts of every image alike, and of experts
+        monkeypatch.setattr(module, "choose_strength", lambda *a, **k: chosen.append(real(*a, **k)) or chosen[-1])
     settings = dataclasses.replace(SMALL, seeds=1, epochs=2)
     outcomes = []
     for name, own in (("a", found), ("b", changed)):

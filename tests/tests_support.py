@@ -59,7 +59,7 @@ def weight_by_formula(layer: nn.Module) -> Tensor:
 
 def mix(dense: Tensor, x: Tensor, coefficients: list[Tensor]) -> Tensor:
     """Equation 1 on rows: sum over experts of coefficient products times (W_n [x, 1])."""
-    x = x.double()
+    x, coefficients = x.double(), [a if isinstance(a, Tensor) else a.to_dense() for a in coefficients]
     if dense.shape[1] == x.shape[1] + 1:
         x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
     y = torch.zeros(len(x), dense.shape[0], dtype=torch.float64)

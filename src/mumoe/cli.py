@@ -12,8 +12,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.parsing import parse
@@ -83,19 +81,8 @@ def _dispatch(arguments: list[str]) -> int:
     before = command.default(rest) if hasattr(command, "default") else None
     options = parse(command.Options, rest, f"mumoe {verb}", before)
     if options is not None:
-        _check_runs(options)
         command.run(options)
     return 0
-
-
-def _check_runs(options: Any) -> None:
-    """Refuse a folder that holds neither a run nor a model before torch is imported, which takes seconds."""
-    from mumoe.training.run import find_run
-
-    named = (getattr(options, "run", ""), getattr(options, "resume", ""), *getattr(options, "runs", ()))
-    for path in filter(None, named):
-        if not any(Path(path).glob("*.safetensors")):
-            find_run(path)
 
 
 def _help() -> str:

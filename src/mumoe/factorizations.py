@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -52,7 +53,7 @@ class _Factored(Factorization):
         """Factors (cores) of the output, the input and each level, with their mode first."""
         kind = self.suffix
         names = map(f"expert_{kind}_{{}}".format, range(len(self.num_experts)))
-        return [*map(self.get_parameter, (f"out_{kind}", f"in_{kind}", *names))]
+        return list(attrgetter(f"out_{kind}", f"in_{kind}", *names)(self))
 
     def _named(self, factors: Iterable[Tensor]) -> dict[str, Tensor]:
         """The same by name."""

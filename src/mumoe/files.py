@@ -24,6 +24,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,7 @@ __all__ = [
     "digest_files",
     "new_file",
     "new_folder",
+    "private_file",
     "read_json",
     "recovered",
     "remove_folder",
@@ -186,6 +188,14 @@ def new_folder(
             raise
         if durable:
             _sync_folder(path.parent)
+
+
+def private_file(text: str, *, prefix: str, suffix: str) -> Path:
+    """A new file with this text in the folder for temporary files, which only this user can read (mode 0600)."""
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    return Path(name)
 
 
 def check_writable(

@@ -305,6 +305,7 @@ def threshold(
     """
     power = 1 / (alpha - 1)
     fixed, tau = not _may_branch(x), torch.zeros_like(total(x)) + start
+    moving = torch.ones_like(tau, dtype=torch.bool)
     for _ in range(min(steps, _traced_steps(x.shape[-1])) if fixed else steps):
         slack = (x - tau).clamp_(min=0)
         if isinstance(alpha, Tensor) or alpha not in (1.5, 2.0):
@@ -318,8 +319,9 @@ def threshold(
         else:
             mass, slope = total(slack), total((slack > 0).to(x.dtype))
             step = (mass - 1) / slope
-        tau = tau + step
-        if not fixed and float(step.max()) <= _CONVERGED[x.dtype]:  # a row with NaN never converges
+        tau = torch.where(moving, tau + step, tau)
+        moving = moving & (step > _CONVERGED[x.dtype])  # so that the numbers of a row do not depend on the others
+        if not fixed and not bool(moving.any()):
             break
     return tau
 

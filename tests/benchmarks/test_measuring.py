@@ -179,7 +179,7 @@ def test_the_command_line(tmp_path, capsys):
     assert found["machine"]["processor"]
     with pytest.raises(SystemExit):
         run.main(["lair"])
-    assert "expected parts out of layer, complexity, features, interventions, report" in capsys.readouterr().err
+    assert "expected parts out of layer, complexity, features, interventions, startup" in capsys.readouterr().err
 
 
 def test_a_failed_benchmark_is_told(monkeypatch, capsys, tmp_path):

@@ -184,8 +184,8 @@ def by_hand(run, strength, split):
     men = train[(data.labels[train, 0] == 1) & (data.labels[train, 1] == 1)]
     gate = opened.layer.gate
     with torch.no_grad():
-        a = [level.double().numpy() for level in gate(opened.inputs(rows))]
-        inside = [level.double().numpy() for level in gate(opened.inputs(men))]
+        a = [level.to_dense().double().numpy() for level in gate(opened.inputs(rows))]
+        inside = [level.to_dense().double().numpy() for level in gate(opened.inputs(men))]
         logits = opened.head(torch.from_numpy(opened.features[rows]))[:, 0].double().numpy()
     mean = np.einsum("zn,zm->nm", *inside) / len(men) if len(a) == 2 else inside[0].mean(0)
     moved = np.einsum("nm,zn,zm->z", mean, *a) if len(a) == 2 else a[0] @ mean

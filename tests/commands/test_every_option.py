@@ -142,6 +142,7 @@ CASES: dict[str, dict[str, Change]] = {
         "gates": to(("softmax",)),
         "seeds": to(2),
         "split": to("val"),
+        "least_lost": to(1),
         "limit": to(1, seeds=2),
     },
     "train": TRAINED,
@@ -160,6 +161,7 @@ CASES: dict[str, dict[str, Change]] = {
         "split": Change("val", files=(*MEASURED, "run/analysis/neighbours.json")),
         "modes": to(("zero", "mean")),
         "experts": to((1, 2)),
+        "least_lost": to(1),
         "images": to(3),
         "threshold": Change(0.05, files=MEASURED),
         "resamples": to(10),
@@ -219,9 +221,7 @@ CASES: dict[str, dict[str, Change]] = {
         "in_features": to(32),
         "out_features": to(20),
         "experts": to((8, 2)),
-        "cp_rank": to(16),
-        "tucker_rank": to(4),
-        "ring_rank": to(16),
+        "ranks": to(("cp=16", "tr=4x6x2")),
         "bias": to(True),
         "gate": to(True),
     },
@@ -307,8 +307,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "audit": {"pictures": "test_the_sheet_of_an_audit_goes_where_it_is_asked_for"},
     "convert": {"pretrained": "test_convert_asks_for_published_weights"},
-    "dashboard": dict.fromkeys(("run", "data", "port", "split", "browser"), "test_the_dashboard_serves_what_it_is_asked_for"),
-    "demo": dict.fromkeys(("out", "seeds"), "test_the_demo_gets_its_folder_and_seeds"),
+    "dashboard": dict.fromkeys(
+        ("run", "data", "port", "split", "browser"), "test_the_dashboard_serves_what_it_is_asked_for"
+    ),
+    "demo": dict.fromkeys(("out", "seeds", "least_lost"), "test_the_demo_gets_its_settings"),
     "export": {"to": "test_every_format_is_written_by_its_own_writer"},
     "paper": {
         **dict.fromkeys(
@@ -483,17 +485,18 @@ def test_the_dashboard_serves_what_it_is_asked_for(worlds, monkeypatch, tmp_path
     assert len(opened) == 4
 
 
-def test_the_demo_gets_its_folder_and_seeds(monkeypatch) -> None:
+def test_the_demo_gets_its_settings(monkeypatch) -> None:
     """What the recipe makes of them: `tests/recipes/test_demo.py`."""
     from mumoe.recipes import demo
 
     calls = recorded(demo, "run_demo", monkeypatch, (["a line"], Path("page.html")))
-    for arguments in ([], ["--out", "elsewhere"], ["--seeds", "2"]):
+    for arguments in ([], ["--out", "elsewhere"], ["--seeds", "2"], ["--least-lost", "3"]):
         assert main(["demo", *arguments]) == 0
-    assert [(given[0], named["settings"].seeds) for given, named in calls] == [
-        ("runs/demo", 3),
-        ("elsewhere", 3),
-        ("runs/demo", 2),
+    assert [(given[0], named["settings"].seeds, named["settings"].least_lost) for given, named in calls] == [
+        ("runs/demo", 3, 5),
+        ("elsewhere", 3, 5),
+        ("runs/demo", 2, 5),
+        ("runs/demo", 3, 3),
     ]
 
 

@@ -175,7 +175,7 @@ def test_the_default_data_have_the_demos_settings_and_say_so(monkeypatch, tmp_pa
         inputs, "load_backbone", lambda config: (asked.update(image_size=config.image_size), sized_backbone(config))[1]
     )
     features = Features(make_features(make_data(30)), "", tmp_path)
-    monkeypatch.setattr(inputs, "extracted", lambda *given: features)
+    monkeypatch.setattr(inputs, "extracted", lambda *given, **named: features)
     options = ["--head", "linear", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "--quiet"]
     assert main(["train", *options, "--out", str(tmp_path / "run")]) == 0
     assert (asked["name"], asked["split_by"], asked["size"]) == ("emoji", "image", DemoSettings().size)

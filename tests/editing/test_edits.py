@@ -445,7 +445,7 @@ def test_fingerprint_sees_weights_not_edits():
     ("edit", "message"),
     [
         (Ablate(5), "Ablate: expected an expert in 0..4, got 5. There are 5 experts."),
-        (Ablate(0, level=1), "Ablate: expected level in 0..0, got 1. The layer has 1 levels."),
+        (Ablate(0, level=1), "Ablate: expected level in 0..0, got 1. The layer has 1 level."),
         (Scale(5, 0.5), "Scale: expected an expert in 0..4, got 5."),
         (Swap(0, 9), "Swap: expected an expert in 0..4, got 9."),
         (SetOutput((1, 2), 0, 1.0), "SetOutput: expected"),

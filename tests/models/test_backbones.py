@@ -221,6 +221,7 @@ def test_an_image_size_that_timm_runs_is_not_refused(name: str) -> None:
     assert not backbone.training
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning", "ignore:Using a non-tuple sequence:UserWarning")
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [

@@ -223,7 +223,7 @@ def test_a_folder_that_holds_something_is_refused(config, data, features, tmp_pa
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"head": "CPMuMo-r4-e3"}, "CPMuMo-r4-e3"),
+        ({"head": "CPMuMo-r4-e3"}, "got 'CPMuMo'. Did you mean 'CPMuMoE'?"),
         ({"head": "CPMuMoE-r0-e3"}, "rank"),
         ({"against": ("lineal",)}, "lineal"),
         ({"gate": "entmax16"}, "Did you mean 'entmax15'"),

@@ -35,10 +35,9 @@ class Options:
 
 def run(options: Options) -> None:
     """Print the table."""
-    for name in ("in_features", "out_features", "cp_rank", "tucker_rank", "ring_rank"):
-        if getattr(options, name) < 1:
-            flag = "--" + name.removesuffix("_features").replace("_", "-")
-            raise UserError(f"mumoe cost: expected {flag} >= 1, got {getattr(options, name)}.")
+    for flag, value in (("--in", options.in_features), ("--out", options.out_features)):
+        if value < 1:
+            raise UserError(f"mumoe cost: expected {flag} >= 1, got {value}.")
     if not options.experts or min(options.experts) < 1:
         got = " ".join(map(str, options.experts)) or "none"
         raise UserError(f"mumoe cost: expected --experts >= 1 for each level, got {got}. Give e.g. --experts 64.")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import atexit
 import html
-import os
 import sys
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import tyro
 
 from mumoe.commands.opening import opened
 from mumoe.errors import UserError, require
+from mumoe.files import private_file
 
 if TYPE_CHECKING:
     from mumoe.api import Run
@@ -124,13 +123,13 @@ def redirecting_file(running: Running) -> Path:
     A browser's arguments are in the list of processes, which every user of the machine can read: the token must not be
     among them.
     """
-    handle, name = tempfile.mkstemp(prefix="mumoe-dashboard-", suffix=".html")  # mode 0600
-    atexit.register(Path(name).unlink, missing_ok=True)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        address = html.escape(running.url, quote=True)
-        file.write(
-            '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
-            f'<meta http-equiv="refresh" content="0; url={address}"><title>mumoe dashboard</title>'
-            f'<a href="{address}">Open the dashboard</a>\n'
-        )
-    return Path(name)
+    address = html.escape(running.url, quote=True)
+    page = private_file(
+        '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
+        f'<meta http-equiv="refresh" content="0; url={address}"><title>mumoe dashboard</title>'
+        f'<a href="{address}">Open the dashboard</a>\n',
+        prefix="mumoe-dashboard-",
+        suffix=".html",
+    )
+    atexit.register(page.unlink, missing_ok=True)
+    return page

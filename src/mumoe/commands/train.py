@@ -90,6 +90,7 @@ def _check(options: Options) -> None:
     from mumoe.training.config import parse_options
     from mumoe.training.run import check_free
 
+    options.replace().check()
     if options.out:
         check_free(options.out)
     kind, colon, path = options.data.partition(":")

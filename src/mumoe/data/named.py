@@ -132,7 +132,7 @@ def problem_summary(data: ImageData, *, most: int = 5) -> str:
 def _unknown(name: str) -> UserError:
     """The error for a name that is none; a path gets the kind that goes before it."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         kind = "tokens" if (path / "meta.json").is_file() else "folder"
         remedy = " (in mode text)" if kind == "tokens" else ""
         return UserError(f"load_data: expected a data name, got the folder {name!r}. Say {kind}:{name}{remedy}.")

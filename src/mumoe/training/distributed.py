@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mumoe.devices import resolve
 from mumoe.errors import UserError, require
-from mumoe.gating import BatchNorm
+from mumoe.gating import BatchNorm, Gate
 from mumoe.training.config import TrainConfig
 
 __all__ = [
@@ -212,13 +212,22 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world_size(),))
-    for parent in model.modules():
-        if isinstance(parent, nn.ModuleList):
-            for block in parent:
-                if any(True for _ in block.parameters()) and type(block).forward is not nn.Module.forward:
-                    fully_shard(block, mesh=mesh)
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The outermost blocks that are called one after another: a gate's routers are part of its block."""
+    for child in model.children():
+        if isinstance(child, Gate):
+            continue
+        inside = isinstance(model, nn.ModuleList) and type(child).forward is not nn.Module.forward
+        if inside and any(True for _ in child.parameters()):
+            yield child
+        else:
+            yield from _blocks(child)
 
 
 def agree(value: bool, device: torch.device) -> bool:
