@@ -42,6 +42,7 @@ __all__ = [
     "Softmax",
     "Sparsemax",
     "TopK",
+    "make_gate",
     "register_gate",
     "takes_sparse",
 ]
@@ -450,6 +451,32 @@ class Gate(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, experts={self.num_experts}, gate={self.name!r}, norm={self.norm!r}"
+
+
+def make_gate(
+    in_features: int,
+    num_experts: Sequence[int],
+    gate: str | nn.Module,
+    norm: str,
+    *,
+    options: Mapping[str, Any] | None,
+    init: str,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Gate:
+    """The gate of a layer: one made from these settings, or the whole `Gate` that was given instead of an activation.
+
+    Raises:
+        UserError: As `Gate`, or if a given gate has other experts, or options beside it.
+    """
+    if not isinstance(gate, Gate):
+        return Gate(in_features, num_experts, gate, norm, options=options, init=init, device=device, dtype=dtype)
+    if gate.num_experts != tuple(num_experts) or options:
+        raise UserError(
+            f"MuMoE: expected a Gate of experts {tuple(num_experts)} and no gate_options beside it, got one of "
+            f"{gate.num_experts} and options {dict(options or {})}. Make it with Gate(width, num_experts, ...)."
+        )
+    return gate.to(device=device, dtype=dtype) if device is not None or dtype is not None else gate
 
 
 def _dtype_of(router: nn.Module, default: torch.dtype) -> torch.dtype:

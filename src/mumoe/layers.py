@@ -17,7 +17,7 @@ from mumoe.coefficients import Coefficients, DenseCoefficients, as_coefficients
 from mumoe.costs import rank_for_block
 from mumoe.errors import UserError, check_size
 from mumoe.factorizations import Factorization, Rank, get_factorization
-from mumoe.gating import Gate
+from mumoe.gating import Gate, make_gate
 from mumoe.specs import check_levels, check_rows, join_spec, parse_spec
 
 __all__ = ["MuMoE", "MuMoEBlock", "MuMoEGatedBlock", "allow_non_finite"]
@@ -137,7 +137,13 @@ class _Gated(nn.Module):
                 f"{type(self).__name__}: expected gate_input of shape {tuple(x.shape[:-1])} but for its last "
                 f"dimension, as x has, got {tuple(gate_input.shape)}. Give one row for each row of x."
             )
-        return gate_input.reshape(-1, gate_input.shape[-1])
+        rows = gate_input.reshape(-1, gate_input.shape[-1])
+        if rows.shape[-1] != self.gate.in_features:
+            raise UserError(
+                f"{type(self).__name__}: expected the gate's input of width {self.gate.in_features}, got "
+                f"{rows.shape[-1]}. Give gate_input=, or a gate of that width."
+            )
+        return rows
 
     def _contract(self, part: Factorization, x: Tensor, coefficients: Sequence[Tensor | Coefficients]) -> Tensor:
         dtype, levels = x.dtype, []
@@ -186,7 +192,8 @@ class MuMoE(_Gated):
         factorization: ``cp``, ``hadamard``, ``tucker``, ``tt``, ``tr``, ``dense`` or a registered one.
         rank: An int as the paper means it, or named modes or bonds: see the factorization's class.
         bias: One bias per expert, folded into W.
-        gate: Activation of the gate by name, or a module: see `gating.GATES`.
+        gate: Activation of the gate by name, or a module: see `gating.GATES`. Or a whole `Gate`, with a router, a route
+            or a width of its own (then forward needs ``gate_input``); it replaces norm, gate_init and gate_options.
         norm: Normalization of the gate's logits: ``batch``, ``layer`` or ``none``.
         init: ``paper`` (appendix B.1) or ``uniform``.
         sigma: Noise between the experts of each level at init; the default 1, 0, 0.. makes every expert of
@@ -234,7 +241,7 @@ class MuMoE(_Gated):
         self.out_features = check_size(out_features, "out_features", "MuMoE")
         self.num_experts = check_levels(num_experts, "MuMoE")
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.gate = Gate(in_features, self.num_experts, gate, norm, options=gate_options, init=gate_init, **where)
+        self.gate = make_gate(in_features, self.num_experts, gate, norm, options=gate_options, init=gate_init, **where)
         self._add_layers(factorization, [(in_features, out_features)], [rank], init, sigma, bias=bias, **where)
 
     @overload
@@ -260,7 +267,8 @@ class MuMoE(_Gated):
             gate_input: What the gate reads instead of x, with as many rows.
         """
         rows = self._rows(x)
-        a = self.gate(rows if gate_input is None else self._gate_rows(x, gate_input))
+        own = gate_input is None and self.gate.in_features == self.in_features
+        a = self.gate(rows if own else self._gate_rows(x, x if gate_input is None else gate_input))
         y = self._contract(self.factorization, rows, a)
         if return_coefficients is False:
             return y.reshape(*x.shape[:-1], self.out_features)
@@ -466,7 +474,7 @@ class MuMoEBlock(_Gated):
                 f"{who}: expected rank as one, or a list of {len(widths)}, got {rank!r}. Give one per layer."
             )
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.gate = Gate(in_features, self.num_experts, gate, norm, options=gate_options, init=gate_init, **where)
+        self.gate = make_gate(in_features, self.num_experts, gate, norm, options=gate_options, init=gate_init, **where)
         self._add_layers(factorization, widths, ranks, init, sigma, bias=bias, **where)
         self.act = act_layer()
         self.norm = nn.Identity() if norm_layer is None else norm_layer(self.hidden_features, **where)
@@ -491,7 +499,8 @@ class MuMoEBlock(_Gated):
         if self.channels_first:
             x, gate_input = x.movedim(1, -1), None if gate_input is None else gate_input.movedim(1, -1)
         rows = self._rows(x)
-        a = self.gate(rows if gate_input is None else self._gate_rows(x, gate_input))
+        own = gate_input is None and self.gate.in_features == self.in_features
+        a = self.gate(rows if own else self._gate_rows(x, x if gate_input is None else gate_input))
         hidden = self.norm(self.drop1(self._hidden(rows, a)))
         y = self.drop2(self._contract(self.fc2, hidden, a).reshape(*x.shape[:-1], self.out_features))
         y = y.movedim(-1, 1) if self.channels_first else y

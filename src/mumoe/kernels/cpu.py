@@ -15,6 +15,7 @@ the comparison, and the final threshold is solved in float64 on what is left.
 # mypy: ignore-errors
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +59,7 @@ def _pool():
     pid = os.getpid()
     if pid not in _pools:  # threads do not survive a fork
         _pools.clear()
-        _pools[pid] = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="mumoe")
+        _pools[pid] = ThreadPoolExecutor(max_workers=os.cpu_count() or 2, thread_name_prefix="mumoe")
     return _pools[pid]
 
 
@@ -67,9 +68,8 @@ def _share(loop, size, work, *arguments):
     threads = min(torch.get_num_threads(), size)
     if threads <= 1 or work < WORTH_THREADS:
         return [loop(0, size, *arguments)]
-    edges = [size * part // threads for part in range(threads + 1)]
-    waiting = [_pool().submit(loop, edges[part], edges[part + 1], *arguments) for part in range(1, threads)]
-    return [loop(edges[0], edges[1], *arguments), *(task.result() for task in waiting)]
+    begins = range(0, size, math.ceil(size / threads))
+    return [*_pool().map(loop, begins, [*begins[1:], size], *map(itertools.repeat, arguments))]
 
 
 # Loops ----------------------------------------------------------------------------------------------------
