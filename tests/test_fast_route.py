@@ -128,5 +128,6 @@ def test_the_gate_itself_has_a_gradient_on_every_route(gate: str, rows: int) -> 
     x = 0.2 * torch.randn(rows, 12, dtype=torch.float64)
     for route in ("dense", "sparse", "auto"):
         found = answers(layer, x, route)
-        assert float(found["gate.weights.0"].abs().max()) > 1e-4
-        assert int((found["gate.weights.0"].abs().sum(1) > 0).sum()) > 1
+        grad = found["gate.routers.0.weight"]
+        assert float(grad.abs().max()) > 1e-4
+        assert int((grad.abs().sum(1) > 0).sum()) > 1

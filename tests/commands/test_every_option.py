@@ -161,7 +161,6 @@ CASES: dict[str, dict[str, Change]] = {
         "split": Change("val", files=(*MEASURED, "run/analysis/neighbours.json")),
         "modes": to(("zero", "mean")),
         "experts": to((1, 2)),
-        "least_lost": to(1),
         "images": to(3),
         "threshold": Change(0.05, files=MEASURED),
         "resamples": to(10),
@@ -304,6 +303,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "batch_size": "test_images_go_through_the_model_in_batches",
         "windows": "test_windows_of_text_that_are_analyzed",
         "ablated_windows": "test_windows_of_text_that_are_analyzed",
+        "least_lost": "test_the_least_number_of_lost_answers_of_a_strong_expert",
     },
     "audit": {"pictures": "test_the_sheet_of_an_audit_goes_where_it_is_asked_for"},
     "convert": {"pretrained": "test_convert_asks_for_published_weights"},
@@ -341,6 +341,19 @@ def recorded(target: Any, name: str, monkeypatch: pytest.MonkeyPatch, result: An
 
     monkeypatch.setattr(target, name, stand_in)
     return calls
+
+
+def test_the_least_number_of_lost_answers_of_a_strong_expert(worlds, monkeypatch, tmp_path: Path) -> None:
+    """What the study makes of it: `tests/analysis/test_measures.py`."""
+    from mumoe.analysis import studies
+
+    real, given = studies.study, []
+    monkeypatch.setattr(
+        studies, "study", lambda *some, **named: given.append(named["least_lost"]) or real(*some, **named)
+    )
+    for number, changes in enumerate([{}, {"least_lost": 2}]):
+        assert not call("analyze", {**ANALYZE, **changes}, tmp_path / str(number), worlds("pictures")).error
+    assert given == [5, 2]
 
 
 @pytest.mark.parametrize(
