@@ -347,6 +347,7 @@ def test_the_least_number_of_lost_answers_of_a_strong_expert(worlds, monkeypatch
     """What the study makes of it: `tests/analysis/test_measures.py`."""
     from mumoe.analysis import studies
 
+    worlds("pictures")  # made before anything is watched
     real, given = studies.study, []
     monkeypatch.setattr(
         studies, "study", lambda *some, **named: given.append(named["least_lost"]) or real(*some, **named)

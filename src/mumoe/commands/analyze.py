@@ -110,6 +110,7 @@ def run(options: Options) -> None:
     """Analyze and print the main numbers."""
     _check(options)
     require_run(options.run)
+    require("matplotlib", "reports", "mumoe analyze")
     opened = open_verb(options, WHO, experts=True)
     if opened.config.mode == "text":
         lines = _text_lines(analyze_text(opened, options), options.folder(opened.path))
@@ -201,7 +202,6 @@ def _check(options: Options) -> None:
         raise UserError(
             f"mumoe analyze: expected a threshold above 0 and at most 1, got {options.threshold}. 0.5 is the default."
         )
-    require("matplotlib", "reports", "mumoe analyze")
 
 
 def _check_head(head: Head, config: TrainConfig, options: Options) -> None:

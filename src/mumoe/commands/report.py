@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from mumoe.commands.opening import require_run
 from mumoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,13 +53,15 @@ def report(options: Options, *, data: ImageData | None = None) -> tuple[Path, li
     Raises:
         UserError: If a folder is no run, or the report would replace something else.
     """
-    from mumoe.reports.gather import gather
-    from mumoe.reports.site import check_out, write_report
-
     if not options.runs:
         raise UserError("mumoe report: expected the folder of a run, got none. Name one or several.")
     if options.max_images < 0:
         raise UserError(f"mumoe report: expected max_images >= 0, got {options.max_images}. 0 shows none.")
+    for path in options.runs:
+        require_run(path)
+    from mumoe.reports.gather import gather  # torch is imported only for runs that are there
+    from mumoe.reports.site import check_out, write_report
+
     out = check_out(options.out or Path(options.runs[0]) / "report")
     views: list[RunView] = []
     images: dict[str, ImageData] = {}
