@@ -66,7 +66,7 @@ def quick_cases() -> list[Case]:
         Case("others", 256, 128, others, outputs=768, seconds=2),
         Case("dense", 256, 16, (*OURS, "soft", "tensorly"), kinds=("forward",), seconds=1.5),
         *(Case("factorizations", 256, 128, ("floor", *OURS), kind, rank, seconds=0.7) for kind, rank in RANKS.items()),
-        Case("block", 8 * 196, 1024, ("mlp", *OURS), outputs=768, kinds=("forward",)),
+        Case("block", 8 * 197, 1024, ("mlp", "dense", *OURS), rank=128, inputs=384, outputs=384, seconds=1),
         Case("zero", 256, 1024, ("plain", *OURS), gate_init="zeros", seconds=1),
     ]
 
@@ -106,7 +106,21 @@ def full_cases() -> list[Case]:
             )
             for kind, rank, batch, n in rings
         ),
-        Case("block", 8 * 196, 1024, ("mlp", *OURS), outputs=768, threads=both, seconds=10, memory=("mlp", *OURS)),
+        *(
+            Case(
+                "block",
+                8 * 197,
+                n,
+                ("mlp", "dense", *OURS),
+                rank=128,
+                inputs=384,
+                outputs=384,
+                threads=both,
+                seconds=10,
+                memory=("mlp", "dense", *OURS),
+            )
+            for n in (64, 1024, 8192)
+        ),
         *(
             Case("zero", 256, n, ("plain", *OURS), gate_init="zeros", seconds=8, memory=memory)
             for n in (128, 1024, 8192)
@@ -128,7 +142,9 @@ def make(case: Case, name: str) -> tuple[nn.Module | rivals.Floor, Tensor]:
         hidden = 4 * case.inputs
         if name == "mlp":
             return rivals.MLP(case.inputs, hidden), x
-        return rivals.matched_block(case.inputs, hidden, case.experts), x
+        block = MuMoEBlock(case.inputs, hidden, num_experts=case.experts, rank=case.rank)
+        block.gate.route = "dense" if name == "dense" else "auto"
+        return block, x
     sizes = (case.inputs, case.outputs, case.experts)
     layer = MuMoE(*sizes, case.factorization, case.rank, gate_init=case.gate_init)
     if name in OURS:
@@ -214,7 +230,7 @@ def check_same(passes: dict[str, Pass]) -> float:
         ArithmeticError: If it is more than `SAME`: then there is nothing to compare.
     """
     outputs = {}
-    for name in ("plain", "literal", "tensorly", *OURS):
+    for name in ("plain", "literal", "tensorly", "dense", *OURS):
         if name in passes:
             with measuring.kernels(name != "torch"):
                 outputs[name] = passes[name].ready("forward")()

@@ -35,6 +35,7 @@ NAMES = {
     "tensorly": "`tensorly`, then dense",
     "sparse-moe": "`SparseMoE`, top 2",
     "mlp": "dense MLP",
+    "dense": "ours, `route=\"dense\"`",
 }
 KINDS = {"forward": "forward", "both": "forward + backward"}
 FACTORIZATIONS = {"cp": "CP", "tucker": "Tucker", "tt": "TT", "tr": "TR"}
@@ -188,9 +189,12 @@ def block(records: Records) -> str:
     rows = []
     for row in _rows(records, "block"):
         for name in row["seconds"]:
-            cells = [NAMES[name], *_size(row)[2:], f"{row['parameters'][name]:,}", ms(median(row, name))]
-            rows.append([*cells, times(ratio(row, name, "mlp")), megabytes(row.get("peak_bytes", {}).get(name))])
-    return table(["layer", "pass", "threads", "parameters", "ms", "over the MLP", "peak, MB"], rows)
+            experts = "" if name == "mlp" else f"{row['experts']:,}"
+            cells = [NAMES[name], experts, *_size(row)[2:], f"{row['parameters'][name]:,}", ms(median(row, name))]
+            cells += [times(ratio(row, name, "mlp")), times(ratio(row, "dense", name))]
+            rows.append([*cells, megabytes(row.get("peak_bytes", {}).get(name))])
+    head = ["layer", "experts", "pass", "threads", "parameters", "ms", "over the MLP", "dense route / it", "peak, MB"]
+    return table(head, rows)
 
 
 def zero(records: Records) -> str:

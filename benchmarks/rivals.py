@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mumoe.baselines import HighRankLinear, SparseMoE
 from mumoe.costs import rank_for_budget
-from mumoe.layers import MuMoE, MuMoEBlock
+from mumoe.layers import MuMoE
 
 PACKAGES = {
     "mixture-of-experts": "mixture_of_experts",
@@ -181,12 +181,6 @@ def matched_ranks(width: int, hidden: int, experts: int, factorization: str = "c
         )
         for into, out in sizes
     ]
-
-
-def matched_block(width: int, hidden: int, experts: int, factorization: str = "cp") -> MuMoEBlock:
-    """The block with these ranks."""
-    ranks = matched_ranks(width, hidden, experts, factorization)
-    return MuMoEBlock(width, hidden, width, num_experts=experts, factorization=factorization, rank=list(ranks))
 
 
 def matched_linear(layer: MuMoE) -> HighRankLinear:

@@ -29,13 +29,16 @@ class Target:
 # (batch, experts) -> forward PyTorch, forward + backward PyTorch, forward native, forward + backward native,
 # and how many times less peak memory; ratios to the plain layer
 SPEED: dict[tuple[int, int], tuple[float | None, ...]] = {
-    (256, 128): (1.15, 1.0, 1.3, 1.15, 1.0),
-    (256, 1024): (2.2, 1.4, 3.0, 1.7, 1.0),
-    (256, 8192): (4.5, 2.2, 9.0, 3.0, 12.0),
-    (4096, 8192): (6.0, 4.5, 11.0, 6.0, 20.0),
-    (256, 65536): (7.0, 2.5, 22.0, 3.5, 50.0),
-    (1, 1024): (1.5, None, 3.0, None, None),
+    (256, 128): (1.2, 1.0, 1.25, 1.1, 1.0),
+    (256, 1024): (2.4, 1.4, 2.6, 1.6, 1.0),
+    (256, 8192): (5.0, 2.7, 5.8, 3.1, 17.0),
+    (4096, 8192): (5.8, 5.0, 7.4, 6.0, 20.0),
+    (256, 65536): (8.5, 5.0, 11.0, 6.0, 90.0),
 }
+# experts -> how many times as fast as `route="dense"` a block is: forward, forward + backward
+BLOCK = {64: (1 / 1.03, 1 / 1.03), 1024: (1.1, 1.3), 8192: (2.4, 3.5)}
+# experts -> at most how many times as slow as the dense MLP that it replaces: forward, forward + backward
+BLOCK_TO_MLP = {1024: (1.5, 1.35)}
 
 
 def _over(row: Row, above: str, below: str) -> float | None:
@@ -73,9 +76,6 @@ def _ratios(rows: list[Row]) -> Iterator[Target]:
             if row["part"] == "factorizations" and row["kind"] == "forward":
                 what, bound, measured = f"{row['factorization']}, {size}, forward", 1.15, _over(row, path, "floor")
                 text = "over its floor"
-            elif row["part"] == "block" and row["kind"] == "forward":
-                what, bound, measured = "MLP block, forward", 1.1, _over(row, path, "mlp")
-                text = "over the dense MLP"
             elif row["part"] == "zero":
                 kind = "forward" if row["kind"] == "forward" else "forward + backward"
                 what, bound, measured = f"zero gate, {size}, {kind}", 1.05, _over(row, path, "plain")
@@ -84,6 +84,21 @@ def _ratios(rows: list[Row]) -> Iterator[Target]:
                 continue
             if measured is not None:
                 yield Target(f"{what}, {label}: times {text}", bound, measured, least=False)
+
+
+def _blocks(rows: list[Row]) -> Iterator[Target]:
+    for row in rows:
+        if row["part"] != "block" or row["threads"] != 1:
+            continue
+        backward = row["kind"] == "both"
+        for path, label in (("torch", "PyTorch"), ("native", "native")):
+            what = f"block of {row['experts']:,}, {'forward + backward' if backward else 'forward'}, {label}"
+            found, bounds = _over(row, "dense", path), BLOCK.get(row["experts"])
+            if found is not None and bounds is not None:
+                yield Target(f"{what}: times as fast as its dense route", bounds[backward], found)
+            found, bounds = _over(row, path, "mlp"), BLOCK_TO_MLP.get(row["experts"])
+            if found is not None and bounds is not None:
+                yield Target(f"{what}: times the dense MLP", bounds[backward], found, least=False)
 
 
 def _features(record: Row) -> Iterator[Target]:
@@ -96,7 +111,7 @@ def _features(record: Row) -> Iterator[Target]:
 def targets(records: Mapping[str, Row]) -> list[Target]:
     """Every target that was measured."""
     rows = list(records.get("layer", {}).get("rows", ()))
-    return [*_speed(rows), *_ratios(rows), *_features(records.get("features", {}))]
+    return [*_speed(rows), *_ratios(rows), *_blocks(rows), *_features(records.get("features", {}))]
 
 
 def render(records: Mapping[str, Row]) -> str:

@@ -26,6 +26,7 @@ from mumoe import functional, kernels, sparse_gate
 from mumoe.coefficients import Coefficients, DenseCoefficients, full_precision
 from mumoe.errors import UserError, nearest, unknown_name
 from mumoe.sparse_gate import Plan
+from mumoe.specs import check_levels
 
 __all__ = [
     "GATES",
@@ -330,7 +331,7 @@ class Gate(nn.Module):
 
     Args:
         in_features: Width of the input.
-        num_experts: Number of experts per level.
+        num_experts: Number of experts, or one per level.
         gate: Name of an activation in `GATES`, or a module, of which every level gets a copy.
         norm: ``batch`` (running statistics, in training those of the batch), ``layer`` or ``none``.
         options: Keyword options of the activation, such as ``{"alpha": 1.3}`` or ``{"k": 4}``.
@@ -353,7 +354,7 @@ class Gate(nn.Module):
     def __init__(
         self,
         in_features: int,
-        num_experts: Sequence[int],
+        num_experts: int | Sequence[int],
         gate: str | nn.Module = "entmax15",
         norm: str = "batch",
         *,
@@ -368,14 +369,14 @@ class Gate(nn.Module):
         for name, value, known in (("gate_init", init, ("normal", "zeros")), ("route", route, ROUTES)):
             if value not in known:
                 raise unknown_name("MuMoE", name, value, known)
-        self.in_features, self.num_experts = in_features, tuple(num_experts)
+        self.in_features, self.num_experts = in_features, check_levels(num_experts, "Gate")
         self.name = gate if isinstance(gate, str) else type(gate).__name__
         self.norm, self.options, self.init, self.route = norm, dict(options or {}), init, route
         where = {"device": device, "dtype": dtype}
-        activations = [_make_activation(gate, self.options) for _ in num_experts]
+        activations = [_make_activation(gate, self.options) for _ in self.num_experts]
         bias = bool(getattr(activations[0], "router_bias", False))
         self.routers = nn.ModuleList(_make_routers(router, in_features, self.num_experts, bias, where))
-        self.norms = nn.ModuleList(_make_norm(norm, size, device, dtype) for size in num_experts)
+        self.norms = nn.ModuleList(_make_norm(norm, size, device, dtype) for size in self.num_experts)
         self.activations = nn.ModuleList(activations)
         if device is not None:
             self.activations.to(device)
