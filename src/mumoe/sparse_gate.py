@@ -31,8 +31,8 @@ __all__ = ["Plan", "Support", "sparse_coefficients"]
 BLOCK = 2**18
 """Logits held at a time, in elements: 1 MB of float32 stays in the cache of a core."""
 
-FEWEST, MOST_AT_A_TIME = 256, 1024
-"""Experts of a block at least, and in the backward at most."""
+FEWEST = 256
+"""Experts of a block at least; those of a block in the backward, where more are no faster and take more memory."""
 
 NEARLY_ALL = 0.85
 """Share of experts with an entry from which the backward multiplies by all of them, which saves copies of weights."""
@@ -220,7 +220,7 @@ def _add_statistics(
     active = torch.arange(experts, device=z.device) if every else active
     by_gram = 2 * rows * width**2 + 2 * width**2 * len(active) < (3 - (logits is not None)) * rows * width * len(active)
     gram, inner = (z.mT @ z, z.new_zeros(width, width)) if by_gram else (z, z)
-    for part in active.split(max(FEWEST, min(MOST_AT_A_TIME, BLOCK // rows))):
+    for part in active.split(FEWEST):
         some: Any = slice(int(part[0]), int(part[0]) + len(part)) if every else part
         g = weight[some]
         if grad_x is not None:

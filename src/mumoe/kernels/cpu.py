@@ -472,11 +472,6 @@ def _flattened(values, index, count, top, _, tau, kind):
     return tuple(map(torch.from_numpy, (slack.astype(np.float32), indices, offsets, normalized)))
 
 
-def _zeros(*shape):
-    """float32 zeros whose pages the system hands out when they are first written."""
-    return torch.from_numpy(np.zeros(shape, dtype=np.float32))
-
-
 def _gathered(values, indices, offsets, source, experts, factor, out):
     """Run `_gather` over the entries in order of their expert; returns the dots with the factor, if there is one."""
     starts = np.empty(experts + 1, np.int64)
@@ -495,7 +490,7 @@ def support_backward(raw, indices, offsets, x, weight, by_x, by_weight):
     """d @ weight and d.T @ x for the sparse (rows, num_experts) matrix d of the values `raw`; None where not wanted."""
     raw, x, weight = raw.detach().contiguous(), x.detach().contiguous(), weight.detach().contiguous()
     grad_x = bag(raw, indices, offsets, weight) if by_x else None
-    grad_weight = _zeros(*weight.shape) if by_weight else None
+    grad_weight = torch.zeros_like(weight) if by_weight else None
     if by_weight:
         _gathered(raw, indices, offsets, x, len(weight), None, grad_weight)
     return grad_x, grad_weight
@@ -509,6 +504,6 @@ def bag(values, indices, offsets, factor):
 def bag_backward(grad, values, indices, offsets, factor, by_values, by_factor):
     """Gradients (nnz,) and (num_experts, width) of `bag`; None where not wanted."""
     values, factor, grad = values.detach().contiguous(), factor.detach().contiguous(), grad.detach().contiguous()
-    grad_factor = _zeros(*factor.shape) if by_factor else None
+    grad_factor = torch.zeros_like(factor) if by_factor else None
     dots = _gathered(values, indices, offsets, grad, len(factor), factor if by_values else None, grad_factor)
     return dots, grad_factor
