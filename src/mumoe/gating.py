@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from mumoe import functional, kernels, sparse_gate
+from mumoe import functional, sparse_gate
 from mumoe.coefficients import Coefficients, DenseCoefficients, full_precision
 from mumoe.errors import UserError, nearest, unknown_name
 from mumoe.sparse_gate import Plan
@@ -513,11 +513,10 @@ class Limit(NamedTuple):
 
 
 LIMITS = {
-    "compiled": Limit(experts=512, logits=2**16),
     "cpu": Limit(experts=512, logits=2**16),
     "other": Limit(experts=512, logits=2**24),
 }
-"""By what computes: compiled kernels; PyTorch on the processor; PyTorch on another device, where the sparse gate is
+"""By where it is computed: the processor, with compiled kernels and without; another device, where the sparse gate is
 chosen for its memory (64 MB for each matrix of float32), as its speed there has not been measured."""
 
 
@@ -532,7 +531,7 @@ def takes_sparse(gate: Gate, level: int, x: Tensor) -> bool:
     if gate.route == "dense" or rows == 0 or functional.is_traced(x):
         return False
     if gate.route == "auto":
-        limit = LIMITS["compiled" if kernels.of(x) else "cpu" if x.device.type == "cpu" else "other"]
+        limit = LIMITS["cpu" if x.device.type == "cpu" else "other"]
         if experts < limit.experts or experts * rows < limit.logits:
             return False
     router, norm, activation = gate.routers[level], gate.norms[level], gate.activations[level]
