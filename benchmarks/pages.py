@@ -35,7 +35,7 @@ NAMES = {
     "tensorly": "`tensorly`, then dense",
     "sparse-moe": "`SparseMoE`, top 2",
     "mlp": "dense MLP",
-    "dense": "ours, `route=\"dense\"`",
+    "dense": 'ours, `route="dense"`',
 }
 KINDS = {"forward": "forward", "both": "forward + backward"}
 FACTORIZATIONS = {"cp": "CP", "tucker": "Tucker", "tt": "TT", "tr": "TR"}

@@ -40,21 +40,26 @@ def test_targets_by_hand():
         row("sizes", 256, 8192, "both", {"plain": 240, "torch": 10}, plain=2.0, torch=1.0),
         row("factorizations", 256, 128, floor=1.0, torch=1.2),
         row("zero", 256, 128, plain=1.0, torch=1.04),
+        row("block", 1576, 1024, mlp=1.0, dense=1.5, torch=1.2),
+        row("block", 1576, 8192, "both", dense=4.0, native=2.0),
     ]
     found = [
         (target.bound, round(target.measured, 3), target.met) for target in targets.targets({"layer": {"rows": rows}})
     ]
     assert found == [
-        (1.15, 1.111, False),
-        (1.3, 2.0, True),
-        (2.2, 2.0, False),
-        (12.0, 24.0, True),
+        (1.2, 1.111, False),
+        (1.25, 2.0, True),
+        (2.7, 2.0, False),
+        (17.0, 24.0, True),
         (1.15, 1.2, False),
         (1.05, 1.04, True),
+        (1.1, 1.25, True),
+        (1.5, 1.2, True),
+        (3.5, 2.0, False),
     ]
     text = targets.render({"layer": {"rows": rows}})
-    assert text.count("**missed**") == 3
-    assert "| 256 x 8,192, forward + backward, PyTorch: times as fast as plain | >= 2.2 | 2.00 | **missed** |" in text
+    assert text.count("**missed**") == 4
+    assert "| 256 x 8,192, forward + backward, PyTorch: times as fast as plain | >= 2.7 | 2.00 | **missed** |" in text
 
 
 def complexity_record(ours, mlp, sparse):
