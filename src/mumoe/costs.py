@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mumoe.errors import UserError, check_size, unknown_name
+from mumoe.errors import UserError, check_levels, check_size, unknown_name
 from mumoe.factorizations import FACTORIZATIONS, Factorization, Rank, get_factorization
-from mumoe.specs import BASELINES, check_levels, closest_rank, read_spec
+from mumoe.specs import BASELINES, closest_rank, read_spec
 
 __all__ = [
     "SpecCosts",

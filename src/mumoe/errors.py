@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
-__all__ = ["JobError", "UserError", "check_size", "nearest", "require", "unknown_name"]
+__all__ = ["JobError", "UserError", "check_levels", "check_size", "nearest", "require", "unknown_name"]
 
 
 class UserError(ValueError):
@@ -68,3 +68,19 @@ def require(module: str, extra: str, who: str) -> ModuleType:
             f"{who}: expected the package {module.partition('.')[0]!r}, got {error}. "
             f"Install it with: pip install 'mumoe[{extra}]'"
         ) from error
+
+
+def check_levels(num_experts: int | Sequence[int], who: str) -> tuple[int, ...]:
+    """Experts of each level, from one number or one for each level.
+
+    Raises:
+        UserError: For no level, or a number below 1.
+    """
+    if not isinstance(num_experts, int | Sequence) or isinstance(num_experts, str):
+        raise UserError(
+            f"{who}: expected num_experts as an int, or one int per level, got {num_experts!r}. Give 128 or (128, 4)."
+        )
+    sizes = (num_experts,) if isinstance(num_experts, int) else tuple(num_experts)
+    if not sizes:
+        raise UserError(f"{who}: expected num_experts of at least one level, got (). Give an int or a tuple.")
+    return tuple(check_size(size, "num_experts", who) for size in sizes)

@@ -24,9 +24,8 @@ from torch.nn.modules import module as nn_module
 
 from mumoe import functional, sparse_gate
 from mumoe.coefficients import Coefficients, DenseCoefficients, full_precision
-from mumoe.errors import UserError, nearest, unknown_name
+from mumoe.errors import UserError, check_levels, nearest, unknown_name
 from mumoe.sparse_gate import Plan
-from mumoe.specs import check_levels
 
 __all__ = [
     "GATES",

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from mumoe.ablation import Ablation, ablated, ablations, active, contract_ablated
 from mumoe.coefficients import Coefficients, DenseCoefficients, as_coefficients
 from mumoe.costs import rank_for_block
-from mumoe.errors import UserError, check_size
+from mumoe.errors import UserError, check_levels, check_size
 from mumoe.factorizations import Factorization, Rank, get_factorization
 from mumoe.gating import Gate, make_gate
-from mumoe.specs import check_levels, check_rows, join_spec, parse_spec
+from mumoe.specs import check_rows, join_spec, parse_spec
 
 __all__ = ["MuMoE", "MuMoEBlock", "MuMoEGatedBlock", "allow_non_finite"]
 

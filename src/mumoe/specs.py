@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mumoe.errors import UserError, check_size, unknown_name
+from mumoe.errors import UserError, check_levels, unknown_name
 from mumoe.factorizations import FACTORIZATIONS, Rank, get_factorization
 
 __all__ = [
     "BASELINES",
     "Spec",
-    "check_levels",
     "check_rows",
     "closest_rank",
     "format_spec",
@@ -107,22 +106,6 @@ def join_spec(title: str, ranks: str, num_experts: Sequence[int]) -> str:
 
 
 # Sizes and ranks ------------------------------------------------------------------------------------------
-
-
-def check_levels(num_experts: int | Sequence[int], who: str) -> tuple[int, ...]:
-    """Experts of each level, from one number or one for each level.
-
-    Raises:
-        UserError: For no level, or a number below 1.
-    """
-    if not isinstance(num_experts, int | Sequence) or isinstance(num_experts, str):
-        raise UserError(
-            f"{who}: expected num_experts as an int, or one int per level, got {num_experts!r}. Give 128 or (128, 4)."
-        )
-    sizes = (num_experts,) if isinstance(num_experts, int) else tuple(num_experts)
-    if not sizes:
-        raise UserError(f"{who}: expected num_experts of at least one level, got (). Give an int or a tuple.")
-    return tuple(check_size(size, "num_experts", who) for size in sizes)
 
 
 def check_rows(x: Tensor, in_features: int, dtype: torch.dtype, who: str) -> Tensor:
