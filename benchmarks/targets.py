@@ -34,6 +34,7 @@ SPEED: dict[tuple[int, int], tuple[float | None, ...]] = {
     (256, 8192): (5.0, 2.7, 5.8, 3.1, 17.0),
     (4096, 8192): (5.8, 5.0, 7.4, 6.0, 20.0),
     (256, 65536): (8.5, 5.0, 11.0, 6.0, 90.0),
+    (1, 1024): (1.0, None, 1.0, None, None),
 }
 # experts -> how many times as fast as `route="dense"` a block is: forward, forward + backward
 BLOCK = {64: (0.97, 0.97), 1024: (1.1, 1.3), 8192: (2.4, 3.5)}

@@ -34,8 +34,9 @@ BLOCK = 2**18
 FEWEST = 256
 """Experts of a block at least; those of a block in the backward, where more are no faster and take more memory."""
 
-NEARLY_ALL = 0.85
-"""Share of experts with an entry from which the backward multiplies by all of them, which saves copies of weights."""
+NEARLY_ALL = 0.8
+"""Share of experts with an entry from which the backward multiplies by all of them, which saves copies of weights: at
+shares of 0.8 to 1 a training step took 1 to 8 % less (64 to 1,024 rows, 1,024 and 2,048 experts, one thread)."""
 
 ALPHAS = {"entmax15": 1.5, "sparsemax": 2.0}
 

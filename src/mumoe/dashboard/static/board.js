@@ -121,6 +121,7 @@ function firstSubgroup(run) {
 
 function Adding({ run, edits, add, selected, setSelected, subgroup, setSubgroup }) {
   const [text, setText] = useState("");
+  const [writing, setWriting] = useState(false);
   const [problem, setProblem] = useState("");
   const [job, setJob] = useState(null);
   const many = (make) => {
@@ -129,14 +130,16 @@ function Adding({ run, edits, add, selected, setSelected, subgroup, setSubgroup 
   };
   const write = async (event) => {
     event.preventDefault();
+    setWriting(true);
     try {
       const { entry } = await post("/api/parse", { text });
       add([entry]);
-      setText("");
+      setText((now) => (now === text ? "" : now)); // what was typed meanwhile stays
       setProblem("");
     } catch (error) {
       setProblem(error.message);
     }
+    setWriting(false);
   };
   const rewrite = async (strength) => {
     setProblem("");
@@ -163,9 +166,9 @@ function Adding({ run, edits, add, selected, setSelected, subgroup, setSubgroup 
       <div class="actions"><button type="button" disabled=${job || !subgroup.value} onClick=${() => rewrite("auto")}>Choose lambda on validation</button>
         <button type="button" disabled=${job || !subgroup.value} onClick=${() => rewrite("paper")}>Lambda of the paper</button></div>
       <p class="note">The mean coefficients of the subgroup's training images are added to the attribute's logit, times lambda.</p></details>`}
-    <details><summary>Write an edit</summary><form class="actions" onSubmit=${write}>
+    <details><summary>Write an edit</summary><form class="actions" aria-busy=${writing} onSubmit=${write}>
       <label class="field grow"><span>As for mumoe edit --do</span><input type="text" value=${text} placeholder="swap:4=9" onInput=${(event) => setText(event.currentTarget.value)} /></label>
-      <button type="submit" disabled=${!text.trim()}>Add</button></form>
+      <button type="submit" disabled=${writing || !text.trim()}>Add</button></form>
       <p class="note">ablate:17, scale:3=0.5, swap:4=9, set-output:5:CLASS=2, correct:5:CLASS=0.3</p></details>
     ${job && html`<${Progress} job=${job} />`}
     <${Problem} text=${problem} onClose=${() => setProblem("")} />
