@@ -218,8 +218,8 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_draw_images", lambda out, found: None)
     monkeypatch.setattr(demo, "save_figure", lambda *given: None)
     chosen: list[Any] = []
-    real = bias_recipe.choose_strength
-    for module in (bias_recipe, rewriting):  # shifts of every image alike, and of experts
+    real = bias_bench.choose_strength
+    for module in (bias_bench, rewriting):  # shifts of every image alike, and of experts
         monkeypatch.setattr(module, "choose_strength", lambda *a, **k: chosen.append(real(*a, **k)) or chosen[-1])
     settings = dataclasses.replace(SMALL, seeds=1, epochs=2)
     outcomes = []
