@@ -73,7 +73,7 @@ def make_runs() -> Runs:
                 call("analyze", run)
     _make_bias(runs.bias)
     if not (runs.text / "summary.json").is_file():
-        config = ROOT / "src" / "mumoe" / "recipes" / "gpt2-small.toml"
+        config = ROOT / "reproduction" / "gpt2-small.toml"
         call("train", "--config", config.relative_to(ROOT), "--against", "--seeds", 1, "--out", runs.text)
     if not (runs.text / "analysis" / "experts.json").is_file():
         call("analyze", runs.text)
@@ -110,9 +110,9 @@ def _write_features(path: Path) -> None:
     from safetensors.numpy import save_file
 
     from mumoe.data import load_data
+    from mumoe.demo.planted_bias import planted_style
     from mumoe.models.backbones import create_backbone
     from mumoe.models.features import extract_features
-    from mumoe.recipes.bias_sets import planted_style
 
     data = load_data("emoji", split_by="character", size=96)
     x = extract_features(data, create_backbone("efficientnet-lite0", image_size=96)).x

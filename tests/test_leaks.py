@@ -21,21 +21,23 @@ from safetensors.torch import load_file as load_tensors
 
 from commands.made_up_analysis import make_data, make_features
 from commands.test_editing import CLASSES, WHO, write_features
+from demo.test_demo_job import SMALL, made_up
+from made_up_emoji import emoji
 from mumoe.cli import main
 from mumoe.commands import sweep
 from mumoe.data.base import ImageData
+from mumoe.demo import bias_bench
+from mumoe.demo import demo_job as demo
+from mumoe.demo.bias_heads import Settings
+from mumoe.demo.planted_bias import planted_style
 from mumoe.editing import rewriting
-from mumoe.editing.baselines import Settings
 from mumoe.editing.fairness import Bootstrap
 from mumoe.editing.files import read_edit_file
 from mumoe.editing.runs import open_run
-from mumoe.recipes import bias as bias_recipe
-from mumoe.recipes import demo
-from mumoe.recipes.bias import Retraining, run_seed
-from mumoe.recipes.bias_sets import natural_skin_tone, planted_style
 from mumoe.training import TrainConfig, train
-from recipes.made_up_emoji import emoji
-from recipes.test_demo import SMALL, made_up
+from reproduction import bias as bias_recipe
+from reproduction.bias import Retraining, run_seed
+from reproduction.bias_sets import natural_skin_tone
 
 
 def other_features(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -109,8 +111,10 @@ def test_a_sweep(tmp_path: Path) -> None:
 def test_the_bias_recipe(make_set: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads, mean coefficients, strengths, and validation curves, of every method."""
     fitted: list[torch.nn.Module] = []
-    real = bias_recipe.fit
-    monkeypatch.setattr(bias_recipe, "fit", lambda *given, **named: fitted.append(real(*given, **named)) or fitted[-1])
+    for module, name in ((bias_bench, "train_plain"), (bias_recipe, "fit")):
+        real = getattr(module, name)
+        kept = lambda *given, real=real, **named: fitted.append(real(*given, **named)) or fitted[-1]  # noqa: E731
+        monkeypatch.setattr(module, name, kept)
 
     def run(data: ImageData, features: np.ndarray) -> tuple[Any, list[torch.Tensor]]:
         fitted.clear()
@@ -214,8 +218,8 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_draw_images", lambda out, found: None)
     monkeypatch.setattr(demo, "save_figure", lambda *given: None)
     chosen: list[Any] = []
-    real = bias_recipe.choose_strength
-    for module in (bias_recipe, rewriting):  # shifts of every image alike, and of experts
+    real = bias_bench.choose_strength
+    for module in (bias_bench, rewriting):  # shifts of every image alike, and of experts
         monkeypatch.setattr(module, "choose_strength", lambda *a, **k: chosen.append(real(*a, **k)) or chosen[-1])
     settings = dataclasses.replace(SMALL, seeds=1, epochs=2)
     outcomes = []

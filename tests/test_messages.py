@@ -13,8 +13,8 @@ from mumoe import cli
 
 SOURCE = Path(mumoe.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
-OTHERS = {"--debug", "--version", "--force-reinstall"}
-"""Options of `mumoe` itself, and of pip."""
+OTHERS = {"--debug", "--version", "--force-reinstall", "--standalone", "--nproc-per-node"}
+"""Options of `mumoe` itself, of pip and of torchrun."""
 
 
 @pytest.fixture(scope="module")

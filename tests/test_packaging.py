@@ -49,7 +49,7 @@ ORDER = [
     {"layers"},
     {"models"},
     {"training", "analysis", "editing"},
-    {"recipes", "deploy"},
+    {"demo", "deploy"},
     {"dashboard"},
     {"commands", "cli"},
 ]
@@ -75,6 +75,24 @@ def test_arrows():
         for other in imported(path) & set(level):
             if room in level:
                 assert level[other] <= level[room], f"{path.relative_to(SOURCE)} imports {other}"
+
+
+def test_the_wheel_has_no_reproduction():
+    """The wheel is src/mumoe alone, and nothing in it needs what is left out."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert tool == {"packages": ["src/mumoe"]}
+    assert not list((SOURCE / "recipes").rglob("*.py"))
+    assert (ROOT / "reproduction" / "__main__.py").is_file()
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.partition(".")[0] == "reproduction" for name in names), path
+
+
+def test_the_reproduction_calls_no_command():
+    for path in (ROOT / "reproduction").rglob("*.py"):
+        assert "commands" not in imported(path), path
 
 
 @pytest.mark.parametrize("room", NO_LAYERS)

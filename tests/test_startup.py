@@ -54,8 +54,6 @@ WRONG = [
     "export nowhere --to onnx",
     "convert resnet18",
     "tokenize nothing-there --out out",
-    "paper run nosuch",
-    "paper run nosuch --dry-run",
 ]
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.parsing import parse
 from mumoe.printable import prepare_streams
 
-__all__ = ["VERBS", "main"]
+__all__ = ["VERBS", "guarded", "main"]
 
 VERBS = {
     "demo": "the main job on embedded data, in minutes: train, look inside, edit, report",
@@ -36,19 +36,27 @@ VERBS = {
     "export": "a run as ONNX, torch.export or safetensors, checked",
     "convert": "a timm or Hugging Face network with its MLPs, or any layers, as MuMoE blocks",
     "cost": "parameters and FLOPs of a layer, for every factorization (Table 1)",
-    "paper": "every table and figure of the paper: what there is, and how to make it",
 }
 """Verb -> what it does, in one line. The verb's code is the module of the same name in `mumoe.commands`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    return guarded(_dispatch, list(sys.argv[1:] if argv is None else argv))
+
+
+def guarded(dispatch: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command line, reporting errors in one line; returns the exit status.
+
+    Args:
+        dispatch: Runs the arguments without ``--debug``, which shows the traceback of an error.
+        arguments: What follows the program's name.
+    """
     prepare_streams()
-    arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        return dispatch(arguments)
     except UserError as error:
         return _fail(error, 2, debug)
     except JobError as error:

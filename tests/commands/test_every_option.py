@@ -8,10 +8,8 @@ one by one below (`ELSEWHERE`). The few that are left are listed with their reas
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +68,6 @@ VERBS_CALLED: dict[str, tuple[str, Mapping[str, Any]]] = {
     "tokenize": ("text", {"files": ("files",), "out": "tokens", "val": 0.2, "test": 0.2}),
     "convert": ("networks", CONVERT),
     "cost": ("nothing", {"in_features": 64, "out_features": 10, "experts": (8,)}),
-    "paper": ("nothing", {"action": "run", "items": ("table-1",), "output": "paper", "results": "results"}),
 }
 """Verb -> the world it works in and its plain call."""
 
@@ -224,12 +221,6 @@ CASES: dict[str, dict[str, Change]] = {
         "bias": to(True),
         "gate": to(True),
     },
-    "paper": {
-        "action": to("list"),
-        "items": to(("figure-1",)),
-        "output": Change("elsewhere", echo=True),
-        "dry_run": to(True),
-    },
 }
 
 
@@ -312,12 +303,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     ),
     "demo": dict.fromkeys(("out", "seeds", "least_lost"), "test_the_demo_gets_its_settings"),
     "export": {"to": "test_every_format_is_written_by_its_own_writer"},
-    "paper": {
-        **dict.fromkeys(
-            ("scale", "seeds", "backbone", "root", "set", "work", "render"), "test_paper_makes_what_it_is_asked_for"
-        ),
-        "results": "test_paper_lists_what_the_results_hold",
-    },
     "predict": {"batch_size": "test_images_go_through_the_model_in_batches"},
     "train": {
         **dict.fromkeys(("config", "preset"), "test_settings_from_files_and_presets"),
@@ -500,8 +485,8 @@ def test_the_dashboard_serves_what_it_is_asked_for(worlds, monkeypatch, tmp_path
 
 
 def test_the_demo_gets_its_settings(monkeypatch) -> None:
-    """What the recipe makes of them: `tests/recipes/test_demo.py`."""
-    from mumoe.recipes import demo
+    """What the recipe makes of them: `tests/demo/test_demo_job.py`."""
+    from mumoe.demo import demo_job as demo
 
     calls = recorded(demo, "run_demo", monkeypatch, (["a line"], Path("page.html")))
     for arguments in ([], ["--out", "elsewhere"], ["--seeds", "2"], ["--least-lost", "3"]):
@@ -530,52 +515,6 @@ def test_every_format_is_written_by_its_own_writer(worlds, monkeypatch, tmp_path
     for to_format in ("onnx", "safetensors", "torch-export"):
         call("export", {"run": "run", "to": to_format}, tmp_path / to_format, worlds("pictures"))
     assert written == ["export_onnx", "export_safetensors", "export_torch"]
-
-
-def test_paper_makes_what_it_is_asked_for(monkeypatch) -> None:
-    """What `make` does with it: `tests/recipes/paper`."""
-    from mumoe.recipes.paper import make
-
-    calls = recorded(make, "make", monkeypatch)
-    plain = ["paper", "run", "table-6", "--quiet"]
-    changes = (
-        [],
-        ["--scale", "full"],
-        ["--seeds", "2"],
-        ["--backbone", "test_vit"],
-        ["--root", "DATA"],
-        ["--set", "workers=3"],
-        ["--work", "elsewhere"],
-        ["--render"],
-    )
-    for change in changes:
-        assert main([*plain, *change]) == 0
-    (first_given, first), *others = calls
-    recipe = first_given[0]
-    assert (recipe.scale, first["changes"], first["run"]) == ("small", (), True)
-    scale, seeds, backbone, root, set_, work, render = others
-    assert scale[0][0].scale == "full"
-    wanted = {name: {**table, "seeds": 2} for name, table in recipe.data.items()}
-    assert seeds[0][0].seeds == 2
-    assert seeds[0][0].data == wanted
-    assert backbone[0][0].backbones == ("test_vit",) != recipe.backbones
-    assert root[1]["changes"] == ('root="DATA"',)
-    assert set_[1]["changes"] == ("workers=3",)
-    assert (work[0][1].work, first_given[1].work) == (Path("elsewhere"), Path("runs/paper/work"))
-    assert render[1]["run"] is False
-
-
-def test_paper_lists_what_the_results_hold(tmp_path: Path) -> None:
-    state = tmp_path / "paper" / "small" / "table-6.json"
-    state.parent.mkdir(parents=True)
-    state.write_text('{"state": {"done": 3, "planned": 9}}')
-    said = []
-    for results in (tmp_path, tmp_path / "none"):
-        printed = io.StringIO()
-        with redirect_stdout(printed), inside(tmp_path):
-            main(["paper", "list", "--results", str(results)])
-        said.append("partly (3 of 9 runs)" in printed.getvalue())
-    assert said == [True, False]
 
 
 def test_settings_from_files_and_presets(worlds, tmp_path: Path) -> None:

@@ -154,8 +154,8 @@ def test_a_path_as_data_is_answered_with_its_kind(tmp_path, monkeypatch, capsys,
 
 def test_the_default_data_have_the_demos_settings_and_say_so(monkeypatch, tmp_path, capsys):
     """Data, split, sizes of the splits and of the images are the first line."""
+    from mumoe.demo.demo_job import DemoSettings
     from mumoe.models.features import Features
-    from mumoe.recipes.demo import DemoSettings
     from mumoe.training import inputs
     from training.made_up_training import make_data, make_features, tiny_backbone
 

@@ -24,8 +24,8 @@ class Options:
 
 def run(options: Options) -> None:
     """Run the demo and say what it found."""
+    from mumoe.demo.demo_job import DemoSettings, run_demo
     from mumoe.errors import UserError
-    from mumoe.recipes.demo import DemoSettings, run_demo
 
     if options.seeds < 1:
         raise UserError(f"mumoe demo: expected --seeds of at least 1, got {options.seeds}. Leave it out for 3.")

@@ -1,0 +1,287 @@
+"""Corrects a bias on one split of the data: strengths are chosen on validation rows, the test rows are opened once.
+
+Every strength is reported up to three times: *fixed*, as in the paper (experts: lambda = N, blind: 2.5); *matched*, the
+smallest at which the target subgroup is as accurate as the others with its label were, so that methods are compared at
+equal benefit; and *best worst group*, the best accuracy of the worst subgroup that costs at most `max_loss` accuracy.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mumoe.demo.bias_heads import BiasTask, HeadFactory, Settings, train_plain
+from mumoe.demo.planted_bias import BiasSet
+from mumoe.editing.choose import Choice, LogitShift, choose_strength
+from mumoe.editing.fairness import Bootstrap, FairnessReport, fairness_report
+from mumoe.editing.rewriting import mean_coefficients, rewrite
+from mumoe.editing.splits import Rows
+from mumoe.layers import MuMoE
+from mumoe.models.heads import build_head
+
+__all__ = [
+    "BLIND_STRENGTH",
+    "CRITERIA",
+    "Bench",
+    "FeatureBench",
+    "Predictions",
+    "SeedResult",
+    "coefficient_direction",
+    "feature_task",
+]
+
+BLIND_STRENGTH = 2.5
+"""Lambda of blind thresholding in the paper, with a-bar = ones."""
+
+CRITERIA = {"fixed": "", "match": " matched", "worst_group": " best worst group"}
+
+Predictions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """What one seed gave.
+
+    Attributes:
+        seed: The seed.
+        reports: Method to its report on the test rows.
+        strengths: Method to the strength that it used, where it has one.
+        choices: Edit to its choice, whose curve is the trade-off on validation rows.
+        parameters: Learnable parameters by method.
+        support: Training rows of the target subgroup.
+        opened: When the test rows were opened: after how many strengths had been chosen.
+    """
+
+    seed: int
+    reports: Mapping[str, FairnessReport]
+    strengths: Mapping[str, float]
+    choices: Mapping[str, Choice]
+    parameters: Mapping[str, int]
+    support: int
+    opened: int
+
+
+@torch.no_grad()
+def coefficient_direction(layer: MuMoE, features: Tensor, mean: Tensor) -> Tensor:
+    """a-bar . a of every row: what a rewriting of strength 1 adds to the logit."""
+    total, parts = mean.to(features.dtype), []
+    for batch in features.split(4096):
+        value = total.expand(len(batch), *total.shape)
+        for a in layer.coefficients(batch):
+            value = torch.einsum("zn...,zn->z...", value, a.to(features.dtype))
+        parts.append(value)
+    return torch.cat(parts)
+
+
+class Bench(ABC):
+    """Choosing and reporting on one split, for models of any kind; the test labels are sealed until `report`.
+
+    Attributes:
+        sizes: Width of the features and number of heads.
+        base_logits: Part (val, test) -> logits of the model that edits start from.
+    """
+
+    sizes: tuple[int, int]
+    base_logits: dict[str, Tensor]
+
+    def __init__(self, bias: BiasSet, seed: int, settings: Settings, max_loss: float = 0.01) -> None:
+        self.bias, self.seed, self.settings, self.max_loss = bias, seed, settings, max_loss
+        self.rows = bias.training_rows(seed)
+        truth = bias.labels[:, bias.head]
+        _, self.val, self.sealed = bias.splits.seal(truth, bias.sensitive)
+        self.predicted: dict[str, dict[str, Predictions]] = {}
+        self.strengths: dict[str, float] = {}
+        self.choices: dict[str, Choice] = {}
+        self.parameters: dict[str, int] = {}
+
+    @abstractmethod
+    def train(self, spec: str) -> Any:
+        """A model trained on every training row alike."""
+
+    @abstractmethod
+    def logits(self, model: Any, part: str) -> Tensor:
+        """(rows,) logits of the biased head on val or test."""
+
+    @abstractmethod
+    def count(self, model: Any) -> int:
+        """Learnable parameters of its head."""
+
+    @abstractmethod
+    def mean_coefficients(self, model: Any) -> Tensor:
+        """a-bar of eq. 6: over the training rows of the target subgroup."""
+
+    @abstractmethod
+    def direction(self, model: Any, part: str, mean: Tensor) -> Tensor:
+        """(rows,) a-bar . a: what a rewriting of strength 1 adds to the logit."""
+
+    @property
+    def inside(self) -> npt.NDArray[np.bool_]:
+        """Which of the training rows are of the target subgroup."""
+        bias = self.bias
+        right = bias.labels[self.rows, bias.head] == bias.target[0]
+        return np.asarray(right & (bias.sensitive[self.rows] == bias.target[1]))
+
+    def add(self, name: str, model: Any, *, base: bool = False) -> None:
+        """Add a trained model to the table; edits start from the base."""
+        logits = {part: self.logits(model, part) for part in ("val", "test")}
+        self.predicted[name] = {part: (value > 0).long().numpy() for part, value in logits.items()}
+        self.parameters[name] = self.count(model)
+        if base:
+            self.base, self.base_model, self.base_logits = name, model, logits
+
+    def shift_blindly(self) -> None:
+        """Every image's logit shifted alike, at every strength."""
+        shifts = self.shifts(lambda part: torch.ones(len(self.base_logits[part])))
+        sign = 1 if self.bias.target[0] == 1 else -1
+        candidates = shifts["val"].candidates(sign=sign).tolist()
+        self.pick("+ blind", shifts.__getitem__, sign * BLIND_STRENGTH, candidates, self.parameters[self.base])
+
+    def rewrite(self) -> None:
+        """The rewriting of the base's experts, by every criterion (`mumoe.editing.rewriting`)."""
+        model = _BaseRows(self)
+        for criterion, suffix in CRITERIA.items():
+            if criterion == "fixed":
+                how: dict[str, Any] = {"strength": "paper"}
+            else:
+                how = {"objective": criterion, "max_loss": self.max_loss}
+            found = rewrite(model, self.bias.head, target=self.bias.target, **how)
+            if found.choice is not None:
+                self.choices[f"+ experts{suffix}"] = found.choice
+            self._take(f"+ experts{suffix}", model.shifts.__getitem__, found.edit.strength, self.parameters[self.base])
+
+    def correct(self, bootstrap: Bootstrap | None = None) -> SeedResult:
+        """Shift the base blindly, rewrite its experts, and report every model added so far on the test rows."""
+        self.shift_blindly()
+        self.rewrite()
+        return self.report(bootstrap or Bootstrap(seed=self.seed))
+
+    def shifts(self, direction: Callable[[str], Tensor]) -> dict[str, LogitShift]:
+        """The base's logit along a direction, by part."""
+        return {
+            part: LogitShift(logits.double().numpy(), direction(part).double().numpy())
+            for part, logits in self.base_logits.items()
+        }
+
+    def pick(
+        self,
+        name: str,
+        predict: Callable[[str], Callable[[float], Predictions]],
+        fixed: float,
+        candidates: Sequence[float],
+        parameters: int,
+    ) -> None:
+        """Choose a method's strength by every criterion on the validation rows, and keep its predictions."""
+        for criterion, suffix in CRITERIA.items():
+            strength = fixed
+            if criterion != "fixed":
+                choice = choose_strength(
+                    self.val,
+                    predict("val"),
+                    candidates,
+                    target=self.bias.target,
+                    objective=criterion,  # type: ignore[arg-type]
+                    max_loss=self.max_loss,
+                )
+                self.choices[name + suffix], strength = choice, choice.strength
+            self._take(name + suffix, predict, strength, parameters)
+
+    def _take(
+        self, name: str, predict: Callable[[str], Callable[[float], Predictions]], strength: float, parameters: int
+    ) -> None:
+        self.predicted[name] = {part: predict(part)(strength) for part in self.base_logits}
+        self.strengths[name], self.parameters[name] = strength, parameters
+
+    def report(self, bootstrap: Bootstrap) -> SeedResult:
+        """Open the test rows, once, and measure everything that was decided before."""
+        chosen = len(self.choices)
+        rows: Rows = self.sealed.open(f"final report of seed {self.seed}")
+        before = self.predicted[self.base]["test"]
+        reports = {
+            method: fairness_report(
+                rows.y_true,
+                predicted["test"],
+                sensitive_features=rows.sensitive_features,
+                target=self.bias.target,
+                y_pred_before=before if method.startswith("+") else None,
+                bootstrap=bootstrap,
+            )
+            for method, predicted in self.predicted.items()
+        }
+        support = int(self.inside.sum())
+        return SeedResult(self.seed, reports, self.strengths, self.choices, self.parameters, support, opened=chosen)
+
+
+class _BaseRows:
+    """The bench's base model as `mumoe.editing.rewriting.rewrite` expects it."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self._mean = bench, bench.mean_coefficients(bench.base_model)
+        self.shifts = bench.shifts(lambda part: bench.direction(bench.base_model, part, self._mean))
+
+    def mean(self) -> tuple[Tensor, int]:
+        return self._mean, int(self.bench.inside.sum())
+
+    def validation(self, mean: Tensor) -> tuple[Rows, LogitShift]:
+        return self.bench.val, self.shifts["val"]
+
+
+class FeatureBench(Bench):
+    """Heads on cached features of a frozen backbone."""
+
+    def __init__(self, bias: BiasSet, seed: int, settings: Settings, max_loss: float = 0.01) -> None:
+        super().__init__(bias, seed, settings, max_loss)
+        rows = self.rows
+        mean = bias.features[rows].mean(0, dtype=np.float64)
+        deviation = np.maximum(bias.features[rows].std(0, dtype=np.float64), 1e-6)
+        self._standard = (mean.astype(np.float32), deviation.astype(np.float32))
+        self.task = feature_task(bias, rows, self._features(rows))
+        self.x = {"val": self._features(bias.splits.val), "test": self._features(bias.splits.test)}
+        self.sizes = (bias.features.shape[1], bias.labels.shape[1])
+
+    def _features(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        mean, deviation = self._standard
+        return torch.from_numpy((self.bias.features[rows] - mean) / deviation)
+
+    def head_factory(self, spec: str) -> HeadFactory:
+        """Makes fresh heads of a specification, of the bench's sizes."""
+        return lambda: build_head(spec, *self.sizes).layer
+
+    def train(self, spec: str) -> nn.Module:
+        """A head trained on every training row alike, in evaluation mode."""
+        return train_plain(self.task, self.head_factory(spec), seed=self.seed, settings=self.settings)
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module, part: str) -> Tensor:
+        """(rows,) logits of the biased head on val or test."""
+        return torch.cat([model(batch)[:, self.bias.head] for batch in self.x[part].split(4096)])
+
+    def count(self, model: nn.Module) -> int:
+        """Learnable parameters."""
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def mean_coefficients(self, model: nn.Module) -> Tensor:
+        """a-bar of eq. 6."""
+        layer = model.eval()
+        assert isinstance(layer, MuMoE)
+        return mean_coefficients(layer, self.task.features[torch.from_numpy(self.inside)])
+
+    def direction(self, model: nn.Module, part: str, mean: Tensor) -> Tensor:
+        """(rows,) a-bar . a."""
+        assert isinstance(model, MuMoE)
+        return coefficient_direction(model, self.x[part], mean)
+
+
+def feature_task(bias: BiasSet, rows: npt.NDArray[np.int64], features: Tensor) -> BiasTask:
+    """Training rows and the bias that is in them, as a `BiasTask`."""
+    values = sorted(set(bias.sensitive[rows].tolist()))
+    codes = np.searchsorted(np.array(values), bias.sensitive[rows])
+    labels = torch.from_numpy(bias.labels[rows])
+    target = (bias.target[0], values.index(bias.target[1]))
+    return BiasTask(features, labels, torch.from_numpy(codes), head=bias.head, target=target)
