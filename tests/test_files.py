@@ -210,6 +210,51 @@ def test_two_processes_at_once_each_write_a_whole_folder(tmp_path: Path) -> None
     assert ("0", "1", "2", "3", "4") in seen
 
 
+def test_a_folder_that_steps_aside_while_a_writer_looks_at_it_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process holds the place open between two looks at it: absent at the second one, not another kind."""
+    place = tmp_path / "folder"
+    write_text(place / "a", "one")
+    real = os.stat
+
+    def gone(path, *rest, **options):
+        if os.fspath(path) == str(place):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
+        return real(path, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.stat", gone)
+        files._check_folder(place)
+    write_text(tmp_path / "file", "x")
+    with pytest.raises(JobError, match="Not a directory"), new_folder(tmp_path / "file"):
+        pass
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(JobError, match="Not a directory"), new_folder(tmp_path / "broken"):
+        pass
+
+
+def test_a_new_folder_that_another_process_put_in_place_and_replaced_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader finishes this writer's work, then another writer lets the folder step aside, all before it renames."""
+    place = tmp_path / "folder"
+    real, taken = os.replace, []
+
+    def hurried(source, target):
+        real(source, target)
+        if "-new-" in str(target) and not taken:
+            taken.append(target)
+            real(target, place)
+            real(place, tmp_path / f".mumoe-old-{files._machine()}-{os.getpid()}-01234567-folder")
+
+    monkeypatch.setattr("os.replace", hurried)
+    with new_folder(place) as part:
+        (part / "a").write_text("new")
+    assert taken
+    assert (recovered(place) / "a").read_text() == "new"
+
+
 def test_two_tokenizing_jobs_at_once_do_not_destroy_each_other(tmp_path: Path) -> None:
     """Each works in a part of its own; one that begins when the other has finished says so in one line."""
     script = (

@@ -175,8 +175,7 @@ def new_folder(
     with write_errors(path, who=who, remedy=remedy):
         _prepare_parent(path, parents)
         recovered(path)
-        if os.path.lexists(path) and not path.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        _check_folder(path)
         part = _beside(path, "part")
         os.mkdir(part)
         try:
@@ -263,6 +262,16 @@ def clean_folder(folder: Path, *, locked: bool = False) -> None:
 # Steps ----------------------------------------------------------------------------------------------------
 
 
+def _check_folder(path: Path) -> None:
+    """Raise if something other than a folder is in the place; asked once, since another process may replace it."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        return
+    if os.path.islink(path):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+
+
 def _take_place(part: Path, path: Path) -> None:
     """Put a complete folder in the place of another, or of none."""
     new, old = _beside(path, "new"), _beside(path, "old")
@@ -284,8 +293,8 @@ def _exchange(new: Path, path: Path, old: Path) -> bool:
         _rename(path, old)
     try:
         _rename(new, path)
-    except FileNotFoundError:
-        if not os.path.lexists(path):
+    except FileNotFoundError:  # another process recovered the new folder, and may have replaced it since
+        if not path.parent.is_dir():
             raise
     except OSError as error:
         if error.errno not in _TAKEN:

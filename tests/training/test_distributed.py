@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -55,6 +57,18 @@ def start(arguments: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     launch = [sys.executable, "-m", "torch.distributed.run", *arguments]
     return subprocess.Popen(launch, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_port() -> str:
+    """A port below those that the system gives to connections: one of those could be taken before its server starts.
+
+    A client that tries such a port while nobody listens can even be given it as its own, and then talks to itself.
+    """
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return str(port)
+    raise OSError("no free port among 100 of 20000 to 30000")
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -109,15 +123,16 @@ def test_a_checkpoint_of_one_process_goes_on_with_two(both):
 @pytest.mark.slow
 def test_two_nodes_compute_what_one_process_computes(both, tmp_path):
     """The documented command for several machines, with both of them here."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    common = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", free_port()]
     job = [str(Path(__file__).with_name("several.py")), str(tmp_path), "", "batch"]
     nodes = [start([*common, "--node-rank", str(rank), *job]) for rank in range(2)]
-    for node in nodes:
-        _, said = node.communicate(timeout=300)
-        assert node.returncode == 0, said[-5000:]
+    try:
+        for node in nodes:
+            _, said = node.communicate(timeout=200)
+            assert node.returncode == 0, said[-5000:]
+    finally:
+        for node in nodes:
+            node.kill()
     assert curve(tmp_path / "batch") == pytest.approx(curve(both[0] / "batch"), abs=1e-5)
     assert len(list((tmp_path / "batch" / "checkpoints").iterdir())) > 0
 
@@ -157,9 +172,7 @@ def test_on_one_process_the_synchronized_norm_is_the_plain_one():
 @pytest.fixture
 def alone():
     """A process group of this process alone, to run the reduction itself without a second process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
