@@ -17,8 +17,9 @@ from typing import Any
 
 import tyro
 
-from mumoe.analysis.text import TextStudy, steered_classes, study_text
+from mumoe.analysis.findings import TextStudy
 from mumoe.analysis.text_pages import write_text_view
+from mumoe.analysis.text_study import steered_classes, study_text
 from mumoe.data.text import TextData
 from mumoe.files import write_json
 from mumoe.models.gpt2 import generate_text

@@ -16,12 +16,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mumoe.analysis.settings import MODES, Mode
 from mumoe.baselines import HighRankLinear, SparseMoE
 from mumoe.devices import host
 from mumoe.errors import UserError, unknown_name
@@ -29,11 +29,10 @@ from mumoe.factorizations import CP, Factorization, TensorRing, Tucker
 from mumoe.layers import MuMoE
 
 __all__ = [
-    "MODES",
+    "ABLATABLE",
     "ExpertParts",
     "Form",
     "GroupedParts",
-    "Mode",
     "NeuronParts",
     "Opened",
     "Parts",
@@ -42,14 +41,9 @@ __all__ = [
     "parts_of",
 ]
 
-Mode = Literal["zero", "mean", "resampled"]
 
-MODES = {
-    "zero": "the expert's weight is zero, as in the paper",
-    "mean": "the expert answers as the mean of all experts of its level would",
-    "resampled": "the expert answers as it would to another image, drawn at random",
-}
-"""What takes the place of an ablated expert's answer; the coefficients stay as they are."""
+ABLATABLE = (MuMoE, SparseMoE, HighRankLinear)
+"""Layers whose units can be ablated."""
 
 
 @dataclass(frozen=True)

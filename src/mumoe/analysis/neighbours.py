@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mumoe.analysis.coefficients import CoefficientLevel, CoefficientStore, Pairs
+from mumoe.analysis.coefficient_store import CoefficientLevel, CoefficientStore, Pairs
 from mumoe.baselines import SparseMoE
 from mumoe.devices import host
 from mumoe.errors import UserError

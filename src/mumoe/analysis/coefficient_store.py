@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.analysis.results import Usage
+from mumoe.analysis.findings import Usage
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import new_folder, read_json, recovered, write_json
 

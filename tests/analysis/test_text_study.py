@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from made_up_training import make_text
 
 from mumoe.analysis import expert_layers
-from mumoe.analysis.text import steer, steered_classes, study_text
-from mumoe.analysis.text_pages import heat_map, read_text_study, shown, write_text_view
+from mumoe.analysis.findings import TextStudy
+from mumoe.analysis.text_pages import heat_map, shown, write_text_view
+from mumoe.analysis.text_study import steer, steered_classes, study_text
 from mumoe.data.text import TOKEN_CLASSES, classify, open_text
 from mumoe.errors import UserError
 from mumoe.files import as_json
@@ -202,14 +203,20 @@ def test_the_view_shows_every_expert_that_reads(study, tmp_path):
     assert numbers == json.loads(json.dumps(as_json(study)))
     assert numbers["schema"] == 1
     assert shown("a\n\0\x01") == "a¶§·"
-    assert read_text_study(tmp_path / "experts.json") == study
+    assert TextStudy.load(tmp_path / "experts.json") == study
 
 
-@pytest.mark.parametrize("change", [{"schema": 2}, {"layers": [{}]}, {"unknown": 1}])
-def test_numbers_of_another_kind_are_refused(study, tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"schema": 2}, r"expected the numbers of mumoe analyze in .*experts\.json, got schema 2"),
+        ({"layers": [{}]}, r"experts\.json: expected TextStudy, got values that do not fit: .*layers\[0\]"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused(study, tmp_path, change, text):
     (tmp_path / "experts.json").write_text(json.dumps({**as_json(study), **change}))
-    with pytest.raises(UserError, match=r"expected the numbers of mumoe analyze in .*experts.json, got: "):
-        read_text_study(tmp_path / "experts.json")
+    with pytest.raises(UserError, match=text):
+        TextStudy.load(tmp_path / "experts.json")
 
 
 def test_wrong_calls(model, data):

@@ -10,22 +10,6 @@ the expert is worth for that kind. Windows none of whose tokens uses the expert 
 Steered. Within `steer` an expert's coefficient is multiplied at every token, so that it does more or less of what it
 does; 0 is the ablation. The coefficients are not normalized again.
 
-`study_text` gives all but the steering as a `TextStudy`. Its JSON (`files.write_json`) is what a token view reads:
-
-    {"schema": 1, "run": str, "split": str, "step": int, "tokenizer": str, "windows": int, "tokens": int,
-     "loss": nats per token, "bits_per_byte": float, "classes": [names of the kinds of tokens],
-     "by_class": {class: {"tokens": int, "loss": nats per token or null}},
-     "layers": [{
-        "layer": name, "num_experts": int, "ablated_windows": int,
-        "experts": [{
-           "expert": int, "mean": mean coefficient, "used": share of tokens where it is above 0,
-           "half": share where it is at least 1/2, "by_class": {class: mean coefficient or null},
-           "top": [{"row": window, "position": token in it, "coefficient": float, "center": index in pieces,
-                    "pieces": [text of each token], "coefficients": [this expert's at each]}],
-           "effect": {"all": nats per token, "by_class": {class: nats per token or null}} or null}]}],
-     "excerpts": [{"row": window, "pieces": [...], "losses": [nats of each token, null for the first],
-                   "layers": {name: [[[expert, coefficient] above 0, ...] of each token]}}]}
-
 A hierarchy is read at its first level.
 """
 
@@ -43,97 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mumoe.analysis.capturing import Gated, evaluating, find_layer, watching_coefficients
+from mumoe.analysis.findings import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
 from mumoe.coefficients import Coefficients
 from mumoe.data.text import TOKEN_CLASSES, TextData, classify
 from mumoe.devices import host
 from mumoe.errors import UserError
 
-__all__ = [
-    "ExpertText",
-    "LayerText",
-    "Steered",
-    "TextEffect",
-    "TextStudy",
-    "TopToken",
-    "WindowText",
-    "steer",
-    "steered_classes",
-    "study_text",
-]
+__all__ = ["Steered", "steer", "steered_classes", "study_text"]
 
 BATCH = 16
-
-
-@dataclass(frozen=True)
-class TopToken:
-    """A token with a large coefficient, and the text around it. See the module for the fields."""
-
-    row: int
-    position: int
-    coefficient: float
-    center: int
-    pieces: tuple[str, ...]
-    coefficients: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class TextEffect:
-    """Change of the mean loss in nats per token when an expert is ablated; 0 is no change."""
-
-    all: float
-    by_class: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class ExpertText:
-    """One expert of a layer. See the module for the fields."""
-
-    expert: int
-    mean: float
-    used: float
-    half: float
-    by_class: Mapping[str, float | None]
-    top: tuple[TopToken, ...]
-    effect: TextEffect | None
-
-
-@dataclass(frozen=True)
-class LayerText:
-    """All experts of one layer."""
-
-    layer: str
-    num_experts: int
-    ablated_windows: int
-    experts: tuple[ExpertText, ...]
-
-
-@dataclass(frozen=True)
-class WindowText:
-    """One window with every layer's coefficients above 0, token by token."""
-
-    row: int
-    pieces: tuple[str, ...]
-    losses: tuple[float | None, ...]
-    layers: Mapping[str, tuple[tuple[tuple[int, float], ...], ...]]
-
-
-@dataclass(frozen=True)
-class TextStudy:
-    """What `study_text` finds; the module describes it as JSON."""
-
-    run: str
-    split: str
-    step: int
-    tokenizer: str
-    windows: int
-    tokens: int
-    loss: float
-    bits_per_byte: float
-    classes: tuple[str, ...]
-    by_class: Mapping[str, Mapping[str, float | int | None]]
-    layers: tuple[LayerText, ...]
-    excerpts: tuple[WindowText, ...]
-    schema: int = 1
 
 
 def study_text(
