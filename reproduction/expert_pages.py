@@ -7,13 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD:reproduction/expert_pages.py
-from mumoe.analysis.results import Effect, Usage
-=======
 from mumoe.analysis.findings import Effect, Usage
-from mumoe.recipes.paper.recipe import Recipe, printed
-from mumoe.recipes.paper.sheets import Sheet, mean_text
->>>>>>> b091e0c (An analysis is one typed record: run.analyze() and mumoe.analyze() return a Study):src/mumoe/recipes/paper/expert_pages.py
 from mumoe.reports.figures import (
     EffectRow,
     Point,

@@ -188,11 +188,11 @@ class Study(Record):
             control: Whether to give the control instead: units of the same load made up of random contributions.
 
         Returns:
-            A frame with the columns level (kind of unit: ``experts``, ``level 0``, .., ``combinations``, ``neurons``),
-            expert, load (images it contributes to), mean_coefficient, effect (whether its ablation changes the
-            accuracy of any class), polysemanticity with the ends of its 95% interval low and high, strong, images
-            (those whose lost right answers make it strong), top_classes (names, the largest loss first) and losses
-            (the share of its right answers that each of these loses). Numbers that do not exist are missing.
+            A frame with the columns level (the kind of unit, ``experts``, ``level 0``, .., ``combinations`` or
+            ``neurons``), expert, load (images it contributes to), mean_coefficient, effect (whether its ablation
+            changes the accuracy of any class), polysemanticity with the ends of its 95% interval low and high, strong,
+            images (those whose lost right answers make it strong), top_classes (names, the largest loss first) and
+            losses (the share of its right answers that each of these loses). Numbers that do not exist are missing.
 
         Raises:
             UserError: If the mode was not measured, or pandas is not installed.
