@@ -219,6 +219,20 @@ def test_numbers_of_another_kind_are_refused(study, tmp_path, change, text):
         TextStudy.load(tmp_path / "experts.json")
 
 
+def test_a_frame_has_one_row_per_layer_and_expert(study):
+    frame = study.to_frame()
+    assert len(frame) == sum(layer.num_experts for layer in study.layers)
+    first = study.layers[0].experts[0]
+    assert dict(frame.iloc[0]) == {
+        "layer": study.layers[0].layer,
+        "expert": 0,
+        "used": first.used,
+        "mean": first.mean,
+        "reads": max(first.by_class, key=lambda kind: first.by_class[kind] or 0.0),
+        "loss_without": first.effect.all,
+    }
+
+
 def test_wrong_calls(model, data):
     with pytest.raises(UserError, match="expected a MuMoE layer out of .* got 'transformer.h.7.mlp'"):
         study_text(model, data, layers=["transformer.h.7.mlp"])

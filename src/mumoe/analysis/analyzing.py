@@ -131,7 +131,7 @@ def _analyze_text(run: StoredRun, folder: Path, split: str, windows: int, ablate
         step=run.step,
     )
     write_text_view(study, folder, run.data.credits)
-    return study
+    return study.written_to(folder)
 
 
 def _check_head(head: Head, spec: str, experts: Sequence[int]) -> None:

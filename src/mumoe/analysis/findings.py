@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from mumoe.errors import UserError
 from mumoe.files import read_json
@@ -292,6 +292,8 @@ class TextStudy(Record):
     excerpts: tuple[WindowText, ...]
     schema: int = 1
 
+    _folder: ClassVar[str] = ""
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read an experts.json, or that of a folder with an analysis.
@@ -322,4 +324,9 @@ class TextStudy(Record):
             for expert in used[:5]:
                 cost = "" if expert.effect is None else f", worth {expert.effect.all:+.3f} nats per token"
                 lines.append(f"  expert {expert.expert}: most on {expert.reads}, {expert.used:.0%} of the tokens{cost}")
-        return lines
+        return [*lines, f"Written to {self._folder}. Open experts.html."] if self._folder else lines
+
+    def written_to(self, folder: Path) -> Self:
+        """The study, which names the folder where its page is."""
+        vars(self)["_folder"] = str(folder)
+        return self
