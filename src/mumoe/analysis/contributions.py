@@ -303,7 +303,8 @@ class ExpertParts(Parts):
         self.num_units = int(torch.tensor(self.sizes).prod())
         self.out_features = layer.out_features
         form = form_of(layer.factorization)
-        self._form, self._matrix = form or _WholeForm(layer), form and form.matrix
+        self._form: Form = form or _WholeForm(layer)
+        self._matrix = None if form is None else form.matrix
         self.width = self.out_features if self._matrix is None else self._matrix.shape[1]
         self._pool: Tensor | None = None
         self._last: tuple[Tensor, tuple[Tensor, ...]] | None = None

@@ -26,14 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mumoe.analysis.capturing import Gated, evaluating, find_layer, watching_coefficients
+from mumoe.analysis.capturing import Gated, evaluating, expert_layers, find_layer, watching_coefficients
 from mumoe.analysis.findings import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
 from mumoe.coefficients import Coefficients
 from mumoe.data.text import TOKEN_CLASSES, TextData, classify
 from mumoe.devices import host
 from mumoe.errors import UserError
 
-__all__ = ["Steered", "steer", "steered_classes", "study_text"]
+__all__ = ["steer", "study_text"]
 
 BATCH = 16
 
@@ -100,8 +100,6 @@ def study_text(
 
 
 def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Gated]:
-    from mumoe.analysis.capturing import expert_layers
-
     if layers is None:
         found = expert_layers(model)
         return found or dict([find_layer(model, None, "study_text")])
@@ -337,63 +335,3 @@ def steer(layer: Gated, experts: Mapping[int, float], *, level: int = 0) -> Iter
         yield layer
     finally:
         handle.remove()
-
-
-@dataclass(frozen=True)
-class Steered:
-    """Text generated with an expert's coefficient multiplied.
-
-    Attributes:
-        factor: The factor.
-        classes: Share of the generated tokens of each kind.
-        samples: The generated texts.
-    """
-
-    factor: float
-    classes: Mapping[str, float]
-    samples: tuple[str, ...]
-
-
-def steered_classes(
-    model: Any,
-    data: TextData,
-    layer: str,
-    expert: int,
-    *,
-    factors: Sequence[float] = (0.0, 1.0, 4.0),
-    prompts: Sequence[str] = ("The ",),
-    new_tokens: int = 64,
-    temperature: float = 1.0,
-    seed: int = 0,
-) -> list[Steered]:
-    """Generate with one expert scaled by several factors, from the same prompts and seed.
-
-    Args:
-        model: A GPT-2 with MuMoE layers.
-        data: The text whose tokenizer it has.
-        layer: Name of the layer.
-        expert: The expert.
-        factors: See `steer`.
-        prompts: Beginnings, each generated from once.
-        new_tokens: Tokens to generate for each.
-        temperature: Of the sampling; 0 takes the likeliest.
-        seed: Of the sampling.
-
-    Raises:
-        UserError: If there is no such layer or expert, or a text would be longer than the context.
-    """
-    from mumoe.models.gpt2 import generate_text
-
-    part = find_layer(model, layer, "steer")[1]
-    found = []
-    for factor in factors:
-        with steer(part, {expert: factor}):
-            texts = [
-                generate_text(model, data.tokenizer, prompt, new_tokens, temperature=temperature, seed=seed + k)
-                for k, prompt in enumerate(prompts)
-            ]
-        ends = [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
-        kinds = np.concatenate([classify(list(end)) for end in ends])
-        shares = np.bincount(kinds, minlength=len(TOKEN_CLASSES)) / max(len(kinds), 1)
-        found.append(Steered(factor, dict(zip(TOKEN_CLASSES, shares.tolist(), strict=True)), tuple(texts)))
-    return found
