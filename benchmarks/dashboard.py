@@ -38,8 +38,8 @@ sys.path[:0] = [str(ROOT / "tests")]
 
 from benchmarks import measuring  # noqa: E402
 from browsing import launched  # noqa: E402
-from mumoe.analysis.results import Effect, Specialization  # noqa: E402
-from mumoe.analysis.studies import LayerStudy, UnitStudy, write_coefficients  # noqa: E402
+from mumoe.analysis.findings import Effect, LayerStudy, Specialization, UnitStudy  # noqa: E402
+from mumoe.analysis.layer_study import write_coefficients  # noqa: E402
 from mumoe.editing.runs import open_run  # noqa: E402
 from mumoe.files import write_json  # noqa: E402
 from mumoe.training import TrainConfig, train  # noqa: E402

@@ -4,7 +4,7 @@
 
 For each setting the two are measured in turn within one run, and the ratio of the best times is recorded, so that
 it does not depend on the machine. Layers are trained for a while on clustered features first: untrained ones have
-other margins and supports. `plain` is `intervene_plainly` on a few experts, scaled to all of them.
+other margins and supports. `plain` is `intervene(plainly=True)` on a few experts, scaled to all of them.
 """
 
 from __future__ import annotations

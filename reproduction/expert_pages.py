@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mumoe.analysis.results import Effect, Usage
+from mumoe.analysis.findings import Effect, Usage
 from mumoe.reports.figures import (
     EffectRow,
     Point,

@@ -10,23 +10,26 @@ view of the first CP network's experts, and what scaling an expert does to the t
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
-from mumoe.analysis.text import TextStudy, steered_classes, study_text
+from mumoe.analysis.capturing import find_layer
+from mumoe.analysis.findings import TextStudy
 from mumoe.analysis.text_pages import write_text_view
-from mumoe.data.text import TextData
+from mumoe.analysis.text_study import steer, study_text
+from mumoe.data.text import TOKEN_CLASSES, TextData, classify
 from mumoe.files import write_json
 from mumoe.models.gpt2 import generate_text
 from mumoe.results import TrainResult
 from mumoe.training import load_run, load_run_inputs
 from reproduction.networks import RECIPES, train_recipe, write_results
 
-__all__ = ["Options", "main", "steering", "worth_most"]
+__all__ = ["Options", "Steered", "main", "steered_classes", "steering", "worth_most"]
 
 COLUMNS = {
     "test bits per byte": ("test", "bits_per_byte"),
@@ -121,6 +124,64 @@ def steering(
         steered = steered_classes(model, data, layer, expert, factors=FACTORS, prompts=PROMPTS, new_tokens=tokens)
         row = {"kind": kind, "layer": layer, "expert": expert, "effect": effect}
         found.append({**row, "steered": [asdict(one) for one in steered]})
+    return found
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Text generated with an expert's coefficient multiplied.
+
+    Attributes:
+        factor: The factor.
+        classes: Share of the generated tokens of each kind.
+        samples: The generated texts.
+    """
+
+    factor: float
+    classes: Mapping[str, float]
+    samples: tuple[str, ...]
+
+
+def steered_classes(
+    model: Any,
+    data: TextData,
+    layer: str,
+    expert: int,
+    *,
+    factors: Sequence[float] = (0.0, 1.0, 4.0),
+    prompts: Sequence[str] = ("The ",),
+    new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[Steered]:
+    """Generate with one expert scaled by several factors, from the same prompts and seed.
+
+    Args:
+        model: A GPT-2 with MuMoE layers.
+        data: The text whose tokenizer it has.
+        layer: Name of the layer.
+        expert: The expert.
+        factors: See `steer`.
+        prompts: Beginnings, each generated from once.
+        new_tokens: Tokens to generate for each.
+        temperature: Of the sampling; 0 takes the likeliest.
+        seed: Of the sampling.
+
+    Raises:
+        UserError: If there is no such layer or expert, or a text would be longer than the context.
+    """
+    part = find_layer(model, layer, "steer")[1]
+    found = []
+    for factor in factors:
+        with steer(part, {expert: factor}):
+            texts = [
+                generate_text(model, data.tokenizer, prompt, new_tokens, temperature=temperature, seed=seed + k)
+                for k, prompt in enumerate(prompts)
+            ]
+        ends = [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+        kinds = np.concatenate([classify(list(end)) for end in ends])
+        shares = np.bincount(kinds, minlength=len(TOKEN_CLASSES)) / max(len(kinds), 1)
+        found.append(Steered(factor, dict(zip(TOKEN_CLASSES, shares.tolist(), strict=True)), tuple(texts)))
     return found
 
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import mumoe.analysis.controls  # noqa: F401 (makes the frozen gates known)
-from mumoe.analysis.batches import layer_batches
-from mumoe.analysis.studies import study, write_coefficients
+from mumoe.analysis.analyzing import layer_batches
+from mumoe.analysis.layer_study import study_layer, write_coefficients
 from mumoe.data.base import ImageData
 from mumoe.files import write_json
 from mumoe.layers import MuMoE
@@ -156,7 +156,7 @@ class Workshop:
         record: dict[str, Any] = {"usage": [store.level(level=level).usage(self.threshold) for level in levels]}
         if self.analysis == "experts":
             rest = None if head.classifier is None else head.finish
-            units = study(head.layer, batches, rest=rest, resamples=0).units[0]
+            units = study_layer(head.layer, batches, rest=rest, resamples=0).units[0]
             control = dataclasses.replace(units.load_control, effects=())
             record |= {"specialization": units.modes["zero"], "load_control": control}
         write_json(path, {**record, "classes": seen.data.classes})
@@ -247,7 +247,7 @@ def subset(data: ImageData, rows: npt.NDArray[np.int64]) -> ImageData:
 
 def images_of(shop: Workshop, cell: Cell, folder: Path, **options: Any) -> Any:
     """Image grids of a run's experts (Figures 2, 7 and 8), from the coefficients that its analysis kept."""
-    from mumoe.analysis.coefficients import CoefficientStore
+    from mumoe.analysis.coefficient_store import CoefficientStore
     from mumoe.analysis.grids import write_grid
 
     inputs = shop.inputs(cell)
@@ -261,7 +261,7 @@ def purity_of(shop: Workshop, cell: Cell, least: int = 5) -> list[tuple[int, flo
 
     One pair for each expert that processes at least `least` images with a coefficient at the threshold or above.
     """
-    from mumoe.analysis.coefficients import CoefficientStore
+    from mumoe.analysis.coefficient_store import CoefficientStore
 
     data = shop.inputs(cell).data
     labels = np.asarray(data.labels)[data.indices(shop.split)]

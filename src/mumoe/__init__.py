@@ -11,6 +11,7 @@ from mumoe.lazy import attach
 
 if TYPE_CHECKING:
     from mumoe import costs, functional
+    from mumoe.analysis.analyzing import analyze
     from mumoe.api import Job, Run, load
     from mumoe.baselines import HighRankLinear, SparseMoE
     from mumoe.deploy.model import ImageClassifier
@@ -35,6 +36,7 @@ __all__ = [
     "Run",
     "SparseMoE",
     "UserError",
+    "analyze",
     "costs",
     "functional",
     "load",
@@ -59,6 +61,7 @@ __getattr__, __dir__ = attach(
         "Run": "api",
         "SparseMoE": "baselines",
         "UserError": "errors",
+        "analyze": "analysis.analyzing",
         "load": "api",
         "register_factorization": "factorizations",
         "register_gate": "gating",

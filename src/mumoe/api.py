@@ -23,6 +23,8 @@ from mumoe.training.run import find_run, pick_run
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mumoe.analysis.findings import TextStudy
+    from mumoe.analysis.study import Study
     from mumoe.dashboard.session import Session
     from mumoe.deploy.export import ExportReport
     from mumoe.deploy.model import HeadModel, ImageClassifier
@@ -199,6 +201,21 @@ class Run:
 
         numbers = {"top": top, "experts": experts, "threshold": threshold, "batch_size": batch_size}
         return predict_files(self.classifier, images, **numbers)  # type: ignore[arg-type]
+
+    def analyze(self, **settings: Any) -> Study | TextStudy:
+        """Measure what each expert does, and write it to RUN/analysis; settings as for `mumoe.analysis.analyze_run`.
+
+        >>> study = run.analyze(split="test", modes=("zero",), images=6, resamples=1000)
+        >>> study.to_frame().sort_values("polysemanticity")
+        >>> study.expert(49).show()
+
+        Raises:
+            UserError: If a setting is wrong, the run has no experts, or the split is empty.
+            JobError: If the run has no whole checkpoint, or the folder cannot be written.
+        """
+        from mumoe.analysis.analyzing import analyze_run
+
+        return analyze_run(self._stored, **settings)
 
     def editing(self) -> EditingRun:
         """The run as the editing functions read it: head, labels, features and subgroups.

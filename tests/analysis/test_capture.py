@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import mumoe.analysis
-from mumoe.analysis import CoefficientStore, capture, expert_layers, study, write_coefficients
-from mumoe.analysis.hierarchy import and_reading
-from mumoe.analysis.interventions import Interventions
-from mumoe.analysis.measures import Answers, Changes
+from mumoe.analysis import CoefficientStore, capture, expert_layers, study_layer, write_coefficients
+from mumoe.analysis.class_effects import Answers, Changes
+from mumoe.analysis.layer_study import and_reading
+from mumoe.analysis.outcomes import Interventions
 from mumoe.baselines import HighRankLinear
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE, MuMoEBlock
@@ -89,9 +89,9 @@ def test_an_exception_takes_the_hooks_off_and_leaves_no_store(tmp_path):
         (lambda p: capture(nn.Linear(2, 2), [torch.zeros(1, 2)], p), r"capture: expected a model with a MuMoE layer"),
         (lambda p: capture(model(), [], p), r"capture: expected at least one image, got none\."),
         (lambda p: capture(model(), [], p, layers=["3"]), r"capture: expected a MuMoE layer out of 2, 4, got '3'"),
-        (lambda p: study(nn.Linear(2, 2), list), r"study: expected a MuMoE layer .* got Linear\."),
-        (lambda p: study(model()[4], list, modes=["men"]), r"Did you mean 'mean'\?"),
-        (lambda p: study(model()[4], list), r"expected at least one image, got none\."),
+        (lambda p: study_layer(nn.Linear(2, 2), list), r"study_layer: expected a model with a MuMoE layer, got Linear"),
+        (lambda p: study_layer(model()[4], list, modes=["men"]), r"Did you mean 'mean'\?"),
+        (lambda p: study_layer(model()[4], list), r"expected at least one image, got none\."),
     ],
 )
 def test_mistakes_are_one_clear_error(tmp_path, call, text):
@@ -113,7 +113,7 @@ def batches():
 def test_a_study_holds_use_modes_control_and_intervals(tmp_path):
     layer = model()[4]
     store = write_coefficients(layer, batches, tmp_path / "s")
-    found = study(layer, batches, store=store, modes=("mean", "resampled"), resamples=30)
+    found = study_layer(layer, batches, store=store, modes=("mean", "resampled"), resamples=30)
     (units,) = found.units
     assert list(units.modes) == ["zero", "mean", "resampled"]
     assert units.modes["zero"].units == units.load_control.units == 16
@@ -125,7 +125,7 @@ def test_a_study_holds_use_modes_control_and_intervals(tmp_path):
 
 def test_controls_and_modes_count_strong_units_by_the_same_rule():
     layer = model()[4]
-    found = {least: study(layer, batches, modes=("mean",), resamples=20, least_lost=least) for least in (1, 3)}
+    found = {least: study_layer(layer, batches, modes=("mean",), resamples=20, least_lost=least) for least in (1, 3)}
     parts = {least: [*study.units[0].modes.values(), study.units[0].load_control] for least, study in found.items()}
     for least, several in parts.items():
         for part in several:
@@ -138,7 +138,7 @@ def test_controls_and_modes_count_strong_units_by_the_same_rule():
 
 
 def test_a_study_of_neurons_has_no_use():
-    found = study(HighRankLinear(5, 4, 3), batches, resamples=0)
+    found = study_layer(HighRankLinear(5, 4, 3), batches, resamples=0)
     assert found.usage == ()
     assert found.units[0].units == "neurons"
 
@@ -180,7 +180,7 @@ def test_every_public_name_is_there():
 
 def test_results_and_figures_need_no_layer():
     """Reports read results; importing them must not import the layers."""
-    code = "import sys, mumoe.analysis.results; print('mumoe.analysis.interventions' in sys.modules)"
+    code = "import sys, mumoe.analysis.findings; print('mumoe.analysis.interventions' in sys.modules)"
     source = str(Path(mumoe.analysis.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": source}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)

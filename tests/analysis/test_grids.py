@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mumoe.analysis.coefficients import CoefficientStore, CoefficientWriter
+from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
 from mumoe.analysis.grids import choose_images, write_grid
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from mumoe.analysis import interventions
-from mumoe.analysis.contributions import MODES, parts_of
-from mumoe.analysis.inside import intervene_inside
-from mumoe.analysis.interventions import ROUNDING, intervene, intervene_plainly
+from mumoe.analysis import final_layer
+from mumoe.analysis.contributions import parts_of
+from mumoe.analysis.interventions import intervene
+from mumoe.analysis.outcomes import ROUNDING
+from mumoe.analysis.settings import MODES
 from mumoe.baselines import HighRankLinear, SparseMoE
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE, MuMoEBlock
@@ -83,7 +84,7 @@ def test_one_pass_gives_the_counts_of_the_plain_method(factorization, experts, l
     x, labels = data()
     trained_layer = trained(layer(factorization, experts), x, labels)
     found = intervene(trained_layer, batches(x, labels), level=level)
-    same(found, intervene_plainly(trained_layer, batches(x, labels), level=level))
+    same(found, intervene(trained_layer, batches(x, labels), level=level, plainly=True))
     assert len(found.changes.image) >= 8
 
 
@@ -94,17 +95,17 @@ def test_rivals_first_gives_the_same_counts(monkeypatch, factorization, gate):
     x, labels = data()
     module = trained(layer(factorization, gate=gate), x, labels)
     expected = intervene(module, batches(x, labels))
-    monkeypatch.setattr(interventions, "MANY_CLASSES", 2)
-    monkeypatch.setattr(interventions, "RIVALS", 2)
+    monkeypatch.setattr(final_layer, "MANY_CLASSES", 2)
+    monkeypatch.setattr(final_layer, "RIVALS", 2)
     settled = []
-    left = interventions._Step._try_rivals
+    left = final_layer._Step._try_rivals
 
     def counted(step, pairs, reach):
         after = left(step, pairs, reach)
         settled.append((len(pairs), len(after)))
         return after
 
-    monkeypatch.setattr(interventions._Step, "_try_rivals", counted)
+    monkeypatch.setattr(final_layer._Step, "_try_rivals", counted)
     same(intervene(module, batches(x, labels)), expected)
     tried, remaining = np.sum(settled, axis=0)
     assert remaining < 0.7 * tried
@@ -141,14 +142,14 @@ def test_every_ablation_mode_equals_its_plain_form(mode, factorization, experts,
     x, labels = data(120)
     module = trained(layer(factorization, experts), x, labels)
     found = intervene(module, batches(x, labels), level=level, mode=mode)
-    same(found, intervene_plainly(module, batches(x, labels), level=level, mode=mode))
+    same(found, intervene(module, batches(x, labels), level=level, mode=mode, plainly=True))
 
 
 @pytest.mark.parametrize("gate", ["softmax", "sparsemax", "topk"])
 def test_other_gates(gate):
     x, labels = data()
     module = trained(layer(gate=gate), x, labels)
-    same(intervene(module, batches(x, labels)), intervene_plainly(module, batches(x, labels)))
+    same(intervene(module, batches(x, labels)), intervene(module, batches(x, labels), plainly=True))
 
 
 @pytest.mark.parametrize("factorization", ["cp", "tr", "dense"])
@@ -156,7 +157,7 @@ def test_multi_label(factorization):
     x, labels = data(multi_label=True)
     module = trained(layer(factorization), x, labels)
     found = intervene(module, batches(x, labels))
-    same(found, intervene_plainly(module, batches(x, labels)))
+    same(found, intervene(module, batches(x, labels), plainly=True))
     assert found.answers.right.shape == (180, CLASSES)
     assert len(found.changes.image) >= 8
 
@@ -170,7 +171,7 @@ def test_baselines(make, classes):
     torch.manual_seed(0)
     module = trained(make(), x, labels)
     found = intervene(module, batches(x, labels))
-    same(found, intervene_plainly(module, batches(x, labels)))
+    same(found, intervene(module, batches(x, labels), plainly=True))
     assert len(found.changes.image) >= 8
 
 
@@ -179,11 +180,11 @@ def test_penultimate_layer():
     torch.manual_seed(0)
     model = trained(nn.Sequential(MuMoE(WIDTH, 9, 16, "cp", rank=6), nn.GELU(), nn.Linear(9, CLASSES)), x, labels)
     found = intervene(model[0], batches(x, labels), rest=model[1:])
-    same(found, intervene_plainly(model[0], batches(x, labels), rest=model[1:]))
-    inside = intervene_inside(model, batches(x, labels))
+    same(found, intervene(model[0], batches(x, labels), rest=model[1:], plainly=True))
+    inside = intervene(model, batches(x, labels))
     assert np.array_equal(inside.counts(), found.counts())
-    same(intervene_inside(model, batches(x, labels), rest=model[1:]), found)
-    assert np.array_equal(inside.counts(), intervene_inside(model, batches(x, labels), plainly=True).counts())
+    same(intervene(model, batches(x, labels), rest=model[1:]), found)
+    assert np.array_equal(inside.counts(), intervene(model, batches(x, labels), plainly=True).counts())
 
 
 class Tiny(nn.Module):
@@ -208,8 +209,8 @@ def test_inside_a_block_over_tokens(experts, level, mode):
     x, labels = data(150)
     torch.manual_seed(0)
     model = trained(Tiny(experts), x, labels)
-    found = intervene_inside(model, batches(x, labels), level=level, mode=mode, block=50)
-    same(found, intervene_inside(model, batches(x, labels), level=level, mode=mode, plainly=True))
+    found = intervene(model, batches(x, labels), level=level, mode=mode, block=50)
+    same(found, intervene(model, batches(x, labels), level=level, mode=mode, plainly=True))
     assert len(found.changes.image) > 10
 
 
@@ -217,10 +218,10 @@ def test_final_layer_inside_a_model():
     x, labels = data()
     torch.manual_seed(0)
     model = trained(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), layer("tr")), x, labels)
-    found = intervene_inside(model, batches(x, labels))
+    found = intervene(model, batches(x, labels))
     features = [(model[:2](part).detach(), labels) for part, labels in batches(x, labels)]
-    same(found, intervene_plainly(model[2], features))
-    same(found, intervene_inside(model, batches(x, labels), plainly=True))
+    same(found, intervene(model[2], features, plainly=True))
+    same(found, intervene(model, batches(x, labels), plainly=True))
 
 
 def by_hand():
@@ -265,7 +266,7 @@ def test_a_silent_row_answers_with_the_first_class_as_argmax_does():
         found = intervene(module, [(x, torch.tensor([label]))])
         assert found.silent == 1
         assert found.counts()[2, label] == after
-        assert np.array_equal(found.counts(), intervene_plainly(module, [(x, torch.tensor([label]))]).counts())
+        assert np.array_equal(found.counts(), intervene(module, [(x, torch.tensor([label]))], plainly=True).counts())
 
 
 def test_exact_ties_fall_as_in_the_plain_method():
@@ -275,7 +276,7 @@ def test_exact_ties_fall_as_in_the_plain_method():
     with torch.no_grad():
         module.factorization.out_factor[5] = module.factorization.out_factor[2]
     found = intervene(module, batches(x, labels))
-    same(found, intervene_plainly(module, batches(x, labels)))
+    same(found, intervene(module, batches(x, labels), plainly=True))
     assert found.rechecked > 0
 
 
@@ -319,7 +320,7 @@ def test_the_model_is_left_as_it_was():
     model.train()
     model[1].eval()
     before = copy.deepcopy(model.state_dict())
-    intervene_inside(model, batches(x, labels))
+    intervene(model, batches(x, labels))
     assert [module.training for module in model] == [True, False, True, True]
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -356,21 +357,17 @@ def test_load_control_is_less_specialized():
         (lambda m, b: intervene(m, b, mode="men"), r"got 'men'\. Did you mean 'mean'\?"),
         (
             lambda m, b: intervene(nn.Linear(2, 2), b),
-            r"expected a MuMoE, SparseMoE or HighRankLinear layer, got Linear",
-        ),
-        (
-            lambda m, b: intervene_inside(nn.Linear(2, 2), b),
             r"expected a model with a MuMoE layer, got Linear without",
         ),
         (
-            lambda m, b: intervene_inside(nn.ModuleDict({"head": m}), b, layer="haed"),
+            lambda m, b: intervene(nn.ModuleDict({"head": m}), b, layer="haed"),
             r"Did you mean 'head'\?",
         ),
         (
-            lambda m, b: intervene_inside(nn.Sequential(m, copy.deepcopy(m)), b),
+            lambda m, b: intervene(nn.Sequential(m, copy.deepcopy(m)), b),
             r"the name of one layer out of 0, 1, got",
         ),
-        (lambda m, b: intervene_inside(m, []), r"intervene_inside: expected at least one image, got none\."),
+        (lambda m, b: intervene(nn.Sequential(m), []), r"intervene: expected at least one image, got none\."),
         (lambda m, b: intervene(m, [(b[0][0], b[0][1] + 7)]), r"expected labels in 0\.\.6, got 7\.\.13\."),
         (
             lambda m, b: intervene(m, [(b[0][0], torch.zeros(64, 3))]),

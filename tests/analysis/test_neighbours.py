@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mumoe import HighRankLinear, MuMoE, SparseMoE
-from mumoe.analysis.coefficients import CoefficientStore, CoefficientWriter
+from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
 from mumoe.analysis.neighbours import coefficient_gram, nearest_experts, neighbours, weight_gram
 from mumoe.errors import UserError
 from tests_support import KINDS, LEVELS, randomize, rank_of, weight_by_formula

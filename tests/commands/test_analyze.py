@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mumoe.commands.analyze import Options, _lines, analyze_run
+from mumoe.commands.analyze import Options, analyze_run
 from mumoe.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -44,13 +44,13 @@ def test_files_and_numbers(run):
     images = json.loads((folder / "images" / "grid.json").read_text())
     assert images["credits"] == ["Made up by nobody, CC0."]
     assert images["experts_skipped"] == found.experts_skipped
-    assert "experts, zero:" in "\n".join(_lines(found))
+    assert "experts, zero:" in "\n".join(found.sentences())
 
 
 def test_the_minimum_of_a_strong_expert_is_an_option_and_in_the_json(run):
     parts = {}
     for least in (1, 2, 1000):
-        said = "\n".join(_lines(analyze(run, least_lost=least)))
+        said = "\n".join(analyze(run, least_lost=least).sentences())
         units = json.loads((run / "analysis" / "analysis.json").read_text())["study"]["units"][0]
         parts[least] = [units["modes"]["zero"], units["load_control"]]
         for part in parts[least]:
@@ -153,10 +153,3 @@ def test_other_images_are_refused(run):
 def test_mistakes_are_one_clear_error(run, options, text):
     with pytest.raises(UserError, match=text):
         analyze(run, **options)
-
-
-def test_the_modes_are_those_of_the_analysis():
-    from mumoe.analysis.contributions import MODES
-    from mumoe.commands import analyze
-
-    assert tuple(MODES) == analyze._MODES

@@ -117,7 +117,7 @@ def test_the_dashboard_opens(name, tmp_path):
 
 def test_analyze_checks_what_it_can_before_it_computes(tmp_path, capsys, monkeypatch):
     run = trained(tmp_path, epochs=1)
-    monkeypatch.setattr("mumoe.analysis.studies.study", lambda *_, **__: pytest.fail("it computed"))
+    monkeypatch.setattr("mumoe.analysis.analyzing.study_layer", lambda *_, **__: pytest.fail("it computed"))
     for arguments, text in (
         (("--experts", 6), "expected --experts in 0..5, got 6"),
         (("--threshold", 2), "expected a threshold above 0 and at most 1, got 2.0"),

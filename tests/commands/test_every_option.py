@@ -329,13 +329,13 @@ def recorded(target: Any, name: str, monkeypatch: pytest.MonkeyPatch, result: An
 
 
 def test_the_least_number_of_lost_answers_of_a_strong_expert(worlds, monkeypatch, tmp_path: Path) -> None:
-    """What the study makes of it: `tests/analysis/test_measures.py`."""
-    from mumoe.analysis import studies
+    """What the study makes of it: `tests/analysis/test_class_effects.py`."""
+    from mumoe.analysis import analyzing
 
     worlds("pictures")  # made before anything is watched
-    real, given = studies.study, []
+    real, given = analyzing.study_layer, []
     monkeypatch.setattr(
-        studies, "study", lambda *some, **named: given.append(named["least_lost"]) or real(*some, **named)
+        analyzing, "study_layer", lambda *some, **named: given.append(named["least_lost"]) or real(*some, **named)
     )
     for number, changes in enumerate([{}, {"least_lost": 2}]):
         assert not call("analyze", {**ANALYZE, **changes}, tmp_path / str(number), worlds("pictures")).error

@@ -66,13 +66,13 @@ def test_it_goes_on_where_it_stopped_and_trains_no_finished_cell_again(done):
 
 
 def test_a_cell_stopped_before_its_analysis_is_not_trained_again(tmp_path, monkeypatch):
-    from mumoe.analysis import studies
+    from mumoe.analysis import analyzing
 
     def fails(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(studies, "study", fails)
+        patched.setattr(analyzing, "study_layer", fails)
         with pytest.raises(KeyboardInterrupt):
             do(tmp_path / "s", limit=1)
     cell = next((tmp_path / "s" / "cells").iterdir())

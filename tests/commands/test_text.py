@@ -62,6 +62,7 @@ def test_evaluate_and_analyze_a_language_model(folder, capsys):
     assert "bits per byte (step 8)" in said
     said = call(capsys, "analyze", folder / "run", "--windows", 8, "--ablated-windows", 4, "--quiet")
     assert "bits per byte on 192 tokens of the test split" in said
+    assert said.endswith(f"Written to {folder / 'run' / 'analysis'}. Open experts.html.\n")
     assert "transformer.h.0.mlp: 4 experts" in said
     assert {"experts.html", "experts.json", "experts.png"} <= {p.name for p in (folder / "run" / "analysis").iterdir()}
 

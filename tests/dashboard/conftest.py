@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dashboard.made_up_run import make_run
-from mumoe.analysis.studies import study, write_coefficients
+from mumoe.analysis.layer_study import study_layer, write_coefficients
 from mumoe.dashboard.server import Running, serving
 from mumoe.dashboard.session import Session, open_session
 from mumoe.editing.runs import open_run
@@ -25,7 +25,7 @@ def analyze(path: Path) -> None:
         return [(run.inputs(rows), torch.from_numpy(run.data.labels[rows]))]
 
     store = write_coefficients(run.layer, batches, path / "analysis" / "coefficients", images=rows)
-    found = study(run.layer, batches, store=store, resamples=20)
+    found = study_layer(run.layer, batches, store=store, resamples=20)
     content = {"split": "test", "head": "CPMuMoE-r8-e12", "study": found, "experts_skipped": 0}
     write_json(path / "analysis" / "analysis.json", {"classes": run.data.classes, "seed": 0, **content})
 

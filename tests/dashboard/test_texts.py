@@ -8,7 +8,7 @@ import pytest
 
 from browsing import browser, opened  # noqa: F401 (a fixture)
 from dashboard.talking import get, request
-from mumoe.analysis.text import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
+from mumoe.analysis.findings import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
 from mumoe.dashboard.server import serving
 from mumoe.dashboard.texts import open_text
 from mumoe.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mumoe.analysis.studies import write_coefficients
+from mumoe.analysis.layer_study import write_coefficients
 from mumoe.dashboard.measures import Scores
 from mumoe.dashboard.whatif import open_rows
 from mumoe.data.base import ImageData

@@ -7,8 +7,8 @@ import json
 import numpy as np
 from PIL import Image
 
-from mumoe.analysis.coefficients import CoefficientStore, CoefficientWriter
-from mumoe.analysis.measures import Answers, Changes, shuffle_units, specialization
+from mumoe.analysis.class_effects import Answers, Changes, shuffle_units, specialization
+from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
 from mumoe.data.base import ImageData
 from mumoe.files import write_json
 from mumoe.results import EvalResult, RunResult, to_json

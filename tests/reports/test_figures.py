@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from mumoe.analysis.results import Effect, Usage
+from mumoe.analysis.findings import Effect, Usage
 from mumoe.errors import UserError
 from mumoe.reports.figures import (
     EffectRow,

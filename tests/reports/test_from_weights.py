@@ -12,7 +12,7 @@ from made_up_report import NAMES, analyzed, named_data, trained
 from torch import nn
 
 from commands.made_up_analysis import make_features
-from mumoe.analysis.interventions import intervene_plainly
+from mumoe.analysis.interventions import intervene
 from mumoe.reports import figures, site
 from mumoe.reports.experts import _right_answers
 from mumoe.reports.gather import gather
@@ -96,7 +96,7 @@ def test_specialization_is_that_of_the_weights(made):
 def test_the_control_is_none_of_the_modes(made):
     folder, source = made
     batches = [(source.x, torch.from_numpy(source.labels))]
-    control = intervene_plainly(source.layer, batches).load_control(seed=0, least_lost=LEAST)
+    control = intervene(source.layer, batches, plainly=True).load_control(seed=0, least_lost=LEAST)
     shown = {}
     for name, page in (("one", "experts.html"), ("two", "run/experts.html")):
         text = (folder / name / page).read_text()

@@ -126,7 +126,7 @@ def test_the_table_pairs_by_seed():
 
 
 def test_the_expert_worth_most_by_hand():
-    from mumoe.analysis.text import ExpertText, LayerText, TextEffect, TextStudy
+    from mumoe.analysis.findings import ExpertText, LayerText, TextEffect, TextStudy
 
     def expert(number: int, effect: float) -> ExpertText:
         return ExpertText(number, 0.1, 0.2, 0.0, {}, (), TextEffect(0.0, {"digit": effect}))

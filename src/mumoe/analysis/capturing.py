@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mumoe.analysis.coefficients import CoefficientStore, CoefficientWriter
+from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
 from mumoe.errors import UserError, unknown_name
 from mumoe.layers import MuMoE, MuMoEBlock
 

@@ -8,20 +8,22 @@ times a short vector: y = O h, where the *latent* h is the sum of one part per e
 
 so ablating expert n changes y by exactly O v with v = a_n h_n(z), and only in rows with a_n > 0. A hierarchy is
 linear in each level, and in each combination of levels. What a neuron of a linear layer contributes has the same
-form. `Part` lists the (row, unit) pairs that contribute; `Opened.delta` gives what leaves with each.
+form. `Opened` lists the (row, unit) pairs that contribute, and what leaves with each.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mumoe.analysis.settings import MODES, Mode
 from mumoe.baselines import HighRankLinear, SparseMoE
 from mumoe.devices import host
 from mumoe.errors import UserError, unknown_name
@@ -29,11 +31,10 @@ from mumoe.factorizations import CP, Factorization, TensorRing, Tucker
 from mumoe.layers import MuMoE
 
 __all__ = [
-    "MODES",
+    "ABLATABLE",
     "ExpertParts",
     "Form",
     "GroupedParts",
-    "Mode",
     "NeuronParts",
     "Opened",
     "Parts",
@@ -42,14 +43,9 @@ __all__ = [
     "parts_of",
 ]
 
-Mode = Literal["zero", "mean", "resampled"]
 
-MODES = {
-    "zero": "the expert's weight is zero, as in the paper",
-    "mean": "the expert answers as the mean of all experts of its level would",
-    "resampled": "the expert answers as it would to another image, drawn at random",
-}
-"""What takes the place of an ablated expert's answer; the coefficients stay as they are."""
+ABLATABLE = (MuMoE, SparseMoE, HighRankLinear)
+"""Layers whose units can be ablated."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,8 @@ class Opened:
         row, unit: (pairs,) which unit contributes to which row, row after row.
         silent: (pairs,) whether nothing else contributes to the row, so that exact zeros remain.
         scale: (rows,) how large the terms are whose sum is an output: what rounding errors are relative to.
+        vectors: From chosen pairs to their v, (pairs, width); `Parts.project` turns it into what leaves the output.
+        bounds: From chosen pairs to a bound on ||v||, where that costs less than v.
     """
 
     logits: Tensor
@@ -68,25 +66,12 @@ class Opened:
     unit: Tensor
     silent: Tensor
     scale: Tensor
-    source: _Source
-
-    def vectors(self, pairs: Tensor) -> Tensor:
-        """(pairs, width) v of the chosen pairs; `Parts.project` turns it into what leaves the output."""
-        return self.source.vectors(pairs)
+    vectors: Callable[[Tensor], Tensor]
+    bounds: Callable[[Tensor], Tensor] | None = None
 
     def reach(self, pairs: Tensor) -> Tensor:
-        """(pairs,) bound on how far v moves outputs: |O v|_c - |O v|_j <= reach * Parts.distance[c, j]."""
-        return self.source.reach(pairs)
-
-
-class _Source(ABC):
-    """What is kept of a batch to compute the vectors of its pairs."""
-
-    @abstractmethod
-    def vectors(self, pairs: Tensor) -> Tensor: ...
-
-    def reach(self, pairs: Tensor) -> Tensor:
-        return self.vectors(pairs).norm(dim=1)
+        """(pairs,) bound on how far v moves outputs: |O v|_c - |O v|_j <= reach * Parts.distances[c, j]."""
+        return self.vectors(pairs).norm(dim=1) if self.bounds is None else self.bounds(pairs)
 
 
 class Parts(ABC):
@@ -110,9 +95,9 @@ class Parts(ABC):
     def plain(self, x: Tensor, unit: int | None, first_row: int) -> Tensor:
         """The layer's output (rows, out) by the plain method, with a unit ablated or with none."""
 
-    @abstractmethod
     def output(self) -> Tensor | None:
         """O as (out, width), or None for the identity."""
+        return None
 
     def project(self, vectors: Tensor) -> Tensor:
         """What leaves the output with these vectors, (pairs, out)."""
@@ -170,9 +155,6 @@ def parts_of(layer: torch.nn.Module, *, level: int | None = None, mode: Mode = "
 class Form(ABC):
     """h = close(hidden(z), one vector a_e @ table_e per level), linear in each of them; y = matrix h."""
 
-    def __init__(self, part: Factorization) -> None:
-        self.part = part
-
     tables: list[Tensor]
     matrix: Tensor
 
@@ -189,7 +171,6 @@ class Form(ABC):
 
 class _CPForm(Form):
     def __init__(self, part: CP) -> None:
-        super().__init__(part)
         self.matrix, self._in, *self.tables = part.factors
 
     def hidden(self, x: Tensor) -> Tensor:
@@ -208,7 +189,6 @@ class _CPForm(Form):
 
 class _RingForm(Form):
     def __init__(self, part: TensorRing) -> None:
-        super().__init__(part)
         out_core, self._in, *self._cores = (core.movedim(0, 1) for core in part.cores)
         self.matrix, self.tables = out_core.flatten(1), [core.flatten(1) for core in self._cores]
         self._spectral: tuple[Tensor, Tensor] | None = None
@@ -236,7 +216,6 @@ class _RingForm(Form):
 
 class _TuckerForm(Form):
     def __init__(self, part: Tucker) -> None:
-        super().__init__(part)
         self.matrix, self._in, *self.tables = part.factors
         self._core = part.core
 
@@ -251,13 +230,27 @@ class _TuckerForm(Form):
         return torch.bmm(mixed, hidden.unsqueeze(-1)).squeeze(-1)
 
 
+class _WholeForm(Form):
+    """Experts that are kept whole: the vectors are the coefficients themselves."""
+
+    def __init__(self, layer: MuMoE) -> None:
+        self._layer, weight = layer, next(layer.parameters())
+        self.tables = [torch.eye(n, dtype=weight.dtype, device=weight.device) for n in layer.num_experts]
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return x
+
+    def close(self, hidden: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+        return self._layer.contract(hidden, vectors)
+
+
 def _project(x: Tensor, factor: Tensor) -> Tensor:
     width = x.shape[-1]
     return x @ factor if factor.shape[0] == width else torch.addmm(factor[width], x, factor[:width])
 
 
 def form_of(part: Factorization) -> Form | None:
-    """The factored form, or None for a factorization that has none (its experts are then taken whole)."""
+    """The factored form, or None for a factorization that has none."""
     for kind, form in ((CP, _CPForm), (TensorRing, _RingForm), (Tucker, _TuckerForm)):
         if isinstance(part, kind):
             return form(part)  # type: ignore[arg-type]
@@ -309,36 +302,32 @@ class ExpertParts(Parts):
         self.sizes = layer.num_experts if self.level is None else (layer.num_experts[self.level],)
         self.num_units = int(torch.tensor(self.sizes).prod())
         self.out_features = layer.out_features
-        self._form = form_of(layer.factorization)
-        self.width = self.out_features if self._form is None else self._form.matrix.shape[1]
+        form = form_of(layer.factorization)
+        self._form: Form = form or _WholeForm(layer)
+        self._matrix = None if form is None else form.matrix
+        self.width = self.out_features if self._matrix is None else self._matrix.shape[1]
         self._pool: Tensor | None = None
         self._last: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
     def output(self) -> Tensor | None:
-        return None if self._form is None else self._form.matrix
+        return self._matrix
 
     def open(self, x: Tensor, first_row: int) -> Opened:
         if self._pool is None:
             self._pool = x[: self.POOL].clone()
-        a = [level.to(x.dtype) for level in self._coefficients(x)]
+        form, a = self._form, [level.to(x.dtype) for level in self._coefficients(x)]
         found = _pairs(a if self.level is None else [a[self.level]])
         unit = combine(found.experts, self.sizes)
-        form = self._form
-        if form is None:
-            source: _Source = _WholeExperts(self, x, a, found, self._drawn(first_row + found.row, unit))
-            logits = self.layer.contract(x, a)
-            scale = logits.norm(dim=1)
-        else:
-            hidden = form.hidden(x)
-            mixed = [_mix(level, table) for level, table in zip(a, form.tables, strict=True)]
-            latent = form.close(hidden, mixed)
-            logits = F.linear(latent, form.matrix)
-            scale = latent.norm(dim=1) * form.matrix.norm(dim=1).max()
-            drawn = self._drawn(first_row + found.row, unit)
-            pool = form.hidden(self._pool) if self.mode == "resampled" else hidden
-            source = _Factored(self, form, hidden, mixed, found, pool, drawn)
+        hidden = form.hidden(x)
+        mixed = [_mix(level, table) for level, table in zip(a, form.tables, strict=True)]
+        latent = form.close(hidden, mixed)
+        scale = latent.norm(dim=1)
+        if self._matrix is not None:
+            scale = scale * self._matrix.norm(dim=1).max()
+        pool = form.hidden(self._pool) if self.mode == "resampled" else hidden
+        batch = _Batch(self, hidden, mixed, found, pool, self._drawn(first_row + found.row, unit))
         silent = found.silent if self.mode == "zero" else torch.zeros_like(found.silent)
-        return Opened(logits, found.row, unit, silent, scale, source)
+        return Opened(self.project(latent), found.row, unit, silent, scale, batch.vectors, batch.reach)
 
     def _coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
         """The gate's coefficients, computed once for the batch that is being looked at."""
@@ -422,83 +411,57 @@ def _mix(a: Tensor, table: Tensor) -> Tensor:
 
 
 @dataclass
-class _Factored(_Source):
-    """Pairs of a batch whose layer has the factored form."""
+class _Batch:
+    """Pairs of a batch, with what their vectors are computed from."""
 
     parts: ExpertParts
-    form: Form
     hidden: Tensor
     mixed: list[Tensor]
     found: _Pairs
     pool: Tensor
     drawn: Tensor
-    bounds: Tensor | None = None
 
     def vectors(self, pairs: Tensor) -> Tensor:
-        row, mode = self.found.row[pairs], self.parts.mode
-        tables = [table[e[pairs]] for table, e in zip(self._tables(), self.found.experts, strict=True)]
+        row, mode, own = self.found.row[pairs], self.parts.mode, self._tables
+        tables = [table[e[pairs]] for table, e in zip(own, self.found.experts, strict=True)]
         hidden = self.hidden[row]
         if mode == "mean" and len(tables) == 1:
-            said = self._close(hidden, row, [tables[0] - self._tables()[0].mean(0)])
-        elif mode == "mean":
-            means = [table.mean(0).expand_as(own) for table, own in zip(self._tables(), tables, strict=True)]
-            said = self._close(hidden, row, tables) - self._close(hidden, row, means)
-        elif mode == "resampled":
-            said = self._close(hidden - self.pool[self.drawn[pairs]], row, tables)
+            said = self._close(hidden, row, [tables[0] - own[0].mean(0)])
         else:
             said = self._close(hidden, row, tables)
+        if mode == "mean" and len(tables) > 1:
+            means = [table.mean(0).expand_as(rows) for table, rows in zip(own, tables, strict=True)]
+            said = said - self._close(hidden, row, means)
+        if mode == "resampled":
+            said = said - self._close(self.pool[self.drawn[pairs]], row, tables)
         return said * self.found.value[pairs, None]
 
     def reach(self, pairs: Tensor) -> Tensor:
-        level = self.parts.level
-        if level is None or self.parts.mode == "resampled":
+        if self._bounds is None:
             return self.vectors(pairs).norm(dim=1)
-        if self.bounds is None:
-            table = self.form.tables[level]
-            table = table - table.mean(0) if self.parts.mode == "mean" else table
-            self.bounds = self.form.bound(self.hidden, self.mixed, level, table)
-        if self.bounds is None:
-            return self.vectors(pairs).norm(dim=1)
-        return self.bounds[self.found.row[pairs], self.found.experts[0][pairs]] * self.found.value[pairs]
+        return self._bounds[self.found.row[pairs], self.found.experts[0][pairs]] * self.found.value[pairs]
 
+    @functools.cached_property
+    def _bounds(self) -> Tensor | None:
+        """(rows, experts) bound on the vector of a coefficient of 1."""
+        level, mode = self.parts.level, self.parts.mode
+        if level is None or mode == "resampled":
+            return None
+        table = self._tables[0]
+        table = table - table.mean(0) if mode == "mean" else table
+        return self.parts._form.bound(self.hidden, self.mixed, level, table)
+
+    @property
     def _tables(self) -> list[Tensor]:
-        level = self.parts.level
-        return self.form.tables if level is None else [self.form.tables[level]]
+        tables, level = self.parts._form.tables, self.parts.level
+        return tables if level is None else [tables[level]]
 
     def _close(self, hidden: Tensor, row: Tensor, tables: list[Tensor]) -> Tensor:
-        if self.parts.level is None:
-            return self.form.close(hidden, tables)
-        vectors = [mixed[row] for mixed in self.mixed[: self.parts.level]]
-        vectors += [tables[0], *(mixed[row] for mixed in self.mixed[self.parts.level + 1 :])]
-        return self.form.close(hidden, vectors)
-
-
-@dataclass(frozen=True)
-class _WholeExperts(_Source):
-    """Pairs of a batch whose layer keeps its experts whole: each row and coefficient contracted as it is."""
-
-    parts: ExpertParts
-    x: Tensor
-    a: list[Tensor]
-    found: _Pairs
-    drawn: Tensor
-
-    def vectors(self, pairs: Tensor) -> Tensor:
-        row = self.found.row[pairs]
-        levels = range(len(self.a)) if self.parts.level is None else [self.parts.level]
-        kept = [level[row] for level in self.a]
-        for level, expert in zip(levels, self.found.experts, strict=True):
-            chosen = expert[pairs, None]
-            kept[level] = torch.zeros_like(kept[level]).scatter_(1, chosen, kept[level].gather(1, chosen))
-        said = self.parts.layer.contract(self.x[row], kept)
-        if self.parts.mode == "resampled":
-            assert self.parts._pool is not None
-            said = said - self.parts.layer.contract(self.parts._pool[self.drawn[pairs]], kept)
-        if self.parts.mode == "mean":
-            for level in levels:
-                kept[level] = kept[level].sum(1, keepdim=True).expand_as(kept[level]) / kept[level].shape[1]
-            said = said - self.parts.layer.contract(self.x[row], kept)
-        return said
+        level = self.parts.level
+        if level is None:
+            return self.parts._form.close(hidden, tables)
+        others = [mixed[row] for mixed in self.mixed]
+        return self.parts._form.close(hidden, [*others[:level], tables[0], *others[level + 1 :]])
 
 
 # Layers that MuMoE is compared with
@@ -511,45 +474,24 @@ class GroupedParts(Parts):
         self.layer, self.num_units = layer, layer.num_experts[0]
         self.out_features = self.width = layer.out_features
 
-    def output(self) -> None:
-        return None
-
     def open(self, x: Tensor, first_row: int) -> Opened:
         (a,) = self.layer.coefficients(x)
         found = _pairs([a.to(x.dtype)])
         logits = self.layer(x)
-        return Opened(
-            logits,
-            found.row,
-            found.experts[0],
-            found.silent,
-            logits.norm(dim=1),
-            _Grouped(self.layer, x, found),
-        )
+        vectors = functools.partial(self._vectors, x, found)
+        return Opened(logits, found.row, found.experts[0], found.silent, logits.norm(dim=1), vectors)
+
+    def _vectors(self, x: Tensor, found: _Pairs, pairs: Tensor) -> Tensor:
+        row, expert = found.row[pairs], found.experts[0][pairs]
+        said = x.new_empty(len(pairs), self.layer.out_features)
+        for n in expert.unique().tolist():
+            places = (expert == n).nonzero()[:, 0]
+            said[places] = F.linear(x[row[places]], self.layer.expert_weight(n), self.layer.expert_bias(n))
+        return said * found.value[pairs, None]
 
     def plain(self, x: Tensor, unit: int | None, first_row: int) -> Tensor:
-        if unit is None:
+        with contextlib.nullcontext() if unit is None else self.layer.ablate([unit]):
             return self.layer(x)
-        with self.layer.ablate([unit]):
-            return self.layer(x)
-
-
-@dataclass(frozen=True)
-class _Grouped(_Source):
-    layer: SparseMoE
-    x: Tensor
-    found: _Pairs
-
-    def vectors(self, pairs: Tensor) -> Tensor:
-        row, expert = self.found.row[pairs], self.found.experts[0][pairs]
-        said = self.x.new_empty(len(pairs), self.layer.out_features)
-        order = expert.argsort(stable=True)
-        counts = torch.bincount(expert, minlength=self.layer.num_experts[0]).tolist()
-        for n, places in enumerate(order.split(counts)):
-            if len(places):
-                bias = self.layer.expert_bias(n)
-                said[places] = F.linear(self.x[row[places]], self.layer.expert_weight(n), bias)
-        return said * self.found.value[pairs, None]
 
 
 class NeuronParts(Parts):
@@ -558,9 +500,6 @@ class NeuronParts(Parts):
     def __init__(self, layer: HighRankLinear) -> None:
         self.layer, self.num_units, self.out_features = layer, layer.rank, layer.out_features
         self.width = layer.out_features
-
-    def output(self) -> None:
-        return None
 
     def distances(self) -> Tensor:
         """A neuron moves outputs along one column of W2, so the largest entry bounds it."""
@@ -571,27 +510,22 @@ class NeuronParts(Parts):
         return self.layer.up.weight.abs().amax(1)
 
     def open(self, x: Tensor, first_row: int) -> Opened:
-        hidden = self.layer.down(x)
+        hidden, weight = self.layer.down(x), self.layer.up.weight
         row, unit = hidden.nonzero(as_tuple=True)
-        scale = hidden.norm(dim=1) * self.layer.up.weight.norm(dim=1).max()
-        source = _Neurons(self.layer.up.weight, hidden[row, unit], unit)
-        return Opened(self.layer.up(hidden), row, unit, torch.zeros_like(row, dtype=torch.bool), scale, source)
+        value = hidden[row, unit]
+
+        def vectors(pairs: Tensor) -> Tensor:
+            return value[pairs, None] * weight.mT[unit[pairs]]
+
+        def reach(pairs: Tensor) -> Tensor:
+            return value[pairs].abs()
+
+        scale = hidden.norm(dim=1) * weight.norm(dim=1).max()
+        silent = torch.zeros_like(row, dtype=torch.bool)
+        return Opened(self.layer.up(hidden), row, unit, silent, scale, vectors, reach)
 
     def plain(self, x: Tensor, unit: int | None, first_row: int) -> Tensor:
         hidden = self.layer.down(x)
         if unit is not None:
             hidden = hidden.index_fill(1, torch.tensor([unit], device=x.device), 0)
         return self.layer.up(hidden)
-
-
-@dataclass(frozen=True)
-class _Neurons(_Source):
-    weight: Tensor
-    value: Tensor
-    unit: Tensor
-
-    def vectors(self, pairs: Tensor) -> Tensor:
-        return self.value[pairs, None] * self.weight.mT[self.unit[pairs]]
-
-    def reach(self, pairs: Tensor) -> Tensor:
-        return self.value[pairs].abs()

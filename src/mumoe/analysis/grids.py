@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.analysis.coefficients import CoefficientLevel, Pairs
+from mumoe.analysis.coefficient_store import CoefficientLevel, Pairs
 from mumoe.analysis.drawing import GREEN, INK, PALE, STRIP, WHITE, encoded, font, shortened, thumbnail, wrapped
 from mumoe.errors import UserError
 from mumoe.files import new_folder, write_bytes, write_json

@@ -1,4 +1,4 @@
-"""Interventions on a layer inside any network: final, penultimate, or in a block over tokens.
+"""Ablations of a layer inside any network: penultimate, or in a block over tokens.
 
 The model is run once on every batch. For each expert only the images that use it are run again, each with that
 expert's coefficients taken out of the gate's output, many experts in one batch. Rows whose answer could hang on
@@ -8,154 +8,92 @@ rounding (another batch size gives other last bits) are taken from the plain met
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mumoe.analysis.capturing import Gated, evaluating, find_layer, watching_coefficients
-from mumoe.analysis.contributions import Mode
-from mumoe.analysis.interventions import (
-    ROUNDING,
-    Batches,
-    Interventions,
-    Record,
-    Rest,
-    check_labels,
-    intervene,
-    intervene_plainly,
-    is_right,
-    margin,
-)
+from mumoe.analysis.capturing import Gated, watching_coefficients
+from mumoe.analysis.outcomes import ROUNDING, Batches, Record, Rest, check_labels, is_right, margin
+from mumoe.analysis.settings import Mode
 from mumoe.coefficients import Coefficients
 from mumoe.errors import UserError
-from mumoe.layers import MuMoE
 
-__all__ = ["intervene_inside"]
-
-
-def intervene_inside(
-    model: nn.Module,
-    batches: Batches,
-    *,
-    layer: str | None = None,
-    level: int | None = None,
-    mode: Mode = "zero",
-    rest: Rest | None = None,
-    block: int = 256,
-    plainly: bool = False,
-) -> Interventions:
-    """Ablate every expert of one layer of a network: final, penultimate, or inside a block with tokens.
-
-    A final layer is recognized (its output is the model's) and handed to `intervene`. Of any other layer only
-    the affected images are run again for each expert, many experts at a time: from that layer on if `rest` is given,
-    else from the start.
-
-    Args:
-        model: Any model with MuMoE layers or blocks in it.
-        batches: (inputs of the model, labels).
-        layer: Name of the layer; None takes the only one.
-        level: As in `intervene`; of a block or a layer over tokens only single levels can be ablated.
-        mode: ``zero`` or ``mean``; a final layer also ``resampled``.
-        rest: The network after the layer: from its output to the logits, for any number of rows.
-        block: Images run again at a time.
-        plainly: Evaluate once per expert instead, the oracle.
-
-    Raises:
-        UserError: If there is no such layer, level or mode, or no image.
-    """
-    name, part = find_layer(model, layer, "intervene_inside")
-    with evaluating(model):
-        stream = _look(model, part, batches)
-        seen = next(stream, None)
-        if seen is None:
-            raise UserError("intervene_inside: expected at least one image, got none. Choose a split with images.")
-        whole = itertools.chain([seen], stream)
-        if isinstance(part, MuMoE) and seen.x.ndim == 2 and (seen.final or rest is not None):
-            method = intervene_plainly if plainly else intervene
-            inner = ((each.x, each.labels) for each in whole)
-            return method(part, inner, level=level, mode=mode, rest=None if seen.final else rest)
-        again = _Again(model, part, _one_level(part, name, level, mode), mode, rest)
-        record = Record(again.num_units)
-        for each in whole:
-            _run_again(again, each, record, block, plainly)
-        return record.result("intervene_inside")
+__all__ = ["Again", "Seen", "one_level", "run_again", "watched"]
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """One batch: what went in, what reached the layer, its coefficients, the logits."""
 
     inputs: Tensor
     labels: Tensor
     x: Tensor
-    coefficients: list[Tensor]
+    coefficients: Sequence[Tensor]
     logits: Tensor
     final: bool
 
 
-def _look(model: nn.Module, part: Gated, batches: Batches) -> Iterator[_Seen]:
+def watched(model: nn.Module, part: Gated, batches: Batches) -> Iterator[Seen]:
     """Run the model batch by batch; nothing stays on its modules."""
     for inputs, labels in batches:
         if not len(inputs):
             continue
         x: list[Tensor] = []
         y: list[Tensor] = []
-        a: list[list[Tensor]] = []
+        a: list[Sequence[Tensor]] = []
         before = part.register_forward_pre_hook(lambda module, args, x=x: x.append(args[0].detach()))
         after = part.register_forward_hook(lambda module, args, out, y=y: y.append(_output(out)))
         try:
-            with watching_coefficients({"": part}, _Kept(a)):
-                logits = model(inputs)
+            with watching_coefficients({"": part}, _keep_in(a)):
+                logits = _logits(model(inputs))
         finally:
             before.remove()
             after.remove()
         if len(x) != 1:
             raise UserError(
-                f"intervene_inside: expected a layer that runs once per forward, got {len(x)} runs. "
-                "Choose another layer."
+                f"intervene: expected a layer that runs once per forward, got {len(x)} runs. Choose another layer."
             )
-        check_labels(labels, logits, "intervene_inside")
+        check_labels(labels, logits)
         final = y[0].shape == logits.shape and torch.equal(y[0], logits)
-        yield _Seen(inputs, labels, x[0], a[0], logits, final)
+        yield Seen(inputs, labels, x[0], a[0], logits, final)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """Keeps the coefficients that it is shown."""
+def _keep_in(found: list[Sequence[Tensor]]) -> Callable[[str, Sequence[Tensor]], None]:
+    return lambda name, coefficients: found.append(coefficients)
 
-    found: list[list[Tensor]]
 
-    def __call__(self, name: str, coefficients: Sequence[Tensor]) -> None:
-        self.found.append(list(coefficients))
+def _logits(out: Any) -> Tensor:
+    """What a model returns: logits, or an object that has them."""
+    logits: Tensor = getattr(out, "logits", out)
+    return logits
 
 
 def _output(out: Any) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def _one_level(part: Gated, name: str, level: int | None, mode: Mode) -> int:
+def one_level(part: Gated, name: str, level: int | None, mode: Mode) -> int:
     levels = len(part.num_experts)
     if level is None and levels == 1:
         level = 0
     if level is None or not 0 <= level < levels:
         raise UserError(
-            f"intervene_inside: expected a level in 0..{levels - 1} for {name!r}, got {level}. "
+            f"intervene: expected a level in 0..{levels - 1} for {name!r}, got {level}. "
             "Combinations of levels can be ablated in a final layer."
         )
     if mode not in ("zero", "mean"):
         raise UserError(
-            f"intervene_inside: expected mode 'zero' or 'mean' for {name!r}, got {mode!r}. "
+            f"intervene: expected mode 'zero' or 'mean' for {name!r}, got {mode!r}. "
             "Give rest=, or ablate a final layer."
         )
     return level
 
 
 @dataclass(frozen=True)
-class _Again:
+class Again:
     """Run images again with an expert ablated, another one for each image."""
 
     model: nn.Module
@@ -168,24 +106,21 @@ class _Again:
     def num_units(self) -> int:
         return self.part.num_experts[self.level]
 
-    def logits(self, seen: _Seen, image: Tensor, unit: Tensor) -> Tensor:
+    def logits(self, seen: Seen, image: Tensor, unit: Tensor) -> Tensor:
         """(pairs, classes) for these images, each with its own expert ablated."""
         with self._changed(unit):
             if self.rest is not None:
                 return self.rest(_output(self.part(seen.x[image])))
-            out: Tensor = self.model(seen.inputs[image])
-            return out
+            return _logits(self.model(seen.inputs[image]))
 
-    def plain(self, seen: _Seen, unit: int) -> Tensor:
+    def plain(self, seen: Seen, unit: int) -> Tensor:
         """(images, classes) for the whole batch with one expert ablated."""
         if self.mode == "zero":
             with self.part.ablate([unit], level=self.level):
-                out: Tensor = self.model(seen.inputs)
-                return out
+                return _logits(self.model(seen.inputs))
         images = len(seen.inputs)
         with self._changed(torch.full((images,), unit, device=seen.labels.device)):
-            changed: Tensor = self.model(seen.inputs)
-            return changed
+            return _logits(self.model(seen.inputs))
 
     @contextlib.contextmanager
     def _changed(self, unit: Tensor) -> Iterator[None]:
@@ -207,7 +142,7 @@ class _Again:
             handle.remove()
 
 
-def _run_again(again: _Again, seen: _Seen, record: Record, block: int, plainly: bool) -> None:
+def run_again(again: Again, seen: Seen, record: Record, block: int, plainly: bool) -> None:
     """All interventions on one batch."""
     right = is_right(seen.logits, seen.labels)
     first = record.batch(seen.labels, right, seen.logits.shape[1])
@@ -226,10 +161,8 @@ def _run_again(again: _Again, seen: _Seen, record: Record, block: int, plainly: 
         kept = ~torch.isin(unit, units)
         record.changed(first, image[kept], unit[kept], seen.labels, right[image[kept]], after[kept])
         record.rechecked += len(units)
-    rows = torch.arange(len(right), device=unit.device)
     for n in units.tolist():
-        after = is_right(again.plain(seen, n), seen.labels)
-        record.changed(first, rows, torch.full_like(rows, n), seen.labels, right, after)
+        record.whole_batch(first, n, seen.labels, right, again.plain(seen, n))
 
 
 def _is_sure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mumoe.analysis.coefficients import CoefficientLevel, CoefficientStore, Pairs
+from mumoe.analysis.coefficient_store import CoefficientLevel, CoefficientStore
 from mumoe.baselines import SparseMoE
 from mumoe.devices import host
-from mumoe.errors import UserError
+from mumoe.errors import UserError, require
 from mumoe.factorizations import CP, Factorization, TensorRing, Tucker
 from mumoe.layers import MuMoE
 
@@ -153,30 +153,12 @@ def _rows(layer: MuMoE | SparseMoE, part: Factorization | None, level: int) -> T
 
 def coefficient_gram(level: CoefficientLevel) -> Floats:
     """Inner products (experts, experts) of the columns of coefficients, in one pass of bounded memory."""
+    sparse = require("scipy.sparse", "vision", "neighbours")
     gram = np.zeros((level.num_experts, level.num_experts))
     many = len(level.experts) > DENSE * max(level.rows, 1)
     for block in level.blocks():
-        gram += _dense_block(block, level.num_experts) if many else _sparse_block(block, level.num_experts)
+        row, value = block.row - (block.row[0] if len(block.row) else 0), block.value.astype(np.float64)
+        table = sparse.csr_array((value, (row, block.expert)), shape=(row.max(initial=0) + 1, level.num_experts))
+        table = table.toarray() if many else table
+        gram += table.T @ table
     return gram
-
-
-def _dense_block(block: Pairs, experts: int) -> Floats:
-    first = int(block.row[0]) if len(block.row) else 0
-    rows = int(block.row[-1]) - first + 1 if len(block.row) else 0
-    table = np.zeros((rows, experts))
-    table[block.row - first, block.expert] = block.value
-    return np.asarray(table.T @ table)
-
-
-def _sparse_block(block: Pairs, experts: int) -> Floats:
-    """Sum over rows of the products of every two of a row's pairs."""
-    starts = np.flatnonzero(np.diff(block.row, prepend=-1))
-    counts = np.diff(np.append(starts, len(block.row)))
-    repeats = np.repeat(counts, counts)
-    left = np.repeat(np.arange(len(block.row)), repeats)
-    offset = np.arange(len(left)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    right = np.repeat(np.repeat(starts, counts), repeats) + offset
-    value = block.value.astype(np.float64)
-    key = block.expert[left] * experts + block.expert[right]
-    summed = np.bincount(key, value[left] * value[right], minlength=experts * experts).astype(np.float64)
-    return np.asarray(summed.reshape(experts, experts))

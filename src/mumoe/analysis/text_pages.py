@@ -11,17 +11,16 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mumoe.analysis.drawing import INK, PALE, encoded, font
-from mumoe.analysis.text import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
-from mumoe.errors import UserError
-from mumoe.files import as_json, read_json, write_bytes
+from mumoe.analysis.findings import ExpertText, LayerText, TextStudy, TopToken
+from mumoe.files import as_json, write_bytes
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
-__all__ = ["by_effect", "heat_map", "read_text_study", "text_page", "write_text_view"]
+__all__ = ["heat_map", "text_page", "write_text_view"]
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -50,49 +49,6 @@ def write_text_view(study: TextStudy, folder: Path, credits: Sequence[str] = ())
     return page, picture
 
 
-def read_text_study(path: Path) -> TextStudy:
-    """The study in an experts.json.
-
-    Raises:
-        UserError: If the file is missing, damaged, or of another schema.
-    """
-    found = read_json(path, "text view")
-    try:
-        if found["schema"] != TextStudy.schema:
-            raise ValueError(f"schema {found['schema']}")
-        layers = tuple(
-            LayerText(**{**layer, "experts": tuple(_read_expert(expert) for expert in layer["experts"])})
-            for layer in found["layers"]
-        )
-        excerpts = tuple(_read_window(window) for window in found["excerpts"])
-        return TextStudy(**{**found, "classes": tuple(found["classes"]), "layers": layers, "excerpts": excerpts})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"text view: expected the numbers of mumoe analyze in {path}, got: {error!r}.") from None
-
-
-def _read_expert(found: Mapping[str, Any]) -> ExpertText:
-    top = tuple(
-        TopToken(**{**token, "pieces": tuple(token["pieces"]), "coefficients": tuple(token["coefficients"])})
-        for token in found["top"]
-    )
-    effect = None if found["effect"] is None else TextEffect(**found["effect"])
-    return ExpertText(**{**found, "top": top, "effect": effect})
-
-
-def _read_window(found: Mapping[str, Any]) -> WindowText:
-    layers = {
-        name: tuple(tuple((int(n), float(a)) for n, a in token) for token in tokens)
-        for name, tokens in found["layers"].items()
-    }
-    return WindowText(found["row"], tuple(found["pieces"]), tuple(found["losses"]), layers)
-
-
-def by_effect(layer: LayerText) -> list[ExpertText]:
-    """The experts of a layer that read anything, those whose loss costs most first."""
-    used = [expert for expert in layer.experts if expert.top]
-    return sorted(used, key=lambda expert: -(expert.effect.all if expert.effect else expert.mean))
-
-
 # The page
 
 
@@ -111,7 +67,7 @@ def text_page(study: TextStudy, credits: Sequence[str] = ()) -> str:
         parts.append(f"<h2>{html.escape(layer.layer)}</h2>")
         parts.append(f'<p class="soft">{layer.num_experts} experts, {dead} of which read nothing.</p>')
         parts.append(_effects(layer, study))
-        parts += [_expert(expert) for expert in by_effect(layer)]
+        parts += [_expert(expert) for expert in layer.by_effect()]
     if credits:
         parts.append(f'<p class="soft">Text: {html.escape("; ".join(credits))}.</p>')
     head = f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
@@ -122,7 +78,7 @@ def text_page(study: TextStudy, credits: Sequence[str] = ()) -> str:
 def _effects(layer: LayerText, study: TextStudy) -> str:
     kinds = [kind for kind in study.classes if study.by_class[kind]["tokens"]]
     rows = [_row("th", ["expert", "all", *kinds, "read by", "mean"])]
-    for expert in by_effect(layer):
+    for expert in layer.by_effect():
         if expert.effect is None:
             continue
         changes = [expert.effect.all, *(expert.effect.by_class[kind] for kind in kinds)]
@@ -169,7 +125,7 @@ def heat_map(study: TextStudy, *, experts: int = 8, lines: int = 3) -> bytes:
     """A PNG of the experts that matter most in each layer, some quoted tokens each."""
     from PIL import Image, ImageDraw
 
-    chosen = [(layer, by_effect(layer)[:experts]) for layer in study.layers]
+    chosen = [(layer, layer.by_effect()[:experts]) for layer in study.layers]
     height = _TOP + sum(_LINE * 2 + sum(_LINE * min(lines, len(e.top)) + 8 for e in found) for _, found in chosen)
     picture = Image.new("RGB", (_WIDTH, height + 12), "white")
     draw = ImageDraw.Draw(picture)

@@ -86,7 +86,7 @@ def _wish(text: str) -> tuple[int, int, float]:
 def _scaled(model: nn.Module, wishes: list[tuple[int, int, float]]) -> Any:
     """The model with these experts scaled."""
     from mumoe.analysis.capturing import expert_layers
-    from mumoe.analysis.text import steer
+    from mumoe.analysis.text_study import steer
 
     layers = list(expert_layers(model).values())
     with contextlib.ExitStack() as stack:

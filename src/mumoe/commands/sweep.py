@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mumoe.analysis.results import Effect
+from mumoe.analysis.findings import Effect
 from mumoe.errors import UserError
 from mumoe.files import read_json, write_json
 from mumoe.progress import Progress
@@ -187,8 +187,7 @@ def _result(out: Path, cell: Cell) -> Path:
 
 def _do(cell: Cell, base: TrainConfig, out: Path, options: Options, shared: _Shared, given: dict[str, Any]) -> None:
     """Train a cell or go on with it, analyze it, and write cell.json last."""
-    from mumoe.analysis.batches import layer_batches
-    from mumoe.analysis.studies import study
+    from mumoe.analysis.analyzing import study_head
     from mumoe.devices import resolve
     from mumoe.training import resume, train
     from mumoe.training.inputs import load_inputs, with_seed
@@ -209,9 +208,7 @@ def _do(cell: Cell, base: TrainConfig, out: Path, options: Options, shared: _Sha
     stored = StoredRun(folder, device=options.device)
     head, facts = stored.head, stored.facts
     rows = inputs.data.indices(options.split)
-    found = study(
-        head.layer, lambda: layer_batches(head, inputs, rows, 500), resamples=0, least_lost=options.least_lost
-    )
+    found, _ = study_head(head, inputs, rows, resamples=0, least_lost=options.least_lost)
     units = found.units[0]
     record = {
         "cell": cell,

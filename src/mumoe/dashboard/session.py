@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mumoe.analysis.coefficients import CoefficientLevel, CoefficientStore
-from mumoe.analysis.studies import write_coefficients
+from mumoe.analysis.coefficient_store import CoefficientLevel, CoefficientStore
+from mumoe.analysis.layer_study import write_coefficients
 from mumoe.baselines import SparseMoE
 from mumoe.dashboard.jobs import Report
 from mumoe.dashboard.measures import Groups, Scores

@@ -1,6 +1,6 @@
 """The token view of a language model: what `mumoe analyze` found of its experts, expert by expert, text by text.
 
-Everything comes from ``RUN/analysis/experts.json`` (`mumoe.analysis.text` describes it); the model is not loaded.
+Everything comes from ``RUN/analysis/experts.json`` (`mumoe.analysis.findings` describes it); the model is not loaded.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mumoe.analysis.coefficients import CoefficientLevel
+from mumoe.analysis.coefficient_store import CoefficientLevel
 from mumoe.analysis.contributions import Form, form_of
-from mumoe.analysis.interventions import ROUNDING
+from mumoe.analysis.outcomes import ROUNDING
 from mumoe.editing.operations import AddedTerm, CoefficientMap, EditedFactorization, Operation
 from mumoe.editing.runs import EditingRun
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mumoe.analysis.findings import Specialization
 from mumoe.analysis.grids import write_grid
-from mumoe.analysis.results import Specialization
-from mumoe.analysis.studies import study, write_coefficients
+from mumoe.analysis.layer_study import study_layer, write_coefficients
 from mumoe.data import load_data
 from mumoe.data.base import ImageData
 from mumoe.demo.bias_bench import FeatureBench
@@ -207,7 +207,7 @@ def _ablate_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) 
 def _specialization(run: Path, found: _Set, settings: DemoSettings) -> Specialization:
     head = load_head(run)[0]
     batches = functools.partial(found.batches, "test", head)
-    studied = study(head.layer, batches, resamples=200, least_lost=settings.least_lost)
+    studied = study_layer(head.layer, batches, resamples=200, least_lost=settings.least_lost)
     return studied.units[0].modes["zero"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mumoe.analysis.coefficients import CoefficientStore
+from mumoe.analysis.coefficient_store import CoefficientStore
 from mumoe.analysis.grids import choose_images, image_label
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError

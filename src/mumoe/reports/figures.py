@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mumoe.analysis.measures import STRONG
-from mumoe.analysis.results import Effect, Usage
+from mumoe.analysis.findings import Effect, Usage
+from mumoe.analysis.settings import STRONG
 from mumoe.errors import UserError, require
 from mumoe.files import write_bytes, write_json
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mumoe.analysis.results import Interval
+from mumoe.analysis.findings import Interval
 from mumoe.results import EvalResult, Spread
 
 __all__ = [
@@ -284,7 +284,7 @@ class ExpertView:
 
 @dataclass(frozen=True)
 class UsageView:
-    """How a data set uses the experts of one level; see `mumoe.analysis.results.Usage`."""
+    """How a data set uses the experts of one level; see `mumoe.analysis.findings.Usage`."""
 
     experts: int
     rows: int
@@ -320,7 +320,7 @@ class LevelView:
 
 @dataclass(frozen=True)
 class CombinationView:
-    """The "and" of a hierarchy, with names; see `mumoe.analysis.results.Combination`.
+    """The "and" of a hierarchy, with names; see `mumoe.analysis.findings.Combination`.
 
     Attributes:
         experts: One expert per level.

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mumoe.analysis.measures import (
+from mumoe.analysis.class_effects import (
     Answers,
     Changes,
     bootstrap,

@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.analysis.results import Effect, Interval, Specialization
+from mumoe.analysis.findings import Effect, Interval, Specialization
+from mumoe.analysis.settings import LEAST_LOST, STRONG
 from mumoe.errors import UserError
 from mumoe.statistics import wilson
 
 __all__ = [
-    "LEAST_LOST",
-    "STRONG",
     "Answers",
     "Bootstrap",
     "Changes",
@@ -42,12 +41,6 @@ __all__ = [
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-STRONG = 0.5
-"""A unit is strong when some class loses at least this share of its right answers .."""
-
-LEAST_LOST = 5
-""".. and at least so many of them: a class with a single right answer says nothing of an expert."""
 
 
 @dataclass(frozen=True)

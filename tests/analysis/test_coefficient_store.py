@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mumoe.analysis.coefficients import CoefficientStore, CoefficientWriter, sparse_rows
+from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter, sparse_rows
 from mumoe.errors import UserError
 
 BY_HAND = np.array(

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.analysis.results import Usage
+from mumoe.analysis.findings import Usage
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import new_folder, read_json, recovered, write_json
 
@@ -66,25 +66,20 @@ class _Appender:
         self._header()
 
     def _header(self) -> None:
-        described = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": (self.length,),
-        }
-        np.lib.format.write_array_header_1_0(self._file, described)
+        kind = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": kind, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
     def append(self, values: Array) -> None:
         self._file.write(np.ascontiguousarray(values, dtype=self._dtype).tobytes())
         self.length += len(values)
 
-    def close(self) -> None:
-        """Write the final length into the header, whose size numpy keeps for any length."""
-        self._file.seek(0)
-        self._header()
-        self._file.close()
-
-    def abandon(self) -> None:
-        self._file.close()
+    def close(self, complete: bool) -> None:
+        """Close; of a complete file write the length into the header, whose size numpy keeps for any length."""
+        with self._file:
+            if complete:
+                self._file.seek(0)
+                self._header()
 
 
 class CoefficientWriter:
@@ -172,26 +167,18 @@ class CoefficientWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            for file in self._files.values():
-                file.abandon()
-            self._place.__exit__(kind, error, trace)
-            return
         for file in self._files.values():
-            file.close()
-        if self._images is not None:
-            np.save(self._scratch / "images.npy", np.asarray(self._images, dtype=np.int64), allow_pickle=False)
-        write_json(self._scratch / "index.json", self._index())
-        self._place.__exit__(None, None, None)
+            file.close(error is None)
+        if error is None:
+            if self._images is not None:
+                np.save(self._scratch / "images.npy", np.asarray(self._images, dtype=np.int64), allow_pickle=False)
+            write_json(self._scratch / "index.json", self._index())
+        self._place.__exit__(kind, error, trace)
 
     def _index(self) -> dict[str, Any]:
+        each = self._rows_per_image
         layers = [
-            {
-                "name": name,
-                "num_experts": experts,
-                "rows": self._rows[name],
-                "rows_per_image": self._rows_per_image.get(name, 1),
-            }
+            {"name": name, "num_experts": experts, "rows": self._rows[name], "rows_per_image": each.get(name, 1)}
             for name, experts in self.layers.items()
         ]
         return {"format": FORMAT, "layers": layers, "images": self._images is not None}
@@ -253,19 +240,12 @@ class CoefficientStore:
 
 
 def _load(path: Path) -> Array:
+    """An array mapped from disk; an empty one, which cannot be mapped, is read."""
     try:
-        loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        return _load_small(path)
-    except OSError as error:
-        raise _damaged(path.parent, str(error)) from error
-    return loaded
-
-
-def _load_small(path: Path) -> Array:
-    """An empty array cannot be mapped; anything else that fails to map is damaged."""
-    try:
-        loaded: Array = np.load(path, allow_pickle=False)
+        try:
+            loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError:
+            loaded = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise _damaged(path.parent, f"{path.name}: {error}") from error
     return loaded

@@ -10,22 +10,6 @@ the expert is worth for that kind. Windows none of whose tokens uses the expert 
 Steered. Within `steer` an expert's coefficient is multiplied at every token, so that it does more or less of what it
 does; 0 is the ablation. The coefficients are not normalized again.
 
-`study_text` gives all but the steering as a `TextStudy`. Its JSON (`files.write_json`) is what a token view reads:
-
-    {"schema": 1, "run": str, "split": str, "step": int, "tokenizer": str, "windows": int, "tokens": int,
-     "loss": nats per token, "bits_per_byte": float, "classes": [names of the kinds of tokens],
-     "by_class": {class: {"tokens": int, "loss": nats per token or null}},
-     "layers": [{
-        "layer": name, "num_experts": int, "ablated_windows": int,
-        "experts": [{
-           "expert": int, "mean": mean coefficient, "used": share of tokens where it is above 0,
-           "half": share where it is at least 1/2, "by_class": {class: mean coefficient or null},
-           "top": [{"row": window, "position": token in it, "coefficient": float, "center": index in pieces,
-                    "pieces": [text of each token], "coefficients": [this expert's at each]}],
-           "effect": {"all": nats per token, "by_class": {class: nats per token or null}} or null}]}],
-     "excerpts": [{"row": window, "pieces": [...], "losses": [nats of each token, null for the first],
-                   "layers": {name: [[[expert, coefficient] above 0, ...] of each token]}}]}
-
 A hierarchy is read at its first level.
 """
 
@@ -42,98 +26,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mumoe.analysis.capturing import Gated, evaluating, find_layer, watching_coefficients
+from mumoe.analysis.capturing import Gated, evaluating, expert_layers, find_layer, watching_coefficients
+from mumoe.analysis.findings import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
 from mumoe.coefficients import Coefficients
 from mumoe.data.text import TOKEN_CLASSES, TextData, classify
 from mumoe.devices import host
 from mumoe.errors import UserError
 
-__all__ = [
-    "ExpertText",
-    "LayerText",
-    "Steered",
-    "TextEffect",
-    "TextStudy",
-    "TopToken",
-    "WindowText",
-    "steer",
-    "steered_classes",
-    "study_text",
-]
+__all__ = ["steer", "study_text"]
 
 BATCH = 16
-
-
-@dataclass(frozen=True)
-class TopToken:
-    """A token with a large coefficient, and the text around it. See the module for the fields."""
-
-    row: int
-    position: int
-    coefficient: float
-    center: int
-    pieces: tuple[str, ...]
-    coefficients: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class TextEffect:
-    """Change of the mean loss in nats per token when an expert is ablated; 0 is no change."""
-
-    all: float
-    by_class: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class ExpertText:
-    """One expert of a layer. See the module for the fields."""
-
-    expert: int
-    mean: float
-    used: float
-    half: float
-    by_class: Mapping[str, float | None]
-    top: tuple[TopToken, ...]
-    effect: TextEffect | None
-
-
-@dataclass(frozen=True)
-class LayerText:
-    """All experts of one layer."""
-
-    layer: str
-    num_experts: int
-    ablated_windows: int
-    experts: tuple[ExpertText, ...]
-
-
-@dataclass(frozen=True)
-class WindowText:
-    """One window with every layer's coefficients above 0, token by token."""
-
-    row: int
-    pieces: tuple[str, ...]
-    losses: tuple[float | None, ...]
-    layers: Mapping[str, tuple[tuple[tuple[int, float], ...], ...]]
-
-
-@dataclass(frozen=True)
-class TextStudy:
-    """What `study_text` finds; the module describes it as JSON."""
-
-    run: str
-    split: str
-    step: int
-    tokenizer: str
-    windows: int
-    tokens: int
-    loss: float
-    bits_per_byte: float
-    classes: tuple[str, ...]
-    by_class: Mapping[str, Mapping[str, float | int | None]]
-    layers: tuple[LayerText, ...]
-    excerpts: tuple[WindowText, ...]
-    schema: int = 1
 
 
 def study_text(
@@ -198,8 +100,6 @@ def study_text(
 
 
 def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Gated]:
-    from mumoe.analysis.capturing import expert_layers
-
     if layers is None:
         found = expert_layers(model)
         return found or dict([find_layer(model, None, "study_text")])
@@ -435,63 +335,3 @@ def steer(layer: Gated, experts: Mapping[int, float], *, level: int = 0) -> Iter
         yield layer
     finally:
         handle.remove()
-
-
-@dataclass(frozen=True)
-class Steered:
-    """Text generated with an expert's coefficient multiplied.
-
-    Attributes:
-        factor: The factor.
-        classes: Share of the generated tokens of each kind.
-        samples: The generated texts.
-    """
-
-    factor: float
-    classes: Mapping[str, float]
-    samples: tuple[str, ...]
-
-
-def steered_classes(
-    model: Any,
-    data: TextData,
-    layer: str,
-    expert: int,
-    *,
-    factors: Sequence[float] = (0.0, 1.0, 4.0),
-    prompts: Sequence[str] = ("The ",),
-    new_tokens: int = 64,
-    temperature: float = 1.0,
-    seed: int = 0,
-) -> list[Steered]:
-    """Generate with one expert scaled by several factors, from the same prompts and seed.
-
-    Args:
-        model: A GPT-2 with MuMoE layers.
-        data: The text whose tokenizer it has.
-        layer: Name of the layer.
-        expert: The expert.
-        factors: See `steer`.
-        prompts: Beginnings, each generated from once.
-        new_tokens: Tokens to generate for each.
-        temperature: Of the sampling; 0 takes the likeliest.
-        seed: Of the sampling.
-
-    Raises:
-        UserError: If there is no such layer or expert, or a text would be longer than the context.
-    """
-    from mumoe.models.gpt2 import generate_text
-
-    part = find_layer(model, layer, "steer")[1]
-    found = []
-    for factor in factors:
-        with steer(part, {expert: factor}):
-            texts = [
-                generate_text(model, data.tokenizer, prompt, new_tokens, temperature=temperature, seed=seed + k)
-                for k, prompt in enumerate(prompts)
-            ]
-        ends = [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
-        kinds = np.concatenate([classify(list(end)) for end in ends])
-        shares = np.bincount(kinds, minlength=len(TOKEN_CLASSES)) / max(len(kinds), 1)
-        found.append(Steered(factor, dict(zip(TOKEN_CLASSES, shares.tolist(), strict=True)), tuple(texts)))
-    return found

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from made_up_training import make_text
 
 from mumoe.analysis import expert_layers
-from mumoe.analysis.text import steer, steered_classes, study_text
-from mumoe.analysis.text_pages import heat_map, read_text_study, shown, write_text_view
+from mumoe.analysis.findings import TextStudy
+from mumoe.analysis.text_pages import heat_map, shown, write_text_view
+from mumoe.analysis.text_study import steer, study_text
 from mumoe.data.text import TOKEN_CLASSES, classify, open_text
 from mumoe.errors import UserError
 from mumoe.files import as_json
@@ -168,14 +169,6 @@ def test_steering_by_zero_is_the_ablation_and_by_one_nothing(model, data):
             pass
 
 
-def test_steered_text_has_the_shares_of_its_tokens(model, data):
-    found = steered_classes(model, data, LAYER, 1, factors=(1.0, 0.0), prompts=("if ", "a"), new_tokens=10, seed=3)
-    assert [one.factor for one in found] == [1.0, 0.0]
-    plain = [generate_text(model, data.tokenizer, prompt, 10, seed=3 + k) for k, prompt in enumerate(("if ", "a"))]
-    assert found[0].samples == tuple(plain)
-    assert all(sum(one.classes.values()) == pytest.approx(1) for one in found)
-
-
 def test_generated_text_is_a_function_of_the_seed_and_fits_the_context(model, data):
     before = torch.get_rng_state()
     texts = [generate_text(model, data.tokenizer, "if", 12, seed=seed) for seed in (0, 0, 1)]
@@ -202,14 +195,34 @@ def test_the_view_shows_every_expert_that_reads(study, tmp_path):
     assert numbers == json.loads(json.dumps(as_json(study)))
     assert numbers["schema"] == 1
     assert shown("a\n\0\x01") == "a¶§·"
-    assert read_text_study(tmp_path / "experts.json") == study
+    assert TextStudy.load(tmp_path / "experts.json") == study
 
 
-@pytest.mark.parametrize("change", [{"schema": 2}, {"layers": [{}]}, {"unknown": 1}])
-def test_numbers_of_another_kind_are_refused(study, tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"schema": 2}, r"expected the numbers of mumoe analyze in .*experts\.json, got schema 2"),
+        ({"layers": [{}]}, r"experts\.json: expected TextStudy, got values that do not fit: .*layers\[0\]"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused(study, tmp_path, change, text):
     (tmp_path / "experts.json").write_text(json.dumps({**as_json(study), **change}))
-    with pytest.raises(UserError, match=r"expected the numbers of mumoe analyze in .*experts.json, got: "):
-        read_text_study(tmp_path / "experts.json")
+    with pytest.raises(UserError, match=text):
+        TextStudy.load(tmp_path / "experts.json")
+
+
+def test_a_frame_has_one_row_per_layer_and_expert(study):
+    frame = study.to_frame()
+    assert len(frame) == sum(layer.num_experts for layer in study.layers)
+    first = study.layers[0].experts[0]
+    assert dict(frame.iloc[0]) == {
+        "layer": study.layers[0].layer,
+        "expert": 0,
+        "used": first.used,
+        "mean": first.mean,
+        "reads": max(first.by_class, key=lambda kind: first.by_class[kind] or 0.0),
+        "loss_without": first.effect.all,
+    }
 
 
 def test_wrong_calls(model, data):
