@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
 from mumoe.cli import guarded
 from mumoe.errors import JobError, UserError
-from mumoe.parsing import parse
+from mumoe.parsing import Argument, parse
 
 if TYPE_CHECKING:
     from reproduction.recipe import Recipe
@@ -36,9 +34,9 @@ class Options:
     torchrun --standalone --nproc-per-node 4 -m reproduction run table-6 --scale full --root DATA
     """
 
-    action: Annotated[Literal["list", "run"], tyro.conf.Positional]
+    action: Annotated[Literal["list", "run"], Argument(positional=True)]
     """list: what there is, its state, hardware and time; run: make items"""
-    items: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[ITEM ...]")] = ()
+    items: Annotated[tuple[str, ...], Argument(positional=True, metavar="[ITEM ...]")] = ()
     """of run: table-1 .. table-8, figure-1 .. figure-16, or all"""
     scale: Literal["small", "full"] = "small"
     """small: embedded data on two cores; full: the paper's setting"""

@@ -25,6 +25,7 @@ from mumoe.editing.audit import audit, first_rank
 from mumoe.editing.files import write_json
 from mumoe.layers import MuMoE
 from mumoe.models.heads import build_head
+from mumoe.parsing import parse
 from reproduction import bias_report
 from reproduction.bias_sets import without_cut
 
@@ -146,6 +147,6 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    main(tyro.cli(Options))
+    options = parse(Options, sys.argv[1:], "python -m reproduction.audit_planted")
+    if options is not None:
+        main(options)

@@ -22,6 +22,7 @@ from mumoe.demo.planted_bias import BiasSet, planted_style
 from mumoe.editing import figures
 from mumoe.editing.files import write_json
 from mumoe.editing.tables import fairness_table, subgroup_table
+from mumoe.parsing import parse
 from reproduction.bias import BiasResults, run_bias
 from reproduction.bias_sets import CELEBA_EXPERIMENTS, celeba_bias, natural_skin_tone
 
@@ -167,6 +168,6 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    main(tyro.cli(Options))
+    options = parse(Options, sys.argv[1:], "python -m reproduction.bias_report")
+    if options is not None:
+        main(options)

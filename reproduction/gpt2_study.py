@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from mumoe.analysis.capturing import find_layer
 from mumoe.analysis.findings import TextStudy
@@ -25,6 +24,7 @@ from mumoe.analysis.text_study import steer, study_text
 from mumoe.data.text import TOKEN_CLASSES, TextData, classify
 from mumoe.files import write_json
 from mumoe.models.gpt2 import generate_text
+from mumoe.parsing import parse
 from mumoe.results import TrainResult
 from mumoe.training import load_run, load_run_inputs
 from reproduction.networks import RECIPES, train_recipe, write_results
@@ -61,9 +61,8 @@ class Options:
     """show no progress"""
 
 
-def main() -> None:
-    """Run from the command line."""
-    options = tyro.cli(Options)
+def main(options: Options) -> None:
+    """Run the study."""
     result = train_recipe(options.config, options.work, progress=not options.quiet)
     out, title = Path(options.out), "Language models on the standard library's text, at equal parameters"
     write_results(out, result, COLUMNS, title=title, value="training loss (nats per byte)", config=Path(options.config))
@@ -186,4 +185,6 @@ def steered_classes(
 
 
 if __name__ == "__main__":
-    main()
+    options = parse(Options, sys.argv[1:], "python -m reproduction.gpt2_study")
+    if options is not None:
+        main(options)

@@ -18,13 +18,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
-import tyro
-
 from mumoe.data import load_data
 from mumoe.data.base import ImageData
 from mumoe.models.backbones import create_backbone
 from mumoe.models.features import extract_features
 from mumoe.models.heads import matched_spec
+from mumoe.parsing import parse
 from mumoe.progress import Progress
 from mumoe.results import RunResult
 from mumoe.training import TrainConfig, resume, train
@@ -139,9 +138,8 @@ def _spread(values: Sequence[float], style: str) -> str:
     return f"{mean(values):{style}} ± {stdev(values):.3f}" if len(values) > 1 else f"{mean(values):{style}}"
 
 
-def main() -> None:
-    """Run from the command line."""
-    options = tyro.cli(Options)
+def main(options: Options) -> None:
+    """Run the study."""
     results = compare_heads(options)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -151,4 +149,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    options = parse(Options, sys.argv[1:], "python -m reproduction.head_study")
+    if options is not None:
+        main(options)

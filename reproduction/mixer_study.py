@@ -12,8 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from mumoe.parsing import parse
 from reproduction.networks import RECIPES, train_recipe, write_results
 
 __all__ = ["Options", "main"]
@@ -39,9 +38,8 @@ class Options:
     """show no progress"""
 
 
-def main() -> None:
-    """Run from the command line."""
-    options = tyro.cli(Options)
+def main(options: Options) -> None:
+    """Run the study."""
     result = train_recipe(options.config, options.work, progress=not options.quiet)
     out, title = Path(options.out), "Mixers from scratch on emoji, at equal parameters"
     write_results(out, result, COLUMNS, title=title, value="training loss (Mixup)", config=Path(options.config))
@@ -49,4 +47,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    options = parse(Options, sys.argv[1:], "python -m reproduction.mixer_study")
+    if options is not None:
+        main(options)

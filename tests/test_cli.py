@@ -94,16 +94,6 @@ def test_positional_arguments_have_names(capsys, verb):
     assert not re.search(r"^[│|] +\[?(STR|INT)\b", out, re.MULTILINE)
 
 
-def test_a_frame_that_is_not_known_is_still_one_line():
-    from mumoe.parsing import one_line
-
-    text = "╭ Surprise ╮\n│ something else │\n│ went wrong │\n│ ── │\n│ twice │\n╰──╯\n"
-    assert one_line(text, []) == "something else went wrong; twice."
-    plain = "+ Required options ----+\n| Missing from mumoe x: |\n|   --out INT |\n|  Width. (required) |\n+----+\n"
-    assert one_line(plain, []) == "expected --out (Width), got nothing."
-    assert one_line("", []) == "the arguments could not be read."
-
-
 def test_cost_prints_table_1(capsys):
     status, out, _ = call(capsys, "cost", "--in", "768", "--out", "1000", "--experts", "512")
     assert status == 0

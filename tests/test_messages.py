@@ -13,7 +13,7 @@ from mumoe import cli
 
 SOURCE = Path(mumoe.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
-OTHERS = {"--debug", "--version", "--force-reinstall", "--standalone", "--nproc-per-node"}
+OTHERS = {"--help", "--debug", "--version", "--force-reinstall", "--standalone", "--nproc-per-node"}
 """Options of `mumoe` itself, of pip and of torchrun."""
 
 

@@ -95,7 +95,7 @@ def test_wrong_calls(run: Path, features_run: Path, images: Path, capsys) -> Non
     for arguments, expected in (
         ((run.parent / "finetund", images), "Did you mean"),
         ((features_run, images), "got one trained on features that were passed in"),
-        ((run,), "expected images or folders of images, got none"),
+        ((run,), "expected IMAGE (image files, or folders of images), got nothing"),
         ((run, images, "--top", "0"), "expected top >= 1"),
         ((run, images, "--batch-size", "0"), "expected --batch-size >= 1"),
     ):

@@ -6,10 +6,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
 from mumoe.analysis.settings import WHO, check_settings
 from mumoe.commands.opening import opened, require_run
+from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
     from mumoe.analysis.findings import TextStudy
@@ -25,7 +24,7 @@ SETTINGS = (*_OF_IMAGES, "windows", "ablated_windows")
 class Options:
     """Measure what each expert of a run does; the results go to RUN/analysis."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run with a MuMoE, sparse-moe or highrank-linear head, or of a language model with MuMoE blocks; or of
     the job that holds it"""
     split: str = "test"
@@ -54,7 +53,7 @@ class Options:
     """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
     device: str = "auto"
     """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
-    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    out: Annotated[str, Argument(("-o", "--out"))] = ""
     """folder for the results (default: RUN/analysis)"""
     quiet: bool = False
     """show no progress"""

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
 from mumoe.commands.opening import opened as open_verb
 from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import check_writable
+from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +32,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Rank experts and their combinations by how far below the rest the accuracy of their images is."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, or of the job that holds it"""
     head: str = ""
     """attribute to audit in a multi-label run (a single-label run is audited class by class)"""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
 from mumoe.errors import JobError, UserError
+from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +24,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Replace MLPs or layers of a network by MuMoE layers, show what changes, and save it."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[str, Argument(positional=True, metavar="MODEL")]
     """timm model, folder of a Hugging Face model, or folder that this verb wrote"""
     experts: tuple[int, ...] = ()
     """number of experts, one for each level; must be given"""

@@ -7,9 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
 from mumoe.errors import UserError
+from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
     from mumoe.factorizations import Rank
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 class Options:
     """Parameters and multiply-adds of one layer, for every factorization (Table 1 of the paper)."""
 
-    in_features: Annotated[int, tyro.conf.arg(name="in")]
+    in_features: Annotated[int, Argument(("--in",))]
     """Width of the input."""
-    out_features: Annotated[int, tyro.conf.arg(name="out")]
+    out_features: Annotated[int, Argument(("--out",))]
     """Width of the output."""
     experts: tuple[int, ...]
     """Number of experts, one for each level."""

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
 from mumoe.commands.opening import opened
 from mumoe.errors import UserError, require
 from mumoe.files import private_file
+from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
     from mumoe.api import Run
@@ -32,7 +31,7 @@ class Options:
     address that it printed with port 9999 in place of 8000.
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run with experts, or of the job that holds it"""
     port: int = 0
     """port on 127.0.0.1 (0: any that is free)"""

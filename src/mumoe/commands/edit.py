@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import tyro
 
 from mumoe.commands.opening import opened as open_verb
 from mumoe.commands.opening import require_run
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import check_writable, write_tensors
+from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
     from mumoe.editing.choose import Choice
@@ -33,7 +33,7 @@ class Options:
     used once, for the report. With --do the edits are yours, and are measured on validation images.
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, or of the job that holds it"""
     head: str = ""
     """the attribute whose logit is corrected, e.g. Blond_Hair"""
@@ -48,7 +48,7 @@ class Options:
     """split that --do is measured on: train, val or test"""
     label: int = 1
     """true label of that subgroup: 1 raises the logit, 0 lowers it"""
-    lambda_: Annotated[str, tyro.conf.arg(name="lambda")] = "auto"
+    lambda_: Annotated[str, Argument(("--lambda",))] = "auto"
     """auto (chosen on validation), paper (the number of experts), or a number"""
     objective: Literal["worst_group", "match", "rewriting_score"] = "worst_group"
     """what auto looks for: the best worst subgroup, the target as good as its counterpart, the best MRS"""

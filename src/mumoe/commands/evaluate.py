@@ -7,10 +7,9 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 from mumoe.data.base import SPLITS
 from mumoe.errors import unknown_name
+from mumoe.parsing import Argument
 from mumoe.results import EvalResult, to_json
 from mumoe.training.run import find_run
 
@@ -21,7 +20,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Evaluate a run, or every run of a job over several seeds or heads."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of the run, or of the job that holds it"""
     split: str = "test"
     """train, val or test"""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
 from mumoe.commands.opening import place, require_run
+from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
     from mumoe.deploy.export import ExportReport
@@ -23,7 +22,7 @@ _NAMES = {"onnx": "model.onnx", "safetensors": "safetensors", "torch-export": "m
 class Options:
     """Write a trained model for other runtimes, with its preprocessing, and check what was written."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, of the job that holds it, or of a saved model"""
     to: Literal["onnx", "safetensors", "torch-export"]
     """onnx: one file and its preprocessing as JSON; safetensors: a folder with weights, config and model card;

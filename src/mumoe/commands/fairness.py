@@ -7,12 +7,11 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import tyro
-
 from mumoe.commands.opening import opened as open_verb
 from mumoe.commands.opening import require_run
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_name
+from mumoe.parsing import Argument
 
 __all__ = ["Options", "run"]
 
@@ -21,7 +20,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Measure whom a run's model fails: every combination of a 0/1 attribute and a sensitive one."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, or of the job that holds it"""
     head: str
     """the attribute that is predicted, e.g. Blond_Hair"""

@@ -7,10 +7,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
 from mumoe.commands.opening import opened
 from mumoe.errors import UserError
+from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +21,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Write text with a trained language model."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run of mode text, or of the job that holds it"""
     prompt: str = ""
     """how the text begins (empty: a new document)"""

@@ -8,10 +8,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
 from mumoe.commands.opening import opened_classifier, require_run
 from mumoe.errors import JobError, UserError
+from mumoe.parsing import Argument
 from mumoe.results import to_json
 
 if TYPE_CHECKING:
@@ -27,9 +26,9 @@ _MOST_NAMED = 5
 class Options:
     """Name what is in images, with the experts behind it and their terms of the logit."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, of the job that holds it, or of a saved model"""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
+    images: Annotated[tuple[str, ...], Argument(positional=True, metavar="IMAGE [IMAGE ...]")]
     """image files, or folders of images"""
     top: int = 3
     """how many labels to show (of attributes: all that reach the threshold)"""

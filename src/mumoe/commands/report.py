@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
 from mumoe.commands.opening import require_run
 from mumoe.errors import UserError
+from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
     from mumoe.data.base import ImageData
@@ -24,9 +23,9 @@ __all__ = ["Options", "report", "run", "run_names"]
 class Options:
     """Write a folder of pages about runs, to open from disk or send as a zip; several runs are compared."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[tuple[str, ...], Argument(positional=True, metavar="RUN [RUN ...]")]
     """folders of runs, or of several seeds or heads"""
-    out: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    out: Annotated[str, Argument(("-o", "--out"))] = ""
     """folder of the report; an earlier report there is replaced (empty: RUN/report of the first run)"""
     max_images: int = 20
     """images shown per expert, drawn at random and with the largest coefficients (0: none)"""
@@ -53,8 +52,6 @@ def report(options: Options, *, data: ImageData | None = None) -> tuple[Path, li
     Raises:
         UserError: If a folder is no run, or the report would replace something else.
     """
-    if not options.runs:
-        raise UserError("mumoe report: expected the folder of a run, got none. Name one or several.")
     if options.max_images < 0:
         raise UserError(f"mumoe report: expected max_images >= 0, got {options.max_images}. 0 shows none.")
     for path in options.runs:

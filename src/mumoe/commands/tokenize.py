@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
+from mumoe.parsing import Argument
 
 __all__ = ["Options", "run"]
 
@@ -15,7 +15,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Write files of text as a folder of tokens, for mumoe train --mode text --data tokens:FOLDER."""
 
-    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE [FILE ...]")]
+    files: Annotated[tuple[str, ...], Argument(positional=True, metavar="FILE [FILE ...]")]
     """text files (each a document), .jsonl and .parquet files (each row a document), or folders of such"""
     out: str
     """new folder of the tokens"""
