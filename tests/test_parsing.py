@@ -69,6 +69,7 @@ def test_values_have_the_types_of_their_fields():
     assert read("a", "b", "c", *given) == Options("a", ("b", "c"), **expected)
     assert read("a", "b", "--seeds", "4", "5", "--limit", "7") == Options("a", ("b",), seeds=(4, 5), limit=7)
     assert read("a", "b", "--seeds").seeds == ()
+    assert read("a", "b", "--seeds", "4", "--sweet", "--seeds", "5", "6").seeds == (4, 5, 6)
     assert read("a", "b", "--loaves", "-1").loaves == -1
     assert read("a", "b", "--no-quiet", "--sweet", "--no-sweet").sweet is False
 

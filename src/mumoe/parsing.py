@@ -204,7 +204,7 @@ def _add(group: Any, option: _Option, text: str) -> None:
         group.add_argument(*option.flags, dest=option.name, action="store_true", help=text)
         group.add_argument(off, dest=option.name, action="store_false", help=argparse.SUPPRESS)
     else:
-        kind, many = _reader(option), {"nargs": "*"} if option.many else {}
+        kind, many = _reader(option), {"nargs": "*", "action": "extend"} if option.many else {}
         group.add_argument(*option.flags, dest=option.name, type=kind, metavar=option.metavar, help=text, **many)
 
 
