@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.complexity import AXES, KINDS, Point, series
-from mumoe.reports.figures import COLOURS, GRID, INK, MARKERS, PALE, save_figure
+from mumoe.plots.style import COLOURS, GRID, INK, MARKERS, PALE, save_figure
 
 NAMES = {"cp": "CP", "tr": "TR", "tucker": "Tucker", "mlp": "dense MLP", "sparse-moe": "SparseMoE, top 2"}
 OURS = ("cp", "tr", "tucker")

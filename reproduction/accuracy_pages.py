@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mumoe.reports.figures import save_figure
+from mumoe.plots.style import save_figure
 from mumoe.specs import parse_spec
 from reproduction import exact
 from reproduction import page_plots as plots

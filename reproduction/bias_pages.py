@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mumoe.editing import figures
 from mumoe.editing.fairness import METRICS, FairnessReport
-from mumoe.reports.figures import save_figure
+from mumoe.plots.style import save_figure
+from mumoe.plots.subgroup_accuracy import score_figure, subgroup_figure
 from reproduction import exact
 from reproduction.recipe import Recipe, printed
 from reproduction.sheets import Sheet, compared, mean_text
@@ -168,7 +168,7 @@ def scores_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
                 rows.append([head, word, *(mean_text(part, 3) for part in found)])
         if bars:
             name = f"{recipe.item.name}-{experiment}"
-            figure = figures.score_figure(bars)
+            figure = score_figure(bars)
             figure.set_size_inches(max(6.4, 1.5 * len(bars)), 3.8)
             figure.suptitle(EXPERIMENTS[experiment], fontsize=10.5)
             save_figure(figure, folder / name, {"drawn from": f"{recipe.item.name}.json"})
@@ -198,9 +198,7 @@ def subgroups_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
             reports = _reports(records, experiment, head, method)
             if reports:
                 name = f"{recipe.item.name}-{experiment}-{method.removeprefix('+ ').replace(' ', '-')}"
-                figure = figures.subgroup_figure(
-                    reports, title=f"{EXPERIMENTS[experiment]}: {method.removeprefix('+ ')}"
-                )
+                figure = subgroup_figure(reports, title=f"{EXPERIMENTS[experiment]}: {method.removeprefix('+ ')}")
                 save_figure(figure, folder / name, {"drawn from": f"{recipe.item.name}.json"})
                 sheet.pictures.append(f"{name}.png")
         sheet.add(f"Accuracy of subgroups, {EXPERIMENTS[experiment]}:", _subgroup_header(records, experiment, head),

@@ -19,10 +19,12 @@ from typing import Literal
 from mumoe.demo.bias_bench import CRITERIA, SeedResult
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet, planted_style
-from mumoe.editing import figures
 from mumoe.editing.files import write_json
 from mumoe.editing.tables import fairness_table, subgroup_table
 from mumoe.parsing import parse
+from mumoe.plots.style import save_svg
+from mumoe.plots.subgroup_accuracy import score_figure, subgroup_figure
+from mumoe.plots.tradeoff import trade_off_figure
 from reproduction.bias import BiasResults, run_bias
 from reproduction.bias_sets import CELEBA_EXPERIMENTS, celeba_bias, natural_skin_tone
 
@@ -106,12 +108,12 @@ def write_report(results: BiasResults, folder: str | Path) -> None:
         name: {method: results.reports[f"+ {method}{suffix}"] for method in ("experts", "blind")}
         for name, suffix in settings.items()
     }
-    figures.save(figures.score_figure(scores), folder / f"{results.name}-scores.svg")
+    save_svg(score_figure(scores), folder / f"{results.name}-scores.svg")
     matched = results.reports["+ experts matched"]
-    figures.save(figures.subgroup_figure(matched, title="experts, matched"), folder / f"{results.name}-subgroups.svg")
+    save_svg(subgroup_figure(matched, title="experts, matched"), folder / f"{results.name}-subgroups.svg")
     first: SeedResult = results.seeds[0]
     curves = {name: first.choices[f"+ {name}{CRITERIA['match']}"] for name in ("experts", "blind")}
-    figures.save(figures.trade_off_figure(curves), folder / f"{results.name}-trade-off.svg")
+    save_svg(trade_off_figure(curves), folder / f"{results.name}-trade-off.svg")
 
 
 def _page(results: BiasResults) -> str:

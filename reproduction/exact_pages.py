@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from mumoe.reports.figures import save_figure
+from mumoe.plots.style import save_figure
 from reproduction import drawings, exact
 from reproduction import page_plots as plots
 from reproduction.recipe import Recipe, printed

@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mumoe.analysis.findings import Effect, Usage
-from mumoe.reports.figures import (
-    EffectRow,
-    Point,
-    effects_figure,
-    load_figure,
-    save_figure,
-    strong_effects,
-    trend_figure,
-)
+from mumoe.plots.effects import EffectRow, effects_figure, strong_effects
+from mumoe.plots.loads import load_figure
+from mumoe.plots.style import save_figure
+from mumoe.plots.trend import Point, trend_figure
 from reproduction.recipe import Recipe, printed
 from reproduction.sheets import Sheet, mean_text
 

@@ -9,8 +9,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from mumoe.errors import UserError
-from mumoe.reports.curves import Curve, curves_figure
-from mumoe.reports.figures import save_figure
+from mumoe.plots.curves import Curve, curves_figure
+from mumoe.plots.style import save_figure
 from mumoe.results import RunResult, TrainResult
 from mumoe.training import read_config, resume, train
 from mumoe.training.run import versions

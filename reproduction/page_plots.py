@@ -1,4 +1,4 @@
-"""Figures 10, 11, 13 and 14 as plots; the others are drawn by `mumoe.reports.figures` and `mumoe.editing.figures`."""
+"""Figures 10, 11, 13 and 14 as plots; the others are drawn by `mumoe.plots`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mumoe.errors import require
-from mumoe.reports.figures import COLOURS, GRID, INK, MARKERS, PALE
+from mumoe.plots.style import COLOURS, GRID, INK, MARKERS, PALE
 from reproduction.exact import Measured
 
 if TYPE_CHECKING:

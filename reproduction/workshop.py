@@ -248,7 +248,7 @@ def subset(data: ImageData, rows: npt.NDArray[np.int64]) -> ImageData:
 def images_of(shop: Workshop, cell: Cell, folder: Path, **options: Any) -> Any:
     """Image grids of a run's experts (Figures 2, 7 and 8), from the coefficients that its analysis kept."""
     from mumoe.analysis.coefficient_store import CoefficientStore
-    from mumoe.analysis.grids import write_grid
+    from mumoe.plots.expert_sheet import write_grid
 
     inputs = shop.inputs(cell)
     rows = inputs.data.indices(shop.split)

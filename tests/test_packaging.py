@@ -53,7 +53,7 @@ ORDER = [
     {"dashboard"},
     {"commands", "cli"},
 ]
-NO_LAYERS = ["data", "results", "reports", "editing/fairness"]
+NO_LAYERS = ["data", "results", "reports", "plots", "editing/fairness"]
 
 
 def imported(path: Path) -> set[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mumoe.reports import figures
+from mumoe.plots import style
 from mumoe.reports import site as pages
 from mumoe.reports.gather import gather
 
@@ -22,7 +22,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     trained(folder)
     with pytest.MonkeyPatch.context() as changed:  # the analysis' own figures have tests of their own
-        changed.setattr(figures, "save_figure", lambda *_: None)
+        changed.setattr(style, "save_figure", lambda *_: None)
         analyzed(folder)
     edited(folder)
     return folder

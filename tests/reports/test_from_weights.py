@@ -13,7 +13,8 @@ from torch import nn
 
 from commands.made_up_analysis import make_features
 from mumoe.analysis.interventions import intervene
-from mumoe.reports import figures, site
+from mumoe.plots import style
+from mumoe.reports import site
 from mumoe.reports.experts import _right_answers
 from mumoe.reports.gather import gather
 from mumoe.results import EvalResult
@@ -60,7 +61,7 @@ def made(tmp_path_factory):
     trained(folder / "run", head="CPMuMoE-r6-e12")
     trained(folder / "plain", head="linear")
     with pytest.MonkeyPatch.context() as changed:
-        changed.setattr(figures, "save_figure", lambda *_: None)
+        changed.setattr(style, "save_figure", lambda *_: None)
         analyzed(folder / "run", modes=("zero", "mean"), least_lost=LEAST)
     views = [*gather(folder / "run"), *gather(folder / "plain")]
     site.write_report(views[:1], folder / "one")

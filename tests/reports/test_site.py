@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mumoe.analysis.drawing import thumbnail
 from mumoe.errors import UserError
-from mumoe.reports import charts
+from mumoe.plots import charts
+from mumoe.plots.sheets import thumbnail
+from mumoe.plots.sprites import SIDE, Sprites
 from mumoe.reports.gather import gather, gather_run
 from mumoe.reports.pages import exact, fixed
 from mumoe.reports.site import write_report
-from mumoe.reports.sprites import SIDE, Sprites
 from mumoe.training.compare import compare
 
 sys.path.insert(0, str(Path(__file__).parent))

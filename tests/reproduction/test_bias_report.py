@@ -10,9 +10,10 @@ import pytest
 from made_up_emoji import emoji
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import planted_style
-from mumoe.editing import figures
 from mumoe.editing.fairness import Bootstrap
 from mumoe.errors import UserError
+from mumoe.plots.subgroup_accuracy import score_figure, subgroup_figure
+from mumoe.plots.tradeoff import trade_off_figure
 from reproduction.bias import Retraining, run_bias
 from reproduction.bias_report import write_report
 
@@ -60,21 +61,21 @@ def test_one_seed_is_enough(results, tmp_path):
 
 def test_figures_show_the_numbers(results):
     matched = results.reports["+ experts matched"]
-    figure = figures.subgroup_figure(matched)
+    figure = subgroup_figure(matched)
     texts = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert len(texts) == 12
     first = [sum(report.subgroups[0].before.value for report in matched) / 2]
     assert texts[0] == f"{first[0]:.3f}"
     change = sum(group.accuracy.value - group.before.value for group in (r.subgroups[3] for r in matched)) / 2
     assert texts[-1] == f"{change:+.3f}"
-    bars = figures.score_figure({"matched": {"experts": matched, "blind": results.reports["+ blind matched"]}})
+    bars = score_figure({"matched": {"experts": matched, "blind": results.reports["+ blind matched"]}})
     heights = [patch.get_height() for patch in bars.axes[0].patches]
     expected = [results.mean(f"+ {name} matched", "rewriting_score")[0] for name in ("experts", "blind")]
     assert heights == pytest.approx(expected)
-    curve = figures.trade_off_figure({"experts": results.seeds[0].choices["+ experts matched"]})
+    curve = trade_off_figure({"experts": results.seeds[0].choices["+ experts matched"]})
     assert curve.axes[0].get_xlabel() == "overall accuracy (validation)"
     with pytest.raises(UserError, match="expected reports with y_pred_before, got one without"):
-        figures.subgroup_figure(results.reports["Linear"])
+        subgroup_figure(results.reports["Linear"])
 
 
 def test_audit_of_a_planted_bias_finds_the_rows():

@@ -101,7 +101,7 @@ def undrawn(monkeypatch):
         monkeypatch.setattr(pages, "save_figure", lambda *arguments: None)
     for name in ("effects_figure", "trend_figure", "load_figure"):
         monkeypatch.setattr(expert_pages, name, lambda *arguments, **options: None)
-    monkeypatch.setattr(bias_pages.figures, "subgroup_figure", lambda *arguments, **options: None)
+    monkeypatch.setattr(bias_pages, "subgroup_figure", lambda *arguments, **options: None)
     monkeypatch.setattr(accuracy_pages.plots, "accuracy_curves", lambda *arguments, **options: None)
 
 

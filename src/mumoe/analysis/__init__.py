@@ -16,6 +16,7 @@ from mumoe.lazy import attach
 if TYPE_CHECKING:
     from mumoe.analysis.analyzing import analyze, analyze_run
     from mumoe.analysis.capturing import capture, expert_layers
+    from mumoe.analysis.chosen_images import choose_images
     from mumoe.analysis.class_effects import differences, polysemanticity, specialization
     from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
     from mumoe.analysis.findings import (
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         UnitStudy,
         Usage,
     )
-    from mumoe.analysis.grids import choose_images, write_grid
     from mumoe.analysis.interventions import intervene
     from mumoe.analysis.layer_study import and_reading, study_layer, write_coefficients
     from mumoe.analysis.outcomes import Interventions
@@ -41,7 +41,7 @@ _HOMES = {
     "class_effects": ["differences", "polysemanticity", "specialization"],
     "coefficient_store": ["CoefficientStore", "CoefficientWriter"],
     "findings": ["Combination", "Effect", "LayerStudy", "Specialization", "TextStudy", "UnitStudy", "Usage"],
-    "grids": ["choose_images", "write_grid"],
+    "chosen_images": ["choose_images"],
     "interventions": ["intervene"],
     "outcomes": ["Interventions"],
     "layer_study": ["and_reading", "study_layer", "write_coefficients"],
@@ -78,7 +78,6 @@ __all__ = [
     "study_layer",
     "study_text",
     "write_coefficients",
-    "write_grid",
 ]
 
 __getattr__, __dir__ = attach("mumoe.analysis", {name: home for home, names in _HOMES.items() for name in names})

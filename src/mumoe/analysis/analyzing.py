@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import mumoe.analysis.controls  # noqa: F401 (makes the frozen gates known, which runs of a sweep may have)
 from mumoe.analysis.capturing import capture, find_layer
+from mumoe.analysis.chosen_images import choose_images
 from mumoe.analysis.coefficient_store import CoefficientStore
 from mumoe.analysis.findings import LayerStudy, TextStudy
-from mumoe.analysis.grids import choose_images, write_grid
 from mumoe.analysis.layer_study import study_layer, write_coefficients
 from mumoe.analysis.neighbours import neighbours
 from mumoe.analysis.settings import LEAST_LOST, WHO, Mode, check_settings
@@ -31,7 +31,10 @@ from mumoe.files import check_writable, write_json
 from mumoe.layers import MuMoE
 from mumoe.models.feature_files import NoImages
 from mumoe.models.heads import Head
-from mumoe.reports.figures import EffectRow, effects_figure, load_figure, save_figure
+from mumoe.plots.effects import EffectRow, effects_figure
+from mumoe.plots.expert_sheet import write_grid
+from mumoe.plots.loads import load_figure
+from mumoe.plots.style import save_figure
 from mumoe.training.inputs import Inputs
 from mumoe.training.opening import StoredRun
 from mumoe.training.sources import FeatureSource

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from mumoe.analysis.chosen_images import choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientStore
-from mumoe.analysis.expert_figure import Picture, expert_figure
 from mumoe.analysis.findings import Effect, Interval, LayerStudy, Specialization, UnitStudy
-from mumoe.analysis.grids import choose_images, image_label
 from mumoe.errors import UserError, require, unknown_name
+from mumoe.plots.effects import EffectRow, effects_figure
+from mumoe.plots.expert_figure import Picture, expert_figure
+from mumoe.plots.style import rendered
 from mumoe.records import Record, record
-from mumoe.reports.figures import EffectRow, effects_figure, rendered
 
 if TYPE_CHECKING:
     import numpy as np

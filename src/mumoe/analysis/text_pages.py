@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mumoe.analysis.drawing import INK, PALE, encoded, font
 from mumoe.analysis.findings import ExpertText, LayerText, TextStudy, TopToken
 from mumoe.files import as_json, write_bytes
+from mumoe.plots.sheets import INK, PALE, encoded, font
 
 if TYPE_CHECKING:
     from PIL import ImageDraw

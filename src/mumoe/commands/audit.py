@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mumoe.editing.audit import Audit, Finding
-    from mumoe.editing.pictures import Pictured
     from mumoe.editing.runs import EditingRun
+    from mumoe.plots.finding_sheet import Pictured
 
 __all__ = ["Options", "run"]
 
@@ -156,7 +156,7 @@ def _pictured(
 ) -> Pictured:
     """A finding with some of its images, wrong and right."""
     from mumoe.editing.audit import handled
-    from mumoe.editing.pictures import Pictured, spread
+    from mumoe.plots.finding_sheet import Pictured, spread
 
     inside = handled(a, finding.experts, options.threshold)
     if finding.label is not None:
@@ -171,8 +171,8 @@ def _sheet(
     """Draw the images of the findings; None where there are none to draw."""
     import numpy as np
 
-    from mumoe.editing.pictures import write_findings
     from mumoe.models.feature_files import NoImages
+    from mumoe.plots.finding_sheet import write_findings
 
     data = opened.data
     if not options.images or isinstance(data.open_image, NoImages):

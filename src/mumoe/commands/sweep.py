@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from mumoe.analysis.findings import Effect
 from mumoe.errors import UserError
 from mumoe.files import read_json, write_json
+from mumoe.plots.effects import EffectRow, effects_figure
+from mumoe.plots.style import save_figure
+from mumoe.plots.trend import Point, trend_figure
 from mumoe.progress import Progress
-from mumoe.reports.figures import EffectRow, Point, effects_figure, save_figure, trend_figure
 from mumoe.training.config import TrainConfig, read_config
 
 if TYPE_CHECKING:
@@ -276,7 +278,7 @@ def _draw_effects(shown: Sequence[Cell], out: Path, title: str) -> None:
 
 def _table(points: Sequence[Point]) -> list[str]:
     """One line for each series and number of experts, means over seeds."""
-    from mumoe.reports.figures import summary
+    from mumoe.plots.trend import summary
 
     lines = [f"{'':<44} {'experts':>7} {'accuracy':>9} {'mean p':>15} {'effect':>7} {'strong':>7} {'their p':>8}"]
     for series in dict.fromkeys(point.series for point in points):

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mumoe.analysis.drawing import encoded, thumbnail
 from mumoe.dashboard.apart import take_apart
 from mumoe.dashboard.experts import Filter, expert_images
 from mumoe.dashboard.session import WHO, Session, Split
 from mumoe.dashboard.whatif import Changed
 from mumoe.data.base import SPLITS
 from mumoe.errors import JobError, UserError, unknown_name
+from mumoe.plots.sheets import encoded, thumbnail
 
 __all__ = [
     "KINDS",

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from mumoe.analysis.findings import Specialization
-from mumoe.analysis.grids import write_grid
 from mumoe.analysis.layer_study import study_layer, write_coefficients
 from mumoe.data import load_data
 from mumoe.data.base import ImageData
@@ -35,8 +34,10 @@ from mumoe.files import write_json
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.features import extract_features
+from mumoe.plots.effects import EffectRow, effects_figure
+from mumoe.plots.expert_sheet import write_grid
+from mumoe.plots.style import save_figure
 from mumoe.progress import Progress
-from mumoe.reports.figures import EffectRow, effects_figure, save_figure
 from mumoe.reports.pages import write_demo_page
 from mumoe.results import to_json
 from mumoe.training import TrainConfig, load_head, train

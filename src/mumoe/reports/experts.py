@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mumoe.analysis.chosen_images import choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientStore
-from mumoe.analysis.grids import choose_images, image_label
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError
 from mumoe.files import read_json, recovered

@@ -18,8 +18,7 @@ from mumoe import __version__
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError
 from mumoe.files import check_writable, new_folder, write_json
-from mumoe.progress import Progress
-from mumoe.reports.charts import (
+from mumoe.plots.charts import (
     csv_text,
     curves_chart,
     load_chart,
@@ -27,8 +26,9 @@ from mumoe.reports.charts import (
     trade_off_chart,
     trend_chart,
 )
+from mumoe.plots.sprites import Sprites, Tile
+from mumoe.progress import Progress
 from mumoe.reports.pages import asset, render, short
-from mumoe.reports.sprites import Sprites, Tile
 from mumoe.reports.views import ExpertView, LevelView, RunView
 from mumoe.results import Comparison, Spread, to_json
 from mumoe.training.compare import compare

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mumoe.files import write_bytes, write_json
-from mumoe.reports.figures import COLOURS, GRID, INK, PALE, Point, bare_axes, new_figure, rendered, trend_figure
+from mumoe.plots.style import COLOURS, GRID, INK, PALE, bare_axes, new_figure, rendered
+from mumoe.plots.trend import Point, trend_figure
 from mumoe.reports.views import Curve, ExpertView, LevelView, RunView, SeedView
 
 if TYPE_CHECKING:

@@ -1,9 +1,6 @@
-"""What an expert looks at: for each expert, images that it processes (Figures 2, 7 and 8).
+"""Sheets of the images that each expert processes (Figures 2, 7 and 8), as `mumoe.analysis.choose_images` picks them.
 
-An expert processes an image when its coefficient is at least a half. From these images some are drawn at
-random (seeded), so that what is shown is typical and not picked; beside them the images with the largest
-coefficients. Experts without any such image are skipped and counted. Thumbnails are files of their own, one
-per image, and the sheet that shows them all carries the credits of the data.
+Thumbnails are files of their own, one per image; the sheet that shows them all carries the credits of the data.
 """
 
 from __future__ import annotations
@@ -16,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.analysis.coefficient_store import CoefficientLevel, Pairs
-from mumoe.analysis.drawing import GREEN, INK, PALE, STRIP, WHITE, encoded, font, shortened, thumbnail, wrapped
+from mumoe.analysis.chosen_images import ChosenImages, choose_images, image_label
+from mumoe.analysis.coefficient_store import CoefficientLevel
 from mumoe.errors import UserError
 from mumoe.files import new_folder, write_bytes, write_json
+from mumoe.plots.sheets import GREEN, INK, PALE, STRIP, WHITE, encoded, font, shortened, thumbnail, wrapped
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from mumoe.data.base import ImageData
 
-__all__ = ["ExpertImages", "Shown", "choose_images", "image_label", "write_grid"]
+__all__ = ["ExpertImages", "Shown", "write_grid"]
 
 
 @dataclass(frozen=True)
@@ -61,93 +59,6 @@ class ExpertImages:
     processed: int
     random: tuple[Shown, ...]
     top: tuple[Shown, ...]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """For each (expert, rank): an image and its coefficient, ordered by `key` within the expert."""
-
-    expert: npt.NDArray[np.int64]
-    image: npt.NDArray[np.int64]
-    value: npt.NDArray[np.float32]
-    key: npt.NDArray[np.float64]
-
-
-def choose_images(
-    level: CoefficientLevel,
-    *,
-    each: int = 6,
-    threshold: float = 0.5,
-    seed: int = 0,
-    experts: Sequence[int] | None = None,
-) -> tuple[dict[int, tuple[_Kept, _Kept]], npt.NDArray[np.int64]]:
-    """Images to show per expert: random ones and top ones among those at or above the threshold.
-
-    The draw depends on the seed, the image and the expert alone, however the coefficients are read.
-
-    Returns:
-        (random, top) by expert, for experts that process any image; and (num_experts,) images processed.
-
-    Raises:
-        UserError: If an expert does not exist.
-    """
-    wanted = range(level.num_experts) if experts is None else experts
-    for expert in wanted:
-        if not 0 <= expert < level.num_experts:
-            raise UserError(
-                f"choose_images: expected an expert from 0 to {level.num_experts - 1}, got {expert}. "
-                "Count experts from 0."
-            )
-    count = np.zeros(level.num_experts, dtype=np.int64)
-    none = np.zeros(0, dtype=np.int64)
-    drawn = best = _Kept(none, none, none.astype(np.float32), none.astype(np.float64))
-    for block in level.blocks():
-        part = _processed(block, threshold, level.rows_per_image)
-        count += np.bincount(part.expert, minlength=level.num_experts)
-        drawn = _keep(drawn, part, _random_keys(part, seed), each)
-        best = _keep(best, part, -part.value.astype(np.float64), each)
-    found = {n: (_of(drawn, n), _of(best, n)) for n in wanted if count[n]}
-    return found, count
-
-
-def _processed(block: Pairs, threshold: float, rows_per_image: int) -> Pairs:
-    """The pairs at or above the threshold with images for rows; of an image's tokens the largest counts."""
-    chosen = np.flatnonzero(block.value >= threshold)
-    image, expert = block.row[chosen] // rows_per_image, block.expert[chosen]
-    order = np.lexsort((-block.value[chosen], expert, image))
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (np.diff(image[order]) != 0) | (np.diff(expert[order]) != 0)
-    kept = order[first]
-    return Pairs(image[kept], expert[kept], block.value[chosen][kept])
-
-
-def _random_keys(part: Pairs, seed: int) -> npt.NDArray[np.float64]:
-    """A random number for each (row, expert, seed): the splitmix64 hash of the three."""
-    with np.errstate(over="ignore"):
-        start = np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + np.uint64(1)
-        mixed = part.row.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start
-        mixed ^= part.expert.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (mixed ^ (mixed >> np.uint64(31))).astype(np.float64)
-
-
-def _keep(kept: _Kept, part: Pairs, key: npt.NDArray[np.float64], each: int) -> _Kept:
-    """The `each` smallest keys of every expert, of those kept so far and of this part."""
-    expert = np.concatenate([kept.expert, part.expert])
-    image = np.concatenate([kept.image, part.row])
-    value = np.concatenate([kept.value, part.value])
-    keys = np.concatenate([kept.key, key])
-    order = np.lexsort((image, keys, expert))
-    ordered = expert[order]
-    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
-    chosen = order[rank < each]
-    return _Kept(expert[chosen], image[chosen], value[chosen], keys[chosen])
-
-
-def _of(kept: _Kept, expert: int) -> _Kept:
-    mine = kept.expert == expert
-    return _Kept(kept.expert[mine], kept.image[mine], kept.value[mine], kept.key[mine])
 
 
 def write_grid(
@@ -218,18 +129,11 @@ def _grid_json(
     }
 
 
-def _shown(kept: _Kept, data: ImageData, images: npt.NDArray[np.int64]) -> tuple[Shown, ...]:
+def _shown(kept: ChosenImages, data: ImageData, images: npt.NDArray[np.int64]) -> tuple[Shown, ...]:
     rows = zip(images[kept.image].tolist(), kept.value.tolist(), strict=True)
     return tuple(
         Shown(image, image_label(data, image), float(value), f"thumbnails/{image}.png") for image, value in rows
     )
-
-
-def image_label(data: ImageData, image: int) -> str:
-    """Name of an image's class, or the names of its targets."""
-    if not data.multi_label:
-        return data.classes[int(data.labels[image])]
-    return ", ".join(name for name, on in zip(data.classes, data.labels[image], strict=True) if on) or "none"
 
 
 def _write_thumbnails(

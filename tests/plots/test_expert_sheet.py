@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mumoe.analysis.chosen_images import choose_images
 from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
-from mumoe.analysis.grids import choose_images, write_grid
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError
+from mumoe.plots.expert_sheet import write_grid
 
 COLOURS = ["#ff0000", "#00ff00", "#0000ff"]
 

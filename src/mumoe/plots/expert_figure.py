@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mumoe.reports.figures import COLOURS, bare_axes, new_figure
+from mumoe.plots.style import COLOURS, bare_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mumoe.analysis.drawing import thumbnail
 from mumoe.data.base import ImageData
+from mumoe.plots.sheets import thumbnail
 from mumoe.progress import Progress
 from mumoe.reports.views import ImageView
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from mumoe.data.base import ImageData
-from mumoe.editing import pictures
 from mumoe.editing.audit import Finding
 from mumoe.editing.fairness import Estimate
-from mumoe.editing.pictures import Pictured, spread, write_findings
 from mumoe.errors import JobError
+from mumoe.plots import finding_sheet
+from mumoe.plots.finding_sheet import Pictured, spread, write_findings
 
 COLOURS = ["#ff0000", "#00ff00", "#0000ff", "#ffff00"]
 NAMES = ("red", "green", "blue", "yellow")
@@ -58,8 +58,8 @@ def test_spread_takes_the_ends_and_never_too_many():
 
 def test_images_labels_and_credits(tmp_path, monkeypatch):
     drawn = []
-    real = pictures._tile
-    monkeypatch.setattr(pictures, "_tile", lambda *given: drawn.append(given) or real(*given))
+    real = finding_sheet._tile
+    monkeypatch.setattr(finding_sheet, "_tile", lambda *given: drawn.append(given) or real(*given))
     item = Pictured(finding(), (1, 5), (9,), 3, 2)
     sheet = write(tmp_path / "a", item, size=40)
     assert sheet == tmp_path / "a" / "sheet.png"
@@ -80,7 +80,7 @@ def test_images_labels_and_credits(tmp_path, monkeypatch):
 
 def test_chance_is_said_and_text_stays_in_its_column(tmp_path, monkeypatch):
     texts = []
-    monkeypatch.setattr(pictures, "shortened", lambda text, *_: texts.append(text) or text[:20])
+    monkeypatch.setattr(finding_sheet, "shortened", lambda text, *_: texts.append(text) or text[:20])
     write(tmp_path / "a", Pictured(finding(0.3), (), (), 3, 2))
     assert "corrected p 0.3: may be chance" in texts
     assert "experts 3 + 2 (level 1)" in texts

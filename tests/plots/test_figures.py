@@ -8,16 +8,10 @@ import pytest
 
 from mumoe.analysis.findings import Effect, Usage
 from mumoe.errors import UserError
-from mumoe.reports.figures import (
-    EffectRow,
-    Point,
-    effects_figure,
-    load_figure,
-    save_figure,
-    strong_effects,
-    summary,
-    trend_figure,
-)
+from mumoe.plots.effects import EffectRow, effects_figure, strong_effects
+from mumoe.plots.loads import load_figure
+from mumoe.plots.style import save_figure
+from mumoe.plots.trend import Point, summary, trend_figure
 
 
 def point(series, experts, seed, p, strong=3, control=False):

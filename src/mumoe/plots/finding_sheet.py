@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.analysis.drawing import GREEN, INK, PALE, RED, STRIP, WHITE, encoded, font, shortened, thumbnail, wrapped
 from mumoe.editing.audit import Finding
 from mumoe.files import new_folder, write_bytes, write_json
+from mumoe.plots.sheets import GREEN, INK, PALE, RED, STRIP, WHITE, encoded, font, shortened, thumbnail, wrapped
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -1,28 +1,22 @@
-"""Fairness reports as the paper's figures: re-writing scores (15), subgroups before and after (16), trade-offs.
-
-Every function returns a matplotlib figure that belongs to no window; `save` writes it as SVG without a date, so that
-the same numbers give the same file.
-"""
+"""Fairness reports as the paper's figures: re-writing scores (15), subgroups before and after (16)."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mumoe.editing.choose import Choice
 from mumoe.editing.fairness import FairnessReport
-from mumoe.errors import UserError, require
+from mumoe.errors import UserError
+from mumoe.plots.style import plain_axes
+from mumoe.plots.tradeoff import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["save", "score_figure", "subgroup_figure", "trade_off_figure"]
-
-COLORS = ("#3b6fb6", "#d98032", "#4c9a6a", "#8a63a8")
+__all__ = ["score_figure", "subgroup_figure"]
 
 
 def score_figure(
@@ -34,7 +28,7 @@ def score_figure(
         reports: Setting (a model, or how strengths were chosen) to method to its reports, one per seed.
         metric: Name of the metric.
     """
-    figure, axes = _figure(6.4, 3.6)
+    figure, axes = plain_axes(6.4, 3.6)
     methods = list(dict.fromkeys(method for group in reports.values() for method in group))
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
@@ -67,7 +61,7 @@ def subgroup_figure(reports: Sequence[FairnessReport], *, title: str = "") -> Fi
     shape = (len(labels), len(values))
     after = _mean([[group.accuracy.value for group in report.subgroups] for report in reports], shape)
     before = _mean([[_before(group) for group in report.subgroups] for report in reports], shape)
-    figure, axes = _figure(9.0, 2.9, columns=3)
+    figure, axes = plain_axes(9.0, 2.9, columns=3)
     aim = (labels.index(first.target.label), values.index(first.target.sensitive))
     panels = (("before", before, "Blues", 0, 1), ("after", after, "Blues", 0, 1))
     for axis, (name, table, colors, low, high) in zip(
@@ -79,42 +73,6 @@ def subgroup_figure(reports: Sequence[FairnessReport], *, title: str = "") -> Fi
         axis.set_yticks(range(len(labels)), [f"label {label}" for label in labels] if axis is axes[0] else [])
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-def trade_off_figure(choices: Mapping[str, Choice], *, title: str = "") -> Figure:
-    """Target accuracy against overall accuracy over the strengths of each method; a dot marks the chosen one."""
-    figure, axes = _figure(5.4, 3.8)
-    for i, (name, choice) in enumerate(choices.items()):
-        color = COLORS[i % len(COLORS)]
-        x = [point.metrics["accuracy"] for point in choice.curve]
-        y = [point.metrics["target_accuracy"] for point in choice.curve]
-        axes.plot(x, y, color=color, linewidth=1.5, label=name)
-        chosen = next(i for i, point in enumerate(choice.curve) if point.strength == choice.strength)
-        axes.plot(x[chosen], y[chosen], "o", color=color)
-    axes.set_xlabel("overall accuracy (validation)")
-    axes.set_ylabel("target subgroup accuracy (validation)")
-    axes.set_title(title, fontsize=11)
-    axes.legend(frameon=False)
-    return figure
-
-
-def save(figure: Figure, path: str | Path) -> None:
-    """Write an SVG whose bytes depend on the figure alone."""
-    matplotlib = require("matplotlib", "reports", "figures")
-    with matplotlib.rc_context({"svg.hashsalt": "mumoe", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
-
-
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    require("matplotlib", "reports", "figures")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns)
-    if columns == 1:
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    return figure, axes
 
 
 def _table(axis: Any, table: Any, colors: str, low: float, high: float, aim: tuple[int, int], *, signed: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mumoe.reports.figures import COLOURS, bare_axes, new_figure
+from mumoe.plots.style import COLOURS, bare_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
