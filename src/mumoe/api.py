@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mumoe.deploy.load import is_converted, is_saved, load_saved
+from mumoe.deploy.saved import is_converted, is_saved, load_saved
 from mumoe.devices import AUTO
 from mumoe.errors import UserError
 from mumoe.results import EvalResult
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from mumoe.analysis.findings import TextStudy
     from mumoe.analysis.study import Study
     from mumoe.dashboard.session import Session
-    from mumoe.deploy.export import ExportReport
+    from mumoe.deploy.formats import ExportReport
     from mumoe.deploy.model import HeadModel, ImageClassifier
-    from mumoe.deploy.predict import Prediction
+    from mumoe.deploy.predictions import Prediction
     from mumoe.editing.runs import EditingRun
     from mumoe.models.heads import Head
     from mumoe.training.inputs import Inputs
@@ -197,7 +197,7 @@ class Run:
         Raises:
             UserError: If a number is out of range, or as `classifier`.
         """
-        from mumoe.deploy.predict import predict_files
+        from mumoe.deploy.predictions import predict_files
 
         numbers = {"top": top, "experts": experts, "threshold": threshold, "batch_size": batch_size}
         return predict_files(self.classifier, images, **numbers)  # type: ignore[arg-type]
@@ -265,7 +265,7 @@ class Run:
             UserError: If the format is unknown, a package is missing, or the target exists.
             JobError: If the model cannot be traced, or what was written computes other logits.
         """
-        from mumoe.deploy.export import check_ready, export_model, format_of
+        from mumoe.deploy.formats import check_ready, export_model, format_of
 
         kind = to or format_of(out)
         check_ready(kind, Path(out), overwrite)
