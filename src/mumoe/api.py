@@ -274,6 +274,27 @@ class Run:
             exported = exported.with_edits(edits)
         return export_model(exported, kind, out, images=images, overwrite=overwrite)
 
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model as a folder that `mumoe.load` opens: `export` as safetensors.
+
+        Raises:
+            UserError: If the folder exists and `overwrite` is not set, or as `classifier`.
+            JobError: If the folder cannot be written.
+        """
+        return self.export(folder, to="safetensors", overwrite=overwrite).path
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Upload what `save` writes to the Hugging Face hub, and return its address.
+
+        Args:
+            name: The model's name there, such as ``me/birds``.
+            options: Those of huggingface-hub's mixin, such as ``private`` and ``model_card_kwargs``.
+
+        Raises:
+            UserError: As `classifier`.
+        """
+        return str(self.classifier.push_to_hub(name, **options))
+
     def exportable(self) -> ImageClassifier | HeadModel:
         """What `export` writes: the classifier, or the head alone where the backbone is unknown."""
         if self._stored.knows_backbone or self._stored.trains_whole:
