@@ -15,7 +15,7 @@ import mumoe
 import test_contract as contract
 from mumoe import cli, functional
 from mumoe.costs import count_flops, count_parameters, rank_for_budget, spec_costs
-from mumoe.deploy.export import export_onnx
+from mumoe.deploy.formats import export_onnx
 from mumoe.deploy.model import ImageClassifier
 from mumoe.editing.edits import Ablate, SetOutput
 from mumoe.editing.rewriting import mean_coefficients, rewriting

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mumoe.deploy.load import is_converted, is_saved, load_saved
+from mumoe.deploy.saved import is_converted, is_saved, load_saved
 from mumoe.devices import AUTO
 from mumoe.errors import UserError
 from mumoe.results import EvalResult
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from mumoe.analysis.findings import TextStudy
     from mumoe.analysis.study import Study
     from mumoe.dashboard.session import Session
-    from mumoe.deploy.export import ExportReport
+    from mumoe.deploy.formats import ExportReport
     from mumoe.deploy.model import HeadModel, ImageClassifier
-    from mumoe.deploy.predict import Prediction
+    from mumoe.deploy.predictions import Prediction
     from mumoe.editing.runs import EditingRun
     from mumoe.models.heads import Head
     from mumoe.training.inputs import Inputs
@@ -197,7 +197,7 @@ class Run:
         Raises:
             UserError: If a number is out of range, or as `classifier`.
         """
-        from mumoe.deploy.predict import predict_files
+        from mumoe.deploy.predictions import predict_files
 
         numbers = {"top": top, "experts": experts, "threshold": threshold, "batch_size": batch_size}
         return predict_files(self.classifier, images, **numbers)  # type: ignore[arg-type]
@@ -265,7 +265,7 @@ class Run:
             UserError: If the format is unknown, a package is missing, or the target exists.
             JobError: If the model cannot be traced, or what was written computes other logits.
         """
-        from mumoe.deploy.export import check_ready, export_model, format_of
+        from mumoe.deploy.formats import check_ready, export_model, format_of
 
         kind = to or format_of(out)
         check_ready(kind, Path(out), overwrite)
@@ -273,6 +273,27 @@ class Run:
         if edits:
             exported = exported.with_edits(edits)
         return export_model(exported, kind, out, images=images, overwrite=overwrite)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model as a folder that `mumoe.load` opens: `export` as safetensors.
+
+        Raises:
+            UserError: If the folder exists and `overwrite` is not set, or as `classifier`.
+            JobError: If the folder cannot be written.
+        """
+        return self.export(folder, to="safetensors", overwrite=overwrite).path
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Upload what `save` writes to the Hugging Face hub, and return its address.
+
+        Args:
+            name: The model's name there, such as ``me/birds``.
+            options: Those of huggingface-hub's mixin, such as ``private`` and ``model_card_kwargs``.
+
+        Raises:
+            UserError: As `classifier`.
+        """
+        return str(self.classifier.push_to_hub(name, **options))
 
     def exportable(self) -> ImageClassifier | HeadModel:
         """What `export` writes: the classifier, or the head alone where the backbone is unknown."""

@@ -18,7 +18,7 @@ from dashboard.made_up_run import CLASSES, make_pictures
 from models.tiny_networks import VIT_ARGUMENTS, network
 from mumoe.commands.analyze import Options, analyze_run
 from mumoe.deploy.converted import save_converted
-from mumoe.deploy.export import export_safetensors
+from mumoe.deploy.formats import export_safetensors
 from mumoe.deploy.model import ImageClassifier
 from mumoe.editing.files import save_edits
 from mumoe.editing.stack import EditStack

@@ -501,17 +501,17 @@ def test_the_demo_gets_its_settings(monkeypatch) -> None:
 
 def test_every_format_is_written_by_its_own_writer(worlds, monkeypatch, tmp_path: Path) -> None:
     """What each writes: `tests/commands/test_export.py`."""
-    from mumoe.deploy import export
+    from mumoe.deploy import formats
 
     written = []
     for name in ("export_onnx", "export_safetensors", "export_torch"):
-        report = export.ExportReport(path=Path("x"), files={}, max_difference=0.0, max_logit=1.0, checked=1)
+        report = formats.ExportReport(path=Path("x"), files={}, max_difference=0.0, max_logit=1.0, checked=1)
 
         def write(*given: Any, name: str = name, report: Any = report, **named: Any) -> Any:
             written.append(name)
             return report
 
-        monkeypatch.setattr(export, name, write)
+        monkeypatch.setattr(formats, name, write)
     for to_format in ("onnx", "safetensors", "torch-export"):
         call("export", {"run": "run", "to": to_format}, tmp_path / to_format, worlds("pictures"))
     assert written == ["export_onnx", "export_safetensors", "export_torch"]

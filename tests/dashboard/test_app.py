@@ -15,7 +15,7 @@ from dashboard.made_up_run import CLASSES, EVIL, draw
 from dashboard.talking import get, post, refused, request
 from mumoe.dashboard import app, pictures
 from mumoe.deploy.model import ImageClassifier
-from mumoe.deploy.predict import explain
+from mumoe.deploy.predictions import explain
 
 
 def test_the_state_names_everything_and_the_secret_of_the_page(running):

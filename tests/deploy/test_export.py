@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mumoe.deploy import export
+from mumoe.deploy import formats
+from mumoe.deploy.formats import preprocessing
 from mumoe.deploy.model import ImageClassifier
-from mumoe.deploy.preprocessing import preprocessing
 from mumoe.errors import JobError, UserError
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import build_head
@@ -38,9 +38,9 @@ def real(model: ImageClassifier) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def traced_once(model: ImageClassifier) -> Iterator[None]:
     """One trace of the model for both formats, as tracing takes seconds."""
-    trace = functools.cache(export._traced)
+    trace = functools.cache(formats._traced)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_traced", trace)
+        patch.setattr(formats, "_traced", trace)
         yield
 
 
@@ -48,7 +48,7 @@ def traced_once(model: ImageClassifier) -> Iterator[None]:
 def onnx_report(
     model: ImageClassifier, real: torch.Tensor, traced_once: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    return export.export_onnx(model, tmp_path_factory.mktemp("onnx") / "deep" / "model.onnx", images=real)
+    return formats.export_onnx(model, tmp_path_factory.mktemp("onnx") / "deep" / "model.onnx", images=real)
 
 
 @pytest.mark.slow
@@ -87,16 +87,16 @@ def test_onnx_replaces_when_told_and_only_by_a_file_that_passes(
 ) -> None:
     import onnx
 
-    monkeypatch.setattr(export, "_onnx_proto", lambda _: onnx.load(onnx_report.path))
+    monkeypatch.setattr(formats, "_onnx_proto", lambda _: onnx.load(onnx_report.path))
     target = tmp_path / "model.onnx"
     target.write_text("before")
     with pytest.raises(UserError, match=r"expected a new file or folder, got .*model\.onnx'.*Add --overwrite"):
-        export.export_onnx(model, target)
+        formats.export_onnx(model, target)
     other = ImageClassifier(**model._hub_mixin_config)
     with pytest.raises(JobError, match=r"expected the model's logits from model\.onnx within 0\.0001, got"):
-        export.export_onnx(other, target, overwrite=True)
+        formats.export_onnx(other, target, overwrite=True)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("model.onnx", "before")]
-    export.export_onnx(model, target, overwrite=True)
+    formats.export_onnx(model, target, overwrite=True)
     assert target.stat().st_size > 100_000
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.onnx"]
 
@@ -105,7 +105,7 @@ def test_onnx_replaces_when_told_and_only_by_a_file_that_passes(
 def test_torch_export_holds_no_pickle_and_needs_no_mumoe(
     model: ImageClassifier, real: torch.Tensor, traced_once: None, tmp_path: Path
 ) -> None:
-    report = export.export_torch(model, tmp_path / "model.pt2", images=real)
+    report = formats.export_torch(model, tmp_path / "model.pt2", images=real)
     assert report.max_difference < 1e-4
     with zipfile.ZipFile(report.path) as archive:
         for entry in archive.infolist():
@@ -123,13 +123,13 @@ def test_torch_export_holds_no_pickle_and_needs_no_mumoe(
 
 
 def test_safetensors_folder(model: ImageClassifier, real: torch.Tensor, tmp_path: Path) -> None:
-    report = export.export_safetensors(model, tmp_path / "saved", images=real)
+    report = formats.export_safetensors(model, tmp_path / "saved", images=real)
     assert report.max_difference == 0
     assert sorted(Path(name).name for name in report.files) == ["README.md", "config.json", "model.safetensors"]
     with pytest.raises(UserError, match="which exists"):
-        export.export_safetensors(model, tmp_path / "saved")
+        formats.export_safetensors(model, tmp_path / "saved")
     (tmp_path / "saved" / "README.md").write_text("old")
-    export.export_safetensors(model, tmp_path / "saved", overwrite=True)
+    formats.export_safetensors(model, tmp_path / "saved", overwrite=True)
     assert "old" not in (tmp_path / "saved" / "README.md").read_text()
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
 
@@ -139,9 +139,9 @@ def test_overwrite_spares_what_is_no_export(model: ImageClassifier, tmp_path: Pa
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
     for write, target in (
-        (export.export_safetensors, precious),
-        (export.export_safetensors, precious / "thesis.tex"),
-        (export.export_torch, precious.rename(tmp_path / "p.pt2")),
+        (formats.export_safetensors, precious),
+        (formats.export_safetensors, precious / "thesis.tex"),
+        (formats.export_torch, precious.rename(tmp_path / "p.pt2")),
     ):
         target = target if target.exists() else tmp_path / "p.pt2" / target.relative_to(precious)
         with pytest.raises(UserError, match="which is another"):
@@ -152,20 +152,20 @@ def test_overwrite_spares_what_is_no_export(model: ImageClassifier, tmp_path: Pa
 @pytest.mark.parametrize(("kind", "name", "ending"), [("onnx", "model", ".onnx"), ("torch-export", "m.pt", ".pt2")])
 def test_a_wrong_ending_is_told_before_any_work(tmp_path: Path, kind: str, name: str, ending: str) -> None:
     with pytest.raises(UserError, match=f"expected a file that ends in {ending}, got .*{name}"):
-        export.check_ready(kind, tmp_path / name, False)
+        formats.check_ready(kind, tmp_path / name, False)
 
 
 def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"expected the package 'onnxruntime'.*pip install 'mumoe\[export\]'"):
-        export.check_ready("onnx", tmp_path / "model.onnx", False)
-    export.check_ready("torch-export", tmp_path / "model.pt2", False)
+        formats.check_ready("onnx", tmp_path / "model.onnx", False)
+    formats.check_ready("torch-export", tmp_path / "model.pt2", False)
 
 
 def test_a_full_disk_leaves_what_was_there(
     model: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export.export_safetensors(model, tmp_path / "saved")
+    formats.export_safetensors(model, tmp_path / "saved")
     before = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
 
     def full(_: int) -> None:
@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_what_was_there(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(JobError, match="got: the disk is full. Free some space. What was there is kept"):
-        export.export_safetensors(model, tmp_path / "saved", overwrite=True)
+        formats.export_safetensors(model, tmp_path / "saved", overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
 
@@ -184,15 +184,15 @@ def test_a_model_that_cannot_be_traced_says_so(run: Path, monkeypatch: pytest.Mo
     def branch(self: Any, images: torch.Tensor) -> torch.Tensor:
         return images if float(images.sum()) > 0 else -images
 
-    monkeypatch.setattr(export._Traceable, "forward", branch)
+    monkeypatch.setattr(formats._Traceable, "forward", branch)
     with pytest.raises(JobError, match=r"expected a model that torch\.export can trace.*Use --to safetensors"):
-        export._traced(model)
+        formats._traced(model)
 
 
 def test_a_sparse_moe_is_traced_over_all_experts() -> None:
     head = build_head("sparse-moe-e4-k2", 6, 3).eval()
     torch.nn.init.normal_(head.layer.gate_weight)
-    traced = export._AllExperts(head.layer).eval()
+    traced = formats._AllExperts(head.layer).eval()
     x = torch.randn(9, 6)
     torch.testing.assert_close(traced(x), head.layer(x))
     program = torch.export.export(traced, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))

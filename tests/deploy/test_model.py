@@ -167,8 +167,10 @@ def test_public_name(data: str, public: str) -> None:
     assert public_name(data) == public
 
 
-def test_push_to_hub_uploads_the_three_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    uploaded: dict[str, Any] = {}
+@pytest.fixture
+def uploaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The files that a hub of our own is given, by name."""
+    files: dict[str, bytes] = {}
 
     class Api:
         def __init__(self, token: str | None = None) -> None:
@@ -178,16 +180,32 @@ def test_push_to_hub_uploads_the_three_files(monkeypatch: pytest.MonkeyPatch) ->
             return SimpleNamespace(repo_id=f"ann/{repo_id}")
 
         def upload_folder(self, *, repo_id: str, folder_path: Path, **_: Any) -> str:
-            uploaded.update({file.name: file.read_bytes() for file in Path(folder_path).iterdir()})
+            files.update({file.name: file.read_bytes() for file in Path(folder_path).iterdir()})
             return f"https://hub/{repo_id}"
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
-    assert (
-        ImageClassifier(**CONFIG).push_to_hub("birds", model_card_kwargs={"license": "mit"}) == "https://hub/ann/birds"
-    )
+    return files
+
+
+def test_push_to_hub_uploads_the_three_files(uploaded: dict[str, bytes]) -> None:
+    address = ImageClassifier(**CONFIG).push_to_hub("birds", model_card_kwargs={"license": "mit"})
+    assert address == "https://hub/ann/birds"
     assert sorted(uploaded) == ["README.md", "config.json", "model.safetensors"]
     assert json.loads(uploaded["config.json"])["head"] == "TRMuMoE-r4-e3"
     assert b"license: mit" in uploaded["README.md"]
+
+
+def test_a_run_is_saved_and_pushed_as_the_same_files(run: Path, tmp_path: Path, uploaded: dict[str, bytes]) -> None:
+    opened = mumoe.load(run, device="cpu")
+    saved = opened.save(tmp_path / "saved")
+    model, transform = mumoe.load(saved, device="cpu")
+    assert torch.equal(logits(model), logits(opened.model))
+    assert torch.equal(transform(made_up_image(0)), opened.transform(made_up_image(0)))
+    assert opened.push_to_hub("birds") == "https://hub/ann/birds"
+    assert uploaded == {path.name: path.read_bytes() for path in saved.iterdir()}
+    with pytest.raises(UserError, match="expected a new file or folder"):
+        opened.save(saved)
+    assert opened.save(saved, overwrite=True) == saved
 
 
 def test_from_the_hub_reads_safetensors_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,13 +247,13 @@ def rename_tensor(folder: Path) -> None:
         (lambda f: (f / "config.json").write_text("{"), JobError, "config.json is not JSON"),
         (lambda f: (f / "config.json").write_text("[]"), JobError, "a config.json that is no table"),
         (lambda f: damage_config(f, head=None), JobError, "a config.json without head"),
-        (lambda f: damage_config(f, classes=7), JobError, "expected the weights of its config.json"),
+        (lambda f: damage_config(f, classes=7), JobError, "a config.json that builds none"),
         (lambda f: damage_config(f, data_config=7), JobError, "a config.json that builds none"),
         (lambda f: damage_config(f, head="TRMuMoE-r99999999-e3"), JobError, "instead of ["),
         (lambda f: damage_config(f, backbone="test_vot"), UserError, "Did you mean 'test_vit"),
         (lambda f: damage_config(f, num_features=65), JobError, "expected the weights of its config.json"),
         (lambda f: damage_config(f, head="CPMuMoE-r9-e3"), JobError, "expected the weights of its config.json"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), JobError, "expected the weights"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), JobError, "expected a whole safetensors file"),
         (rename_tensor, JobError, "head.mean"),
     ],
 )

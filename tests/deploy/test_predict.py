@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mumoe.deploy.model import ImageClassifier
-from mumoe.deploy.predict import explain, find_images, note, predict_files
+from mumoe.deploy.predictions import explain, find_images, note, predict_files
 from mumoe.errors import UserError
 from tests_support import mix, randomize, weight_by_formula
 from training.made_up_training import made_up_image

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from mumoe.errors import JobError, UserError
+from mumoe.errors import UserError
 from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from mumoe.deploy.opening import Opened
+    from mumoe.deploy.conversion import Conversion
     from mumoe.models.surgery import Plan
 
 __all__ = ["Options", "run"]
@@ -70,32 +67,26 @@ def run(options: Options) -> None:
         _check_output(options)
     import torch
 
-    from mumoe.deploy.opening import open_network
+    from mumoe.deploy.conversion import convert, open_network
     from mumoe.devices import resolve
     from mumoe.models.surgery import named_targets, plan
 
     device = resolve(options.device, who="mumoe convert")
     torch.manual_seed(options.seed)
-    opened = open_network(options.model, pretrained=options.pretrained, num_classes=options.num_classes)
+    network = open_network(options.model, pretrained=options.pretrained, num_classes=options.num_classes)
     if options.targets:
-        lines = [f"{name}  {kind}" for name, kind in named_targets(opened.model).items()]
+        lines = [f"{name}  {kind}" for name, kind in named_targets(network.model).items()]
         sys.stdout.write("\n".join(lines) + "\n")
         return
+    chosen = {name: getattr(options, name) for name in ("factorization", "init", "gate")}
+    empty = {"preset": options.preset or None, "rank": _rank(options.rank), "norm": options.norm or None}
     planned = plan(
-        opened.model,
-        *options.pattern,
-        num_experts=options.experts,
-        preset=options.preset or None,
-        factorization=options.factorization,
-        rank=_rank(options.rank),
-        init=options.init,
-        gate=options.gate,
-        norm=options.norm or None,
-        example=opened.example,
+        network.model, *options.pattern, num_experts=options.experts, example=network.example, **chosen, **empty
     )
     _show(planned)
     if not options.dry_run:
-        _convert(options, opened, planned, device)
+        done = convert(network, planned, options.output, max_shard_size=options.max_shard_size, device=device)
+        sys.stdout.write("\n".join(_lines(done)) + "\n")
 
 
 def _check_output(options: Options) -> None:
@@ -130,7 +121,7 @@ def _show(planned: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mumoe.models.surgery.plan import COLUMNS, NUMBERS
+    from mumoe.models.surgery.planning import COLUMNS, NUMBERS
 
     table = Table(caption=planned.legend, caption_justify="left")
     for column in COLUMNS:
@@ -141,41 +132,9 @@ def _show(planned: Plan) -> None:
     Console().print(table)
 
 
-def _convert(options: Options, opened: Opened, planned: Plan, device: torch.device) -> None:
-    import torch
-
-    from mumoe.deploy.converted import load_converted, save_converted
-
-    before = _output(opened.model, opened.example, device)
-    planned.apply()
-    after = _output(opened.model, opened.example, device)
-    folder = save_converted(
-        opened.model, options.output, arguments=opened.arguments, max_shard_size=options.max_shard_size
-    )
-    loaded = _output(load_converted(folder), opened.example, device)
-    for path in sorted(folder.iterdir()):
-        sys.stdout.write(f"{path}  {path.stat().st_size:,} bytes\n")
-    if before is None or after is None or loaded is None:
-        sys.stdout.write("Not checked: no example of this network's inputs is known.\n")
-        return
-    if not torch.equal(after, loaded):
-        raise JobError(f"{folder}: expected the same output from the loaded model, got another. Report this, please.")
-    difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-30))
-    sys.stdout.write("Loaded again: the same output to the bit, on a random input.\n")
-    sys.stdout.write(f"Largest difference from the network before, over its largest output: {difference:.2g}.\n")
-
-
-def _output(model: nn.Module, example: Tensor | None, device: torch.device) -> Tensor | None:
-    """The output on the example, computed on a device; output and model are on the CPU afterwards."""
-    if example is None:
-        return None
-    import torch
-
-    with torch.no_grad():
-        result: Any = model.eval().to(device)(example.to(device))
-    model.cpu()
-    if isinstance(result, torch.Tensor):
-        return result.cpu()
-    found: Tensor | None = getattr(result, "logits", None)
-    found = getattr(result, "last_hidden_state", None) if found is None else found
-    return None if found is None else found.cpu()
+def _lines(done: Conversion) -> list[str]:
+    lines = [f"{path}  {size:,} bytes" for path, size in done.files.items()]
+    if done.difference is None:
+        return [*lines, "Not checked: no example of this network's inputs is known."]
+    lines.append("Loaded again: the same output to the bit, on a random input.")
+    return [*lines, f"Largest difference from the network before, over its largest output: {done.difference:.2g}."]

@@ -11,7 +11,7 @@ from mumoe.commands.opening import place, require_run
 from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
-    from mumoe.deploy.export import ExportReport
+    from mumoe.deploy.formats import ExportReport
 
 __all__ = ["Options", "run"]
 
@@ -42,7 +42,7 @@ class Options:
 def run(options: Options) -> None:
     """Export, and say what was written and how close it is."""
     require_run(options.run)
-    from mumoe.deploy.export import check_ready, export_model
+    from mumoe.deploy.formats import check_ready, export_model
 
     folder, opened = place(options, "mumoe export")
     folder = folder / "export" / ("edited" if options.edits else "")

@@ -45,7 +45,7 @@ def opened(options: Opening, who: str, *, experts: bool = False, **given: Any) -
 
 def require_run(path: str) -> None:
     """Raise `UserError` unless a path is a run, a job or a saved model; without importing torch."""
-    from mumoe.deploy.load import is_saved
+    from mumoe.deploy.saved import is_saved
     from mumoe.training.run import find_run
 
     if not is_saved(Path(path)):
@@ -58,7 +58,7 @@ def place(options: Opening, who: str) -> tuple[Path, Callable[[], ImageClassifie
     Raises:
         UserError: As `opened`, and for a converted network.
     """
-    from mumoe.deploy.load import is_converted, is_saved, load_saved
+    from mumoe.deploy.saved import is_converted, is_saved, load_saved
     from mumoe.errors import UserError
 
     folder = Path(options.run)
@@ -76,7 +76,7 @@ def opened_classifier(options: Opening, who: str) -> ImageClassifier:
     Raises:
         UserError: As `place`, and for a run that does not know its backbone.
     """
-    from mumoe.deploy.load import is_saved
+    from mumoe.deploy.saved import is_saved
 
     if is_saved(Path(options.run)):
         return cast("ImageClassifier", place(options, who)[1]())

@@ -15,7 +15,7 @@ from mumoe.results import to_json
 
 if TYPE_CHECKING:
     from mumoe.deploy.model import ImageClassifier
-    from mumoe.deploy.predict import ExpertShare, LabelScore, Prediction
+    from mumoe.deploy.predictions import ExpertShare, LabelScore, Prediction
 
 __all__ = ["Options", "run"]
 
@@ -49,7 +49,7 @@ def run(options: Options) -> None:
     if options.batch_size < 1:
         raise UserError(f"mumoe predict: expected --batch-size >= 1, got {options.batch_size}.")
     require_run(options.run)
-    from mumoe.deploy.predict import find_images, note, predict_files
+    from mumoe.deploy.predictions import find_images, note, predict_files
 
     paths = find_images(options.images)
     model = opened_classifier(options, "mumoe predict")

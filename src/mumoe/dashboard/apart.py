@@ -1,7 +1,7 @@
 """One image taken apart: what each expert adds to its logits, and what would be predicted without it.
 
 Each logit is the sum over experts of a_n (W_n z)_c; what is shown of an expert is its term of that sum
-(`mumoe.deploy.predict`). Without an expert the layer is evaluated again with that expert's weight at zero, so the
+(`mumoe.deploy.predictions`). Without an expert the layer is evaluated again with that expert's weight at zero, so the
 answer is the layer's own, also where several levels or a linear layer behind the experts make it no difference.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mumoe.baselines import SparseMoE
-from mumoe.deploy.predict import expert_terms
+from mumoe.deploy.predictions import expert_terms
 from mumoe.editing.operations import EditedFactorization, Operation
 from mumoe.editing.runs import EditingRun
 from mumoe.layers import MuMoE

@@ -5,14 +5,20 @@ Names are imported when they are first used; `mumoe.load` is the way in.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mumoe.lazy import attach
 
 if TYPE_CHECKING:
-    from mumoe.deploy.export import ExportReport, export_onnx, export_safetensors, export_torch
+    from mumoe.deploy.formats import (
+        ExportReport,
+        export_onnx,
+        export_safetensors,
+        export_torch,
+        preprocessing,
+    )
     from mumoe.deploy.model import ImageClassifier
-    from mumoe.deploy.predict import Prediction, explain, predict_files
-    from mumoe.deploy.preprocessing import preprocessing
+    from mumoe.deploy.predictions import Prediction, explain, predict_files
 
 __all__ = [
     "ExportReport",
@@ -27,21 +33,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ExportReport": "export",
-    "ImageClassifier": "model",
-    "Prediction": "predict",
-    "explain": "predict",
-    "export_onnx": "export",
-    "export_safetensors": "export",
-    "export_torch": "export",
-    "predict_files": "predict",
-    "preprocessing": "preprocessing",
+    "formats": ("ExportReport", "export_onnx", "export_safetensors", "export_torch", "preprocessing"),
+    "model": ("ImageClassifier",),
+    "predictions": ("Prediction", "explain", "predict_files"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"mumoe.deploy.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = attach("mumoe.deploy", {name: home for home, names in _HOMES.items() for name in names})

@@ -17,27 +17,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import (
-    ModelCard,
-    PyTorchModelHubMixin,
-    constants,
-    save_torch_state_dict,
-    snapshot_download,
-)
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, save_torch_state_dict, snapshot_download
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from mumoe.deploy.source import build_source, describe_source
-from mumoe.errors import JobError, UserError, nearest
+from mumoe.deploy.weights import CONFIG, INDEX, WEIGHTS, building, check_folder, reading_saved, reading_weights
+from mumoe.errors import JobError, UserError
 from mumoe.files import new_folder, read_json, recovered
 from mumoe.models.surgery.describe import describe_layers, rebuild_layers
 
 __all__ = ["ConvertedModel", "load_converted", "save_converted"]
 
-WEIGHTS = constants.SAFETENSORS_SINGLE_FILE
-INDEX = constants.SAFETENSORS_INDEX_FILE
 _OURS = re.compile(r"config\.json|README\.md|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -88,8 +80,8 @@ class ConvertedModel(
         """
         layers = json.loads(json.dumps(describe_layers(model)))
         source = _plain(describe_source(model, arguments, "save_converted"))
-        with torch.device("meta"):
-            wrapped = _built(cls, "save_converted", source, layers)
+        with building("save_converted", "a converted model"), torch.device("meta"):
+            wrapped = cls(source, layers)
         wrong = _misfits(_shapes(model), wrapped.model)
         if wrong:
             raise UserError(
@@ -116,15 +108,9 @@ class ConvertedModel(
         if (found := recovered(Path(name))).is_dir():
             name = str(found)
         if os.path.isdir(name):
-            _check_folder(Path(name))
-        try:
+            check_folder(Path(name), (CONFIG,), "load_converted", "save_converted")
+        with reading_saved(name, "load_converted", "save_converted"):
             return super().from_pretrained(name, **options)
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"load_converted: expected a saved model, got {name!r}, which is no folder and cannot be had "
-                f"from the hub ({reason}). Give the folder that save_converted wrote."
-            ) from error
 
     @classmethod
     def _from_pretrained(
@@ -155,11 +141,12 @@ class ConvertedModel(
                 token=token,
             )
         files = _weight_files(Path(folder))
-        with torch.device("meta"):
-            paper = _built(cls, model_id, values["source"], values["layers"])
-        if wrong := _misfits(_read_shapes(files), paper.model):
-            raise JobError(f"{model_id}: expected the weights of its config.json, got {wrong}. Get it again.")
-        model = _built(cls, model_id, values["source"], values["layers"])
+        with building(model_id, "a converted model"):
+            with torch.device("meta"):
+                empty = cls(values["source"], values["layers"])
+            if wrong := _misfits(_read_shapes(files), empty.model):
+                raise JobError(f"{model_id}: expected the weights of its config.json, got {wrong}. Get it again.")
+            model = cls(values["source"], values["layers"])
         for file in files:
             _fill(model.model, file)
         return model.to(torch.device(map_location)).eval()
@@ -239,17 +226,6 @@ def _short(source: Mapping[str, Any]) -> str:
     return f"{source['class']}(config)"
 
 
-def _built(cls: type[ConvertedModel], name: str, source: Any, layers: Any) -> Any:
-    """A model from the values of its config.json, which may be anything."""
-    try:
-        return cls(source, layers)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise JobError(f"{name}: expected a converted model, got a config.json that builds none ({reason}).") from error
-
-
 def _shapes(model: nn.Module) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
@@ -268,23 +244,6 @@ def _misfits(found: Mapping[str, list[int]], model: nn.Module) -> str:
 
 
 # Files ----------------------------------------------------------------------------------------------------
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that holds no saved model, in one line."""
-    path = folder / constants.CONFIG_NAME
-    if not path.is_file():
-        close = nearest(path.name, [entry.name for entry in folder.iterdir()])
-        raise UserError(
-            f"load_converted: expected {path.name} in {str(folder)!r}, got {f'only {close}' if close else 'none'}. "
-            "Give the folder that save_converted wrote."
-        )
-    try:
-        config = read_json(path)
-    except ValueError as error:
-        raise JobError(f"{folder}: expected a saved model, got: {error}. Save it again.") from None
-    if not isinstance(config, dict):
-        raise JobError(f"{folder}: expected a saved model, got a config.json that is no table. Save it again.")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -310,29 +269,20 @@ def _existing(path: Path) -> Path:
 def _read_shapes(files: list[Path]) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise JobError(f"{path}: expected a whole safetensors file, got: {error}. Get it again.") from error
+        with reading_weights(path), safe_open(path, framework="pt") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     return shapes
 
 
 def _fill(model: nn.Module, path: Path) -> None:
     """Load one file's tensors, in the dtypes that they have there."""
-    try:
-        state: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise JobError(f"{path}: expected a whole safetensors file, got: {error}. Get it again.") from error
-    places = model.state_dict(keep_vars=True)
-    for name, tensor in state.items():
-        if places[name].dtype != tensor.dtype:
-            places[name].data = places[name].data.to(tensor.dtype)
-    try:
+    with reading_weights(path):
+        state = load_file(path)
+        places = model.state_dict(keep_vars=True)
+        for name, tensor in state.items():
+            if places[name].dtype != tensor.dtype:
+                places[name].data = places[name].data.to(tensor.dtype)
         model.load_state_dict(state, strict=False)
-    except (UserError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:240]
-        raise JobError(f"{path}: expected the weights of its config.json, got: {reason}. Get it again.") from error
 
 
 # Model card -----------------------------------------------------------------------------------------------

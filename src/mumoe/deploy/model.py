@@ -10,18 +10,17 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mumoe.deploy.card import model_card, public_name
-from mumoe.errors import JobError, UserError, nearest
-from mumoe.files import read_json
+from mumoe.deploy.weights import CONFIG, WEIGHTS, building, check_folder, reading_saved, reading_weights
+from mumoe.errors import JobError, UserError
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
@@ -39,8 +38,6 @@ __all__ = ["HeadModel", "ImageClassifier"]
 
 _REQUIRED = ("backbone", "head", "num_features", "classes", "data_config")
 """Keys of config.json without which no model can be built."""
-
-Model = TypeVar("Model", bound="ImageClassifier")
 
 
 class ImageClassifier(
@@ -199,15 +196,9 @@ class ImageClassifier(
         """
         name = str(pretrained_model_name_or_path)
         if os.path.isdir(name):
-            _check_folder(Path(name))
-        try:
+            check_folder(Path(name), (CONFIG, WEIGHTS), "ImageClassifier", "save_pretrained")
+        with reading_saved(name, "ImageClassifier", "save_pretrained"):
             return super().from_pretrained(name, **options)
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"ImageClassifier: expected a saved model, got {name!r}, which is no folder and cannot be had "
-                f"from the hub ({reason}). Give the folder that save_pretrained wrote."
-            ) from error
 
     @classmethod
     def _from_pretrained(
@@ -226,20 +217,22 @@ class ImageClassifier(
         missing = [key for key in _REQUIRED if key not in values]
         if missing:
             raise JobError(f"{model_id}: expected a mumoe model, got a config.json without {', '.join(missing)}.")
-        path = os.path.join(model_id, constants.SAFETENSORS_SINGLE_FILE)
+        path = os.path.join(model_id, WEIGHTS)
         if not os.path.isdir(model_id):
             path = hf_hub_download(
                 model_id,
-                constants.SAFETENSORS_SINGLE_FILE,
+                WEIGHTS,
                 revision=revision,
                 cache_dir=cache_dir,
                 force_download=force_download,
                 local_files_only=local_files_only,
                 token=token,
             )
-        _check_head(values, path)
-        model = _built(cls, model_id, values)
-        _load_weights(model, path)
+        _check_head(model_id, values, path)
+        with building(model_id, "a mumoe model"):
+            model = cls(**values)
+        with reading_weights(path):
+            model.load_state_dict(load_file(path), strict=True)
         return model.to(torch.device(map_location)).eval()
 
     def generate_model_card(self, *args: Any, **fields: Any) -> ModelCard:
@@ -337,62 +330,19 @@ def _make_head(
     return build_head(head, num_features, len(classes), position=position, **options)
 
 
-def _check_head(values: Mapping[str, Any], path: str) -> None:
-    """Compare the head on paper with the file's header, so that no config makes us allocate more than the file has."""
+def _check_head(name: str, values: Mapping[str, Any], path: str) -> None:
+    """Compare the head on the meta device with the file's header: no config allocates more than the file has."""
     known = ("head", "num_features", "classes", "position", "gate", "norm")
-    try:
-        with torch.device("meta"):
-            head = _make_head(**{key: values[key] for key in known if key in values})
-        expected = {f"head.{name}": list(tensor.shape) for name, tensor in head.state_dict().items()}
-        with safe_open(path, framework="pt") as file:
-            names = current_names(head, [name[5:] for name in file.keys() if name.startswith("head.")])  # noqa: SIM118
-            found = {f"head.{name}": file.get_slice(f"head.{old}").get_shape() for old, name in names.items()}
-    except UserError:
-        raise
-    except (SafetensorError, OSError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise JobError(f"{path}: expected the weights of its config.json, got: {reason}. Get it again.") from error
-    wrong = [name for name in expected if found.get(name) != expected[name]]
+    with building(name, "a mumoe model"), torch.device("meta"):
+        head = _make_head(**{key: values[key] for key in known if key in values})
+    expected = {f"head.{key}": list(tensor.shape) for key, tensor in head.state_dict().items()}
+    with reading_weights(path), safe_open(path, framework="pt") as file:
+        names = current_names(head, [key[5:] for key in file.keys() if key.startswith("head.")])  # noqa: SIM118
+        found = {f"head.{key}": file.get_slice(f"head.{old}").get_shape() for old, key in names.items()}
+    wrong = [key for key in expected if found.get(key) != expected[key]]
     if wrong:
         got = f"{found[wrong[0]]} instead of {expected[wrong[0]]}" if wrong[0] in found else "none"
         raise JobError(f"{path}: expected the weights of its config.json, got {wrong[0]}: {got}. Get it again.")
-
-
-def _built(cls: type[Model], name: str, values: Mapping[str, Any]) -> Model:
-    """A model from the values of its config.json, which may be anything."""
-    try:
-        return cls(**values)
-    except UserError:
-        raise
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise JobError(f"{name}: expected a mumoe model, got a config.json that builds none ({reason}).") from error
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that holds no saved model, in one line."""
-    for name in (constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE):
-        if not (folder / name).is_file():
-            close = nearest(name, [entry.name for entry in folder.iterdir()])
-            found = f"only {close}" if close else "none"
-            raise UserError(
-                f"ImageClassifier: expected {name} in {str(folder)!r}, got {found}. "
-                "Give the folder that save_pretrained wrote."
-            )
-    try:
-        config = read_json(folder / constants.CONFIG_NAME)
-    except ValueError as error:
-        raise JobError(f"{folder}: expected a saved model, got: {error}. Save it again.") from None
-    if not isinstance(config, dict):
-        raise JobError(f"{folder}: expected a saved model, got a config.json that is no table. Save it again.")
-
-
-def _load_weights(model: nn.Module, path: str) -> None:
-    try:
-        model.load_state_dict(load_file(path), strict=True)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:240]
-        raise JobError(f"{path}: expected the weights of its config.json, got: {reason}. Get it again.") from error
 
 
 def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from mumoe.errors import UserError, require, unknown_name
-from mumoe.models.surgery.presets import GATED
+from mumoe.models.surgery.architectures import GATED
 
 __all__ = ["CLASSES", "build_source", "describe_source", "quiet"]
 

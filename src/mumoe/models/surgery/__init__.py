@@ -1,9 +1,8 @@
 """MuMoE inside whole networks: replace modules by name or architecture, undo it, distil what they computed."""
 
+from mumoe.models.surgery.architectures import PRESETS, Preset, is_causal
 from mumoe.models.surgery.distil import FitReport, fit
-from mumoe.models.surgery.handle import Surgery
-from mumoe.models.surgery.plan import Plan
-from mumoe.models.surgery.presets import PRESETS, Preset, is_causal
+from mumoe.models.surgery.planning import Plan, Surgery
 from mumoe.models.surgery.replace import named_targets, plan, replace_head, replace_modules
 from mumoe.models.surgery.targets import LayerOptions, Target
 

@@ -13,7 +13,7 @@ from mumoe.factorizations import FACTORIZATIONS, Factorization
 from mumoe.gating import GATES, Gate
 from mumoe.layers import MuMoE, MuMoEBlock
 from mumoe.models.surgery.parts import read_parts
-from mumoe.models.surgery.plan import Plan
+from mumoe.models.surgery.planning import Plan
 from mumoe.models.surgery.targets import LayerOptions, Target
 
 __all__ = ["describe_layers", "rebuild_layers"]

@@ -23,10 +23,9 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from mumoe.devices import wide
 from mumoe.errors import JobError, UserError
-from mumoe.models.surgery.handle import Surgery
-from mumoe.models.surgery.hooks import evaluating
-from mumoe.models.surgery.measure import call
-from mumoe.models.surgery.presets import CAUSAL_ENDINGS
+from mumoe.models.surgery.architectures import CAUSAL_ENDINGS
+from mumoe.models.surgery.parts import evaluating
+from mumoe.models.surgery.planning import Surgery, call
 from mumoe.progress import Progress
 
 __all__ = ["BlockFit", "EndToEnd", "FitReport", "fit"]

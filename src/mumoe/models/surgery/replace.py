@@ -12,14 +12,9 @@ from torch import nn
 
 from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import Rank
-from mumoe.models.surgery.build import INITS
-from mumoe.models.surgery.handle import Surgery
-from mumoe.models.surgery.hooks import count_hooks
-from mumoe.models.surgery.measure import measure
-from mumoe.models.surgery.parts import Parts, read_parts, refusal
-from mumoe.models.surgery.plan import Plan
-from mumoe.models.surgery.presets import is_causal, preset_patterns
-from mumoe.models.surgery.readers import read_outside
+from mumoe.models.surgery.architectures import is_causal, preset_patterns, read_outside
+from mumoe.models.surgery.parts import Parts, count_hooks, read_parts, refusal
+from mumoe.models.surgery.planning import INITS, Plan, Surgery, measure
 from mumoe.models.surgery.targets import LayerOptions, Target, resolve_ranks
 from mumoe.specs import parse_spec
 

@@ -15,6 +15,7 @@ sizes, and only then renamed: what has the target's name is whole and gives the 
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +27,6 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.baselines import SparseMoE
-from mumoe.deploy.preprocessing import preprocessing
 from mumoe.errors import JobError, UserError, require, unknown_name
 from mumoe.files import OUT, check_writable, new_file, new_folder
 from mumoe.models.heads import Head
@@ -43,6 +43,7 @@ __all__ = [
     "export_safetensors",
     "export_torch",
     "format_of",
+    "preprocessing",
 ]
 
 TOLERANCE = 1e-4
@@ -50,6 +51,14 @@ TOLERANCE = 1e-4
 
 _ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ""}
 _SAVED = {"model.safetensors", "config.json", "README.md"}
+
+FORMAT = 1
+"""Version of the description; raised when a reader of an older one would go wrong."""
+
+_DEFAULT_CROP = 0.875
+"""timm's, where a model states none."""
+
+_RESIZES = {"squash": "stretch", "border": "longer side, then pad with the mean"}
 
 BATCHES = (1, 2, 5)
 """Batch sizes of random images that a file is checked on; it was traced with 2."""
@@ -130,7 +139,7 @@ def _preprocessed(model: Any, paths: Sequence[str | Path]) -> Tensor | None:
     if not paths:
         return None
     from mumoe.data.decode import read_image
-    from mumoe.deploy.predict import find_images
+    from mumoe.deploy.predictions import find_images
 
     transform = model.transform
     return torch.stack([transform(read_image(path)) for path in find_images(paths)[:MOST_IMAGES]])
@@ -304,6 +313,44 @@ def _described(model: Any) -> dict[str, Any]:
         "classes": list(model.classes),
         "multi_label": model.multi_label,
         "probabilities": "sigmoid" if model.multi_label else "softmax",
+    }
+
+
+# Preprocessing in words ------------------------------------------------------------------------------------
+
+
+def preprocessing(data_config: Mapping[str, Any], classes: Sequence[str], *, multi_label: bool) -> dict[str, Any]:
+    """What an image goes through before the model, and what its logits mean, as plain JSON.
+
+    In order: decode to RGB (upright, transparency on white), `resize`, centre `crop`, multiply by `scale`,
+    subtract `mean` and divide by `std` for each channel, lay out as `layout`.
+
+    Args:
+        data_config: timm's: input_size, interpolation, mean, std, crop_pct, crop_mode.
+        classes: Names of the logits, in order.
+        multi_label: Whether each logit stands for itself (sigmoid) or they compete (softmax).
+    """
+    height, width = (int(side) for side in data_config["input_size"][-2:])
+    share = data_config.get("crop_pct") or _DEFAULT_CROP
+    return {
+        "format": FORMAT,
+        "color": "RGB",
+        "resize": {
+            "to": _RESIZES.get(data_config.get("crop_mode") or "center", "shorter side"),
+            "height": math.floor(height / share),
+            "width": math.floor(width / share),
+            "interpolation": data_config["interpolation"],
+            "antialias": True,
+        },
+        "crop": {"from": "center", "height": height, "width": width},
+        "scale": 1 / 255,
+        "mean": [float(value) for value in data_config["mean"]],
+        "std": [float(value) for value in data_config["std"]],
+        "layout": "NCHW",
+        "dtype": "float32",
+        "classes": list(classes),
+        "multi_label": multi_label,
+        "probabilities": "sigmoid" if multi_label else "softmax",
     }
 
 

@@ -1,4 +1,8 @@
-"""A network by name or folder, and one input for it: what `mumoe convert` starts from."""
+"""Convert a network: open it by name or folder, replace modules, save the result, load it again and compare.
+
+>>> network = open_network("vit_tiny_patch16_224")
+>>> convert(network, plan(network.model, num_experts=64), "converted").difference
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mumoe.deploy.converted import ConvertedModel
+from mumoe.deploy.converted import ConvertedModel, load_converted, save_converted
 from mumoe.deploy.source import CLASSES, quiet
+from mumoe.deploy.weights import one_line
 from mumoe.errors import JobError, UserError, nearest, require, unknown_name
 from mumoe.files import read_json
+from mumoe.models.surgery import Plan
 
-__all__ = ["Opened", "open_network"]
+__all__ = ["Conversion", "OpenedNetwork", "convert", "open_network"]
 
 TOKENS = 128
 """Positions of the example for a text model."""
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedNetwork:
     """A network in evaluation mode.
 
     Attributes:
@@ -36,7 +42,72 @@ class Opened:
     example: Tensor | None
 
 
-def open_network(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> Opened:
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` wrote.
+
+    Attributes:
+        folder: The folder.
+        files: Its files, with their bytes.
+        difference: Largest change of the network's output on a random input over its largest output; None where no
+            input of the network is known, so that nothing was compared.
+    """
+
+    folder: Path
+    files: Mapping[str, int]
+    difference: float | None
+
+
+def convert(
+    network: OpenedNetwork,
+    planned: Plan,
+    folder: str | Path,
+    *,
+    max_shard_size: int | str = "5GB",
+    device: str | torch.device = "cpu",
+) -> Conversion:
+    """Apply a plan to a network, save it with `save_converted`, load it again and compare outputs.
+
+    Args:
+        network: The network of the plan; it is changed in place and left on the CPU.
+        planned: What `mumoe.models.surgery.plan` returned.
+        folder: Where to save.
+        max_shard_size: As in `save_converted`.
+        device: Where outputs are computed.
+
+    Raises:
+        UserError: As `save_converted`.
+        JobError: If the folder cannot be written, or the loaded network gives another output.
+    """
+    place = torch.device(device)
+    before = _output(network.model, network.example, place)
+    planned.apply()
+    after = _output(network.model, network.example, place)
+    path = save_converted(network.model, folder, arguments=network.arguments, max_shard_size=max_shard_size)
+    loaded = _output(load_converted(path), network.example, place)
+    files = {str(file): file.stat().st_size for file in sorted(path.iterdir())}
+    if before is None or after is None or loaded is None:
+        return Conversion(path, files, None)
+    if not torch.equal(after, loaded):
+        raise JobError(f"{path}: expected the same output from the loaded model, got another. Report this, please.")
+    return Conversion(path, files, float((after - before).abs().max() / before.abs().max().clamp(min=1e-30)))
+
+
+def _output(model: nn.Module, example: Tensor | None, device: torch.device) -> Tensor | None:
+    """The output on the example, computed on a device; output and model are on the CPU afterwards."""
+    if example is None:
+        return None
+    with torch.no_grad():
+        result: Any = model.eval().to(device)(example.to(device))
+    model.cpu()
+    if isinstance(result, Tensor):
+        return result.cpu()
+    found: Tensor | None = getattr(result, "logits", None)
+    found = getattr(result, "last_hidden_state", None) if found is None else found
+    return None if found is None else found.cpu()
+
+
+def open_network(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> OpenedNetwork:
     """A network to convert.
 
     Args:
@@ -59,11 +130,11 @@ def open_network(name: str, *, pretrained: bool = False, num_classes: int | None
         raise UserError(f"convert: expected a saved model in {name!r}, got: {error}. Give a model's folder.") from None
     if isinstance(config, dict) and "source" in config:
         model = ConvertedModel.from_pretrained(folder).model
-        return Opened(model, config["source"].get("arguments"), _example(model))
+        return OpenedNetwork(model, config["source"].get("arguments"), _example(model))
     return _open_transformers(folder, config)
 
 
-def _open_timm(name: str, pretrained: bool, num_classes: int | None) -> Opened:
+def _open_timm(name: str, pretrained: bool, num_classes: int | None) -> OpenedNetwork:
     timm = require("timm", "vision", "convert")
     if not timm.is_model(name.partition(".")[0]):
         close = nearest(name, timm.list_models())
@@ -73,14 +144,14 @@ def _open_timm(name: str, pretrained: bool, num_classes: int | None) -> Opened:
     try:
         model = timm.create_model(name, pretrained=pretrained, **arguments).eval()
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
-            f"convert: expected a model timm can make, got {name!r} ({reason}). Leave --pretrained out, or check it."
+            f"convert: expected a model timm can make, got {name!r} ({one_line(error, 120)}). "
+            "Leave --pretrained out, or check it."
         ) from error
-    return Opened(model, arguments, _example(model))
+    return OpenedNetwork(model, arguments, _example(model))
 
 
-def _open_transformers(folder: Path, config: Any) -> Opened:
+def _open_transformers(folder: Path, config: Any) -> OpenedNetwork:
     transformers = require("transformers", "text", "convert")
     known = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(known, list) or not known:
@@ -95,9 +166,10 @@ def _open_transformers(folder: Path, config: Any) -> Opened:
         with quiet(transformers):
             model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise JobError(f"{folder}: expected a whole model with safetensors, got: {reason}. Save it again.") from error
-    return Opened(model.eval(), None, _example(model))
+        raise JobError(
+            f"{folder}: expected a whole model with safetensors, got: {one_line(error)}. Save it again."
+        ) from error
+    return OpenedNetwork(model.eval(), None, _example(model))
 
 
 def _example(model: Any) -> Tensor | None:
