@@ -87,7 +87,7 @@ def main() -> None:
     asked = measuring.options(__doc__ or "")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [sys.executable, "-m", "mumoe.cli", *TRAIN.split(), "--head", "CPMuMoE-r16-e16", "--out", str(run)]
+        command = [sys.executable, "-m", "mumoe.cli", *TRAIN.split(), "--spec", "CPMuMoE-r16-e16", "--out", str(run)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         record = measure(run, 15 if asked.full else 3)
     for row in record["calls"]:

@@ -67,7 +67,7 @@ def make_runs() -> Runs:
     for path, (head, seeds) in {**heads, runs.hierarchy: ("CPMuMoE-r256-e64x2", 1)}.items():
         if not (path / "summary.json").is_file():
             decay = 1.0 if head == "linear" else 3.0
-            call("train", *SHARED, "--head", head, "--seeds", seeds, "--weight-decay", decay, "--out", path)
+            call("train", *SHARED, "--spec", head, "--seeds", seeds, "--weight-decay", decay, "--out", path)
         for run in sorted(path.glob("seed-*")) or [path]:
             if head != "linear" and not (run / "analysis" / "analysis.json").is_file():
                 call("analyze", run)
@@ -87,16 +87,16 @@ def _make_bias(path: Path) -> None:
     if not features.is_file():
         _write_features(features)
     if not (path / "summary.json").is_file():
-        call("train", "--data", f"features:{features}", "--head", "CPMuMoE-r256-e128", "--epochs", 14,
+        call("train", "--data", f"features:{features}", "--spec", "CPMuMoE-r256-e128", "--epochs", 14,
              "--weight-decay", 1.0, "--keep", 1, "--out", path)  # fmt: skip
     if not (path / "analysis").is_dir():
         call("analyze", path, "--images", 0)
     if not (path / "edits").is_dir():
-        target = ("--head", head, "--sensitive", sensitive, "--value", "openmoji")
+        target = ("--target", head, "--sensitive", sensitive, "--value", "openmoji")
         call("edit", path, *target, "--objective", "match")
     if not (path / "fairness.json").is_file():
         with (path / "fairness.json").open("w") as file, contextlib.redirect_stdout(file):
-            call_quietly("fairness", path, "--head", head, "--sensitive", sensitive, "--json")
+            call_quietly("fairness", path, "--target", head, "--sensitive", sensitive, "--json")
 
 
 def call_quietly(*arguments: object) -> None:

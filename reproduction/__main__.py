@@ -40,7 +40,7 @@ class Options:
     """of run: table-1 .. table-8, figure-1 .. figure-16, or all"""
     scale: Literal["small", "full"] = "small"
     """small: embedded data on two cores; full: the paper's setting"""
-    output: str = "runs/paper"
+    output: Annotated[str, Argument(("-o", "--out"))] = "runs/paper"
     """folder of the pages, figures and numbers"""
     work: str = "runs/paper/work"
     """folder of the runs, which items share; a job that was stopped goes on in it"""

@@ -280,8 +280,8 @@ def test_a_device_that_is_not_there_is_a_wrong_call_of_every_verb(old: Path, cap
         "evaluate": [run],
         "predict": [run, str(old / "images")],
         "analyze": [run],
-        "audit": [run, "--head", "ant"],
-        "fairness": [run, "--head", "ant", "--sensitive", "kind"],
+        "audit": [run, "--target", "ant"],
+        "fairness": [run, "--target", "ant", "--sensitive", "kind"],
         "edit": [run, "--do", "ablate:1"],
         "export": [run, "--to", "onnx"],
         "generate": [str(old / "text")],
@@ -289,7 +289,7 @@ def test_a_device_that_is_not_there_is_a_wrong_call_of_every_verb(old: Path, cap
         "train": ["--data", f"folder:{old / 'images'}", "--out", str(old / "new")],
         "sweep": ["--out", str(old / "sweep"), "--set", f'data="folder:{old / "images"}"'],
         "demo": ["--out", str(old / "demo")],
-        "convert": ["test_vit", "--experts", "2", "--output", str(old / "converted")],
+        "convert": ["test_vit", "--experts", "2", "--out", str(old / "converted")],
     }
     for verb, arguments in verbs.items():
         assert cli.main([verb, *arguments, "--device", "cuda:77"]) == 2, verb
@@ -305,7 +305,7 @@ WRONG = {
     "export": ["nope", "--to", "onnx"],
     "analyze": ["nope"],
     "audit": ["nope"],
-    "fairness": ["nope", "--head", "a", "--sensitive", "b"],
+    "fairness": ["nope", "--target", "a", "--sensitive", "b"],
     "edit": ["nope", "--do", "ablate:1"],
     "dashboard": ["nope"],
     "train": ["--resume", "nope"],
@@ -409,8 +409,8 @@ def job(old: Path) -> Path:
 
 
 VERBS = {
-    "audit": ["--head", "ant", "--images", "0", "--min-rows", "2"],
-    "fairness": ["--head", "ant", "--sensitive", "kind", "--resamples", "0"],
+    "audit": ["--target", "ant", "--images", "0", "--min-rows", "2"],
+    "fairness": ["--target", "ant", "--sensitive", "kind", "--resamples", "0"],
     "edit": ["--do", "ablate:1"],
     "analyze": ["--images", "0", "--resamples", "0"],
 }

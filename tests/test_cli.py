@@ -9,6 +9,8 @@ import pytest
 from mumoe import cli
 from mumoe.errors import JobError
 
+COST = ("cost", "--in-features", "8", "--out-features", "4")
+
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
     status = cli.main(list(arguments))
@@ -41,27 +43,45 @@ def test_every_verb_has_help(capsys):
     [
         (["cots"], "mumoe: expected a verb out of"),
         (["cots"], "Did you mean 'cost'?"),
-        (["cost", "--in", "8", "--out", "4", "--expert", "8"], "--experts"),
-        (["cost", "--in", "eight", "--out", "4", "--experts", "8"], "--in"),
-        (["cost", "--in", "8", "--out", "4"], "--experts"),
+        ([*COST, "--expert", "8"], "--experts"),
+        (["cost", "--in-features", "eight", "--out-features", "4", "--experts", "8"], "--in-features"),
+        ([*COST], "--experts"),
         (["train", "--mode", "feature"], "Did you mean 'features'?"),
         (["train", "--data", "emojy"], "Did you mean 'emoji'?"),
         (["train", "--data-options", "splitby=image"], "got 'splitby'. Did you mean 'split_by'?"),
         (
-            ["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "cp=0"],
+            [*COST, "--experts", "8", "--ranks", "cp=0"],
             "expected rank as an int >= 1, got 0",
         ),
-        (["cost", "--in", "8", "--out", "4", "--experts", "0"], "expected --experts >= 1 for each level, got 0"),
-        (["cost", "--in", "0", "--out", "4", "--experts", "8"], "expected --in >= 1, got 0"),
-        (["cost", "--in", "8", "--out", "-4", "--experts", "8"], "expected --out >= 1, got -4"),
-        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "cp"], "expected --ranks as NAME=RANK"),
         (
-            ["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "tr=3x4"],
+            [*COST, "--experts", "0"],
+            "expected --experts >= 1 for each level, got 0",
+        ),
+        (["cost", "--in-features", "0", "--out-features", "4", "--experts", "8"], "expected --in-features >= 1, got 0"),
+        (
+            ["cost", "--in-features", "8", "--out-features", "-4", "--experts", "8"],
+            "expected --out-features >= 1, got -4",
+        ),
+        (
+            [*COST, "--experts", "8", "--ranks", "cp"],
+            "expected --ranks as NAME=RANK",
+        ),
+        (
+            [*COST, "--experts", "8", "--ranks", "tr=3x4"],
             "expected one rank or 3 (in order",
         ),
-        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--ranks", "ct=3"], "out of cp, dense"),
-        (["cost", "--in", "8", "--out", "4", "--experts", "8", "--gates"], "got --gates. Did you mean '--gate'?"),
-        (["cost", "--in", "8", "--out", "4", "--expert", "8"], "got --expert 8. Did you mean '--experts'?"),
+        (
+            [*COST, "--experts", "8", "--ranks", "ct=3"],
+            "out of cp, dense",
+        ),
+        (
+            [*COST, "--experts", "8", "--gates"],
+            "got --gates. Did you mean '--gate'?",
+        ),
+        (
+            [*COST, "--expert", "8"],
+            "got --expert 8. Did you mean '--experts'?",
+        ),
         (["evaluate", "one", "two"], "mumoe evaluate: expected known options, got two. See mumoe evaluate --help."),
         (["export", "one", "--to", "onx"], "Did you mean 'onnx'?"),
     ],
@@ -81,9 +101,9 @@ def test_what_is_missing_is_named_once(capsys):
         "mumoe evaluate: expected RUN (folder of the run, or of the job that holds it), got nothing. "
         "See mumoe evaluate --help.\n",
     )
-    assert call(capsys, "cost", "--in", "8")[2] == (
-        "mumoe cost: expected --out (Width of the output) and --experts (Number of experts, one for each level), "
-        "got nothing. See mumoe cost --help.\n"
+    assert call(capsys, "cost", "--in-features", "8")[2] == (
+        "mumoe cost: expected --out-features (Width of the output) and "
+        "--experts (Number of experts, one for each level), got nothing. See mumoe cost --help.\n"
     )
 
 
@@ -94,8 +114,11 @@ def test_positional_arguments_have_names(capsys, verb):
     assert not re.search(r"^[│|] +\[?(STR|INT)\b", out, re.MULTILINE)
 
 
+TABLE_1 = ("cost", "--in-features", "768", "--out-features", "1000", "--experts", "512")
+
+
 def test_cost_prints_table_1(capsys):
-    status, out, _ = call(capsys, "cost", "--in", "768", "--out", "1000", "--experts", "512")
+    status, out, _ = call(capsys, *TABLE_1)
     assert status == 0
     cells = {line.split()[0]: line.split() for line in out.splitlines()}
     assert cells["dense"][3] == "393,216,000"
@@ -103,7 +126,17 @@ def test_cost_prints_table_1(capsys):
     assert cells["tucker"][3] == "2,405,376"
     assert cells["tr"][3] == "3,637,248"
     _, out, _ = call(
-        capsys, "cost", "--in", "768", "--out", "1000", "--experts", "512", "--ranks", "cp=7", "tr=4x512x4"
+        capsys,
+        "cost",
+        "--in-features",
+        "768",
+        "--out-features",
+        "1000",
+        "--experts",
+        "512",
+        "--ranks",
+        "cp=7",
+        "tr=4x512x4",
     )
     cells = {line.split()[0]: line.split() for line in out.splitlines()}
     assert cells["tr"][1:4] == ["4x512x4", "2,637,440", "2,645,632"]  # the large bond where Table 1 has it
@@ -119,13 +152,13 @@ def test_statuses_of_failures(capsys, monkeypatch):
             raise error
 
         monkeypatch.setattr(cost, "run", run)
-        return call(capsys, "cost", "--in", "8", "--out", "4", "--experts", "8")
+        return call(capsys, *COST, "--experts", "8")
 
     assert fail(JobError("train: it\nbroke."))[::2] == (1, "train: it broke.\n")
     assert fail(KeyboardInterrupt())[0] == 130
     assert fail(ZeroDivisionError("oops"))[::2] == (1, "mumoe: ZeroDivisionError: oops (--debug shows where)\n")
     with pytest.raises(ZeroDivisionError):
-        cli.main(["cost", "--in", "8", "--out", "4", "--experts", "8", "--debug"])
+        cli.main([*COST, "--experts", "8", "--debug"])
 
 
 def test_version(capsys):

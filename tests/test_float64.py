@@ -64,7 +64,7 @@ def test_the_check_finds_a_cast(without_float64) -> None:
 ATTRIBUTES = ("--data", f"features:{OLD / 'attributes.safetensors'}")
 CLASSES = ("--data", f"features:{OLD / 'classes.safetensors'}")
 TEXT = ("--data", f"tokens:{OLD / 'tokens'}")
-SUBGROUP = ("--head", "ant", "--sensitive", "kind")
+SUBGROUP = ("--target", "ant", "--sensitive", "kind")
 CALLS = {
     "evaluate": ("evaluate", "{}/attributes", *ATTRIBUTES),
     "evaluate a text": ("evaluate", "{}/text", *TEXT),
@@ -73,12 +73,12 @@ CALLS = {
     "analyze sparse": ("analyze", "{}/sparse", "--images", "0", "--resamples", "20", *CLASSES),
     "analyze neurons": ("analyze", "{}/highrank", "--images", "0", "--resamples", "20", *CLASSES),
     "analyze a text": ("analyze", "{}/text", *TEXT),
-    "audit": ("audit", "{}/attributes", "--head", "ant", "--images", "0", "--min-rows", "2", *ATTRIBUTES),
+    "audit": ("audit", "{}/attributes", "--target", "ant", "--images", "0", "--min-rows", "2", *ATTRIBUTES),
     "fairness": ("fairness", "{}/attributes", *SUBGROUP, *ATTRIBUTES),
     "edit": ("edit", "{}/attributes", *SUBGROUP, "--value", "left", *ATTRIBUTES),
     "edit by hand": ("edit", "{}/attributes", "--do", "ablate:1", "set-output:0:bee=2.0", *ATTRIBUTES),
     "generate": ("generate", "{}/text", "--tokens", "4", *TEXT),
-    "train": ("train", "--data", ATTRIBUTES[1], "--head", "CPMuMoE-r4-e3", "--epochs", "2", "--out", "{}/new"),
+    "train": ("train", "--data", ATTRIBUTES[1], "--spec", "CPMuMoE-r4-e3", "--epochs", "2", "--out", "{}/new"),
 }
 
 

@@ -182,7 +182,7 @@ def test_proposals_of_an_audit(edited: list[Path], tmp_path: Path, capsys) -> No
     """Found on validation images, their mean coefficients from training images alone, whatever is audited."""
     proposed = []
     for run in edited:
-        call("audit", run, "--head", "blond", "--split", "val", "--propose", tmp_path / run.name)
+        call("audit", run, "--target", "blond", "--split", "val", "--propose", tmp_path / run.name)
         proposed.append({path.name: read_edit_file(path).edits for path in (tmp_path / run.name).iterdir()})
     assert len(proposed[0]) >= 2
     assert proposed[0] == proposed[1]
@@ -195,8 +195,8 @@ def test_proposals_of_an_audit_have_the_mean_of_training_images(edited: list[Pat
         rows = opened.data.indices(split)
         a = opened.coefficients(rows, "test")[0].double()
         means[split] = (a, torch.from_numpy(opened.data.labels[rows, 0].astype("int64")))
-    call("audit", edited[0], "--head", "blond", "--split", "val", "--propose", tmp_path)
-    call("audit", edited[0], "--head", "blond", "--split", "val", "--json", "--images", 0, "--top", 99)
+    call("audit", edited[0], "--target", "blond", "--split", "val", "--propose", tmp_path)
+    call("audit", edited[0], "--target", "blond", "--split", "val", "--json", "--images", 0, "--top", 99)
     findings = json.loads(capsys.readouterr().out.splitlines()[-1])["findings"]
     for path in sorted(tmp_path.glob("finding-*.json")):
         number = int(path.stem.partition("-")[2]) - 1

@@ -36,7 +36,7 @@ def texts(path: Path) -> list[str]:
 
 
 def test_the_options_that_messages_name_exist(known):
-    assert {"--head", "--root", "--data"} <= known
+    assert {"--target", "--root", "--data"} <= known
     named = {(path.name, flag) for path in SOURCE.rglob("*.py") for text in texts(path) for flag in FLAG.findall(text)}
     assert len(named) > 50
     assert {(file, flag) for file, flag in named if flag not in known} == set()

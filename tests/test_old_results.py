@@ -32,7 +32,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
 
 @pytest.mark.parametrize(("edits", "wanted"), [("edits.json", "fairness.json"), ("hand.json", "fairness-hand.json")])
 def test_edits_change_the_answers_that_they_changed(landed: Path, edits: str, wanted: str, capsys) -> None:
-    people = ["--head", "bee", "--sensitive", "cat"]
+    people = ["--target", "bee", "--sensitive", "cat"]
     found = printed(capsys, "fairness", landed / "analyzed", *people, "--edits", landed / edits, "--resamples", 20)
     expected = json.loads((landed / wanted).read_text())
     for name, report in expected.items():
@@ -41,7 +41,7 @@ def test_edits_change_the_answers_that_they_changed(landed: Path, edits: str, wa
 
 
 def test_an_audit_finds_what_it_found(landed: Path, capsys) -> None:
-    found = printed(capsys, "audit", landed / "analyzed", "--head", "bee")
+    found = printed(capsys, "audit", landed / "analyzed", "--target", "bee")
     expected = json.loads((landed / "audit.json").read_text())
     assert expected["findings"]
     assert {name: found[name] for name in expected} == expected

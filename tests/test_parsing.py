@@ -45,7 +45,7 @@ class Options(Base):
     """seeds on top"""
     limit: int | None = None
     """most loaves"""
-    oven: str = field(default="", metadata={"group": "heat"})
+    oven: str = field(default="", metadata={"group": "heat", "flags": ("--stove",)})
     """which oven
     is used"""
     quiet: bool = False
@@ -115,7 +115,7 @@ def test_help_shows_groups_examples_and_defaults_that_say_something(capsys, monk
     assert titles == ["arguments:", "common options:", "more options:", "heat:", "general options:"]
     assert (
         lines[lines.index("common options:") + 1]
-        == "--grain {wheat,rye} what is ground (default: wheat); e.g. --grain rye"
+        == "--grain {wheat,rye} what is ground; e.g. --grain rye (default: wheat)"
     )
     assert "--sweet add sugar; e.g. --sweet" in lines
     assert "-o, --out OUT where it goes" in lines
@@ -123,7 +123,7 @@ def test_help_shows_groups_examples_and_defaults_that_say_something(capsys, monk
     assert "--seeds N ... seeds on top (default: 1 2)" in lines
     assert "--salt X share of the flour, 2% or so (default: 0.02)" in lines
     assert "--limit N most loaves" in lines
-    assert "--oven OVEN which oven is used" in lines
+    assert "--stove STOVE which oven is used" in lines
     assert lines[-1] == "--quiet show nothing"
     assert "--no-quiet" not in "".join(lines)
 

@@ -50,7 +50,7 @@ def run(tmp_path_factory) -> Path:
             pixels = np.random.default_rng(index).integers(0, 50, (32, 32, 3), dtype=np.uint8) + np.uint8(shade)
             Image.fromarray(pixels).save(folder / "images" / name / f"{name}{index}.png")
     out = folder / "run"
-    words = f"train --data folder:{folder / 'images'} --image-size 32 --epochs 2 --batch-size 8 --head CPMuMoE-r4-e4"
+    words = f"train --data folder:{folder / 'images'} --image-size 32 --epochs 2 --batch-size 8 --spec CPMuMoE-r4-e4"
     assert cli.main([*words.split(), "--out", str(out), "--quiet"]) == 0
     return out
 

@@ -158,7 +158,20 @@ def test_costs_and_specifications(capsys):
     assert rank_for_budget(parameters=parameters, factorization="block-term", **sizes) == 5
     assert (
         cli.main(
-            ["cost", "--in", "7", "--out", "6", "--experts", "4", "3", "--ranks", "block-term=5", "--bias", "--gate"]
+            [
+                "cost",
+                "--in-features",
+                "7",
+                "--out-features",
+                "6",
+                "--experts",
+                "4",
+                "3",
+                "--ranks",
+                "block-term=5",
+                "--bias",
+                "--gate",
+            ]
         )
         == 0
     )

@@ -28,7 +28,7 @@ def imported(calls: list[str], cwd: Path) -> list[list[Any]]:
 
 WRONG = [
     "cots",
-    "cost --in 8",
+    "cost --in-features 8",
     "train --mode feature",
     "train --data emojy",
     "train --data emoji --data-options splitby=image",
@@ -47,7 +47,7 @@ WRONG = [
     "analyze nowhere --modes zerro",
     "report nowhere",
     "dashboard nowhere",
-    "fairness nowhere --head a --sensitive b",
+    "fairness nowhere --target a --sensitive b",
     "audit nowhere",
     "audit nowhere --split tset",
     "edit nowhere",

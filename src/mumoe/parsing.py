@@ -2,7 +2,7 @@
 
 A field's name is its flag, its type is what the flag takes, and the string below it is its help. `Argument` in an
 `Annotated` type changes these. `Options.COMMON` maps the options that most calls need to an example of each; help shows
-them first. The ``group`` in a field's metadata names the group of any other option.
+them first. A field's metadata may hold its ``flags`` and, unless it is a common one, the name of its ``group``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class _Option:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        return self.argument.flags or ("--" + self.name.strip("_").replace("_", "-"),)
+        given = self.argument.flags or self.field.metadata.get("flags")
+        return given or ("--" + self.name.strip("_").replace("_", "-"),)
 
     @property
     def shown(self) -> str:
@@ -256,13 +257,12 @@ def _grouped(fields: list[_Option], common: list[str]) -> dict[str, list[_Option
 
 
 def _help_text(option: _Option, example: str | None) -> str:
-    """What an option does, its default where that says anything, and an example."""
-    text = option.help
-    default = option.field.default
-    if not option.required and default not in ("", (), None, False):
-        text += f" (default: {_shown(default)})"
+    """What an option does, an example, and its default where that says anything."""
+    text, default = option.help, option.field.default
     if example is not None:
         text += f"; e.g. {option.flags[-1]} {example}".rstrip()
+    if not option.required and default not in ("", (), None, False):
+        text += f" (default: {_shown(default)})"
     return text.replace("%", "%%")
 
 

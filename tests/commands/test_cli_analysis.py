@@ -42,7 +42,7 @@ def test_analyze_prints_the_numbers_and_where_they_are(tmp_path, capsys):
 
 def test_sweep_prints_a_table(tmp_path, capsys, made_up):
     sets = ["data=made-up", "epochs=1", "batch_size=30"]
-    grid = ["--heads", "CPMuMoE-r4", "--experts", "4", "--gates", "entmax15", "--seeds", "1"]
+    grid = ["--spec", "CPMuMoE-r4", "--experts", "4", "--gates", "entmax15", "--seeds", "1"]
     assert main(["sweep", "--out", str(tmp_path / "s"), *grid, "--set", *sets, "--quiet"]) == 0
     assert "CP, entmax15" in capsys.readouterr().out
 

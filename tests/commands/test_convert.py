@@ -32,16 +32,16 @@ def test_a_folder_is_planned_converted_and_checked(vit: Path, tmp_path: Path, ca
     assert (status, err) == (0, "")
     assert re.search(r"^blocks.1.mlp +mlp 32 -> 128 -> 32 +CPMuMoE-r33/32-e4 +8,352 +10,853 +40,960", planned, re.M)
     assert not out.exists()
-    status, said, err = call(capsys, *common, "--output", out)
+    status, said, err = call(capsys, *common, "--out", out)
     assert (status, err) == (0, "")
     assert planned in said
     assert "Loaded again: the same output to the bit" in said
     assert float(re.search(r"over its largest output: (\S+)\.\n", said)[1]) < 1e-4
     x = torch.randn(2, 3, 32, 32)
     assert torch.allclose(output(load_converted(out), x), output(load_converted(vit), x), atol=1e-5)
-    assert "which has files. Name another" in call(capsys, *common, "--output", out)[2]
+    assert "which has files. Name another" in call(capsys, *common, "--out", out)[2]
     more = (out, "--experts", 2, "--pattern", "head", "--rank", 2)
-    assert call(capsys, *more, "--output", out, "--overwrite")[0] == 0
+    assert call(capsys, *more, "--out", out, "--overwrite")[0] == 0
     status, said, _ = call(capsys, out, "--targets")
     assert status == 0
     assert "blocks.0.attn.qkv  linear 32 -> 96\n" in said
@@ -55,7 +55,7 @@ def test_a_folder_of_hugging_face(tmp_path: Path, capsys) -> None:
     model.save_pretrained(tmp_path / "gpt2")
     capsys.readouterr()
     out = tmp_path / "out"
-    status, _, err = call(capsys, tmp_path / "gpt2", "--experts", 2, "--init", "upcycle", "--output", out)
+    status, _, err = call(capsys, tmp_path / "gpt2", "--experts", 2, "--init", "upcycle", "--out", out)
     assert (status, err) == (0, "")
     assert torch.allclose(output(load_converted(out), x), output(model, x), atol=1e-5)
     (tmp_path / "gpt2" / "model.safetensors").write_bytes(b"no")
@@ -71,7 +71,7 @@ def test_a_timm_name(capsys) -> None:
 
 
 REFUSED = {
-    "no output": (("--experts", 2), "mumoe convert: expected --output FOLDER, or --dry-run to look first"),
+    "no output": (("--experts", 2), "mumoe convert: expected --out FOLDER, or --dry-run to look first"),
     "no experts": ((), "mumoe convert: expected --experts with a number, got none"),
     "rank": (("--experts", 2, "--rank", "big", "--dry-run"), "expected --rank matched, exact or a number, got 'big'"),
     "pattern": (

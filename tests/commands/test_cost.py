@@ -8,7 +8,7 @@ from mumoe.cli import main
 
 
 def test_a_table_of_every_factorization(capsys):
-    assert main(["cost", "--in", "8", "--out", "4", "--experts", "3", "--ranks", "cp=5"]) == 0
+    assert main(["cost", "--in-features", "8", "--out-features", "4", "--experts", "3", "--ranks", "cp=5"]) == 0
     said = capsys.readouterr().out
     parameters = 5 * (8 + 4 + 3)
     row = next(line.split() for line in said.splitlines() if line.startswith("cp"))
@@ -20,12 +20,14 @@ def test_a_table_of_every_factorization(capsys):
     [
         (["--experts", "0"], "expected --experts >= 1 for each level, got 0"),
         (["--experts", "3", "-2"], "expected --experts >= 1 for each level, got 3 -2"),
-        (["--experts", "3", "--in", "0"], "expected --in >= 1, got 0"),
+        (["--experts", "3", "--in-features", "0"], "expected --in-features >= 1, got 0"),
         (["--experts", "3", "--ranks", "cp=0"], "expected rank as an int >= 1, got 0"),
     ],
 )
 def test_sizes_below_one_are_refused(capsys, arguments, text):
-    sizes = ["--in", "8", "--out", "4"] if "--in" not in arguments else ["--out", "4"]
+    sizes = (
+        ["--in-features", "8", "--out-features", "4"] if "--in-features" not in arguments else ["--out-features", "4"]
+    )
     assert main(["cost", *sizes, *arguments]) == 2
     said = capsys.readouterr()
     assert text in said.err

@@ -98,7 +98,7 @@ def test_every_verb_answers(name, tmp_path, capsys):
         assert "nan" not in said_on(page).lower().replace("finance", "")
     for file in (tmp_path / "report").rglob("*.json"):
         assert "NaN" not in file.read_text()
-    for verb in (("audit", run, "--split", split), ("edit", run, "--do", "ablate:0", "--report", split)):
+    for verb in (("audit", run, "--split", split), ("edit", run, "--do", "ablate:0", "--split", split)):
         status, out, err = call(capsys, *verb)
         assert status in (0, 1, 2)
         assert (status == 0 and err == "") or (out == "" and err.count("\n") == 1 and ": expected" in err), (out, err)

@@ -67,11 +67,11 @@ def call(capsys, *arguments):
     return status, said.out, said.err
 
 
-WHO = ("--head", "blond", "--sensitive", "male", "--value", "1")
+WHO = ("--target", "blond", "--sensitive", "male", "--value", "1")
 
 
 def test_fairness_prints_what_the_metrics_say(run, capsys):
-    status, out, _ = call(capsys, "fairness", run, "--head", "blond", "--sensitive", "male", "--json")
+    status, out, _ = call(capsys, "fairness", run, "--target", "blond", "--sensitive", "male", "--json")
     assert status == 0
     found = json.loads(out)["model"]
     assert found["target"] == {"label": 1, "sensitive": "1"}  # the worst of label 1, not named by anybody
@@ -81,7 +81,7 @@ def test_fairness_prints_what_the_metrics_say(run, capsys):
         guess = opened.head(torch.from_numpy(opened.features[rows]))[:, 0] > 0
     expected = fairness.std_bias(opened.data.labels[rows, 0], guess, sensitive_features=opened.data.labels[rows, 1])
     assert found["metrics"]["std_bias"]["value"] == pytest.approx(expected)
-    status, out, _ = call(capsys, "fairness", run, "--head", "blond", "--sensitive", "sex", "--resamples", 0)
+    status, out, _ = call(capsys, "fairness", run, "--target", "blond", "--sensitive", "sex", "--resamples", 0)
     assert status == 0
     unknown = int((opened.data.attributes["sex"].codes[rows] < 0).sum())
     assert 0 < unknown < len(rows)
@@ -122,7 +122,7 @@ def test_edit_corrects_writes_and_exports(run, capsys, tmp_path):
 def test_a_value_of_a_zero_one_attribute_may_be_written_in_several_ways(run, capsys, tmp_path, value):
     """An attribute writes it yes, a label of the set 1."""
     for sensitive, name in (("old", "yes"), ("male", "1")):
-        who, file = ("--head", "blond", "--sensitive", sensitive, "--value", value), tmp_path / "edit.json"
+        who, file = ("--target", "blond", "--sensitive", sensitive, "--value", value), tmp_path / "edit.json"
         status, out, error = call(capsys, "edit", run, *who, "--lambda", 1, "--out", file, "--resamples", 0)
         assert (status, error) == (0, "")
         assert ("old is unknown for" in out) == (sensitive == "old")
@@ -133,7 +133,7 @@ def test_a_value_of_a_zero_one_attribute_may_be_written_in_several_ways(run, cap
         assert json.loads(out)["+ edits"]["target"] == {"label": 1, "sensitive": name}
         status, _, _ = call(capsys, "edit", run, *who, "--do", "ablate:1", "--out", file, "--resamples", 0)
         assert read_edit_file(file).provenance["metrics_after"]["target"]["sensitive"] == name
-    status, _, error = call(capsys, "edit", run, "--head", "blond", "--sensitive", "old", "--value", "-1")
+    status, _, error = call(capsys, "edit", run, "--target", "blond", "--sensitive", "old", "--value", "-1")
     assert (status, error.count("\n")) == (2, 1)
     assert "expected a value of old out of no, yes, got '-1'" in error
 
@@ -254,7 +254,7 @@ def test_default_place_is_in_the_run(run, capsys):
 
 
 def test_audit_finds_the_planted_group(run, capsys, tmp_path):
-    status, out, _ = call(capsys, "audit", run, "--head", "blond", "--split", "test", "--json")
+    status, out, _ = call(capsys, "audit", run, "--target", "blond", "--split", "test", "--json")
     assert status == 0
     first = json.loads(out)["findings"][0]
     assert first["label"] == 1
@@ -267,7 +267,7 @@ def test_audit_finds_the_planted_group(run, capsys, tmp_path):
     blond = opened.data.labels[rows, 0] == 1
     assert opened.data.labels[rows, 1][inside & blond].mean() > 0.9  # nearly all of them men
     folder = tmp_path / "proposals"
-    status, out, _ = call(capsys, "audit", run, "--head", "blond", "--propose", folder, "--top", 2)
+    status, out, _ = call(capsys, "audit", run, "--target", "blond", "--propose", folder, "--top", 2)
     assert status == 0
     assert "groups are right less often than the rest" in out
     assert "    wrong: " in out
@@ -288,9 +288,9 @@ def test_single_label_runs(tmp_path, capsys):
 
 def test_a_run_without_experts(tmp_path, capsys):
     run = trained(tmp_path, head="linear")
-    assert call(capsys, "fairness", run, "--head", "blond", "--sensitive", "male")[0] == 0
+    assert call(capsys, "fairness", run, "--target", "blond", "--sensitive", "male")[0] == 0
     for verb in ("edit", "audit"):
-        status, _, err = call(capsys, verb, run, *(WHO if verb == "edit" else ("--head", "blond")))
+        status, _, err = call(capsys, verb, run, *(WHO if verb == "edit" else ("--target", "blond")))
         assert status == 2
         assert f"mumoe {verb}: expected a MuMoE layer that makes the logits, got the head 'linear'" in err
 
@@ -298,7 +298,7 @@ def test_a_run_without_experts(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--head", "blonde", *WHO[2:]), "expected a head out of blond, male, smiling, got 'blonde'. Did you mean"),
+        (("--target", "blonde", *WHO[2:]), "expected a head out of blond, male, smiling, got 'blonde'. Did you mean"),
         ((*WHO[:2], "--sensitive", "mal", "--value", "1"), "expected a sensitive attribute out of"),
         ((*WHO[:4], "--value", "2"), "expected a value of male out of 0, 1, got '2'."),
         ((*WHO, "--label", "3"), "expected a label 0 or 1, got 3."),
@@ -357,7 +357,7 @@ def test_audit_of_many_classes_and_few_images_pools_them_and_says_so(tmp_path, c
 
 
 def test_audit_without_images_says_so(run, capsys, tmp_path):
-    arguments = ("audit", run, "--head", "blond", "--split", "test", "--pictures", tmp_path / "pictures")
+    arguments = ("audit", run, "--target", "blond", "--split", "test", "--out", tmp_path / "pictures")
     status, out, _ = call(capsys, *arguments)
     assert status == 0
     assert out.count("No pictures: features:") == 1
@@ -371,7 +371,7 @@ def test_audit_shows_the_images_of_its_findings(run, capsys, tmp_path, monkeypat
         return dataclasses.replace(found, data=dataclasses.replace(found.data, open_image=made_up_image))
 
     monkeypatch.setattr("mumoe.editing.runs.open_run", opened_with_images)
-    status, out, _ = call(capsys, "audit", run, "--head", "blond", "--split", "test", "--top", 2, "--images", 3)
+    status, out, _ = call(capsys, "audit", run, "--target", "blond", "--split", "test", "--top", 2, "--images", 3)
     assert status == 0
     folder = Path(run) / "audit" / "blond-test"
     assert out.endswith(f"Written: {folder / 'sheet.png'}\n")
@@ -393,7 +393,7 @@ def test_audit_shows_the_images_of_its_findings(run, capsys, tmp_path, monkeypat
             assert [item["said"] for item in found[kind]] == [("not blond", "blond")[int(said)] for said in guess]
         for item in found["wrong"]:
             assert item["id"] in out
-    assert call(capsys, "audit", run, "--head", "blond", "--images", 0)[1].count("Written") == 0
+    assert call(capsys, "audit", run, "--target", "blond", "--images", 0)[1].count("Written") == 0
 
 
 @pytest.mark.parametrize("verb", ["edit", "hand", "base", "fairness"])
@@ -420,14 +420,15 @@ def test_edits_that_do_not_exist_are_answered_before_anything_is_loaded(run, cap
 OPTIONS = {
     "audit": {
         "split": "test", "threshold": 0.3, "no-pairs": None, "min-rows": 40, "alpha": 0.9, "correction": "holm",
-        "top": 2, "images": 0, "head": "smiling",
+        "top": 2, "images": 0, "target": "smiling",
     },
     "fairness": {
-        "head": "smiling", "sensitive": "sex", "label": 0, "value": "0", "split": "val", "resamples": 50, "seed": 1,
+        "target": "smiling", "sensitive": "sex", "label": 0, "value": "0", "split": "val", "resamples": 50, "seed": 1,
         "edits": "{edits}",
     },
     "edit": {
-        "head": "smiling", "sensitive": "sex", "value": "0", "label": 0, "lambda": 0.5, "objective": "rewriting_score",
+        "target": "smiling", "sensitive": "sex", "value": "0", "label": 0, "lambda": 0.5,
+        "objective": "rewriting_score",
         "max-loss": 0.3, "base": "{edits}", "resamples": 50, "seed": 1,
     },
 }  # fmt: skip
@@ -438,12 +439,12 @@ def test_every_option_changes_what_comes_out(run, capsys, tmp_path, verb, option
     """Compared is everything but the time and the option's own name in the heading."""
     edits = tmp_path / "edits.json"
     assert call(capsys, "edit", run, "--do", "scale:1=-2", "scale:2=3", "--out", edits)[0] == 0
-    own = {"head": "blond", "sensitive": "male", "value": "1", "max-loss": 0.0}
+    own = {"target": "blond", "sensitive": "male", "value": "1", "max-loss": 0.0}
     first = {name: own[name] for name in own if name in OPTIONS[verb]}
     if verb == "audit":
-        first = {"head": "blond"}
+        first = {"target": "blond"}
     if option == "max-loss":  # for blond men every gain of the worst group is one of overall accuracy too
-        first |= {"head": "male", "sensitive": "blond"}
+        first |= {"target": "male", "sensitive": "blond"}
     changed = {**first, option: OPTIONS[verb][option]}
     if option == "sensitive" and "value" in first:
         changed["value"] = "woman"
@@ -515,7 +516,7 @@ def test_edits_by_hand_with_a_subgroup_and_the_default_place(run, capsys, monkey
     assert about["metrics_before"]["target"] == {"label": 1, "sensitive": "1"}
     assert about["metrics_after"]["metrics"]["rewriting_score"]["value"] is not None
     assert "Equality of opp. (↓)" in out
-    assert call(capsys, "edit", run, "--do", "ablate:1", "--report", "test")[0] == 0
+    assert call(capsys, "edit", run, "--do", "ablate:1", "--split", "test")[0] == 0
     assert asked[-1] == "test"
 
 
@@ -533,7 +534,10 @@ def test_an_edit_by_hand_of_a_single_label_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "expected a subgroup (--head, --sensitive, --value) or edits by hand (--do ablate:17), got no --head,"),
+        (
+            (),
+            "expected a subgroup (--target, --sensitive, --value) or edits by hand (--do ablate:17), got no --target,",
+        ),
         (WHO[:4], "got no --value. Name one of the two."),
         (("--do", "ablat:1"), "got 'ablat'. Did you mean 'ablate'?"),
         (("--do", "ablate:8"), "Ablate: expected an expert in 0..7, got 8."),
@@ -544,8 +548,11 @@ def test_an_edit_by_hand_of_a_single_label_run(tmp_path, capsys):
         (("--do", "ablate:1/0"), "expected level in 0..0, got 1."),
         (("--do", "ablate:0", "set-output:1:blnd=2"), "got 'blnd'. Did you mean 'blond'?"),
         (("--do", "ablate:0", "--lambda", "2"), "expected no --lambda with --do, got 2."),
-        (("--do", "ablate:0", "--report", "vall"), "got 'vall'. Did you mean 'val'?"),
-        (("--do", "ablate:0", "--head", "blond"), "to measure a subgroup, got --head alone. Give all three or none."),
+        (("--do", "ablate:0", "--split", "vall"), "got 'vall'. Did you mean 'val'?"),
+        (
+            ("--do", "ablate:0", "--target", "blond"),
+            "to measure a subgroup, got --target alone. Give all three or none.",
+        ),
     ],
 )
 def test_bad_edits_by_hand_say_one_line_and_write_nothing(run, capsys, tmp_path, arguments, message):

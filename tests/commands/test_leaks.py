@@ -54,7 +54,7 @@ def test_strengths_audits_and_proposals(pair, capsys, tmp_path):
         assert call(capsys, "edit", run, *WHO, "--out", file, "--max-loss", 0.05, "--resamples", 0)[0] == 0
         content = read_edit_file(file)
         status, said, _ = call(
-            capsys, "audit", run, "--head", "blond", "--json", "--propose", tmp_path / "p", "--alpha", 0.9
+            capsys, "audit", run, "--target", "blond", "--json", "--propose", tmp_path / "p", "--alpha", 0.9
         )
         assert status == 0
         proposed = {path.name: json.loads(path.read_text())["edits"] for path in sorted((tmp_path / "p").iterdir())}

@@ -12,7 +12,7 @@ from mumoe.deploy.formats import check_ready
 from mumoe.errors import JobError
 from read_only import read_only
 
-EDIT = ("--do", "ablate:1", "--report", "test")
+EDIT = ("--do", "ablate:1", "--split", "test")
 
 
 @pytest.fixture(scope="module")

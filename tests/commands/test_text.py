@@ -88,7 +88,7 @@ def test_generate_and_scale_experts(folder, capsys):
         (["analyze", "RUN", "--windows", "0"], "expected windows >= 1, got 0"),
         (["export", "RUN", "--to", "onnx"], "which trained a whole network"),
         (["predict", "RUN", "x.png"], "which trained a whole network"),
-        (["fairness", "RUN", "--head", "x", "--sensitive", "studio"], "which trained a whole network"),
+        (["fairness", "RUN", "--target", "x", "--sensitive", "studio"], "which trained a whole network"),
     ],
 )
 def test_wrong_calls_are_one_line(folder, capsys, arguments, words):

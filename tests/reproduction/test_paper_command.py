@@ -64,7 +64,7 @@ def test_the_list_tells_how_far_an_item_is(tmp_path, state, said):
 
 
 def test_an_exact_item(tmp_path, capsys):
-    assert main(["run", "table-1", "--output", str(tmp_path)]) == 0
+    assert main(["run", "table-1", "--out", str(tmp_path)]) == 0
     assert "1,167,360 =" in capsys.readouterr().out
     assert json.loads((tmp_path / "exact/table-1.json").read_text())["state"] == {"done": 1, "planned": 1}
     assert main(["run", "figure-1", "--dry-run"]) == 0

@@ -141,7 +141,7 @@ def _check_head(head: Head, spec: str, experts: Sequence[int]) -> None:
     if not isinstance(head.layer, MuMoE | SparseMoE | HighRankLinear):
         raise UserError(
             f"{WHO}: expected a run with experts, got the head {spec!r}, which has none. "
-            "Train one with --head CPMuMoE-r256-e128."
+            "Train one with --spec CPMuMoE-r256-e128."
         )
     known = 0 if isinstance(head.layer, HighRankLinear) else head.layer.num_experts[0]
     for expert in experts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mumoe.analysis.settings import WHO, check_settings
 from mumoe.commands.opening import opened, require_run
@@ -23,6 +23,15 @@ SETTINGS = (*_OF_IMAGES, "windows", "ablated_windows")
 @dataclass(frozen=True)
 class Options:
     """Measure what each expert of a run does; the results go to RUN/analysis."""
+
+    COMMON: ClassVar = {
+        "split": "val",
+        "modes": "zero mean",
+        "experts": "3 17 49",
+        "images": "12",
+        "out": "analysis",
+    }
+    """Shown first in help, with an example of each."""
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run with a MuMoE, sparse-moe or highrank-linear head, or of a language model with MuMoE blocks; or of

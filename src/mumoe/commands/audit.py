@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from mumoe.commands.opening import opened as open_verb
 from mumoe.commands.opening import require_run
@@ -32,9 +32,18 @@ __all__ = ["Options", "run"]
 class Options:
     """Rank experts and their combinations by how far below the rest the accuracy of their images is."""
 
+    COMMON: ClassVar = {
+        "head": "Blond_Hair",
+        "split": "val",
+        "top": "20",
+        "images": "0",
+        "propose": "edits",
+    }
+    """Shown first in help, with an example of each."""
+
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, or of the job that holds it"""
-    head: str = ""
+    head: Annotated[str, Argument(("--target",))] = ""
     """attribute to audit in a multi-label run (a single-label run is audited class by class)"""
     split: str = "val"
     """train, val or test; choosing edits by the test split would spoil it"""
@@ -52,7 +61,7 @@ class Options:
     """findings to show"""
     images: int = 5
     """wrong images to name and to show for each finding, beside as many right ones (0: none)"""
-    pictures: str = ""
+    pictures: Annotated[str, Argument(("-o", "--out"))] = ""
     """folder for the sheet of these images (empty: RUN/audit/SPLIT, or RUN/audit/HEAD-SPLIT)"""
     propose: str = ""
     """folder for one edit file for each significant finding shown (multi-label)"""
@@ -135,7 +144,7 @@ def _outcomes(opened: EditingRun, options: Options, rows: npt.NDArray[np.int64])
     data = opened.data
     if not data.multi_label:
         if options.head:
-            raise UserError("mumoe audit: expected no --head for a single-label run, got one. Leave it out.")
+            raise UserError("mumoe audit: expected no --target for a single-label run, got one. Leave it out.")
         guess = torch.from_numpy(opened.outputs(rows).argmax(1))
         labels = torch.from_numpy(data.labels[rows].astype("int64"))
         return labels, guess

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from mumoe.errors import UserError
 from mumoe.parsing import Argument
@@ -20,6 +20,15 @@ __all__ = ["Options", "run"]
 @dataclass(frozen=True)
 class Options:
     """Replace MLPs or layers of a network by MuMoE layers, show what changes, and save it."""
+
+    COMMON: ClassVar = {
+        "experts": "64",
+        "pattern": "'blocks.*.mlp'",
+        "rank": "matched",
+        "output": "converted",
+        "dry_run": "",
+    }
+    """Shown first in help, with an example of each."""
 
     model: Annotated[str, Argument(positional=True, metavar="MODEL")]
     """timm model, folder of a Hugging Face model, or folder that this verb wrote"""
@@ -45,7 +54,7 @@ class Options:
     """timm's published weights; without, random ones"""
     num_classes: int | None = None
     """classes of a timm model, where not its own"""
-    output: str = ""
+    output: Annotated[str, Argument(("-o", "--out"))] = ""
     """folder to write"""
     max_shard_size: str = "5GB"
     """largest file of weights"""
@@ -95,10 +104,10 @@ def _check_output(options: Options) -> None:
     if options.dry_run:
         return
     if not options.output:
-        raise UserError("mumoe convert: expected --output FOLDER, or --dry-run to look first, got neither. Give one.")
+        raise UserError("mumoe convert: expected --out FOLDER, or --dry-run to look first, got neither. Give one.")
     path = Path(options.output)
     if path.exists() and not path.is_dir():
-        raise UserError(f"mumoe convert: expected --output to be a folder, got the file {options.output!r}.")
+        raise UserError(f"mumoe convert: expected --out to be a folder, got the file {options.output!r}.")
     if path.is_dir() and any(path.iterdir()) and not options.overwrite:
         raise UserError(
             f"mumoe convert: expected a new folder, got {options.output!r}, which has files. "

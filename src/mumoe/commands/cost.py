@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mumoe.errors import UserError
 from mumoe.parsing import Argument
@@ -18,9 +18,17 @@ if TYPE_CHECKING:
 class Options:
     """Parameters and multiply-adds of one layer, for every factorization (Table 1 of the paper)."""
 
-    in_features: Annotated[int, Argument(("--in",))]
+    COMMON: ClassVar = {
+        "in_features": "768",
+        "out_features": "1000",
+        "experts": "512",
+        "ranks": "cp=256 tr=4x512x4",
+    }
+    """Shown first in help, with an example of each."""
+
+    in_features: Annotated[int, Argument(("--in-features",))]
     """Width of the input."""
-    out_features: Annotated[int, Argument(("--out",))]
+    out_features: Annotated[int, Argument(("--out-features",))]
     """Width of the output."""
     experts: tuple[int, ...]
     """Number of experts, one for each level."""
@@ -34,7 +42,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Print the table."""
-    for flag, value in (("--in", options.in_features), ("--out", options.out_features)):
+    for flag, value in (("--in-features", options.in_features), ("--out-features", options.out_features)):
         if value < 1:
             raise UserError(f"mumoe cost: expected {flag} >= 1, got {value}.")
     if not options.experts or min(options.experts) < 1:

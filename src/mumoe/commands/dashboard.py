@@ -8,7 +8,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mumoe.commands.opening import opened
 from mumoe.errors import UserError, require
@@ -30,6 +30,13 @@ class Options:
     another machine: start it there with --no-browser --port 8000, then ssh -L 9999:127.0.0.1:8000 HOST, and open the
     address that it printed with port 9999 in place of 8000.
     """
+
+    COMMON: ClassVar = {
+        "split": "test",
+        "port": "8000",
+        "data": "folder:/new/place",
+    }
+    """Shown first in help, with an example of each."""
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run with experts, or of the job that holds it"""
@@ -92,7 +99,7 @@ def _require_experts(run: Run) -> None:
     elif run.config.head.startswith(("linear", "highrank-linear")):
         raise UserError(
             f"mumoe dashboard: expected a run with experts, got the head {run.config.head!r}, which has none. "
-            "Train one with --head CPMuMoE-r256-e128."
+            "Train one with --spec CPMuMoE-r256-e128."
         )
 
 

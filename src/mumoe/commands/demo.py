@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from mumoe.parsing import Argument
 
 
 @dataclass(frozen=True)
 class Options:
     """Train, evaluate, ablate and rewrite experts on embedded images; writes a report. About three minutes."""
 
-    out: str = "runs/demo"
+    COMMON: ClassVar = {
+        "out": "demo",
+        "seeds": "1",
+    }
+    """Shown first in help, with an example of each."""
+
+    out: Annotated[str, Argument(("-o", "--out"))] = "runs/demo"
     """folder to write; that of an earlier demo is replaced"""
     seeds: int = 3
     """seeds of every head"""

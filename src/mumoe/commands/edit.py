@@ -7,7 +7,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -33,18 +33,27 @@ class Options:
     used once, for the report. With --do the edits are yours, and are measured on validation images.
     """
 
+    COMMON: ClassVar = {
+        "head": "Blond_Hair",
+        "sensitive": "Male",
+        "value": "1",
+        "do": "ablate:17 scale:3=0.5",
+        "out": "blond.json",
+    }
+    """Shown first in help, with an example of each."""
+
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, or of the job that holds it"""
-    head: str = ""
-    """the attribute whose logit is corrected, e.g. Blond_Hair"""
+    head: Annotated[str, Argument(("--target",))] = ""
+    """the attribute whose logit is corrected"""
     sensitive: str = ""
-    """the sensitive attribute, e.g. Male"""
+    """the sensitive attribute"""
     value: str = ""
-    """sensitive value of the subgroup to help, e.g. 1 (of a 0/1 attribute 1, yes and true are one)"""
+    """sensitive value of the subgroup to help (of a 0/1 attribute 1, yes and true are one)"""
     do: tuple[str, ...] = ()
     """edits by hand instead, in this order: ablate:17 scale:3=0.5 swap:4=9 set-output:5:CLASS=2.0
     correct:5:CLASS=0.3 (1/3 is expert 3 of level 1; 5,2 one of a hierarchy's combinations)"""
-    report: str = "val"
+    report: Annotated[str, Argument(("--split",))] = "val"
     """split that --do is measured on: train, val or test"""
     label: int = 1
     """true label of that subgroup: 1 raises the logit, 0 lowers it"""
@@ -58,7 +67,7 @@ class Options:
     """mean coefficients in a hierarchy: of combinations, or the product of each level's"""
     base: str = ""
     """file of edits to put this one on top of"""
-    out: str = ""
+    out: Annotated[str, Argument(("-o", "--out"))] = ""
     """file to write (empty: RUN/edits/HEAD-SENSITIVE-VALUE.json, or one named after --do)"""
     export: str = ""
     """safetensors file for the head with the edit folded into its factors"""
@@ -84,7 +93,7 @@ def run(options: Options) -> None:
     missing = [f"--{name}" for name in ("head", "sensitive", "value") if not getattr(options, name)]
     if missing:
         raise UserError(
-            f"mumoe edit: expected a subgroup (--head, --sensitive, --value) or edits by hand (--do ablate:17), "
+            f"mumoe edit: expected a subgroup (--target, --sensitive, --value) or edits by hand (--do ablate:17), "
             f"got no {', '.join(missing)}. Name one of the two."
         )
     return _rewrite(options)

@@ -40,7 +40,7 @@ def run_by_hand(options: Options) -> None:
     names = [stack.add(parse_edit(text, opened.data.classes, who=WHO)) for text in options.do]
     rows = opened.data.indices(options.report) if problem is None else problem.rows(options.report)  # type: ignore[arg-type]
     if not len(rows):
-        raise UserError(f"{WHO}: expected images in the {options.report} split, got none. Take another --report.")
+        raise UserError(f"{WHO}: expected images in the {options.report} split, got none. Take another --split.")
     before = _predicted(opened, rows)
     with stack:
         after = _predicted(opened, rows)
@@ -75,7 +75,7 @@ def _check(options: Options) -> None:
     given = [name for name in ("head", "sensitive", "value") if getattr(options, name)]
     if len(given) not in (0, 3):
         raise UserError(
-            f"{WHO}: expected --head, --sensitive and --value to measure a subgroup, got --{' and --'.join(given)} "
+            f"{WHO}: expected --target, --sensitive and --value to measure a subgroup, got --{' and --'.join(given)} "
             "alone. Give all three or none."
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from mumoe.data.base import SPLITS
 from mumoe.errors import unknown_name
@@ -19,6 +19,13 @@ __all__ = ["Options", "run"]
 @dataclass(frozen=True)
 class Options:
     """Evaluate a run, or every run of a job over several seeds or heads."""
+
+    COMMON: ClassVar = {
+        "split": "val",
+        "json": "",
+        "classes": "20",
+    }
+    """Shown first in help, with an example of each."""
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of the run, or of the job that holds it"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from mumoe.commands.opening import place, require_run
 from mumoe.parsing import Argument
@@ -22,12 +22,19 @@ _NAMES = {"onnx": "model.onnx", "safetensors": "safetensors", "torch-export": "m
 class Options:
     """Write a trained model for other runtimes, with its preprocessing, and check what was written."""
 
+    COMMON: ClassVar = {
+        "to": "onnx",
+        "out": "model.onnx",
+        "edits": "blond.json",
+    }
+    """Shown first in help, with an example of each."""
+
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, of the job that holds it, or of a saved model"""
     to: Literal["onnx", "safetensors", "torch-export"]
     """onnx: one file and its preprocessing as JSON; safetensors: a folder with weights, config and model card;
     torch-export: a .pt2 archive"""
-    out: str = ""
+    out: Annotated[str, Argument(("-o", "--out"))] = ""
     """file or folder to write (empty: RUN/export/model.onnx and so on)"""
     images: tuple[str, ...] = ()
     """images, or folders of them, to check the file on besides random ones (the first 32)"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from mumoe.commands.opening import opened as open_verb
 from mumoe.commands.opening import require_run
@@ -20,12 +20,21 @@ __all__ = ["Options", "run"]
 class Options:
     """Measure whom a run's model fails: every combination of a 0/1 attribute and a sensitive one."""
 
+    COMMON: ClassVar = {
+        "head": "Blond_Hair",
+        "sensitive": "Male",
+        "edits": "blond.json",
+        "split": "val",
+        "json": "",
+    }
+    """Shown first in help, with an example of each."""
+
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, or of the job that holds it"""
-    head: str
-    """the attribute that is predicted, e.g. Blond_Hair"""
+    head: Annotated[str, Argument(("--target",))]
+    """the attribute that is predicted"""
     sensitive: str
-    """the sensitive attribute, e.g. Male"""
+    """the sensitive attribute"""
     label: int = 1
     """label of the target subgroup, 0 or 1"""
     value: str = ""

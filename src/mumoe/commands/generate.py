@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mumoe.commands.opening import opened
 from mumoe.errors import UserError
@@ -20,6 +20,14 @@ __all__ = ["Options", "run"]
 @dataclass(frozen=True)
 class Options:
     """Write text with a trained language model."""
+
+    COMMON: ClassVar = {
+        "prompt": "'def f('",
+        "tokens": "200",
+        "temperature": "0",
+        "scale": "0:17=3",
+    }
+    """Shown first in help, with an example of each."""
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run of mode text, or of the job that holds it"""
@@ -36,7 +44,7 @@ class Options:
     seed: int = 0
     """seed of the sampling"""
     scale: tuple[str, ...] = ()
-    """experts to scale as LAYER:EXPERT=FACTOR, e.g. 0:17=3 (layer 0, expert 17, three times; 0 ablates it)"""
+    """experts to scale as LAYER:EXPERT=FACTOR (0:17=3: layer 0, expert 17, three times; 0 ablates it)"""
     data: str = ""
     """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
     device: str = "auto"

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mumoe.commands.opening import opened_classifier, require_run
 from mumoe.errors import JobError, UserError
@@ -25,6 +25,13 @@ _MOST_NAMED = 5
 @dataclass(frozen=True)
 class Options:
     """Name what is in images, with the experts behind it and their terms of the logit."""
+
+    COMMON: ClassVar = {
+        "top": "5",
+        "experts": "10",
+        "json": "",
+    }
+    """Shown first in help, with an example of each."""
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, of the job that holds it, or of a saved model"""

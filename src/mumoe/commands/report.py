@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mumoe.commands.opening import require_run
 from mumoe.errors import UserError
@@ -22,6 +22,12 @@ __all__ = ["Options", "report", "run", "run_names"]
 @dataclass(frozen=True)
 class Options:
     """Write a folder of pages about runs, to open from disk or send as a zip; several runs are compared."""
+
+    COMMON: ClassVar = {
+        "out": "report",
+        "max_images": "8",
+    }
+    """Shown first in help, with an example of each."""
 
     runs: Annotated[tuple[str, ...], Argument(positional=True, metavar="RUN [RUN ...]")]
     """folders of runs, or of several seeds or heads"""

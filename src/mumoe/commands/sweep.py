@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mumoe.analysis.findings import Effect
 from mumoe.errors import UserError
 from mumoe.files import read_json, write_json
+from mumoe.parsing import Argument
 from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.style import save_figure
 from mumoe.plots.trend import Point, trend_figure
@@ -35,13 +36,22 @@ __all__ = ["Cell", "Options", "cells", "run", "sweep"]
 class Options:
     """Train and analyze heads of many experts, gates and seeds; draws Figures 3 and 9 into OUT."""
 
-    out: str = "runs/sweep"
+    COMMON: ClassVar = {
+        "heads": "CPMuMoE-r256 TRMuMoE-r64",
+        "experts": "32 128 512",
+        "gates": "entmax15 softmax",
+        "seeds": "5",
+        "out": "runs/sweep",
+    }
+    """Shown first in help, with an example of each."""
+
+    out: Annotated[str, Argument(("-o", "--out"))] = "runs/sweep"
     """folder of the sweep; called again, it goes on where it was stopped"""
     config: str = ""
     """TOML file with the settings of every cell (head, gate, seed and out are the sweep's)"""
     set: tuple[str, ...] = ()
     """further settings as KEY=VALUE, e.g. weight_decay=3.0"""
-    heads: tuple[str, ...] = ("CPMuMoE-r256",)
+    heads: Annotated[tuple[str, ...], Argument(("--spec",))] = ("CPMuMoE-r256",)
     """heads without their experts, e.g. CPMuMoE-r256 TRMuMoE-r64"""
     experts: tuple[int, ...] = (8, 32, 128, 512, 1024)
     """numbers of experts"""

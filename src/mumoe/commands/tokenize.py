@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from mumoe.parsing import Argument
 
@@ -15,9 +15,16 @@ __all__ = ["Options", "run"]
 class Options:
     """Write files of text as a folder of tokens, for mumoe train --mode text --data tokens:FOLDER."""
 
+    COMMON: ClassVar = {
+        "out": "tokens",
+        "tokenizer": "tokenizer.json",
+        "val": "0.01",
+    }
+    """Shown first in help, with an example of each."""
+
     files: Annotated[tuple[str, ...], Argument(positional=True, metavar="FILE [FILE ...]")]
     """text files (each a document), .jsonl and .parquet files (each row a document), or folders of such"""
-    out: str
+    out: Annotated[str, Argument(("-o", "--out"))]
     """new folder of the tokens"""
     tokenizer: str = "bytes"
     """bytes, or a tokenizer.json of Hugging Face's tokenizers, such as GPT-2's"""

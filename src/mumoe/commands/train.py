@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mumoe.errors import UserError, require, unknown_name
 from mumoe.results import Comparison, Spread, TrainResult
@@ -22,6 +22,15 @@ _FILES = {"folder": "folder", "csv": "file", "features": "file or folder", "toke
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainConfig):
     """Train a head on a backbone. Settings come from --preset, then --config, then the flags."""
+
+    COMMON: ClassVar = {
+        "data": "folder:birds",
+        "head": "CPMuMoE-r256-e128",
+        "against": "linear",
+        "seeds": "3",
+        "out": "runs/birds",
+    }
+    """Shown first in help, with an example of each."""
 
     config: str = ""
     """TOML file with settings"""

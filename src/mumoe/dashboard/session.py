@@ -74,7 +74,7 @@ class Split:
         if self.rows is None:
             raise UserError(
                 f"{WHO}: expected experts that make the logits, got a head whose logits are no sum over experts. "
-                "Train one with --head CPMuMoE-r256-e128 --position final to edit it."
+                "Train one with --spec CPMuMoE-r256-e128 --position final to edit it."
             )
         return self.rows
 
@@ -161,7 +161,7 @@ def open_session(run: str | Path | EditingRun | StoredRun, report: Report = sile
     if not isinstance(opened.head.layer, MuMoE | SparseMoE):
         raise UserError(
             f"{WHO}: expected a run with experts, got a {type(opened.head.layer).__name__} head in {opened.path}. "
-            "Train one with --head CPMuMoE-r256-e128."
+            "Train one with --spec CPMuMoE-r256-e128."
         )
     facts = RunFolder.open(opened.path).facts()
     session = Session(opened, facts, Analyzed())

@@ -57,7 +57,7 @@ class EditingRun:
         if self.layer is None:
             raise UserError(
                 f"{who}: expected a MuMoE layer that makes the logits, got a {type(self.head.layer).__name__} head "
-                f"in {self.path}. Train one with --head CPMuMoE-r256-e128 --position final."
+                f"in {self.path}. Train one with --spec CPMuMoE-r256-e128 --position final."
             )
         return self.layer
 
@@ -240,7 +240,7 @@ def check_edits(
         raise UserError(
             f"{who}: expected a MuMoE layer that makes the logits, got the head {config.head!r} "
             f"(--position {config.position}) in {folder.path}. "
-            "Train one with --head CPMuMoE-r256-e128 --position final."
+            "Train one with --spec CPMuMoE-r256-e128 --position final."
         )
     edits = [edit for file in files for edit in read_edit_file(file).edits.values()]
     for edit in [*edits, *(parse_edit(text, classes, who=who) for text in do)]:

@@ -132,7 +132,7 @@ def read_fairness(run: Path, multi_label: bool) -> tuple[tuple[FairnessView, ...
         except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
             missing.append(Missing("fairness", f"{path.name} could not be read: {error}", ""))
     if not views and not missing:
-        command = f"mumoe fairness {run} --head ATTRIBUTE --sensitive ATTRIBUTE --json > {run / 'fairness.json'}"
+        command = f"mumoe fairness {run} --target ATTRIBUTE --sensitive ATTRIBUTE --json > {run / 'fairness.json'}"
         missing.append(Missing("fairness", "The accuracy of subgroups was not measured.", command))
     return tuple(views), tuple(missing)
 

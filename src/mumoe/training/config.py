@@ -31,8 +31,11 @@ SECTIONS = ("input", "model", "optimization", "job")
 """Tables of a configuration file, in the order in which they are written."""
 
 
-def _setting(default: Any, section: str, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"section": section, "low": low, "high": high})
+def _setting(
+    default: Any, section: str, low: float | None = None, high: float | None = None, flags: tuple[str, ...] = ()
+) -> Any:
+    metadata = {"section": section, "group": f"{section} options", "low": low, "high": high, "flags": flags}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class TrainConfig:
     mode: Literal["features", "finetune", "scratch", "text"] = _setting("features", "model")
     """features: backbone frozen, its features cached; finetune: everything is trained; scratch: a whole network for
     images from random weights; text: a causal language model from random weights"""
-    head: str = _setting("CPMuMoE-r256-e128", "model")
+    head: str = _setting("CPMuMoE-r256-e128", "model", flags=("--spec",))
     """CPMuMoE-r256-e128, TuckerMuMoE-..., linear, highrank-linear-r512, sparse-moe-e64-k2; in modes scratch and text
     what every MLP of the network is: mlp, CPMuMoE-e64 (rank matched to the MLP), CPMuMoE-r384-e64"""
     position: Literal["final", "penultimate"] = _setting("final", "model")
@@ -148,7 +151,7 @@ class TrainConfig:
     """further trackers: wandb, trackio"""
     cache_dir: str = _setting("", "job")
     """folder of cached features (empty: the user cache)"""
-    out: str = _setting("", "job")
+    out: str = _setting("", "job", flags=("-o", "--out"))
     """folder of the run (empty: runs/DATA-HEAD)"""
 
     def check(self) -> TrainConfig:

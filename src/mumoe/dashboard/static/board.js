@@ -52,7 +52,7 @@ export function Board({ run, split, edits, setEdits, addEdits, history, onUndo, 
   if (!run.editable) {
     return html`<section class="pane board" aria-label="Edits"><h2>Edits</h2>
       <p class="note">The experts of this run do not make the logits (a linear layer follows them, or they are a sparse mixture), so that they cannot be edited.
-      Train with <code>--head CPMuMoE-r256-e128 --position final</code>.</p></section>`;
+      Train with <code>--spec CPMuMoE-r256-e128 --position final</code>.</p></section>`;
   }
   return html`<section class="pane board" aria-label="Edits" aria-busy=${busy}>
     <header class="panehead"><h2>Edits</h2><span class="tools">
