@@ -20,8 +20,8 @@ from mumoe.demo.bias_bench import CRITERIA, SeedResult
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet, planted_style
 from mumoe.editing import figures
-from mumoe.editing.files import write_json
 from mumoe.editing.tables import fairness_table, subgroup_table
+from mumoe.files import write_json
 from reproduction.bias import BiasResults, run_bias
 from reproduction.bias_sets import CELEBA_EXPERIMENTS, celeba_bias, natural_skin_tone
 
@@ -98,7 +98,7 @@ def write_report(results: BiasResults, folder: str | Path) -> None:
     """Write NAME.json, NAME.md and two figures into a folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{results.name}.json", results.to_dict(), "bias_report")
+    write_json(folder / f"{results.name}.json", results.to_dict())
     (folder / f"{results.name}.md").write_text(_page(results), encoding="utf-8")
     settings = {"paper's fixed": "", "matched": " matched", "best worst group": " best worst group"}
     scores = {

@@ -14,11 +14,11 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from mumoe.errors import UserError, nearest
 
-__all__ = ["parse"]
+__all__ = ["flag_of", "parse"]
 
 _RULE = re.compile(r"[-─+╭╮╰╯│| ]*")  # lines of characters, or of ASCII where the terminal has no others
 _MISSING, _UNKNOWN, _CLOSE = "Missing from", "Unrecognized options:", "Perhaps you meant:"
@@ -49,6 +49,15 @@ def parse(options: type, arguments: list[str], prog: str, default: Any = None) -
             return None
         names = [field.name.strip("_").replace("_", "-") for field in dataclasses.fields(options)]
         raise UserError(f"{prog}: {one_line(framed.getvalue(), names)} See {prog} --help.") from None
+
+
+def flag_of(options: type, name: str) -> str:
+    """The flag of a field, such as ``--batch-size`` of ``batch_size``; a name that is no field as it is."""
+    hints = get_type_hints(options, include_extras=True)
+    if name not in hints:
+        return name
+    named = [mark.name for mark in get_args(hints[name])[1:] if getattr(mark, "name", None)]
+    return "--" + (named or [name])[0].strip("_").replace("_", "-")
 
 
 @contextlib.contextmanager
