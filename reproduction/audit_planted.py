@@ -18,18 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mumoe.demo.bias_heads import BiasTask, Settings, train_plain
 from mumoe.demo.planted_bias import BiasSet
-from mumoe.editing.audit import audit, first_rank
-from mumoe.editing.files import write_json
+from mumoe.editing.audit import Audit, Finding, audit, handled
+from mumoe.files import write_json
 from mumoe.layers import MuMoE
 from mumoe.models.heads import build_head
 from mumoe.parsing import parse
+from mumoe.records import render_table
 from reproduction import bias_report
 from reproduction.bias_sets import without_cut
 
-__all__ = ["Options", "audit_seed", "page"]
+__all__ = ["Options", "audit_seed", "first_rank", "page"]
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,34 @@ def audit_seed(bias: BiasSet, *, seed: int, head: str, settings: Settings, thres
     return result
 
 
+def first_rank(
+    found: Audit, coefficients: Sequence[Tensor], labels: Tensor, group: Tensor, *, label: int | None = None
+) -> tuple[int, Finding] | None:
+    """Place (from 1) of the first finding most of whose rows are in a known group, to judge audits by.
+
+    Args:
+        found: An audit of these rows.
+        coefficients: As in `audit`.
+        labels: As in `audit`.
+        group: (rows,) whether a row is in the group, such as a planted subgroup.
+        label: Count findings with this label only.
+
+    Returns:
+        The place and the finding, or None if there is none among the findings kept.
+    """
+    place = 0
+    for finding in found.findings:
+        if label is not None and finding.label != label:
+            continue
+        place += 1
+        inside = handled(coefficients, finding.experts, found.threshold) & (labels == finding.label)
+        if bool(group[inside].double().mean() > 0.5):
+            return place, finding
+    return None
+
+
 def page(planted: Sequence[dict[str, Any]], control: Sequence[dict[str, Any]]) -> str:
     """The results in words and a table."""
-    from mumoe.editing.tables import render_table
-
     rows = [
         [
             f"{kind}, seed {item['seed']}",
@@ -120,7 +146,7 @@ def page(planted: Sequence[dict[str, Any]], control: Sequence[dict[str, Any]]) -
         f"with its label. The planted gap in accuracy is {gap:.3f} on average. A finding counts as the planted "
         "subgroup if most of its rows are in it; the subgroup need not be handled by one expert or pair.",
         "",
-        render_table(header, rows),
+        render_table(header, rows, "markdown"),
         "The first finding of each planted run:",
         "",
         *(f"- seed {item['seed']}: {item['first']}" for item in planted),
@@ -141,7 +167,7 @@ def main(options: Options) -> None:
         planted.append(audit_seed(bias, threshold=options.threshold, **common))
         control.append(audit_seed(without_cut(bias), threshold=options.threshold, **common))
         content = {"head": options.head, "threshold": options.threshold, "planted": planted, "control": control}
-        write_json(folder / "emoji-audit.json", content, "audit_planted")
+        write_json(folder / "emoji-audit.json", content)
         (folder / "emoji-audit.md").write_text(page(planted, control), encoding="utf-8")
         sys.stderr.write(f"Seed {seed} is in {folder}\n")
 

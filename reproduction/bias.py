@@ -4,7 +4,7 @@
     results = run_bias(lambda seed: planted_style(emoji(split_seed=seed), features), seeds=(0, 1, 2))
 
 Per seed (which changes split, cut, initialization and order) heads are trained, strengths are chosen on validation
-rows, and only then are the test rows opened, once, for all methods. Every strength is reported twice or thrice: as
+rows, and then all methods are measured on the test rows. Every strength is reported twice or thrice: as
 the paper fixes it (experts: lambda = N, blind: 2.5, retraining: fully balanced), *matched* (the smallest at which
 the target subgroup is as accurate as the others with its label were), so that methods are compared at equal
 benefit, and *best worst group* (the best worst-subgroup accuracy that costs at most one point of accuracy).
@@ -27,6 +27,7 @@ from mumoe.editing.choose import Choice
 from mumoe.editing.fairness import METRICS, Bootstrap, FairnessReport
 from mumoe.errors import UserError
 from mumoe.models.heads import matched_spec
+from mumoe.records import to_plain
 from reproduction.retraining import fit
 
 __all__ = ["RETRAINING", "BiasResults", "Retraining", "RetrainingBench", "run_bias", "run_seed"]
@@ -164,7 +165,7 @@ def run_seed(
 
 def _short(choice: Choice, most: int = 40) -> dict[str, Any]:
     """A choice with its curve thinned to what a figure needs, the chosen point among it."""
-    plain = choice.to_dict()
+    plain = to_plain(choice)
     step = max(1, len(choice.curve) // most)
     kept = [p for i, p in enumerate(plain["curve"]) if i % step == 0 or p["strength"] == choice.strength]
     return {**plain, "curve": kept}

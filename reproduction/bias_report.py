@@ -19,8 +19,8 @@ from typing import Literal
 from mumoe.demo.bias_bench import CRITERIA, SeedResult
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet, planted_style
-from mumoe.editing.files import write_json
 from mumoe.editing.tables import fairness_table, subgroup_table
+from mumoe.files import write_json
 from mumoe.parsing import parse
 from mumoe.plots.style import save_svg
 from mumoe.plots.subgroup_accuracy import score_figure, subgroup_figure
@@ -101,7 +101,7 @@ def write_report(results: BiasResults, folder: str | Path) -> None:
     """Write NAME.json, NAME.md and two figures into a folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{results.name}.json", results.to_dict(), "bias_report")
+    write_json(folder / f"{results.name}.json", results.to_dict())
     (folder / f"{results.name}.md").write_text(_page(results), encoding="utf-8")
     settings = {"paper's fixed": "", "matched": " matched", "best worst group": " best worst group"}
     scores = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mumoe.editing.tables import render_table
+from mumoe.records import render_table
 
 __all__ = ["Sheet", "Table", "compared", "count_beside", "mean_text", "signed"]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mumoe.api import Job, Run, load
     from mumoe.baselines import HighRankLinear, SparseMoE
     from mumoe.deploy.model import ImageClassifier
+    from mumoe.editing.edits import Ablate, Correct, Rewrite, Scale, SetOutput, Swap
     from mumoe.errors import JobError, UserError
     from mumoe.factorizations import Factorization, register_factorization
     from mumoe.gating import Gate, register_gate
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Ablate",
+    "Correct",
     "Factorization",
     "Gate",
     "HighRankLinear",
@@ -33,8 +36,12 @@ __all__ = [
     "MuMoE",
     "MuMoEBlock",
     "MuMoEGatedBlock",
+    "Rewrite",
     "Run",
+    "Scale",
+    "SetOutput",
     "SparseMoE",
+    "Swap",
     "UserError",
     "analyze",
     "costs",
@@ -49,6 +56,8 @@ __all__ = [
 __getattr__, __dir__ = attach(
     "mumoe",
     {
+        "Ablate": "editing.edits",
+        "Correct": "editing.edits",
         "Factorization": "factorizations",
         "Gate": "gating",
         "HighRankLinear": "baselines",
@@ -58,8 +67,12 @@ __getattr__, __dir__ = attach(
         "MuMoE": "layers",
         "MuMoEBlock": "layers",
         "MuMoEGatedBlock": "layers",
+        "Rewrite": "editing.edits",
         "Run": "api",
+        "Scale": "editing.edits",
+        "SetOutput": "editing.edits",
         "SparseMoE": "baselines",
+        "Swap": "editing.edits",
         "UserError": "errors",
         "analyze": "analysis.analyzing",
         "load": "api",

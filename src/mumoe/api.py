@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +29,19 @@ if TYPE_CHECKING:
     from mumoe.deploy.formats import ExportReport
     from mumoe.deploy.model import HeadModel, ImageClassifier
     from mumoe.deploy.predictions import Prediction
+    from mumoe.editing.auditing import RunAudit
+    from mumoe.editing.correcting import Edit
+    from mumoe.editing.edit_reports import FairnessComparison
+    from mumoe.editing.edits import Edit as Operation
+    from mumoe.editing.files import Edits
+    from mumoe.editing.rewriting import Strength
     from mumoe.editing.runs import EditingRun
     from mumoe.models.heads import Head
     from mumoe.training.inputs import Inputs
 
 __all__ = ["Job", "Run", "load", "load_runs", "open_run"]
 
+Deployed = TypeVar("Deployed", "ImageClassifier", "HeadModel")
 Transform = Callable[["Image.Image"], Tensor]
 
 
@@ -139,7 +146,7 @@ class Run:
         """
         from mumoe.deploy.model import ImageClassifier
 
-        return ImageClassifier.from_run(self._stored)
+        return self._deployed(ImageClassifier)
 
     @property
     def model(self) -> nn.Module:
@@ -217,6 +224,81 @@ class Run:
 
         return analyze_run(self._stored, **settings)
 
+    # Fairness and edits -----------------------------------------------------------------------------------------
+
+    def fairness(
+        self, target: str, sensitive: str, *, edits: Edits | None = None, **settings: Any
+    ) -> FairnessComparison:
+        """Accuracy of each subgroup and fairness metrics, of the model and, given edits, of these and a blind shift.
+
+        Settings as for `mumoe.editing.correcting.measure_fairness`.
+
+        >>> run.fairness(target="Blond_Hair", sensitive="Male").to_frame()
+
+        Raises:
+            UserError: If a name or a setting is wrong, the split is empty, or the edits are those of another model.
+        """
+        from mumoe.editing.correcting import measure_fairness
+
+        return measure_fairness(self._stored, target, sensitive, edits=edits, **settings)
+
+    def rewrite(
+        self, target: str, sensitive: str, value: object, *, strength: Strength = "auto", **settings: Any
+    ) -> Edit:
+        """Rewrite the experts that treat a subgroup: strength chosen on validation images, report of test images.
+
+        Settings as for `mumoe.editing.correcting.rewrite_subgroup`.
+
+        >>> edit = run.rewrite(target="Blond_Hair", sensitive="Male", value=1)
+        >>> edit.report.to_frame()
+        >>> edit.save("blond.json")
+
+        Raises:
+            UserError: If a name or a setting is wrong, or the head has no experts that make the logits.
+        """
+        from mumoe.editing.correcting import rewrite_subgroup
+
+        return rewrite_subgroup(self._stored, target, sensitive, value, strength=strength, **settings)
+
+    def edit(self, *operations: Operation | str, **settings: Any) -> Edit:
+        """Edit experts by hand, in the order given, and measure on validation images what that changes.
+
+        Settings as for `mumoe.editing.correcting.edit_by_hand`.
+
+        >>> run.edit(mumoe.Ablate(17), mumoe.Scale(3, 0.5)).report
+
+        Raises:
+            UserError: If a setting is wrong, or an edit does not fit the head.
+        """
+        from mumoe.editing.correcting import edit_by_hand
+
+        return edit_by_hand(self._stored, operations, **settings)
+
+    def audit(self, target: str = "", **settings: Any) -> RunAudit:
+        """Rank groups of experts by how far below the rest the accuracy of the images they handle is.
+
+        Settings as for `mumoe.editing.auditing.audit_run`.
+
+        Raises:
+            UserError: If a setting is wrong, or the head has no experts that make the logits.
+        """
+        from mumoe.editing.auditing import audit_run
+
+        return audit_run(self._stored, target, **settings)
+
+    def with_edits(self, edits: Edits) -> Run:
+        """The run with edits folded into its head, to evaluate, predict, analyze, save and export like any other.
+
+        Args:
+            edits: What `rewrite` or `edit` returned, a stack, or the path of a file of edits.
+
+        Raises:
+            UserError: If the head has no experts, or the edits are those of another model.
+        """
+        from mumoe.editing.edited_run import EditedRun
+
+        return Run(EditedRun(self._stored, edits))
+
     def editing(self) -> EditingRun:
         """The run as the editing functions read it: head, labels, features and subgroups.
 
@@ -226,6 +308,8 @@ class Run:
         from mumoe.editing.runs import open_run as open_editing
 
         return open_editing(self._stored)
+
+    # Pages and files --------------------------------------------------------------------------------------------
 
     def session(self, report: Callable[[int, int, str], None] | None = None, *, split: str = "") -> Session:
         """The run as the dashboard shows it: coefficients and right answers of each split that is looked at.
@@ -247,7 +331,7 @@ class Run:
         *,
         to: str = "",
         images: Sequence[str | Path] = (),
-        edits: str | Path = "",
+        edits: Edits | None = None,
         overwrite: bool = False,
     ) -> ExportReport:
         """Write the model for other runtimes, and check what was written against it.
@@ -258,7 +342,7 @@ class Run:
             out: The file, or the folder for safetensors.
             to: onnx, torch-export or safetensors; empty: by the ending of `out` (.onnx, .pt2, else safetensors).
             images: Images, or folders of them, to check the file on besides random ones.
-            edits: A file of edits to fold into the head first.
+            edits: Edits to fold into the head first, as `with_edits` takes them.
             overwrite: Replace what exists.
 
         Raises:
@@ -269,10 +353,8 @@ class Run:
 
         kind = to or format_of(out)
         check_ready(kind, Path(out), overwrite)
-        exported: ImageClassifier | HeadModel = self.exportable()
-        if edits:
-            exported = exported.with_edits(edits)
-        return export_model(exported, kind, out, images=images, overwrite=overwrite)
+        run = self.with_edits(edits) if edits else self
+        return export_model(run.exportable(), kind, out, images=images, overwrite=overwrite)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model as a folder that `mumoe.load` opens: `export` as safetensors.
@@ -301,7 +383,15 @@ class Run:
             return self.classifier
         from mumoe.deploy.model import HeadModel
 
-        return HeadModel.from_run(self._stored)
+        return self._deployed(HeadModel)
+
+    def _deployed(self, kind: type[Deployed]) -> Deployed:
+        """The model that is deployed; that of an edited run names its edits."""
+        from mumoe.editing.edited_run import EditedRun
+
+        if isinstance(self._stored, EditedRun):
+            return kind.from_run(self._stored.original).with_edits(self._stored.stack)
+        return kind.from_run(self._stored)
 
 
 class Job:

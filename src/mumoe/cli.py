@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.parsing import parse
+from mumoe.parsing import flag_of, parse
 from mumoe.printable import prepare_streams
 
 __all__ = ["VERBS", "guarded", "main"]
@@ -88,9 +89,19 @@ def _dispatch(arguments: list[str]) -> int:
     command = importlib.import_module(f"mumoe.commands.{verb.replace('-', '_')}")
     before = command.default(rest) if hasattr(command, "default") else None
     options = parse(command.Options, rest, f"mumoe {verb}", before)
-    if options is not None:
+    if options is None:
+        return 0
+    try:
         command.run(options)
+    except UserError as error:
+        raise UserError(_as_called(str(error), verb, command.Options)) from error
     return 0
+
+
+def _as_called(text: str, verb: str, options: type) -> str:
+    """A message of the API in the words of the command line: verbs for methods, flags for arguments in backticks."""
+    text = re.sub(r"^Run\.\w+:", f"mumoe {verb}:", text)
+    return re.sub(r"`(\w+)`", lambda found: flag_of(options, found[1]), text)
 
 
 def _help() -> str:

@@ -1,7 +1,8 @@
 """The two kinds of failure a user meets, and the words that help out of them.
 
 Every message reads ``who: expected what, got what. Remedy.`` and is one line. The command line turns a
-`UserError` into exit status 2 and a `JobError` into exit status 1, without a traceback.
+`UserError` into exit status 2 and a `JobError` into exit status 1, without a traceback. An argument stands in
+backticks, and a method of `mumoe.Run` as ``Run.evaluate``: there the command line shows the flag and the verb.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
-__all__ = ["JobError", "UserError", "check_levels", "check_size", "nearest", "require", "unknown_name"]
+__all__ = [
+    "JobError",
+    "UserError",
+    "check_levels",
+    "check_size",
+    "nearest",
+    "require",
+    "unknown_argument",
+    "unknown_name",
+]
 
 
 class UserError(ValueError):
@@ -37,11 +47,24 @@ def unknown_name(who: str, what: str, name: str, choices: Iterable[str], *, most
     >>> print(unknown_name("MuMoE", "factorization", "tuker", ["cp", "tucker"]))
     MuMoE: expected a factorization out of cp, tucker, got 'tuker'. Did you mean 'tucker'?
     """
+    return UserError(f"{who}: expected a {what} {_out_of(name, choices, most)}")
+
+
+def unknown_argument(who: str, argument: str, value: object, choices: Iterable[str]) -> UserError:
+    """The error for an argument that is not one of the choices, with the nearest one offered.
+
+    >>> print(unknown_argument("Run.evaluate", "split", "vall", ["train", "val", "test"]))
+    Run.evaluate: expected `split` out of test, train, val, got 'vall'. Did you mean 'val'?
+    """
+    return UserError(f"{who}: expected `{argument}` {_out_of(str(value), choices)}")
+
+
+def _out_of(name: str, choices: Iterable[str], most: int = 12) -> str:
     options = sorted(str(choice) for choice in choices)
     shown = ", ".join(options[:most]) + (f" and {len(options) - most} more" if len(options) > most else "")
     close = nearest(name, options)
     remedy = f"Did you mean {close!r}?" if close else "Take one of these."
-    return UserError(f"{who}: expected a {what} out of {shown}, got {name!r}. {remedy}")
+    return f"out of {shown}, got {name!r}. {remedy}"
 
 
 def check_size(value: Any, name: str, who: str) -> int:

@@ -117,8 +117,8 @@ def parse(options: type, arguments: list[str], prog: str, default: Any = None) -
 
 
 def flag_of(options: type, name: str) -> str:
-    """The flag of a field, such as ``--batch-size`` of ``batch_size``."""
-    return next(option.shown for option in _options(options) if option.name == name)
+    """The flag of a field, such as ``--batch-size`` of ``batch_size``; a name that is no field as it is."""
+    return next((option.shown for option in _options(options) if option.name == name), name)
 
 
 # Fields -----------------------------------------------------------------------------------------------------

@@ -37,9 +37,9 @@ EXEMPT = {
     "device": "the same numbers on every device; one machine has one",
 }
 
-PEOPLE = {"run": "run", "head": "blond", "sensitive": "male", "resamples": 20, "quiet": True}
+PEOPLE = {"run": "run", "target": "blond", "sensitive": "male", "resamples": 20, "quiet": True}
 EDIT = {**PEOPLE, "value": "1", "out": "edit.json", "max_loss": 0.05}
-HAND = {"do": ("ablate:3",), "head": "", "sensitive": "", "value": ""}
+HAND = {"do": ("ablate:3",), "target": "", "sensitive": "", "value": ""}
 ANALYZE = {"run": "run", "resamples": 20, "images": 2, "quiet": True}
 SWEEP = {
     "out": "sweep",
@@ -55,7 +55,7 @@ WRITTEN = {"dry_run": False, "output": "out"}
 
 VERBS_CALLED: dict[str, tuple[str, Mapping[str, Any]]] = {
     "fairness": ("attributes", PEOPLE),
-    "audit": ("attributes", {"run": "run", "head": "blond", "quiet": True}),
+    "audit": ("attributes", {"run": "run", "target": "blond", "quiet": True}),
     "edit": ("attributes", EDIT),
     "evaluate": ("attributes", {"run": "run", "quiet": True}),
     "sweep": ("attributes", SWEEP),
@@ -78,7 +78,7 @@ MEASURED = ("run/analysis/analysis.json", "run/analysis/images/grid.json")
 CASES: dict[str, dict[str, Change]] = {
     "fairness": {
         "run": to("other"),
-        "head": to("smiling"),
+        "target": to("smiling"),
         "sensitive": to("sex"),
         "label": to(0, value="1"),
         "value": to("0"),
@@ -92,7 +92,7 @@ CASES: dict[str, dict[str, Change]] = {
     "audit": {
         "run": to("other"),
         "data": to(NOWHERE),
-        "head": to("smiling"),
+        "target": to("smiling"),
         "split": to("test"),
         "threshold": to(0.3),
         "pairs": to(False),
@@ -107,16 +107,16 @@ CASES: dict[str, dict[str, Change]] = {
     "edit": {
         "run": to("other"),
         "data": to(NOWHERE),
-        "head": to("smiling"),
+        "target": to("smiling"),
         "sensitive": to("smiling"),
         "value": to("0"),
         "do": to(("ablate:3",), **{**HAND, "do": ("ablate:2",)}),
-        "report": to("test", do=("ablate:3",)),
+        "split": to("test", do=("ablate:3",)),
         "label": to(0),
-        "lambda_": to("2"),
+        "strength": to("2"),
         "objective": to("match"),
-        "max_loss": to(0.0, run="other", head="male", sensitive="smiling", value="0", max_loss=0.3),
-        "reading": to("levels", run="hierarchy", lambda_="3"),
+        "max_loss": to(0.0, run="other", target="male", sensitive="smiling", value="0", max_loss=0.3),
+        "reading": to("levels", run="hierarchy", strength="3"),
         "base": to("edits.json"),
         "out": Change("elsewhere.json", echo=True),
         "export": to("head.safetensors"),
@@ -343,7 +343,7 @@ def test_the_least_number_of_lost_answers_of_a_strong_expert(worlds, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "option", [{"report": "test"}, {"base": "edits.json"}, {"seed": 1}, {"export": "head.safetensors"}]
+    "option", [{"split": "test"}, {"base": "edits.json"}, {"seed": 1}, {"export": "head.safetensors"}]
 )
 @pytest.mark.parametrize("whom", [{}, HAND], ids=["a subgroup", "all"])
 def test_options_of_edits_by_hand(option: dict[str, Any], whom: dict[str, Any], worlds, tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_windows_of_text_that_are_analyzed(worlds, tmp_path: Path) -> None:
 
 
 def test_the_sheet_of_an_audit_goes_where_it_is_asked_for(worlds, tmp_path: Path) -> None:
-    plain = {"run": "run", "head": "round", "split": "train", "min_rows": 2, "images": 1, "quiet": True}
+    plain = {"run": "run", "target": "round", "split": "train", "min_rows": 2, "images": 1, "quiet": True}
     plain |= {"threshold": 0.3}
     default = call("audit", plain, tmp_path / "a", worlds("pictures"))
     elsewhere = call("audit", {**plain, "pictures": "sheets"}, tmp_path / "b", worlds("pictures"))

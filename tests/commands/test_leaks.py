@@ -58,7 +58,7 @@ def test_strengths_audits_and_proposals(pair, capsys, tmp_path):
         )
         assert status == 0
         proposed = {path.name: json.loads(path.read_text())["edits"] for path in sorted((tmp_path / "p").iterdir())}
-        audited = {**json.loads(said), "pictures": None}
+        audited = {**json.loads(said), "pictures": None, "run": ""}
         fair = call(capsys, "fairness", run, *WHO, "--split", "val", "--json", "--resamples", 0)[1]
         choice = content.provenance["choice"]
         found.append((json.loads(file.read_text())["edits"], choice, audited, proposed, json.loads(fair)))

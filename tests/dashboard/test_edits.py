@@ -102,7 +102,7 @@ def test_the_papers_rewriting_and_a_subgroup_that_is_not_there(running):
     assert job["result"]["entry"]["strength"] == 12
     lowered = done(running, subgroup={**WHO, "label": 0}, edits=[ABLATION], strength="paper")
     assert lowered["result"]["entry"]["strength"] == -12
-    assert "expected a value of studio out of" in done(running, subgroup={**WHO, "value": "x"})["error"]
+    assert "expected `value` out of" in done(running, subgroup={**WHO, "value": "x"})["error"]
 
 
 def test_a_saved_file_is_read_by_mumoe_edit_and_by_the_page(running, run, session, tmp_path, capsys):

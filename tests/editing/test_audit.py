@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from mumoe.editing.audit import audit, first_rank, handled, propose
+from mumoe.editing.audit import audit, handled, propose
 from mumoe.errors import UserError
 
 
@@ -107,20 +107,6 @@ def test_proposal_is_the_rewriting_of_its_rows():
         propose(first, [torch.zeros(4, 20)], torch.ones(4), head=0)
 
 
-def test_place_of_a_known_group():
-    a, right, labels = planted(0)
-    found = audit([a], right, labels, pairs=False)
-    target = (labels == 1) & (a[:, 7] >= 0.1)
-    assert first_rank(found, [a], labels, target) == (1, found.findings[0])
-    other = (labels == 0) & (a[:, 3] >= 0.1)
-    place, finding = first_rank(found, [a], labels, other)
-    assert (finding.experts, finding.label) == (((0, 3),), 0)
-    assert found.findings[place - 1] is finding
-    within = first_rank(found, [a], labels, other, label=0)
-    assert within[0] < place
-    assert first_rank(found, [a], labels, torch.zeros(3000, dtype=torch.bool)) is None
-
-
 def many_classes(seed, *, bias, rows=348, classes=72):
     """Few rows of each of many classes, which are differently hard; expert 3 handles rows of all of them."""
     g = generator(seed)
@@ -187,7 +173,7 @@ def test_result_is_json_and_bounded():
 
 def test_bad_input():
     a, right, labels = planted(0, rows=100)
-    with pytest.raises(UserError, match=r"expected a threshold above 0 and at most 1, got 0\. 0.1"):
+    with pytest.raises(UserError, match=r"expected `threshold` above 0 and at most 1, got 0\. 0.1"):
         audit([a], right, labels, threshold=0)
     with pytest.raises(UserError, match=r"got \[100, 99, 100\] rows"):
         audit([a], right[:-1], labels)
@@ -195,5 +181,5 @@ def test_bad_input():
         audit([a], right, labels, correction="homl")
     with pytest.raises(UserError, match="expected experts that handle some of 100 rows and not all, got none"):
         audit([torch.ones(100, 3)], right, labels)
-    with pytest.raises(UserError, match="expected min_rows >= 2, got 1"):
+    with pytest.raises(UserError, match="expected `min_rows` >= 2, got 1"):
         audit([a], right, labels, min_rows=1)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from mumoe.editing import choose, fairness
-from mumoe.editing.choose import LogitShift, choose_strength, final_report, trade_off_curve
+from mumoe.editing.choose import LabelledRows, LogitShift, choose_blind, choose_strength, trade_off_curve
 from mumoe.editing.fairness import Bootstrap
-from mumoe.editing.splits import Rows, SealedRows, Splits
 from mumoe.errors import UserError
+from mumoe.records import to_plain
 
 # Head of one attribute; the men with label 1 are missed, and the direction touches them most.
 TRUTH = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1])
 SEX = np.array((["f"] * 4 + ["m"] * 4) * 2)
 LOGITS = np.array([-4, -4, -4, -4, -4, -4, -4, -1.5, 3, 3, 3, -1, -1, -2, -3, -9.0])
 DIRECTION = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1.0])
-ROWS = Rows.of(TRUTH, SEX)
+ROWS = LabelledRows.of(TRUTH, SEX)
 SHIFT = LogitShift(LOGITS, DIRECTION)
 TARGET = (1, "m")
 
@@ -71,7 +71,7 @@ def test_curve_by_hand():
 def test_curve_equals_the_metrics():
     truth, sex, logits, direction = random_problem(1)
     shift = LogitShift(logits, direction)
-    for point in trade_off_curve(Rows.of(truth, sex), shift, [1.0, 3.0], target=TARGET):
+    for point in trade_off_curve(LabelledRows.of(truth, sex), shift, [1.0, 3.0], target=TARGET):
         score = fairness.rewriting_score(
             truth, shift(point.strength), sensitive_features=sex, y_pred_before=shift(0), target=TARGET
         )
@@ -95,7 +95,7 @@ def test_loss_allowed_binds():
     truth = (rng.random(1000) < 0.2).astype(int)
     sex = np.where(rng.random(1000) < 0.15, "m", "f")
     logits = (2.0 * truth - 1) * 2 + rng.normal(size=1000) - 2.5 * ((truth == 1) & (sex == "m"))
-    rows, shift = Rows.of(truth, sex), LogitShift(logits, np.ones(1000))
+    rows, shift = LabelledRows.of(truth, sex), LogitShift(logits, np.ones(1000))
     before = fairness.accuracy(truth, shift(0), sensitive_features=sex)
     found = {}
     for loss in (0.0, 0.02, 1.0):
@@ -120,63 +120,66 @@ def test_match_out_of_reach_says_so():
 
 def test_choice_is_json():
     choice = choose_strength(ROWS, SHIFT, [1.25], target=TARGET)
-    plain = json.loads(json.dumps(choice.to_dict(), allow_nan=False))
+    plain = json.loads(json.dumps(to_plain(choice), allow_nan=False))
     assert plain["strength"] == choice.strength
     assert [point["strength"] for point in plain["curve"]] == [0, 1.25]
 
 
-def pipeline(truth, sex, logits, direction, events):
-    """What a command does: seal, choose, report; `events` notes each look at the test rows."""
-    splits = Splits(np.arange(0, 200), np.arange(200, 400), np.arange(400, 600))
-    _, val, sealed = splits.seal(truth, sex)
-
-    class Watched(SealedRows):
-        def open(self, purpose):
-            events.append(purpose)
-            return super().open(purpose)
-
-    watched = Watched(sealed.open("watch"))
-    shift = LogitShift(logits[200:400], direction[200:400])
-    choice = choose_strength(val, shift, shift.candidates(), target=TARGET, max_loss=0.02)
-    events.append("chosen")
-    test = LogitShift(logits[400:], direction[400:])
-    report = final_report(
-        watched,
-        test(choice.strength),
-        y_pred_before=test(0),
-        target=TARGET,
-        bootstrap=Bootstrap(50),
-    )
-    return choice, report
+def pipeline(truth, sex, logits, direction):
+    """Choose on rows 200 to 400, report on the rest."""
+    val, test = slice(200, 400), slice(400, None)
+    shift = LogitShift(logits[val], direction[val])
+    rows = LabelledRows.of(truth[val], sex[val])
+    choice = choose_strength(rows, shift, shift.candidates(), target=TARGET, max_loss=0.02)
+    blind = choose_blind(rows, logits[val], target=TARGET, max_loss=0.02)
+    moved = LogitShift(logits[test], direction[test])(choice.strength)
+    common = {"sensitive_features": sex[test], "target": TARGET, "bootstrap": Bootstrap(50)}
+    return choice, blind, fairness.fairness_report(truth[test], moved, y_pred_before=logits[test] > 0, **common)
 
 
-def test_no_test_label_is_read_before_the_final_report():
+def test_test_labels_choose_nothing():
     truth, sex, logits, direction = random_problem(3)
-    events = []
-    choice, report = pipeline(truth, sex, logits, direction, events)
-    assert events == ["chosen", "final report"]
+    choice, blind, report = pipeline(truth, sex, logits, direction)
     shuffled = truth.copy()
     shuffled[400:] = np.random.default_rng(0).permutation(1 - truth[400:])
-    other_choice, other_report = pipeline(shuffled, sex, logits, direction, [])
-    assert other_choice == choice
-    assert other_report.metrics != report.metrics
-    assert report.metrics["target_accuracy"].value == fairness.target_accuracy(
-        truth[400:],
-        LogitShift(logits[400:], direction[400:])(choice.strength),
-        sensitive_features=sex[400:],
-        target=TARGET,
-    )
+    again = pipeline(shuffled, sex, logits, direction)
+    assert again[:2] == (choice, blind)
+    assert again[2].metrics != report.metrics
 
 
-def test_sealed_rows_cannot_be_chosen_on():
-    with pytest.raises(UserError, match="expected validation rows, got sealed ones"):
-        choose_strength(SealedRows(ROWS), SHIFT, [1.0], target=TARGET)
+def test_a_blind_shift_is_the_best_one_threshold():
+    """All shifts are tried by hand: the threshold that serves the objective best, whatever the subgroup's rows."""
+    truth, sex, logits, _ = random_problem(5)
+    rows = LabelledRows.of(truth, sex)
+    found = choose_blind(rows, logits, target=TARGET, objective="rewriting_score")
+    assert found.strength > 0
+    before = (logits > 0).astype(int)
+    scores = {
+        shift: fairness.rewriting_score(
+            truth, logits + shift > 0, sensitive_features=sex, y_pred_before=before, target=TARGET
+        )
+        for shift in np.linspace(0, 6, 601)
+    }
+    assert found.curve[0].strength == 0
+    best = max(point.metrics["rewriting_score"] for point in found.curve)
+    assert best == pytest.approx(max(scores.values()), abs=0.02)
+    chosen = next(point for point in found.curve if point.strength == found.strength)
+    assert chosen.metrics["rewriting_score"] == best
+    lowered = choose_blind(rows, logits, target=(0, "m"), objective="rewriting_score")
+    assert all(point.strength <= 0 for point in lowered.curve)
+
+
+def test_no_blind_shift_where_a_subgroup_has_no_row():
+    kept = (TRUTH == 0) | (SEX == "f")
+    rows = LabelledRows.of(TRUTH[kept], SEX[kept])
+    assert choose_blind(rows, LOGITS[kept], target=TARGET) is None
+    assert choose_blind(rows, LOGITS[kept], target=(1, "f")) is None
 
 
 def test_bad_input():
     with pytest.raises(UserError, match=r"got 'wrost_group'\. Did you mean 'worst_group'"):
         choose_strength(ROWS, SHIFT, [1.0], target=TARGET, objective="wrost_group")
-    with pytest.raises(UserError, match=r"expected max_loss in 0..1, got 2\. One point is 0.01"):
+    with pytest.raises(UserError, match=r"expected `max_loss` in 0..1, got 2\. One point is 0.01"):
         choose_strength(ROWS, SHIFT, [1.0], target=TARGET, max_loss=2)
     with pytest.raises(UserError, match="expected finite strengths, got NaN or infinity"):
         choose_strength(ROWS, SHIFT, [float("nan")], target=TARGET)

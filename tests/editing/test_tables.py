@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mumoe.editing.fairness import Bootstrap, fairness_report
-from mumoe.editing.tables import fairness_table, render_table, subgroup_table
+from mumoe.editing.tables import fairness_table, subgroup_table
 from mumoe.errors import UserError
 
 TRUE = [0] * 8 + [1] * 8
@@ -69,10 +69,6 @@ def test_subgroups_before_and_after():
     assert cells(table[0]) == ["0 / f, n=4", "0 / m, n=4", "1 / f, n=4", "1 / m (target), n=4"]
     assert cells(table[2]) == ["before", "1.000", "0.750", "0.750", "0.250"]
     assert cells(table[3]) == ["after", "0.750", "1.000", "0.750", "1.000"]
-
-
-def test_bars_in_names_do_not_break_the_table():
-    assert "a\\|b" in render_table(["", "x"], [["a|b", "1"]])
 
 
 def test_bad_input():

@@ -9,12 +9,10 @@ import pytest
 
 from made_up_emoji import GROUPS, emoji, opened
 from mumoe.data.base import Attribute, ImageData
-from mumoe.demo import bias_bench
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import planted_style
-from mumoe.editing import fairness, rewriting
+from mumoe.editing import fairness
 from mumoe.editing.fairness import Bootstrap
-from mumoe.editing.splits import SealedRows
 from mumoe.errors import UserError
 from reproduction.bias import Retraining, run_bias, run_seed
 from reproduction.bias_sets import celeba_bias, natural_skin_tone, without_cut
@@ -118,24 +116,6 @@ def test_results_are_json(results):
     assert len(plain["seeds"]) == 2
     assert plain["facts"] == ["drawn by"]
     assert plain["settings"]["epochs"] == 6
-
-
-def test_test_labels_are_opened_once_and_last(monkeypatch):
-    events = []
-    real_open, real_choose = SealedRows.open, rewriting.choose_strength
-    monkeypatch.setattr(SealedRows, "open", lambda self, why: events.append(why) or real_open(self, why))
-    for module in (bias_bench, rewriting):
-        monkeypatch.setattr(module, "choose_strength", lambda *a, **k: events.append("choose") or real_choose(*a, **k))
-    data, features = emoji()
-    run_seed(
-        planted_style(data, features, support=0.005),
-        seed=0,
-        head="CPMuMoE-r8-e8",
-        settings=Settings(epochs=1),
-        retraining=(),
-        bootstrap=Bootstrap(0),
-    )
-    assert events == ["choose"] * 4 + ["final report of seed 0"]
 
 
 def test_other_test_labels_choose_the_same():

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from mumoe.commands.opening import opened as open_verb
-from mumoe.commands.opening import require_run
-from mumoe.data.base import SPLITS
-from mumoe.errors import UserError, unknown_name
+from mumoe.commands.opening import opened, require_run
 from mumoe.parsing import Argument
 
 __all__ = ["Options", "run"]
@@ -21,7 +18,7 @@ class Options:
     """Measure whom a run's model fails: every combination of a 0/1 attribute and a sensitive one."""
 
     COMMON: ClassVar = {
-        "head": "Blond_Hair",
+        "target": "Blond_Hair",
         "sensitive": "Male",
         "edits": "blond.json",
         "split": "val",
@@ -31,7 +28,7 @@ class Options:
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, or of the job that holds it"""
-    head: Annotated[str, Argument(("--target",))]
+    target: str
     """the attribute that is predicted"""
     sensitive: str
     """the sensitive attribute"""
@@ -40,7 +37,7 @@ class Options:
     value: str = ""
     """sensitive value of the target subgroup, e.g. 1 or yes (empty: the one that is right least often)"""
     edits: str = ""
-    """file of edits to compare with the model as it was trained"""
+    """file of edits to compare with the model as it was trained, and with a blind shift of its threshold"""
     split: str = "test"
     """train, val or test"""
     resamples: int = 1000
@@ -60,43 +57,12 @@ class Options:
 def run(options: Options) -> None:
     """Measure and print."""
     require_run(options.run)
-    from mumoe.editing.fairness import Bootstrap, fairness_report, subgroup_accuracy
-    from mumoe.editing.files import load_edits
-    from mumoe.editing.runs import check_edits
-    from mumoe.editing.tables import fairness_table, subgroup_table
-
-    if options.split not in SPLITS:
-        raise unknown_name("mumoe fairness", "split", options.split, SPLITS)
-    if options.edits:
-        check_edits(options.run, files=[options.edits], who="mumoe fairness")
-    opened = open_verb(options, "mumoe fairness").editing()
-    problem = opened.problem(options.head, options.sensitive, who="mumoe fairness")
-    rows = problem.rows(options.split)
-    if not len(rows):
-        raise UserError(f"mumoe fairness: expected images in the {options.split} split, got none. Take another.")
-    truth, values = problem.labels[rows], problem.values[rows]
-    before = opened.logits(rows, problem.position) > 0
-    value = problem.value(options.value, who="mumoe fairness") if options.value else ""
-    if not value:
-        found = subgroup_accuracy(truth, before, sensitive_features=values)
-        mine = {group: share for group, share in found.items() if group.label == options.label}
-        value = min(mine, key=lambda group: mine[group]).sensitive if mine else ""
-    common: dict[str, Any] = {
-        "sensitive_features": values,
-        "target": (options.label, value),
-        "bootstrap": Bootstrap(options.resamples, seed=options.seed),
-    }
-    reports = {"model": fairness_report(truth, before, **common)}
-    if options.edits:
-        with load_edits(options.edits, opened.require_layer("mumoe fairness")):
-            after = opened.logits(rows, problem.position) > 0
-        reports["+ edits"] = fairness_report(truth, after, y_pred_before=before, **common)
+    names = ("label", "value", "split", "resamples", "seed")
+    settings = {name: getattr(options, name) for name in names}
+    run = opened(options, "mumoe fairness")
+    found = run.fairness(options.target, options.sensitive, edits=options.edits or None, **settings)
     if options.json:
-        plain = {name: report.to_dict() for name, report in reports.items()}
+        plain = {name: report.to_dict() for name, report in found.models.items()}
         sys.stdout.write(json.dumps(plain, allow_nan=False) + "\n")
         return
-    left_out = problem.left_out(options.split)
-    first = f"{options.head} by {options.sensitive} on {len(rows):,} {options.split} images of {opened.path}"
-    unknown = f" ({left_out})" if left_out else ""
-    tables = [subgroup_table(reports, format="text"), fairness_table(reports, format="text")]
-    sys.stdout.write(f"{first}{unknown}\n\n" + "\n".join(tables))
+    sys.stdout.write(f"{found.headline()}\n\n{found.tables()}")

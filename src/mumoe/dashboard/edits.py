@@ -21,11 +21,10 @@ from mumoe.dashboard.jobs import Report
 from mumoe.dashboard.measures import Groups, accuracies, by_value
 from mumoe.dashboard.session import WHO, Session, Split, silent
 from mumoe.dashboard.whatif import Changed
-from mumoe.editing import rewriting
-from mumoe.editing.choose import LogitShift
+from mumoe.editing.choose import LabelledRows, LogitShift
 from mumoe.editing.files import as_entry, from_entry, load_edits, read_edit_file, save_edits
 from mumoe.editing.operations import separate
-from mumoe.editing.splits import Rows as LabelledRows
+from mumoe.editing.rewriting import choose_rewriting, mean_coefficients
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.editing.texts import parse_edit
 from mumoe.errors import UserError, unknown_name
@@ -185,48 +184,38 @@ def rewrite(
     subgroup = dataclasses.replace(subgroup, value=problem.value(subgroup.value, who=WHO))
     if strength not in ("paper", "auto"):
         raise unknown_name(WHO, "strength", strength, ("paper", "auto"))
-    model = _SessionRows(session, subgroup, entries, report)
-    target = (subgroup.label, subgroup.value)
-    found = rewriting.rewrite(
-        model, problem.position, target=target, strength="auto" if strength == "auto" else "paper"
+    run, target = session.run, (subgroup.label, subgroup.value)
+    images = problem.subgroup("train", target, WHO)
+    note = f"Mean coefficients of {len(images):,} training images"
+    mean = mean_coefficients(run.require_layer(WHO), run.batches(images, lambda done: report(done, len(images), note)))
+    edit, choice = choose_rewriting(
+        problem.position,
+        mean,
+        lambda: _validation(session, subgroup, entries, mean, report),
+        target=target,
+        strength="auto" if strength == "auto" else "paper",
     )
-    choice = None if found.choice is None else found.choice.to_dict()
     kept = ("strength", "objective", "max_loss", "reached")
     return {
-        "entry": _without_factors(session, as_entry("", found.edit)),
-        "images": found.images,
-        "choice": None if choice is None else {key: choice[key] for key in kept},
-        "paper": float(found.edit.mean.numel()),
+        "entry": _without_factors(session, as_entry("", edit)),
+        "images": len(images),
+        "choice": None if choice is None else {key: getattr(choice, key) for key in kept},
+        "paper": float(mean.numel()),
     }
 
 
-@dataclass(frozen=True)
-class _SessionRows:
-    """A session's run with the page's edits: validation numbers come from the cached coefficients."""
-
-    session: Session
-    subgroup: Subgroup
-    entries: Sequence[Mapping[str, Any]]
-    report: Report
-
-    def mean(self) -> tuple[Tensor, int]:
-        run, target = self.session.run, (self.subgroup.label, self.subgroup.value)
-        problem = run.problem(self.subgroup.head, self.subgroup.sensitive, who=WHO)
-        train = problem.splits.seal(problem.labels, problem.values)[0]
-        images = problem.subgroup(train, target, WHO)
-        note = f"Mean coefficients of {len(images):,} training images"
-        batches = run.batches(images, lambda done: self.report(done, len(images), note))
-        return rewriting.mean_coefficients(run.require_layer(WHO), batches), len(images)
-
-    def validation(self, mean: Tensor) -> tuple[LabelledRows, LogitShift]:
-        split = self.session.split("val", self.report)
-        groups, _ = _groups(self.session, split, self.subgroup)
-        rows, position = split.require_rows(), groups.problem.position
-        changed = outcome(self.session, split, self.entries)
-        logits = rows.logits[:, position].clone()
-        logits[changed.rows] = changed.logits[:, position]
-        shift = LogitShift(logits.double().numpy()[groups.known], _direction(split, mean)[groups.known])
-        return LabelledRows(groups.truth, groups.values), shift
+def _validation(
+    session: Session, subgroup: Subgroup, entries: Sequence[Mapping[str, Any]], mean: Tensor, report: Report
+) -> tuple[LabelledRows, LogitShift]:
+    """Validation images and their numbers under the page's edits, from the cached coefficients."""
+    split = session.split("val", report)
+    groups, _ = _groups(session, split, subgroup)
+    rows, position = split.require_rows(), groups.problem.position
+    changed = outcome(session, split, entries)
+    logits = rows.logits[:, position].clone()
+    logits[changed.rows] = changed.logits[:, position]
+    shift = LogitShift(logits.double().numpy()[groups.known], _direction(split, mean)[groups.known])
+    return LabelledRows(groups.truth, groups.values), shift
 
 
 def _direction(split: Split, mean: Tensor) -> Any:

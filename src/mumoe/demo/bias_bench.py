@@ -1,4 +1,4 @@
-"""Corrects a bias on one split of the data: strengths are chosen on validation rows, the test rows are opened once.
+"""Corrects a bias on one split of the data: strengths are chosen on validation rows and measured on test rows.
 
 Every strength is reported up to three times: *fixed*, as in the paper (experts: lambda = N, blind: 2.5); *matched*, the
 smallest at which the target subgroup is as accurate as the others with its label were, so that methods are compared at
@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from mumoe.demo.bias_heads import BiasTask, HeadFactory, Settings, train_plain
 from mumoe.demo.planted_bias import BiasSet
-from mumoe.editing.choose import Choice, LogitShift, choose_strength
+from mumoe.editing.choose import Choice, LabelledRows, LogitShift, choose_strength
 from mumoe.editing.fairness import Bootstrap, FairnessReport, fairness_report
-from mumoe.editing.rewriting import mean_coefficients, rewrite
-from mumoe.editing.splits import Rows
+from mumoe.editing.rewriting import choose_rewriting, mean_coefficients, moved_by
 from mumoe.layers import MuMoE
 from mumoe.models.heads import build_head
 
@@ -56,7 +55,6 @@ class SeedResult:
         choices: Edit to its choice, whose curve is the trade-off on validation rows.
         parameters: Learnable parameters by method.
         support: Training rows of the target subgroup.
-        opened: When the test rows were opened: after how many strengths had been chosen.
     """
 
     seed: int
@@ -65,23 +63,18 @@ class SeedResult:
     choices: Mapping[str, Choice]
     parameters: Mapping[str, int]
     support: int
-    opened: int
 
 
 @torch.no_grad()
 def coefficient_direction(layer: MuMoE, features: Tensor, mean: Tensor) -> Tensor:
     """a-bar . a of every row: what a rewriting of strength 1 adds to the logit."""
-    total, parts = mean.to(features.dtype), []
-    for batch in features.split(4096):
-        value = total.expand(len(batch), *total.shape)
-        for a in layer.coefficients(batch):
-            value = torch.einsum("zn...,zn->z...", value, a.to(features.dtype))
-        parts.append(value)
-    return torch.cat(parts)
+    total, dtype = mean.to(features.dtype), features.dtype
+    batches = features.split(4096)
+    return torch.cat([moved_by(total, [a.to(dtype) for a in layer.coefficients(batch)]) for batch in batches])
 
 
 class Bench(ABC):
-    """Choosing and reporting on one split, for models of any kind; the test labels are sealed until `report`.
+    """Choosing on validation rows and reporting on test rows of one split, for models of any kind.
 
     Attributes:
         sizes: Width of the features and number of heads.
@@ -94,8 +87,10 @@ class Bench(ABC):
     def __init__(self, bias: BiasSet, seed: int, settings: Settings, max_loss: float = 0.01) -> None:
         self.bias, self.seed, self.settings, self.max_loss = bias, seed, settings, max_loss
         self.rows = bias.training_rows(seed)
-        truth = bias.labels[:, bias.head]
-        _, self.val, self.sealed = bias.splits.seal(truth, bias.sensitive)
+        self.val, self.test = (
+            LabelledRows(bias.labels[rows, bias.head], bias.sensitive[rows])
+            for rows in (bias.splits.val, bias.splits.test)
+        )
         self.predicted: dict[str, dict[str, Predictions]] = {}
         self.strengths: dict[str, float] = {}
         self.choices: dict[str, Choice] = {}
@@ -145,16 +140,20 @@ class Bench(ABC):
 
     def rewrite(self) -> None:
         """The rewriting of the base's experts, by every criterion (`mumoe.editing.rewriting`)."""
-        model = _BaseRows(self)
+        mean = self.mean_coefficients(self.base_model)
+        shifts = self.shifts(lambda part: self.direction(self.base_model, part, mean))
         for criterion, suffix in CRITERIA.items():
-            if criterion == "fixed":
-                how: dict[str, Any] = {"strength": "paper"}
-            else:
-                how = {"objective": criterion, "max_loss": self.max_loss}
-            found = rewrite(model, self.bias.head, target=self.bias.target, **how)
-            if found.choice is not None:
-                self.choices[f"+ experts{suffix}"] = found.choice
-            self._take(f"+ experts{suffix}", model.shifts.__getitem__, found.edit.strength, self.parameters[self.base])
+            how: dict[str, Any] = {"objective": criterion, "max_loss": self.max_loss}
+            edit, choice = choose_rewriting(
+                self.bias.head,
+                mean,
+                lambda: (self.val, shifts["val"]),
+                target=self.bias.target,
+                **({"strength": "paper"} if criterion == "fixed" else how),
+            )
+            if choice is not None:
+                self.choices[f"+ experts{suffix}"] = choice
+            self._take(f"+ experts{suffix}", shifts.__getitem__, edit.strength, self.parameters[self.base])
 
     def correct(self, bootstrap: Bootstrap | None = None) -> SeedResult:
         """Shift the base blindly, rewrite its experts, and report every model added so far on the test rows."""
@@ -199,9 +198,8 @@ class Bench(ABC):
         self.strengths[name], self.parameters[name] = strength, parameters
 
     def report(self, bootstrap: Bootstrap) -> SeedResult:
-        """Open the test rows, once, and measure everything that was decided before."""
-        chosen = len(self.choices)
-        rows: Rows = self.sealed.open(f"final report of seed {self.seed}")
+        """Measure on the test rows everything that was decided before."""
+        rows = self.test
         before = self.predicted[self.base]["test"]
         reports = {
             method: fairness_report(
@@ -215,21 +213,7 @@ class Bench(ABC):
             for method, predicted in self.predicted.items()
         }
         support = int(self.inside.sum())
-        return SeedResult(self.seed, reports, self.strengths, self.choices, self.parameters, support, opened=chosen)
-
-
-class _BaseRows:
-    """The bench's base model as `mumoe.editing.rewriting.rewrite` expects it."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self._mean = bench, bench.mean_coefficients(bench.base_model)
-        self.shifts = bench.shifts(lambda part: bench.direction(bench.base_model, part, self._mean))
-
-    def mean(self) -> tuple[Tensor, int]:
-        return self._mean, int(self.bench.inside.sum())
-
-    def validation(self, mean: Tensor) -> tuple[Rows, LogitShift]:
-        return self.bench.val, self.shifts["val"]
+        return SeedResult(self.seed, reports, self.strengths, self.choices, self.parameters, support)
 
 
 class FeatureBench(Bench):

@@ -9,10 +9,18 @@ import numpy.typing as npt
 
 from mumoe.data.base import SPLITS, Attribute, ImageData
 from mumoe.data.columns import require_value
-from mumoe.editing.splits import Splits
 from mumoe.errors import unknown_name
 
-__all__ = ["BiasSet", "attribute_of", "code_of", "own_splits", "planted_style"]
+__all__ = ["BiasSet", "Splits", "attribute_of", "code_of", "own_splits", "planted_style"]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Positions of the rows to train on, to choose strengths on, and to report on."""
+
+    train: npt.NDArray[np.int64]
+    val: npt.NDArray[np.int64]
+    test: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +40,16 @@ from torch import Tensor
 from mumoe.devices import host
 from mumoe.editing.edits import Rewrite
 from mumoe.editing.fairness import Estimate
-from mumoe.errors import UserError, unknown_name
+from mumoe.editing.rewriting import joint_sum
+from mumoe.errors import UserError, unknown_argument
+from mumoe.plots.dots import dot_figure
+from mumoe.records import Record, record
 from mumoe.statistics import benjamini_hochberg, fisher_less, holm, newcombe, stratified_gap, stratified_less
 
-__all__ = ["Audit", "Finding", "audit", "first_rank", "handled", "propose"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Audit", "Finding", "audit", "handled", "propose"]
 
 Correction = Literal["holm", "fdr"]
 CORRECTIONS = ("holm", "fdr")
@@ -73,18 +79,20 @@ class Finding:
     p_value: float
     p_corrected: float
 
+    def experts_in_words(self) -> str:
+        """The experts, such as ``3 + 7 (level 1)``."""
+        return " + ".join(f"{n}" if level == 0 else f"{n} (level {level})" for level, n in self.experts)
+
     def __str__(self) -> str:
-        names = " + ".join(f"{n}" if level == 0 else f"{n} (level {level})" for level, n in self.experts)
-        label = "all labels" if self.label is None else f"label {self.label}"
         return (
-            f"expert {names}, {label}: {self.rows} rows, accuracy {self.accuracy:.3f} against "
-            f"{self.rest:.3f} (gap {self.gap.value:.3f} [{self.gap.low:.3f}, {self.gap.high:.3f}], "
+            f"expert {self.experts_in_words()}{_of_label(self.label)}: {self.rows} rows, accuracy {self.accuracy:.3f} "
+            f"against {self.rest:.3f} (gap {self.gap.value:.3f} [{self.gap.low:.3f}, {self.gap.high:.3f}], "
             f"corrected p {self.p_corrected:.2g})"
         )
 
 
-@dataclass(frozen=True)
-class Audit:
+@record
+class Audit(Record):
     """A ranking.
 
     Attributes:
@@ -110,9 +118,47 @@ class Audit:
         """Findings whose corrected p-value is at most alpha."""
         return tuple(finding for finding in self.findings if finding.p_corrected <= self.alpha)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+    def headline(self) -> str:
+        return (
+            f"{len(self.significant)} of {self.comparisons:,} groups are right less often than the rest "
+            f"({self.correction}, alpha {self.alpha:g})"
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per finding, in order."""
+        return [self._row(finding) for finding in self.findings]
+
+    def _row(self, finding: Finding) -> dict[str, Any]:
+        return {
+            "experts": finding.experts_in_words(),
+            "label": finding.label,
+            "images": finding.rows,
+            "accuracy": finding.accuracy,
+            "rest": finding.rest,
+            "gap": finding.gap.value,
+            "low": finding.gap.low,
+            "high": finding.gap.high,
+            "p_corrected": finding.p_corrected,
+            "significant": finding.p_corrected <= self.alpha,
+        }
+
+    def plot(self, top: int = 20) -> Figure:
+        """Draw the gaps of the first findings with their intervals, significant ones filled.
+
+        Raises:
+            UserError: If matplotlib is not installed.
+        """
+        shown = self.findings[:top]
+        names = [f"{found.experts_in_words()}{_of_label(found.label)}" for found in shown]
+        hollow = [place for place, found in enumerate(shown) if found.p_corrected > self.alpha]
+        label = "accuracy of the rest minus that of the group"
+        return dot_figure(
+            names, {"gap": [found.gap for found in shown]}, label=label, title=self.headline(), hollow=hollow
+        )
+
+
+def _of_label(label: int | None) -> str:
+    return ", all labels" if label is None else f", label {label}"
 
 
 def audit(
@@ -146,7 +192,7 @@ def audit(
     """
     _check(coefficients, right, labels, threshold, correction)
     if min_rows < 2:
-        raise UserError(f"audit: expected min_rows >= 2, got {min_rows}. 10 is the default.")
+        raise UserError(f"audit: expected `min_rows` >= 2, got {min_rows}. 10 is the default.")
     candidates = list(_candidates(coefficients, threshold, pairs))
     names, table, values = _tables(candidates, right.bool(), labels, min_rows)
     tested = _tested(table, values, min_rows)
@@ -189,37 +235,8 @@ def propose(
     inside = handled(coefficients, finding.experts, threshold) & (labels == finding.label)
     if not bool(inside.any()):
         raise UserError(f"propose: expected training rows handled by {finding.experts}, got none. Take another.")
-    letters = "abcdefghijk"[: len(coefficients)]
-    inputs = ",".join(f"z{letter}" for letter in letters)
-    total: Tensor = torch.einsum(f"{inputs}->{letters}", *(host(a[inside]) for a in coefficients))
-    mean = total / int(inside.sum())
+    mean = joint_sum([host(a[inside]) for a in coefficients]) / int(inside.sum())
     return Rewrite.of(head, mean, float(mean.numel()) if finding.label == 1 else -float(mean.numel()))
-
-
-def first_rank(
-    found: Audit, coefficients: Sequence[Tensor], labels: Tensor, group: Tensor, *, label: int | None = None
-) -> tuple[int, Finding] | None:
-    """Place (from 1) of the first finding most of whose rows are in a known group, to judge audits by.
-
-    Args:
-        found: An audit of these rows.
-        coefficients: As in `audit`.
-        labels: As in `audit`.
-        group: (rows,) whether a row is in the group, such as a planted subgroup.
-        label: Count findings with this label only.
-
-    Returns:
-        The place and the finding, or None if there is none among the findings kept.
-    """
-    place = 0
-    for finding in found.findings:
-        if label is not None and finding.label != label:
-            continue
-        place += 1
-        inside = handled(coefficients, finding.experts, found.threshold) & (labels == finding.label)
-        if bool(group[inside].double().mean() > 0.5):
-            return place, finding
-    return None
 
 
 def handled(coefficients: Sequence[Tensor], experts: Sequence[tuple[int, int]], threshold: float) -> Tensor:
@@ -364,9 +381,9 @@ def _ranked(
 
 def _check(coefficients: Sequence[Tensor], right: Tensor, labels: Tensor, threshold: float, correction: str) -> None:
     if correction not in CORRECTIONS:
-        raise unknown_name("audit", "correction", correction, CORRECTIONS)
+        raise unknown_argument("audit", "correction", correction, CORRECTIONS)
     if not 0 < threshold <= 1:
-        raise UserError(f"audit: expected a threshold above 0 and at most 1, got {threshold}. 0.1 is the default.")
+        raise UserError(f"audit: expected `threshold` above 0 and at most 1, got {threshold}. 0.1 is the default.")
     sizes = [len(a) for a in coefficients] + [len(right), len(labels)]
     if not coefficients or len(set(sizes)) > 1 or right.ndim != 1 or labels.ndim != 1:
         raise UserError(

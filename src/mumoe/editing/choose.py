@@ -1,7 +1,7 @@
 """Choose how strongly to correct, on validation rows, for a stated objective.
 
-The paper fixes lambda = N. That can overshoot: the target subgroup gains, and then others pay for it. Here
-the strength is what does best on rows that it may look at:
+The paper fixes lambda = N. That can overshoot: the target subgroup gains, and others pay for it. Here the strength
+is the one that does best on validation rows:
 
 - ``worst_group``: the largest accuracy of the worst subgroup among strengths that cost at most `max_loss` of
   overall accuracy;
@@ -9,40 +9,45 @@ the strength is what does best on rows that it may look at:
   label were before the correction (the setting in which methods are compared at equal benefit);
 - ``rewriting_score``: the largest model re-writing score.
 
-Strength 0 is always among the candidates, so there is always an answer, and ties go to the weakest. What was
-chosen is then measured once on sealed rows (`final_report`). A chosen strength carries the luck of the
-validation rows: with a target subgroup of 20 rows there, one row is five points. The curve is kept so that this
-can be seen.
+Strength 0 is always a candidate, so there is always an answer, and ties go to the weakest. The result is then measured
+on test rows. A chosen strength carries the luck of the validation rows: with a target subgroup of 20 rows there, one
+row is five points. The curve is kept so that this can be seen.
+
+*Blind thresholding* is the control: the threshold of all rows is shifted alike, without knowledge of the subgroup, and
+the shift is chosen in the same way (`choose_blind`). An edit that does no better needs no experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.columns import require_value
-from mumoe.editing.fairness import (
-    Bootstrap,
-    FairnessReport,
-    Target,
-    fairness_report,
-    metrics_at,
+from mumoe.editing.fairness import Target, metrics_at
+from mumoe.editing.subgroups import (
+    Labels,
+    Sensitive,
+    as_labels,
+    find_subgroups,
+    require_equal_lengths,
+    sensitive_name,
+    sensitive_names,
 )
-from mumoe.editing.splits import Rows, SealedRows
-from mumoe.editing.subgroups import Labels, as_labels, find_subgroups, sensitive_name
-from mumoe.errors import UserError, unknown_name
+from mumoe.errors import UserError, unknown_argument
 
 __all__ = [
     "OBJECTIVES",
     "Choice",
+    "LabelledRows",
     "LogitShift",
+    "Objective",
     "TradeOffPoint",
+    "choose_blind",
     "choose_strength",
-    "final_report",
     "trade_off_curve",
 ]
 
@@ -55,6 +60,34 @@ OBJECTIVES = {
 """Objective -> what it means."""
 
 Predict = Callable[[float], Labels]
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Labels and sensitive values of some rows, in one order with their predictions.
+
+    Attributes:
+        y_true: (rows,) true labels.
+        sensitive_features: (rows,) sensitive values.
+    """
+
+    y_true: npt.NDArray[Any]
+    sensitive_features: npt.NDArray[np.str_]
+
+    @staticmethod
+    def of(y_true: Labels, sensitive_features: Sensitive) -> LabelledRows:
+        """Rows from any kind of column.
+
+        Raises:
+            UserError: If lengths differ or values are not labels.
+        """
+        truth = as_labels(y_true, "y_true", "LabelledRows")
+        names = sensitive_names(sensitive_features, "LabelledRows")
+        require_equal_lengths("LabelledRows", y_true=truth, sensitive_features=names)
+        return LabelledRows(truth, names)
+
+    def __len__(self) -> int:
+        return len(self.y_true)
 
 
 @dataclass(frozen=True)
@@ -83,10 +116,6 @@ class Choice:
     max_loss: float
     reached: bool
     curve: tuple[TradeOffPoint, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The choice as plain JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -129,7 +158,7 @@ class LogitShift:
 
 
 def trade_off_curve(
-    rows: Rows, predict: Predict, strengths: Sequence[float] | npt.NDArray[np.float64], *, target: Target
+    rows: LabelledRows, predict: Predict, strengths: Sequence[float] | npt.NDArray[np.float64], *, target: Target
 ) -> tuple[TradeOffPoint, ...]:
     """Every metric at every strength, by rising size of the strength.
 
@@ -155,7 +184,7 @@ def trade_off_curve(
 
 
 def choose_strength(
-    rows: Rows,
+    rows: LabelledRows,
     predict: Predict,
     strengths: Sequence[float] | npt.NDArray[np.float64],
     *,
@@ -163,7 +192,7 @@ def choose_strength(
     objective: Objective = "worst_group",
     max_loss: float = 0.01,
 ) -> Choice:
-    """Take the strength that serves the objective best on validation rows. No test row is within reach.
+    """Take the strength that serves the objective best on validation rows.
 
     Args:
         rows: Validation rows.
@@ -174,15 +203,12 @@ def choose_strength(
         max_loss: Overall accuracy that ``worst_group`` may lose, 0..1 (0.01 is one point).
 
     Raises:
-        UserError: If the objective is unknown, `max_loss` is out of range, sealed rows are passed, or as
-            `fairness_report`.
+        UserError: If the objective is unknown, `max_loss` is out of range, or as `fairness_report`.
     """
     if objective not in OBJECTIVES:
-        raise unknown_name("choose_strength", "objective", objective, OBJECTIVES)
+        raise unknown_argument("choose_strength", "objective", objective, OBJECTIVES)
     if not 0 <= max_loss <= 1:
-        raise UserError(f"choose_strength: expected max_loss in 0..1, got {max_loss}. One point is 0.01.")
-    if not isinstance(rows, Rows):
-        raise UserError("choose_strength: expected validation rows, got sealed ones. Choose on validation.")
+        raise UserError(f"choose_strength: expected `max_loss` in 0..1, got {max_loss}. One point is 0.01.")
     curve = trade_off_curve(rows, predict, strengths, target=target)
     if objective == "match":
         goal = _counterpart(rows, predict(0.0), target)
@@ -195,28 +221,40 @@ def choose_strength(
     return Choice(best.strength, objective, max_loss, reached, curve)
 
 
-def final_report(
-    sealed: SealedRows,
-    y_pred: Labels,
+def choose_blind(
+    rows: LabelledRows,
+    logits: npt.NDArray[np.floating[Any]],
     *,
-    y_pred_before: Labels,
     target: Target,
-    bootstrap: Bootstrap | None = None,
-    purpose: str = "final report",
-) -> FairnessReport:
-    """Open the sealed test rows and report the corrected predictions on them."""
-    rows = sealed.open(purpose)
-    return fairness_report(
-        rows.y_true,
-        y_pred,
-        sensitive_features=rows.sensitive_features,
-        target=target,
-        y_pred_before=y_pred_before,
-        bootstrap=bootstrap,
-    )
+    objective: Objective = "worst_group",
+    max_loss: float = 0.01,
+) -> Choice | None:
+    """How far to shift the logits of all rows alike; the control of an edit, see `choose_strength`.
+
+    Args:
+        rows: Validation rows.
+        logits: (rows,) their logits without edits.
+        target: (label, sensitive value) of the subgroup that the correction is meant for.
+        objective: One of `OBJECTIVES`.
+        max_loss: Overall accuracy that ``worst_group`` may lose, 0..1.
+
+    Returns:
+        The choice, whose strengths are added to the logits; None if a subgroup has no validation row.
+    """
+    if not _has_every_subgroup(rows, target):
+        return None
+    shift = LogitShift(logits, np.ones_like(logits))
+    strengths = shift.candidates(1 if target[0] == 1 else -1)
+    return choose_strength(rows, shift, strengths, target=target, objective=objective, max_loss=max_loss)
 
 
-def _counterpart(rows: Rows, before: Labels, target: Target) -> float:
+def _has_every_subgroup(rows: LabelledRows, target: Target) -> bool:
+    values = set(rows.sensitive_features.tolist())
+    found = set(zip(rows.y_true.tolist(), rows.sensitive_features.tolist(), strict=True))
+    return target in found and len(values) > 1 and len(found) == 2 * len(values)
+
+
+def _counterpart(rows: LabelledRows, before: Labels, target: Target) -> float:
     """Accuracy before the correction of the rows with the target's label and any other sensitive value."""
     names = sorted(set(rows.sensitive_features.tolist()))
     mine = require_value("choose_strength", "sensitive value", names, sensitive_name(target[1]))

@@ -40,7 +40,7 @@ What these numbers cannot show:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,8 @@ from mumoe.editing.subgroups import (
     find_subgroups,
     require_equal_lengths,
 )
-from mumoe.errors import UserError, unknown_name
+from mumoe.errors import UserError
+from mumoe.records import read_typed, to_plain
 
 __all__ = [
     "METRICS",
@@ -66,7 +67,6 @@ __all__ = [
     "accuracy",
     "equal_opportunity_difference",
     "fairness_report",
-    "metric_names",
     "metrics_at",
     "min_accuracy",
     "rewriting_score",
@@ -94,7 +94,7 @@ class Bootstrap:
     """How intervals are drawn.
 
     Attributes:
-        resamples: Test sets drawn; 0 leaves every interval out (NaN).
+        resamples: Test sets drawn; 0 leaves every interval out.
         confidence: Share of the resamples inside the (percentile) interval.
         stratified: Keep each subgroup's size. False draws the sizes too; the few resamples without any row of
             some subgroup are then left out.
@@ -116,11 +116,11 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and the interval that the bootstrap gives it."""
+    """A number and the interval that the bootstrap gives it; without resamples there is none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,27 +154,17 @@ class FairnessReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values (a missing interval is null)."""
-        plain: dict[str, Any] = _nan_to_none(asdict(self))
+        plain: dict[str, Any] = to_plain(self)
         return plain
 
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> FairnessReport:
-        """The report that `to_dict` wrote."""
-        return FairnessReport(
-            target=Subgroup(**data["target"]),
-            subgroups=tuple(
-                SubgroupResult(
-                    subgroup=Subgroup(**group["subgroup"]),
-                    count=group["count"],
-                    accuracy=_estimate(group["accuracy"]),
-                    before=None if group["before"] is None else _estimate(group["before"]),
-                )
-                for group in data["subgroups"]
-            ),
-            metrics={name: _estimate(value) for name, value in data["metrics"].items()},
-            rows=data["rows"],
-            bootstrap=Bootstrap(**data["bootstrap"]),
-        )
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FairnessReport:
+        """The report that `to_dict` wrote.
+
+        Raises:
+            UserError: If the values are not those of a report.
+        """
+        return read_typed(cls, values, "FairnessReport")
 
 
 def subgroup_accuracy(y_true: Labels, y_pred: Labels, *, sensitive_features: Sensitive) -> dict[Subgroup, float]:
@@ -336,18 +326,6 @@ def metrics_at(
     return {name: float(found[name]) for name in METRICS if name in found}
 
 
-def metric_names(names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The metrics asked for, all by default.
-
-    Raises:
-        UserError: If one is unknown.
-    """
-    for name in names or ():
-        if name not in METRICS:
-            raise unknown_name("fairness", "metric", name, METRICS)
-    return tuple(METRICS) if names is None else names
-
-
 def _right(who: str, y_true: Labels, y_pred: Labels) -> npt.NDArray[np.bool_]:
     truth, guess = as_labels(y_true, "y_true", who), as_labels(y_pred, "y_pred", who)
     require_equal_lengths(who, y_true=truth, y_pred=guess)
@@ -420,20 +398,7 @@ def _draw(right: npt.NDArray[np.bool_], groups: Subgroups, bootstrap: Bootstrap)
 
 def _interval(value: float, drawn: Values, bootstrap: Bootstrap) -> Estimate:
     if not len(drawn):
-        return Estimate(value, float("nan"), float("nan"))
+        return Estimate(value)
     tail = (1 - bootstrap.confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
-
-
-def _nan_to_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _nan_to_none(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nan_to_none(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
-
-
-def _estimate(data: Mapping[str, Any]) -> Estimate:
-    values = {key: float("nan") if value is None else value for key, value in data.items()}
-    return Estimate(**values)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mumoe.editing.edits import EDITS, Edit
 from mumoe.editing.stack import EditStack, fingerprint
@@ -21,7 +21,7 @@ from mumoe.errors import UserError, unknown_name
 from mumoe.files import write_text
 from mumoe.layers import MuMoE
 
-__all__ = ["FORMAT", "EditFile", "as_entry", "from_entry", "load_edits", "read_edit_file", "save_edits", "write_json"]
+__all__ = ["FORMAT", "EditFile", "as_entry", "from_entry", "load_edits", "read_edit_file", "save_edits", "stack_on"]
 
 FORMAT = "mumoe-edits"
 VERSION = 1
@@ -66,7 +66,11 @@ def save_edits(path: str | Path, stack: EditStack, provenance: Mapping[str, Any]
         "edits": [as_entry(name, edit) for name, edit in stack.edits.items()],
         "provenance": dict(provenance or {}),
     }
-    write_json(Path(path), content, "save_edits")
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"save_edits: expected plain JSON values, got {error}. Leave NaN and objects out.") from error
+    write_text(Path(path), text + "\n", who="save_edits", parents=False)
 
 
 def load_edits(path: str | Path, layer: MuMoE) -> EditStack:
@@ -92,6 +96,34 @@ def load_edits(path: str | Path, layer: MuMoE) -> EditStack:
     return stack
 
 
+class Stacked(Protocol):
+    """What holds a stack of edits, such as `mumoe.editing.correcting.Edit`."""
+
+    @property
+    def stack(self) -> EditStack: ...
+
+
+Edits = str | Path | EditStack | Stacked
+"""A file of edits, a stack, or what holds one."""
+
+
+def stack_on(layer: MuMoE, edits: Edits) -> EditStack:
+    """A new stack on a layer with the edits of a file or of another stack.
+
+    Raises:
+        UserError: As `load_edits`, also for the stack of another model.
+    """
+    if isinstance(edits, str | Path):
+        return load_edits(edits, layer)
+    stack = edits if isinstance(edits, EditStack) else edits.stack
+    if stack.layer is not layer and fingerprint(stack.layer) != fingerprint(layer):
+        raise UserError(
+            f"stack_on: expected edits of this model ({layer.spec}), got edits of another ({stack.layer.spec}). "
+            "Use the run that they were made on."
+        )
+    return EditStack(layer, dict(stack.edits))
+
+
 def read_edit_file(path: str | Path) -> EditFile:
     """The content of a file, without the model.
 
@@ -115,20 +147,6 @@ def read_edit_file(path: str | Path) -> EditFile:
         raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _damaged(path, error) from error
-
-
-def write_json(path: Path, content: Mapping[str, Any], who: str) -> None:
-    """Replace a file by plain JSON values.
-
-    Raises:
-        UserError: If the content is not JSON; nothing is written.
-        JobError: If the folder does not exist or cannot be written, or the disk is full.
-    """
-    try:
-        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{who}: expected plain JSON values, got {error}. Leave NaN and objects out.") from error
-    write_text(path, text + "\n", who=who, parents=False)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

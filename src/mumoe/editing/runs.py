@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mumoe.costs import spec_costs
 from mumoe.data.base import ImageData
-from mumoe.data.columns import require_value
+from mumoe.data.columns import find_value
 from mumoe.devices import AUTO, host
-from mumoe.editing.files import load_edits
-from mumoe.editing.splits import Rows, Splits
+from mumoe.editing.choose import LabelledRows
+from mumoe.editing.edits import Edit as ExpertEdit
 from mumoe.editing.stack import EditStack
-from mumoe.errors import UserError, unknown_name
+from mumoe.errors import UserError, unknown_argument
 from mumoe.layers import MuMoE
 from mumoe.models.heads import Head
 from mumoe.training.opening import StoredRun
 from mumoe.training.run import pick_run
 
-__all__ = ["BLOCK", "EditingRun", "Problem", "check_edits", "edited_head", "open_run"]
+__all__ = ["BLOCK", "EditingRun", "Problem", "check_editable", "edited_head", "open_run"]
 
 BLOCK = 4096
 """Rows that are computed at a time."""
@@ -87,6 +89,12 @@ class EditingRun:
         parts = [self.head.finish(self.head.layer(self.inputs(part))) for part in _blocks(rows)]
         return torch.cat(parts).float().cpu().numpy()
 
+    def answers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(rows,) classes, or (rows, attributes) of 0 and 1, with whatever edits are applied."""
+        logits = self.outputs(rows)
+        found = logits > 0 if self.data.multi_label else logits.argmax(1)
+        return found.astype(np.int64)
+
     @torch.no_grad()
     def coefficients(self, rows: npt.NDArray[np.int64], who: str) -> tuple[Tensor, ...]:
         """One (rows, N_e) tensor per level, on the CPU."""
@@ -107,7 +115,7 @@ class EditingRun:
                 "A correction shifts one attribute's logit; train on a multi-label set."
             )
         if head not in data.classes:
-            raise unknown_name(who, "head", head, data.classes)
+            raise unknown_argument(who, "target", head, data.classes)
         names, known = _sensitive(data, sensitive, who)
         position = data.classes.index(head)
         return Problem(head, position, data.labels[:, position].astype(np.int64), sensitive, names, known, data)
@@ -140,25 +148,30 @@ class Problem:
         found = self.data.indices(split)  # type: ignore[arg-type]
         return found[self.known[found]]
 
-    def subgroup(self, train: Rows, target: tuple[int, str], who: str) -> npt.NDArray[np.int64]:
-        """Positions of a subgroup's training images.
+    def labelled(self, split: str) -> LabelledRows:
+        """Labels and sensitive values of `rows`."""
+        rows = self.rows(split)
+        return LabelledRows(self.labels[rows], self.values[rows])
+
+    def subgroup(self, split: str, target: tuple[int, str], who: str) -> npt.NDArray[np.int64]:
+        """Positions of a subgroup's images in a split.
 
         Args:
-            train: Labels and sensitive values of the training images, in the order of `rows`.
+            split: The split.
             target: (label, sensitive value).
             who: The caller, named in errors.
 
         Raises:
-            UserError: If no training image is in the subgroup.
+            UserError: If it has none there.
         """
-        label, value = target
-        inside = (train.y_true == label) & (train.sensitive_features == value)
-        if not inside.any():
+        (label, value), rows = target, self.rows(split)
+        found = rows[(self.labels[rows] == label) & (self.values[rows] == value)]
+        if not len(found):
             raise UserError(
-                f"{who}: expected training images with {self.head}={label} and {self.sensitive}={value}, got none. "
-                "Choose a subgroup that has training images."
+                f"{who}: expected {split} images with {self.head}={label} and {self.sensitive}={value}, got none. "
+                f"Choose a subgroup that has {split} images."
             )
-        return self.rows("train")[inside]
+        return found
 
     def value(self, asked: object, *, who: str) -> str:
         """A sensitive value as the data writes it; 1, yes and true are one, and so are 0, no and false.
@@ -167,18 +180,16 @@ class Problem:
             UserError: If there is no such value; the nearest is offered.
         """
         values = list(dict.fromkeys(self.values[self.known].tolist()))
-        return require_value(who, f"value of {self.sensitive}", values, asked)
+        place = find_value(values, asked)
+        if place is None:
+            raise unknown_argument(who, "value", asked, values)
+        return values[place]
 
     def left_out(self, *splits: str) -> str:
         """How many images of these splits have no known sensitive value, in words; "" if all have one."""
         counts = {split: len(self.data.indices(split)) - len(self.rows(split)) for split in splits}  # type: ignore[arg-type]
         parts = [f"{count:,} {split}" for split, count in counts.items() if count]
         return f"{self.sensitive} is unknown for {', '.join(parts)} images, left out" if parts else ""
-
-    @property
-    def splits(self) -> Splits:
-        """The data's splits, without images of unknown sensitive value."""
-        return Splits(self.rows("train"), self.rows("val"), self.rows("test"))
 
 
 def open_run(
@@ -210,52 +221,32 @@ def open_run(
     return EditingRun(opened.path, head, layer, inputs.data, inputs.features)
 
 
-def check_edits(
-    run: str | Path, *, do: Sequence[str] = (), files: Sequence[str | Path] = (), who: str = "check_edits"
-) -> None:
+def check_editable(run: StoredRun, edits: Iterable[ExpertEdit] = (), *, who: str) -> None:
     """Refuse edits that a run's head has no place for, before its weights, data or features are read.
 
-    Args:
-        run: Folder of the run, or of a job, of which `pick_run` picks one with experts.
-        do: Edits as texts, see `mumoe.editing.texts`.
-        files: Files of edits; that they are of this run is checked when they are loaded.
-        who: The caller, named in errors.
-
     Raises:
-        UserError: If the head has no experts that make the logits, a text is no edit, a file cannot be read, or an
-            edit names an expert, level or output that does not exist.
-        JobError: If the run's facts are damaged.
+        UserError: If the head has no experts that make the logits, or an edit does not fit it.
     """
-    from mumoe.costs import spec_costs
-    from mumoe.editing.files import read_edit_file
-    from mumoe.editing.texts import parse_edit
-
-    folder = pick_run(run, experts=True)
-    config, facts = folder.config(), folder.facts()
-    classes = tuple(facts.get("classes", ()))
-    found = spec_costs(config.head, int(facts.get("num_features", 1)), len(classes)) if config.head else None
+    config, facts = run.config, run.facts
+    outputs = len(facts.get("classes", ()))
+    found = spec_costs(config.head, int(facts.get("num_features", 1)), outputs) if config.head else None
     if found is None or config.mode not in ("features", "finetune"):
         return
     if not found.num_experts or found.kind == "sparse-moe" or config.position != "final":
         raise UserError(
             f"{who}: expected a MuMoE layer that makes the logits, got the head {config.head!r} "
-            f"(--position {config.position}) in {folder.path}. "
+            f"(--position {config.position}) in {run.path}. "
             "Train one with --spec CPMuMoE-r256-e128 --position final."
         )
-    edits = [edit for file in files for edit in read_edit_file(file).edits.values()]
-    for edit in [*edits, *(parse_edit(text, classes, who=who) for text in do)]:
-        edit.check(found.num_experts, len(classes))
+    for edit in edits:
+        edit.check(found.num_experts, outputs)
 
 
-def edited_head(run: EditingRun, edits: str | Path | EditStack) -> Head:
-    """The run's head with edits folded into its factors: an ordinary head, to save, export and run anywhere."""
-    import copy
-
-    layer = run.require_layer("edited_head")
-    stack = edits if isinstance(edits, EditStack) else load_edits(edits, layer)
-    head = copy.deepcopy(run.head)
-    head.layer = stack.fold()
-    return head.eval()
+def edited_head(head: Head, stack: EditStack) -> Head:
+    """A head with edits folded into its factors: an ordinary head, to save, export and run anywhere."""
+    edited = copy.deepcopy(head)
+    edited.layer = stack.fold()
+    return edited.eval()
 
 
 def _sensitive(data: ImageData, name: str, who: str) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.bool_]]:
@@ -266,13 +257,8 @@ def _sensitive(data: ImageData, name: str, who: str) -> tuple[npt.NDArray[np.str
         return values[attribute.codes], attribute.codes >= 0
     if name in data.classes:
         return data.labels[:, data.classes.index(name)].astype(np.str_), np.ones(len(data), dtype=np.bool_)
-    raise unknown_name(who, "sensitive attribute", name, [*data.attributes, *data.classes])
+    raise unknown_argument(who, "sensitive", name, [*data.attributes, *data.classes])
 
 
 def _blocks(rows: npt.NDArray[np.int64], size: int = BLOCK) -> list[npt.NDArray[np.int64]]:
     return [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]
-
-
-def describe_target(target: Mapping[str, Any]) -> str:
-    """A subgroup in words: ``Blond_Hair=1, Male=1``."""
-    return f"{target['head']}={target['label']}, {target['sensitive']}={target['value']}"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
-from mumoe.editing.fairness import METRICS, Estimate, FairnessReport, metric_names
-from mumoe.errors import UserError, unknown_name
+from mumoe.editing.fairness import METRICS, Estimate, FairnessReport
+from mumoe.errors import UserError, unknown_argument
+from mumoe.records import Format, render_table
 
-__all__ = ["fairness_table", "render_table", "subgroup_table"]
+__all__ = ["fairness_table", "subgroup_table"]
 
-Format = Literal["markdown", "text"]
 Runs = FairnessReport | Sequence[FairnessReport]
 
 
@@ -38,7 +37,10 @@ def fairness_table(
     """
     if not reports:
         raise UserError("fairness_table: expected at least one report, got none. Evaluate a model first.")
-    names = metric_names(metrics)
+    names = tuple(METRICS) if metrics is None else metrics
+    for name in names:
+        if name not in METRICS:
+            raise unknown_argument("fairness_table", "metrics", name, METRICS)
     header = ["", *(METRICS[name] for name in names), *(["# params (↓)"] if parameters else [])]
     rows = []
     for model, runs in reports.items():
@@ -53,44 +55,13 @@ def subgroup_table(reports: Mapping[str, Runs], *, format: Format = "markdown", 
     if not reports:
         raise UserError("subgroup_table: expected at least one report, got none. Evaluate a model first.")
     first = _runs(next(iter(reports.values())))[0]
-    header = ["", *(_heading(first, i) for i in range(len(first.subgroups)))]
-    rows = [
-        [
-            model,
-            *(
-                _cell([run.subgroups[i].accuracy for run in _runs(runs)], intervals)
-                for i in range(len(first.subgroups))
-            ),
-        ]
-        for model, runs in reports.items()
-    ]
+    places = range(len(first.subgroups))
+    header = ["", *(_heading(first, place) for place in places)]
+    rows = []
+    for model, runs in reports.items():
+        groups = [[run.subgroups[place].accuracy for run in _runs(runs)] for place in places]
+        rows.append([model, *(_cell(group, intervals) for group in groups)])
     return render_table(header, rows, format)
-
-
-def render_table(header: Sequence[str], rows: Iterable[Sequence[str]], format: Format = "markdown") -> str:
-    """A table with aligned columns: first column to the left, the others to the right.
-
-    Raises:
-        UserError: If the format is unknown.
-    """
-    if format not in ("markdown", "text"):
-        raise unknown_name("render_table", "format", format, ["markdown", "text"])
-    lines = [list(header), *(list(row) for row in rows)]
-    if format == "markdown":
-        lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
-    text = [
-        [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-    if format == "text":
-        rule = ["-" * width for width in widths]
-        return "\n".join("  ".join(line).rstrip() for line in [text[0], rule, *text[1:]]) + "\n"
-    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [text[0], rule, *text[1:]]) + "\n"
 
 
 def _runs(runs: Runs) -> Sequence[FairnessReport]:
@@ -110,7 +81,7 @@ def _cell(estimates: Sequence[Estimate], intervals: bool) -> str:
     if len(estimates) > 1:
         return f"{mean:.3f} ± {statistics.stdev(estimate.value for estimate in estimates):.3f}"
     only = estimates[0]
-    return f"{mean:.3f}" if only.low != only.low else f"{mean:.3f} [{only.low:.3f}, {only.high:.3f}]"
+    return f"{mean:.3f}" if only.low is None else f"{mean:.3f} [{only.low:.3f}, {only.high:.3f}]"
 
 
 def _heading(report: FairnessReport, i: int) -> str:

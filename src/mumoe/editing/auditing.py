@@ -1,0 +1,209 @@
+"""An audit of a trained run: its groups, the images behind them, and the rewritings that they suggest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mumoe.data.base import SPLITS
+from mumoe.editing.audit import Audit, Correction, Finding, audit, handled, propose
+from mumoe.editing.files import save_edits
+from mumoe.editing.runs import EditingRun, check_editable, open_run
+from mumoe.editing.stack import EditStack
+from mumoe.errors import UserError, unknown_argument
+from mumoe.models.feature_files import NoImages
+from mumoe.plots.finding_sheet import Pictured, spread, write_findings
+from mumoe.records import record
+from mumoe.training.opening import StoredRun
+
+__all__ = ["RunAudit", "audit_run"]
+
+WHO = "Run.audit"
+
+
+@dataclass(frozen=True)
+class _Audited:
+    """The images that were audited.
+
+    Attributes:
+        run: The run.
+        rows: Their positions.
+        coefficients: One (rows, N_e) tensor per level.
+        labels: (rows,) true labels.
+        answers: (rows,) the model's.
+    """
+
+    run: EditingRun
+    rows: npt.NDArray[np.int64]
+    coefficients: tuple[Tensor, ...]
+    labels: Tensor
+    answers: Tensor
+
+
+@record
+class RunAudit(Audit):
+    """Groups of a run's images that are right less often than the rest; made by `Run.audit`.
+
+    Attributes:
+        run: Folder of the run.
+        split: The split that was audited.
+        images: Number of its images.
+        target: The attribute that was audited; empty in a single-label run.
+        labels: Name of each label.
+    """
+
+    run: str = ""
+    split: str = ""
+    images: int = 0
+    target: str = ""
+    labels: tuple[str, ...] = ()
+
+    _audited: ClassVar[_Audited | None] = None
+
+    def bound(self, audited: _Audited) -> Self:
+        """The audit with what it was made from."""
+        vars(self)["_audited"] = audited
+        return self
+
+    @property
+    def audited(self) -> _Audited:
+        """What it was made from.
+
+        Raises:
+            UserError: If the audit was read from a file.
+        """
+        if self._audited is None:
+            raise UserError("RunAudit: expected an audit made by Run.audit, got one read from a file. Audit again.")
+        return self._audited
+
+    def headline(self) -> str:
+        return f"{super().headline()}, on {self.images:,} {self.split} images of {self.run}"
+
+    def pictured(self, top: int = 10, images: int = 5) -> list[Pictured]:
+        """The first findings with some of their images, wrong and right, evenly spread.
+
+        Args:
+            top: Number of findings.
+            images: Most wrong images of each, and most right ones.
+        """
+        return [self._pictured(finding, images) for finding in self.findings[:top]]
+
+    def _pictured(self, finding: Finding, images: int) -> Pictured:
+        made = self.audited
+        inside, right = handled(made.coefficients, finding.experts, self.threshold), made.answers == made.labels
+        if finding.label is not None:
+            inside &= made.labels == finding.label
+        wrong, good = made.rows[(inside & ~right).numpy()], made.rows[(inside & right).numpy()]
+        return Pictured(finding, spread(wrong, images), spread(good, images), len(wrong), len(good))
+
+    def write_sheet(self, shown: Sequence[Pictured], folder: str | Path = "") -> Path | None:
+        """Draw the images of findings on one sheet, with their ids and credits beside it.
+
+        Args:
+            shown: From `pictured`.
+            folder: Where it goes; by default RUN/audit/SPLIT, or RUN/audit/TARGET-SPLIT.
+
+        Returns:
+            The path of the sheet; None if the data have no images.
+        """
+        made = self.audited
+        data = made.run.data
+        if isinstance(data.open_image, NoImages):
+            return None
+        guesses = np.full(len(data), -1, dtype=np.int64)
+        guesses[made.rows] = made.answers.numpy()
+        name = "".join(c if c.isalnum() or c in "-_=" else "_" for c in self.target)
+        place = folder or made.run.path / "audit" / "-".join(part for part in (name, self.split) if part)
+        title = f"Experts whose images go wrong, {data.name}, {self.split} images"
+        return write_findings(place, shown, data, guesses, self.labels, alpha=self.alpha, title=title)
+
+    def propose(self, folder: str | Path, top: int = 10) -> list[Path]:
+        """Write one edit file for each of the first findings that are significant: the rewriting of its experts.
+
+        The mean coefficients come from training images; the strength is the paper's, to be chosen on validation.
+
+        Raises:
+            UserError: If the run is single-label, or a finding has no training image.
+            JobError: If the folder cannot be written.
+        """
+        made, folder = self.audited, Path(folder)
+        run, train = made.run, made.run.data.indices("train")
+        if not run.data.multi_label:
+            raise UserError(f"{WHO}: expected a multi-label run to `propose` edits for, got a single-label one.")
+        position = run.data.classes.index(self.target)
+        labels = torch.from_numpy(run.data.labels[train, position].astype("int64"))
+        coefficients = run.coefficients(train, WHO)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for number, finding in enumerate(self.significant[:top], 1):
+            stack = EditStack(run.require_layer(WHO))
+            edit = propose(finding, coefficients, labels, head=position, threshold=self.threshold)
+            stack.add(edit, f"finding-{number}")
+            written.append(folder / f"finding-{number}.json")
+            about = {"run": self.run, "head": self.target, "split": self.split, "finding": str(finding)}
+            save_edits(written[-1], stack, about)
+        return written
+
+
+def audit_run(
+    stored: StoredRun,
+    target: str = "",
+    *,
+    split: str = "val",
+    threshold: float = 0.1,
+    pairs: bool = True,
+    min_rows: int = 10,
+    alpha: float = 0.05,
+    correction: Correction = "fdr",
+) -> RunAudit:
+    """Rank experts and their combinations by how far below the rest the accuracy of their images is.
+
+    Args:
+        stored: The run.
+        target: The attribute to audit in a multi-label run; a single-label run is audited class by class.
+        split: train, val or test; choosing edits by the test split would spoil it.
+        threshold: Coefficient from which an expert handles an image.
+        pairs: Look at pairs of experts too.
+        min_rows: Images that a group must have; lowered where no group has as many, see `audit`.
+        alpha: Level of significance after correction.
+        correction: ``fdr`` (share of false alarms) or ``holm`` (chance of any).
+
+    Raises:
+        UserError: If an argument is wrong, the split is empty, or the head has no experts that make the logits.
+    """
+    if split not in SPLITS:
+        raise unknown_argument(WHO, "split", split, SPLITS)
+    check_editable(stored, who=WHO)
+    run = open_run(stored)
+    run.require_layer(WHO)
+    rows = run.data.indices(split)  # type: ignore[arg-type]
+    if not len(rows):
+        raise UserError(f"{WHO}: expected images in the {split} split, got none. Use another `split`.")
+    labels, answers = _outcomes(run, target, rows)
+    made = _Audited(run, rows, run.coefficients(rows, WHO), labels, answers)
+    settings: dict[str, Any] = {"threshold": threshold, "pairs": pairs, "min_rows": min_rows}
+    found = audit(made.coefficients, answers == labels, labels, alpha=alpha, correction=correction, **settings)
+    names = (f"not {target}", target) if run.data.multi_label else run.data.classes
+    about: dict[str, Any] = {"run": str(run.path), "split": split, "images": len(rows), "target": target}
+    return RunAudit(**vars(found), **about, labels=tuple(names)).bound(made)
+
+
+def _outcomes(run: EditingRun, target: str, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """(rows,) true labels, and the model's."""
+    data = run.data
+    if not data.multi_label:
+        if target:
+            raise UserError(f"{WHO}: expected no `target` for a single-label run, got {target!r}. Leave it out.")
+        return torch.from_numpy(data.labels[rows].astype("int64")), torch.from_numpy(run.outputs(rows).argmax(1))
+    if target not in data.classes:
+        raise unknown_argument(WHO, "target", target, data.classes)
+    position = data.classes.index(target)
+    labels = torch.from_numpy(data.labels[rows, position].astype("int64"))
+    return labels, torch.from_numpy(run.logits(rows, position) > 0).long()

@@ -1,0 +1,412 @@
+"""Edits of a trained run, and what they change: the procedures behind `Run.fairness`, `Run.rewrite` and `Run.edit`.
+
+Training images give the mean coefficients, validation images the strength, test images the report. A report is made by
+running the stack that is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from mumoe.data.base import SPLITS
+from mumoe.devices import host
+from mumoe.editing.choose import Choice, LabelledRows, LogitShift, Objective, choose_blind
+from mumoe.editing.edit_reports import BEFORE, BLIND, EDITED, ChangeReport, FairnessComparison, RewritingReport
+from mumoe.editing.edits import Edit as ExpertEdit
+from mumoe.editing.fairness import Bootstrap, FairnessReport, fairness_report, subgroup_accuracy
+from mumoe.editing.files import EditFile, Edits, read_edit_file, save_edits, stack_on
+from mumoe.editing.rewriting import Reading, Strength, choose_rewriting, mean_coefficients, moved_by
+from mumoe.editing.runs import EditingRun, Problem, check_editable, open_run
+from mumoe.editing.stack import EditStack
+from mumoe.editing.texts import parse_edit
+from mumoe.errors import UserError, unknown_argument
+from mumoe.records import to_plain
+from mumoe.training.opening import StoredRun
+
+__all__ = ["Edit", "edit_by_hand", "measure_fairness", "rewrite_subgroup"]
+
+
+@dataclass(frozen=True, repr=False)
+class Edit:
+    """Edits of a run with what they change; made by `Run.rewrite` and `Run.edit`, read by `Run.with_edits`.
+
+    Attributes:
+        stack: The edits, by name; not applied.
+        report: What they change.
+        provenance: What the file records besides the edits.
+    """
+
+    stack: EditStack
+    report: RewritingReport | ChangeReport
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write the edits and their report to a JSON file.
+
+        Raises:
+            JobError: If the folder does not exist or cannot be written.
+        """
+        save_edits(path, self.stack, self.provenance)
+
+    def __repr__(self) -> str:
+        return f"Edit: {'; '.join(self.stack.describe())}\n{self.report!r}"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+
+# Fairness -------------------------------------------------------------------------------------------------------
+
+
+def measure_fairness(
+    stored: StoredRun,
+    target: str,
+    sensitive: str,
+    *,
+    value: object = "",
+    label: int = 1,
+    split: str = "test",
+    edits: Edits | None = None,
+    objective: Objective | None = None,
+    max_loss: float | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> FairnessComparison:
+    """Accuracy of each subgroup and the paper's fairness metrics, of the model and of edits beside a blind shift.
+
+    Args:
+        stored: The run.
+        target: The 0/1 attribute that is predicted.
+        sensitive: The sensitive attribute.
+        value: Sensitive value of the target subgroup; by default that of the subgroup that is right least often.
+        label: True label of the target subgroup.
+        split: train, val or test.
+        edits: Edits to compare with the model.
+        objective: How the blind shift is chosen, see `choose.OBJECTIVES`; by default as the edits were chosen.
+        max_loss: Overall validation accuracy that ``worst_group`` may cost; by default as for the edits.
+        resamples: Bootstrap resamples of the intervals; 0 leaves them out.
+        seed: Of the bootstrap.
+
+    Raises:
+        UserError: If a name or value is unknown, the split is empty, or the edits are those of another model.
+    """
+    who = "Run.fairness"
+    _check_split(split, who)
+    content = _content(edits)
+    if content is not None:
+        check_editable(stored, content.edits.values(), who=who)
+    run = open_run(stored)
+    problem = run.problem(target, sensitive, who=who)
+    rows = problem.rows(split)
+    if not len(rows):
+        raise UserError(f"{who}: expected images in the {split} split, got none. Use another `split`.")
+    logits = run.logits(rows, problem.position)
+    wanted = problem.value(value, who=who) if value != "" else _worst(problem, rows, logits > 0, label)
+    subject = _Subject(run, problem, split, (label, wanted), Bootstrap(resamples, seed=seed))
+    if edits is None or content is None:
+        return subject.compared({BEFORE: logits > 0})
+    choice = content.provenance.get("choice") or {}
+    blind = subject.blind(objective or choice.get("objective", "worst_group"), max_loss or choice.get("max_loss", 0.01))
+    return subject.compared(subject.decisions(logits, blind, stack_on(run.require_layer(who), edits)), blind)
+
+
+def _content(edits: Edits | None) -> EditFile | None:
+    """What is known of edits without the model."""
+    if edits is None:
+        return None
+    if isinstance(edits, str | Path):
+        return read_edit_file(edits)
+    stack = edits if isinstance(edits, EditStack) else edits.stack
+    return EditFile({}, stack.edits, getattr(edits, "provenance", {}))
+
+
+def _worst(problem: Problem, rows: npt.NDArray[np.int64], guess: npt.NDArray[np.bool_], label: int) -> str:
+    """Sensitive value of the subgroup with this label that is right least often."""
+    found = subgroup_accuracy(problem.labels[rows], guess, sensitive_features=problem.values[rows])
+    mine = {group: share for group, share in found.items() if group.label == label}
+    return min(mine, key=mine.__getitem__).sensitive if mine else ""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A subgroup of a run, and how it is measured."""
+
+    run: EditingRun
+    problem: Problem
+    split: str
+    target: tuple[int, str]
+    bootstrap: Bootstrap
+
+    def blind(self, objective: Objective, max_loss: float) -> Choice | None:
+        """The blind shift, chosen on validation images; None where these are measured, or lack a subgroup."""
+        rows = self.problem.rows("val")
+        if self.split == "val" or not len(rows):
+            return None
+        logits, labelled = self.run.logits(rows, self.problem.position), self.problem.labelled("val")
+        return choose_blind(labelled, logits, target=self.target, objective=objective, max_loss=max_loss)
+
+    def decisions(
+        self, logits: npt.NDArray[np.float64], blind: Choice | None, stack: EditStack
+    ) -> dict[str, npt.NDArray[np.bool_]]:
+        """(rows,) whether each model says yes: as trained (whose logits are given), shifted blindly, with the stack."""
+        found = {BEFORE: logits > 0}
+        if blind is not None:
+            found[BLIND] = LogitShift(logits, np.ones_like(logits))(blind.strength) > 0
+        with stack:
+            found[EDITED] = self.run.logits(self.problem.rows(self.split), self.problem.position) > 0
+        return found
+
+    def reports(self, guesses: Mapping[str, npt.NDArray[Any]], *, compare: bool = False) -> dict[str, FairnessReport]:
+        """The report of each model's answers, those of others than the first compared with it; with `compare` all."""
+        rows, first = self.problem.rows(self.split), guesses[BEFORE]
+        return {
+            name: fairness_report(
+                self.problem.labels[rows],
+                guess,
+                sensitive_features=self.problem.values[rows],
+                target=self.target,
+                y_pred_before=first if compare or name != BEFORE else None,
+                bootstrap=self.bootstrap,
+            )
+            for name, guess in guesses.items()
+        }
+
+    def compared(
+        self, guesses: Mapping[str, npt.NDArray[Any]], blind: Choice | None = None, *, compare: bool = False
+    ) -> FairnessComparison:
+        """The record of each model's answers."""
+        problem, reports = self.problem, self.reports(guesses, compare=compare)
+        left_out = problem.left_out(self.split)
+        names = (str(self.run.path), problem.head, problem.sensitive, self.split)
+        return FairnessComparison(*names, reports, blind, left_out)
+
+
+# Rewriting ------------------------------------------------------------------------------------------------------
+
+
+def rewrite_subgroup(
+    stored: StoredRun,
+    target: str,
+    sensitive: str,
+    value: object,
+    *,
+    label: int = 1,
+    strength: Strength = "auto",
+    objective: Objective = "worst_group",
+    max_loss: float = 0.01,
+    reading: Reading = "joint",
+    base: Edits | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Edit:
+    """Rewrite the experts that treat a subgroup (eq. 6), and measure the resulting stack on test images.
+
+    Args:
+        stored: The run.
+        target: The 0/1 attribute whose logit is corrected.
+        sensitive: The sensitive attribute.
+        value: Sensitive value of the subgroup to help; of a 0/1 attribute 1, yes and true are one.
+        label: Its true label; 1 raises the logit, 0 lowers it.
+        strength: Size of lambda, ``paper`` (the number of experts) or ``auto`` (chosen on validation images).
+        objective: What ``auto`` looks for, see `choose.OBJECTIVES`; the blind shift is chosen by the same.
+        max_loss: Overall validation accuracy that ``worst_group`` may cost; 0.01 is one point.
+        reading: Mean coefficients in a hierarchy: of combinations (``joint``), or the product of each level's.
+        base: Edits that the rewriting comes on top of.
+        resamples: Bootstrap resamples of the intervals; 0 leaves them out.
+        seed: Of the bootstrap.
+
+    Raises:
+        UserError: If an argument is wrong, the subgroup has no training images, a split is empty, or the head has no
+            experts that make the logits.
+    """
+    who = "Run.rewrite"
+    _check_rewriting(strength, label, who)
+    content = _content(base)
+    check_editable(stored, content.edits.values() if content else (), who=who)
+    run = open_run(stored)
+    layer, problem = run.require_layer(who), run.problem(target, sensitive, who=who)
+    subgroup = (label, problem.value(value, who=who))
+    subject = _Subject(run, problem, "test", subgroup, Bootstrap(resamples, seed=seed))
+    _require_images(problem, ("val", "test") if strength == "auto" else ("test",), who)
+    stack = EditStack(layer) if base is None else stack_on(layer, base)
+    images = problem.subgroup("train", subgroup, who)
+    mean = mean_coefficients(layer, run.batches(images), reading=reading)
+    validation = partial(_validation, run, problem, stack, mean)
+    how: dict[str, Any] = {"target": subgroup, "objective": objective, "max_loss": max_loss}
+    edit, choice = choose_rewriting(problem.position, mean, validation, strength=strength, **how)
+    blind = subject.blind(objective, max_loss)
+    logits = run.logits(problem.rows("test"), problem.position)
+    name = stack.add(edit)
+    found = subject.compared(subject.decisions(logits, blind, stack), blind, compare=True)
+    report = RewritingReport(
+        **{**vars(found), "left_out": problem.left_out(*SPLITS)},
+        name=name,
+        value=subgroup[1],
+        label=label,
+        strength=edit.strength,
+        choice=choice,
+        training_images=len(images),
+    )
+    return Edit(stack, report, _rewriting_facts(run, report))
+
+
+def _validation(run: EditingRun, problem: Problem, stack: EditStack, mean: Tensor) -> tuple[LabelledRows, LogitShift]:
+    """Validation images, with their logits under the edits below, and what a lambda of 1 adds to each."""
+    rows = problem.rows("val")
+    with stack:
+        logits = run.logits(rows, problem.position)
+    moved = moved_by(mean, [host(a) for a in run.coefficients(rows, "Run.rewrite")])
+    return problem.labelled("val"), LogitShift(logits, moved.numpy())
+
+
+def _check_rewriting(strength: Strength, label: int, who: str) -> None:
+    if label not in (0, 1):
+        raise UserError(f"{who}: expected `label` 0 or 1, got {label}. 1 raises the logit.")
+    if isinstance(strength, str):
+        if strength not in ("auto", "paper"):
+            raise unknown_argument(who, "strength", strength, ("auto", "paper", "0.5"))
+    elif not 0 <= strength < float("inf"):
+        raise UserError(f"{who}: expected `strength` from 0, got {strength:g}. Its sign follows from `label`.")
+
+
+def _require_images(problem: Problem, splits: Sequence[str], who: str) -> None:
+    for split in splits:
+        if not len(problem.rows(split)):
+            name = "validation" if split == "val" else split
+            raise UserError(
+                f"{who}: expected {name} images whose {problem.sensitive} is known, got none. "
+                "Use data that has train, val and test splits."
+            )
+
+
+def _rewriting_facts(run: EditingRun, report: RewritingReport) -> dict[str, Any]:
+    """What the file of a rewriting records."""
+    models = {name: found.to_dict() for name, found in report.models.items()}
+    return {
+        **_origin(run),
+        "subgroup": {
+            "head": report.target,
+            "label": report.label,
+            "sensitive": report.sensitive,
+            "value": report.value,
+            "training_images": report.training_images,
+        },
+        "lambda": report.strength,
+        "choice": to_plain(report.choice),
+        "metrics_before": models[BEFORE],
+        "metrics_after": models[EDITED],
+        "blind": {"choice": to_plain(report.blind), "metrics": models.get(BLIND)},
+    }
+
+
+def _origin(run: EditingRun) -> dict[str, Any]:
+    return {"run": str(run.path), "data": {"name": run.data.name, "fingerprint": run.data.fingerprint}}
+
+
+# By hand --------------------------------------------------------------------------------------------------------
+
+
+def edit_by_hand(
+    stored: StoredRun,
+    operations: Sequence[ExpertEdit | str],
+    *,
+    split: str = "val",
+    target: str = "",
+    sensitive: str = "",
+    value: object = "",
+    label: int = 1,
+    base: Edits | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Edit:
+    """Edit experts by hand, in the order given, and measure what that changes.
+
+    Args:
+        stored: The run.
+        operations: Edits such as ``mumoe.Ablate(17)``, or texts such as ``ablate:17`` (see `editing.texts`).
+        split: The split that is measured; choosing edits by the test split would spoil it.
+        target: 0/1 attribute of a subgroup to measure besides; with `sensitive` and `value`.
+        sensitive: The sensitive attribute.
+        value: Sensitive value of the subgroup.
+        label: True label of the subgroup.
+        base: Edits that these come on top of.
+        resamples: Bootstrap resamples of the subgroup's intervals; 0 leaves them out.
+        seed: Of the bootstrap.
+
+    Raises:
+        UserError: If an argument is wrong, an edit does not fit the head, or the split is empty.
+    """
+    who = "Run.edit"
+    _check_split(split, who)
+    _check_subgroup({"target": target, "sensitive": sensitive, "value": value}, who)
+    texts = [text for text in operations if isinstance(text, str)]
+    edits = [parse_edit(item, stored.classes, who=who) if isinstance(item, str) else item for item in operations]
+    content = _content(base)
+    check_editable(stored, [*(content.edits.values() if content else ()), *edits], who=who)
+    run = open_run(stored)
+    layer = run.require_layer(who)
+    problem = run.problem(target, sensitive, who=who) if sensitive else None
+    stack = EditStack(layer) if base is None else stack_on(layer, base)
+    names = [stack.add(edit) for edit in edits]
+    rows = run.data.indices(split) if problem is None else problem.rows(split)  # type: ignore[arg-type]
+    if not len(rows):
+        raise UserError(f"{who}: expected images in the {split} split, got none. Use another `split`.")
+    before = run.answers(rows)
+    with stack:
+        after = run.answers(rows)
+    described = {name: stack[name].describe() for name in names}
+    fairness = None
+    if problem is not None:
+        subject = _Subject(run, problem, split, (label, problem.value(value, who=who)), Bootstrap(resamples, seed=seed))
+        columns = {BEFORE: before[:, problem.position], EDITED: after[:, problem.position]}
+        fairness = subject.compared(columns, compare=True)
+    report = _changed(run, rows, before, after, {"split": split, "edits": described, "fairness": fairness})
+    by_hand = texts if len(texts) == len(operations) else [described[name] for name in names]
+    facts = {**_origin(run), "by_hand": by_hand, "split": split}
+    return Edit(stack, report, facts | {"metrics_before": report.measured(0), "metrics_after": report.measured(1)})
+
+
+def _changed(
+    run: EditingRun, rows: npt.NDArray[np.int64], before: Any, after: Any, settings: Mapping[str, Any]
+) -> ChangeReport:
+    """Accuracy, and that of each attribute, or of the images of each class, before and after."""
+    data = run.data
+    truth = data.labels[rows].astype(np.int64)
+    old, new = before == truth, after == truth
+    if data.multi_label:
+        classes = {name: (float(old[:, c].mean()), float(new[:, c].mean())) for c, name in enumerate(data.classes)}
+    else:
+        members = {data.classes[label]: truth == label for label in np.unique(truth).tolist()}
+        classes = {name: (float(old[mine].mean()), float(new[mine].mean())) for name, mine in members.items()}
+    return ChangeReport(
+        run=str(run.path),
+        images=len(rows),
+        accuracy=(float(old.mean()), float(new.mean())),
+        classes=classes,
+        mended=int((new & ~old).sum()),
+        broken=int((old & ~new).sum()),
+        multi_label=data.multi_label,
+        **settings,
+    )
+
+
+def _check_split(split: str, who: str) -> None:
+    if split not in SPLITS:
+        raise unknown_argument(who, "split", split, SPLITS)
+
+
+def _check_subgroup(given: Mapping[str, object], who: str) -> None:
+    named = [name for name, value in given.items() if value != ""]
+    if len(named) not in (0, len(given)):
+        raise UserError(
+            f"{who}: expected `target`, `sensitive` and `value` to measure a subgroup, got `{'` and `'.join(named)}` "
+            "alone. Give all three or none."
+        )
