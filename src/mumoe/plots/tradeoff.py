@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mumoe.editing.choose import Choice
 from mumoe.plots.charts import NARROW, Chart, save_chart
 from mumoe.plots.style import BLUE, INK, PALE, RED, bare_axes, new_figure, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mumoe.editing.choose import Choice
+
 __all__ = ["trade_off_chart", "trade_off_figure"]
 
-COLORS = ("#3b6fb6", "#d98032", "#4c9a6a", "#8a63a8")
+EDIT_COLOURS = ("#3b6fb6", "#d98032", "#4c9a6a", "#8a63a8")
 """Colours of methods, in both figures of edits."""
 
 
@@ -23,7 +24,7 @@ def trade_off_figure(choices: Mapping[str, Choice], *, title: str = "") -> Figur
     """Target accuracy against overall accuracy over the strengths of each method; a dot marks the chosen one."""
     figure, axes = plain_axes(5.4, 3.8)
     for i, (name, choice) in enumerate(choices.items()):
-        color = COLORS[i % len(COLORS)]
+        color = EDIT_COLOURS[i % len(EDIT_COLOURS)]
         x = [point.metrics["accuracy"] for point in choice.curve]
         y = [point.metrics["target_accuracy"] for point in choice.curve]
         axes.plot(x, y, color=color, linewidth=1.5, label=name)
