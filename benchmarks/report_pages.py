@@ -24,8 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
 from browsing import launched  # noqa: E402
-from mumoe.reports.gather import gather  # noqa: E402
-from mumoe.reports.site import write_report  # noqa: E402
+from mumoe.api import load_runs, write_report  # noqa: E402
 from reports.made_up_results import made_up_data, write_run  # noqa: E402
 
 IMAGES, REPEATS = 20, 5
@@ -51,9 +50,9 @@ def make_report(folder: Path, experts: int) -> tuple[Path, float]:
     data = made_up_data((IMAGES + 1) * experts, [f"class {c}" for c in range(200)])
     write_run(folder / "run", data, experts=experts)
     start = time.perf_counter()
-    views = gather(folder / "run", data=data, most_images=IMAGES)
-    page = write_report(views, folder / "report", data={views[0].name: data})
-    return page.parent, time.perf_counter() - start
+    runs = load_runs(folder / "run", data=data, progress=False)
+    written = write_report({folder / "run": runs}, folder / "report", max_images=IMAGES)
+    return Path(written.page).parent, time.perf_counter() - start
 
 
 def open_page(browser: Any, url: str) -> tuple[float, list[float], int]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from mumoe.editing.fairness import METRICS, FairnessReport
 from mumoe.plots.style import save_figure
-from mumoe.plots.subgroup_accuracy import score_figure, subgroup_figure
+from mumoe.plots.subgroup_accuracy import subgroup_figure
 from reproduction import exact
+from reproduction.page_plots import score_figure
 from reproduction.recipe import Recipe, printed
 from reproduction.sheets import Sheet, compared, mean_text
 

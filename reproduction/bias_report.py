@@ -23,10 +23,11 @@ from mumoe.editing.tables import fairness_table, subgroup_table
 from mumoe.files import write_json
 from mumoe.parsing import parse
 from mumoe.plots.style import save_svg
-from mumoe.plots.subgroup_accuracy import score_figure, subgroup_figure
+from mumoe.plots.subgroup_accuracy import subgroup_figure
 from mumoe.plots.tradeoff import trade_off_figure
 from reproduction.bias import BiasResults, run_bias
 from reproduction.bias_sets import CELEBA_EXPERIMENTS, celeba_bias, natural_skin_tone
+from reproduction.page_plots import score_figure
 
 __all__ = ["Options", "emoji_sets", "write_report"]
 

@@ -9,11 +9,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from mumoe.errors import UserError
-from mumoe.plots.curves import Curve, curves_figure
 from mumoe.plots.style import save_figure
 from mumoe.results import RunResult, TrainResult
 from mumoe.training import read_config, resume, train
 from mumoe.training.run import versions
+from reproduction.page_plots import Steps, curves_figure
 
 __all__ = ["RECIPES", "curve_of", "entries", "spread_text", "train_recipe", "write_results"]
 
@@ -37,7 +37,7 @@ def train_recipe(config: str | Path, work: str | Path, *, progress: bool = True)
     return resume(folder, progress=progress)
 
 
-def curve_of(run: str | Path, key: str = "loss") -> Curve:
+def curve_of(run: str | Path, key: str = "loss") -> Steps:
     """(step, value) of a run's log."""
     lines = (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = (json.loads(line) for line in lines)

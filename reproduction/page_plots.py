@@ -1,4 +1,4 @@
-"""Figures 10, 11, 13 and 14 as plots; the others are drawn by `mumoe.plots`."""
+"""Figures 10, 11, 13, 14 and 15, and curves of training; the others are drawn by `mumoe.plots`."""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mumoe.errors import require
-from mumoe.plots.style import COLOURS, GRID, INK, MARKERS, PALE
+from mumoe.plots.style import COLOURS, INK, MARKERS, PALE, bare_axes, new_figure, plain_axes
+from mumoe.plots.tradeoff import EDIT_COLOURS
 from reproduction.exact import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_curves", "flops_figure", "parameter_figure"]
+    from mumoe.editing.fairness import FairnessReport
+
+__all__ = ["Steps", "accuracy_curves", "curves_figure", "flops_figure", "parameter_figure", "score_figure"]
 
 Curve = Mapping[int, Sequence[float]]
 """Number of experts -> accuracies, one per seed."""
 
+Steps = Sequence[tuple[int, float]]
+"""Pairs of a step and a value, by ascending step."""
+
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    require("matplotlib", "reports", "figures")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for panel in axes:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color(PALE)
-        panel.grid(axis="y", color=GRID, linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.tick_params(colors=INK, labelsize=9)
+        bare_axes(panel)
     return figure, axes
 
 
@@ -130,3 +128,55 @@ def _expert_axis(panel: Axes, curves: Mapping[str, Curve]) -> None:
     panel.set_xticks(experts, [f"{n:,}" for n in experts], rotation=0 if len(experts) < 8 else 60)
     panel.minorticks_off()
     panel.set_xlabel("experts", fontsize=9, color=PALE)
+
+
+def curves_figure(curves: Mapping[str, Sequence[Steps]], *, title: str, value: str) -> Figure:
+    """One colour for each network, a thin line for each seed and a thick one for their mean.
+
+    Args:
+        curves: Network -> one curve for each seed, all over the same steps.
+        title: Title.
+        value: What the curves are of, for the axis.
+    """
+    figure = new_figure(7.0, 4.0)
+    axes = figure.subplots()
+    for colour, (name, seeds) in zip(COLOURS, curves.items(), strict=False):
+        for curve in seeds:
+            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.6, alpha=0.35)
+        steps = [step for step, _ in seeds[0]]
+        means = [sum(curve[k][1] for curve in seeds) / len(seeds) for k in range(len(steps))]
+        axes.plot(steps, means, color=colour, linewidth=1.8, label=name)
+    bare_axes(axes)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(value)
+    axes.legend(frameon=False, fontsize=9)
+    axes.set_title(title, fontsize=11, loc="left")
+    return figure
+
+
+def score_figure(
+    reports: Mapping[str, Mapping[str, Sequence[FairnessReport]]], *, metric: str = "rewriting_score"
+) -> Figure:
+    """Bars of one metric, methods side by side for each setting: Figure 15. Dots are seeds.
+
+    Args:
+        reports: Setting (a model, or how strengths were chosen) to method to its reports, one per seed.
+        metric: Name of the metric.
+    """
+    figure, axes = plain_axes(6.4, 3.6)
+    methods = list(dict.fromkeys(method for group in reports.values() for method in group))
+    width = 0.8 / len(methods)
+    for i, method in enumerate(methods):
+        color = EDIT_COLOURS[i % len(EDIT_COLOURS)]
+        for x, group in enumerate(reports.values()):
+            values = [report.metrics[metric].value for report in group.get(method, ())]
+            if values:
+                place = x + (i - (len(methods) - 1) / 2) * width
+                label = method if x == 0 else None
+                axes.bar(place, statistics.fmean(values), 0.9 * width, color=color, alpha=0.75, label=label)
+                axes.plot([place] * len(values), values, "o", color="black", markersize=3, alpha=0.7)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(reports)), list(reports))
+    axes.set_ylabel("model re-writing score" if metric == "rewriting_score" else metric.replace("_", " "))
+    axes.legend(frameon=False)
+    return figure

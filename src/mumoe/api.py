@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from mumoe.editing.rewriting import Strength
     from mumoe.editing.runs import EditingRun
     from mumoe.models.heads import Head
+    from mumoe.reports.site import ReportPages
     from mumoe.training.inputs import Inputs
 
-__all__ = ["Job", "Run", "load", "load_runs", "open_run"]
+__all__ = ["Job", "Run", "load", "load_runs", "open_run", "write_report"]
 
 Deployed = TypeVar("Deployed", "ImageClassifier", "HeadModel")
 Transform = Callable[["Image.Image"], Tensor]
@@ -325,6 +326,19 @@ class Run:
 
         return open_session(self._stored, report or silent, split=split)
 
+    def report(self, out: str | Path, *, max_images: int = 20) -> ReportPages:
+        """Write pages about the run, which open from disk: accuracy, costs, experts with their images, edits.
+
+        Args:
+            out: Folder of the pages; an earlier report there is replaced.
+            max_images: Images shown per expert, drawn at random and with the largest coefficients; 0 for none.
+
+        Raises:
+            UserError: If a file of the run is damaged, or `out` holds something else than a report.
+            JobError: If the folder cannot be written.
+        """
+        return write_report({self.path: [self]}, out, max_images=max_images)
+
     def export(
         self,
         out: str | Path,
@@ -408,6 +422,14 @@ class Job:
     def __repr__(self) -> str:
         return f"Job({str(self.path)!r}, {len(self.runs)} runs)"
 
+    def report(self, out: str | Path, *, max_images: int = 20) -> ReportPages:
+        """Write pages about each head and a comparison of them; arguments as for `Run.report`.
+
+        >>> job.report("report").page  # doctest: +SKIP
+        'report/index.html'
+        """
+        return write_report({self.path: self.runs}, out, max_images=max_images)
+
     @property
     def best(self) -> Run:
         """The first seed of the head with the highest mean validation accuracy over seeds (see `pick_run`)."""
@@ -451,6 +473,14 @@ def load(
     given = {"backbone": backbone, "features": features, "device": device, "progress": progress}
     runs = load_runs(folder, data=data, **given)
     return runs[0] if len(runs) == 1 else Job(folder, runs)
+
+
+def write_report(jobs: Mapping[Path, Sequence[Run]], out: str | Path, *, max_images: int = 20) -> ReportPages:
+    """Write pages about the runs of several folders, and a comparison of them; see `Run.report`."""
+    from mumoe.reports.site import write_report as write
+
+    stored = {path: [run._stored for run in runs] for path, runs in jobs.items()}
+    return write(stored, out, max_images=max_images)
 
 
 def load_runs(path: str | Path, **given: Any) -> list[Run]:

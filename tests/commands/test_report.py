@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mumoe.cli import main
-from mumoe.commands.report import run_names
+from mumoe.reports.gathering import run_names
 from read_only import read_only
 from reports.made_up_results import made_up_data, write_run
 

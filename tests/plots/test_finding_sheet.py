@@ -12,7 +12,7 @@ from mumoe.data.base import ImageData
 from mumoe.editing.audit import Finding
 from mumoe.editing.fairness import Estimate
 from mumoe.errors import JobError
-from mumoe.plots import finding_sheet
+from mumoe.plots import sheets
 from mumoe.plots.finding_sheet import Pictured, spread, write_findings
 
 COLOURS = ["#ff0000", "#00ff00", "#0000ff", "#ffff00"]
@@ -58,12 +58,12 @@ def test_spread_takes_the_ends_and_never_too_many():
 
 def test_images_labels_and_credits(tmp_path, monkeypatch):
     drawn = []
-    real = finding_sheet._tile
-    monkeypatch.setattr(finding_sheet, "_tile", lambda *given: drawn.append(given) or real(*given))
+    real = sheets.Sheet.tile
+    monkeypatch.setattr(sheets.Sheet, "tile", lambda *given: drawn.append(given) or real(*given))
     item = Pictured(finding(), (1, 5), (9,), 3, 2)
     sheet = write(tmp_path / "a", item, size=40)
     assert sheet == tmp_path / "a" / "sheet.png"
-    assert [given[4] for given in drawn] == [("green", "blue"), ("green", "blue"), ("green", "green")]
+    assert [given[3:5] for given in drawn] == [("green", "blue"), ("green", "blue"), ("green", "green")]
     found = json.loads((tmp_path / "a" / "findings.json").read_text())
     assert found["credits"] == ["Colours by nobody, CC0."]
     assert found["findings"][0]["wrong"][1] == {
@@ -72,7 +72,7 @@ def test_images_labels_and_credits(tmp_path, monkeypatch):
     assert found["findings"][0]["finding"]["gap"]["value"] == 0.5
     with Image.open(sheet) as picture:
         for given in drawn:
-            x, y = given[2]
+            x, y = given[1]
             assert picture.getpixel((x + 20, y + 20)) == (0, 255, 0)
     with Image.open(tmp_path / "a" / "thumbnails" / "9.png") as picture:
         assert picture.size == (40, 40)
@@ -80,7 +80,7 @@ def test_images_labels_and_credits(tmp_path, monkeypatch):
 
 def test_chance_is_said_and_text_stays_in_its_column(tmp_path, monkeypatch):
     texts = []
-    monkeypatch.setattr(finding_sheet, "shortened", lambda text, *_: texts.append(text) or text[:20])
+    monkeypatch.setattr(sheets, "shortened", lambda text, *_: texts.append(text) or text[:20])
     write(tmp_path / "a", Pictured(finding(0.3), (), (), 3, 2))
     assert "corrected p 0.3: may be chance" in texts
     assert "experts 3 + 2 (level 1)" in texts

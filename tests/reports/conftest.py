@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mumoe.plots import style
+from mumoe.analysis import analyzing
 from mumoe.reports import site as pages
-from mumoe.reports.gather import gather
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from made_up_report import NAMES, analyzed, edited, named_data, trained
-from made_up_results import made_up_data, write_run
+from made_up_results import gathered, made_up_data, write_run
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +21,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     trained(folder)
     with pytest.MonkeyPatch.context() as changed:  # the analysis' own figures have tests of their own
-        changed.setattr(style, "save_figure", lambda *_: None)
+        changed.setattr(analyzing, "save_figure", lambda *_: None)
         analyzed(folder)
     edited(folder)
     return folder
@@ -38,13 +37,13 @@ def site(whole, tmp_path_factory):
     data = made_up_data(200, NAMES, name="<script>alert(2)</script>")
     write_run(folder / "other <i>run", data, experts=12, focused=0.8)
     views = [
-        *gather(whole, data=named_data(), most_images=3),
-        *gather(folder / "other <i>run", data=data, most_images=4),
+        *gathered(whole, named_data(), 3),
+        *gathered(folder / "other <i>run", data, 4),
     ]
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(pages, "PER_PAGE", 8)
         changed.setattr(pages, "MOST_ROWS", 10)
-        pages.write_report(views, folder / "out", data={views[0].name: named_data(), views[1].name: data})
+        pages.write_pages(views, folder / "out", data={views[0].name: named_data(), views[1].name: data})
     shutil.make_archive(str(folder / "sent"), "zip", folder / "out")
     shutil.rmtree(folder / "out")
     shutil.unpack_archive(folder / "sent.zip", folder / "else where")

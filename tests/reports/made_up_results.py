@@ -11,10 +11,19 @@ from mumoe.analysis.class_effects import Answers, Changes, shuffle_units, specia
 from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
 from mumoe.data.base import ImageData
 from mumoe.files import write_json
+from mumoe.reports.gathering import gather
 from mumoe.results import EvalResult, RunResult, to_json
 from mumoe.training.config import TrainConfig, to_toml
+from mumoe.training.opening import StoredRun
+from mumoe.training.run import find_run
 
 COLOURS = ("#d33", "#3a3", "#33d", "#999", "#111", "#e90", "#80c", "#0aa")
+
+
+def gathered(path, data=None, most_images=20):
+    """What is known of the runs in a folder, one view for each head."""
+    runs = [StoredRun(run.path, progress=False) for run in find_run(path)]
+    return gather(runs, name=path.name, path=path, data=data, most_images=most_images)
 
 
 def open_image(index):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from made_up_report import NAMES, analyzed, named_data, trained
+from made_up_results import gathered
 from torch import nn
 
 from commands.made_up_analysis import make_features
+from mumoe.analysis import analyzing
 from mumoe.analysis.interventions import intervene
-from mumoe.plots import style
 from mumoe.reports import site
-from mumoe.reports.experts import _right_answers
-from mumoe.reports.gather import gather
+from mumoe.reports.expert_views import _right_answers
 from mumoe.results import EvalResult
 from mumoe.training import load_head
 from tests_support import mix, weight_by_formula
@@ -61,11 +61,11 @@ def made(tmp_path_factory):
     trained(folder / "run", head="CPMuMoE-r6-e12")
     trained(folder / "plain", head="linear")
     with pytest.MonkeyPatch.context() as changed:
-        changed.setattr(style, "save_figure", lambda *_: None)
+        changed.setattr(analyzing, "save_figure", lambda *_: None)
         analyzed(folder / "run", modes=("zero", "mean"), least_lost=LEAST)
-    views = [*gather(folder / "run"), *gather(folder / "plain")]
-    site.write_report(views[:1], folder / "one")
-    site.write_report(views, folder / "two")
+    views = [*gathered(folder / "run"), *gathered(folder / "plain")]
+    site.write_pages(views[:1], folder / "one")
+    site.write_pages(views, folder / "two")
     return folder, Source(folder / "run")
 
 

@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import mumoe
 from mumoe.errors import UserError
-from mumoe.reports.gather import gather, gather_run, open_images
+from mumoe.reports.gathering import open_images
 from mumoe.reports.views import Missing
 from mumoe.results import to_json
+from mumoe.training.opening import StoredRun
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from made_up_report import NAMES, edited, named_data, reports, trained
-from made_up_results import made_up_data, write_run
+from made_up_results import gathered, made_up_data, write_run
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def bare(tmp_path_factory):
 
 
 def test_a_bare_run_shows_its_training_and_names_what_it_lacks(bare):
-    view = gather_run(bare)
+    (view,) = gathered(bare)
     facts = json.loads((bare / "seed-1" / "run.json").read_text())
     assert [seed.seed for seed in view.seeds] == [0, 1]
     assert view.seeds[1].evaluations["test"].accuracy == facts["result"]["evaluations"]["test"]["accuracy"]
@@ -42,7 +44,7 @@ def test_a_bare_run_shows_its_training_and_names_what_it_lacks(bare):
 
 
 def test_curves_are_the_training_log(bare):
-    view = gather_run(bare)
+    (view,) = gathered(bare)
     rows = [json.loads(line) for line in (bare / "seed-0" / "metrics.jsonl").read_text().splitlines()]
     curves = {curve.name: curve.points for curve in view.seeds[0].curves}
     expected = [(row["step"], row["epoch"], row["val_loss"]) for row in rows if "val_loss" in row]
@@ -53,7 +55,7 @@ def test_curves_are_the_training_log(bare):
 @pytest.mark.parametrize("head", ["CPMuMoE-r6-e12x2", "linear", "highrank-linear-r6", "sparse-moe-e4-k2"])
 def test_costs_count_the_parameters_of_the_run(tmp_path, head):
     trained(tmp_path / "run", head)
-    view = gather_run(tmp_path / "run")
+    (view,) = gathered(tmp_path / "run")
     assert view.costs[0].parameters == view.seed.parameters
     names = [row.name for row in view.costs]
     assert names == ["this head", "linear", "dense, the same experts"][: len(names)]
@@ -61,7 +63,7 @@ def test_costs_count_the_parameters_of_the_run(tmp_path, head):
 
 
 def test_experts_are_those_of_the_analysis(whole):
-    view = gather_run(whole, data=named_data(), most_images=3)
+    (view,) = gathered(whole, named_data(), 3)
     study = json.loads((whole / "analysis" / "analysis.json").read_text())["study"]
     assert [level.name for level in view.levels] == ["level 0", "level 1"]
     for position, level in enumerate(view.levels):
@@ -86,7 +88,7 @@ def test_experts_are_those_of_the_analysis(whole):
 
 
 def test_right_answers_are_counted_from_the_evaluation(whole):
-    view = gather_run(whole)
+    (view,) = gathered(whole)
     found = view.seed.evaluations["test"]
     losses = [loss for expert in view.levels[0].experts for loss in expert.losses]
     assert losses
@@ -96,7 +98,7 @@ def test_right_answers_are_counted_from_the_evaluation(whole):
 
 
 def test_without_the_image_set_the_drawn_images_are_shown(whole):
-    view = gather_run(whole)
+    (view,) = gathered(whole)
     shown = [item for expert in view.levels[0].experts for item in (*expert.random, *expert.top)]
     assert shown
     assert all(Path(item.file).is_file() for item in shown)
@@ -104,7 +106,7 @@ def test_without_the_image_set_the_drawn_images_are_shown(whole):
 
 
 def test_edits_are_shown_before_and_after(whole):
-    by_hand, subgroup = gather_run(whole).edits
+    by_hand, subgroup = gathered(whole)[0].edits
     assert by_hand.change.classes == (("<b>green</b>", 0.5, 1.0),)
     assert (by_hand.change.before, by_hand.change.after) == (0.5, 0.75)
     before, after = reports()
@@ -123,7 +125,7 @@ def test_a_damaged_file_of_edits_is_named_and_the_rest_shown(whole, tmp_path):
     trained(tmp_path / "run")
     edited(tmp_path / "run")
     (tmp_path / "run" / "edits" / "by-hand.json").write_text("{")
-    view = gather_run(tmp_path / "run")
+    (view,) = gathered(tmp_path / "run")
     assert [edit.name for edit in view.edits] == ["old-sex-b"]
     assert view.lacks("edits").reason.startswith("by-hand.json could not be read")
 
@@ -133,7 +135,7 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path):
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     facts.pop("result")
     (tmp_path / "run" / "run.json").write_text(json.dumps({**facts, "state": "interrupted"}))
-    view = gather_run(tmp_path / "run")
+    (view,) = gathered(tmp_path / "run")
     assert view.accuracy == {}
     assert view.lacks("evaluation") == Missing(
         "evaluation", "Seed 0 is interrupted: it has no result yet.", f"mumoe train --resume {tmp_path / 'run'}"
@@ -149,7 +151,7 @@ def test_an_older_analysis_is_shown_without_what_it_lacks(tmp_path):
         effect.pop("loss_intervals")
     path.write_text(json.dumps(content))
     (run / "analysis" / "neighbours.json").unlink()
-    view = gather_run(run, data=data)
+    (view,) = gathered(run, data)
     assert all(loss.interval is None for expert in view.levels[0].experts for loss in expert.losses)
     assert {found.part for found in view.missing} >= {"loss intervals", "neighbours"}
     assert view.lacks("neighbours").command == f"mumoe analyze {run}"
@@ -157,27 +159,37 @@ def test_an_older_analysis_is_shown_without_what_it_lacks(tmp_path):
 
 def test_views_are_plain_json(whole, bare):
     for folder in (whole, bare):
-        (view,) = gather(folder, data=named_data())
+        (view,) = gathered(folder, named_data())
         assert json.loads(json.dumps(to_json(view), allow_nan=False))["name"] == view.name
 
 
 def test_several_heads_are_several_views(tmp_path):
     trained(tmp_path / "run", against=("linear",))
-    views = gather(tmp_path / "run")
+    views = gathered(tmp_path / "run")
     assert sorted(view.head.kind for view in views) == ["cp", "linear"]
     assert len({view.name for view in views}) == 2
     linear = next(view for view in views if view.head.kind == "linear")
     assert linear.lacks("analysis").command == linear.lacks("edits").command == ""
-    with pytest.raises(UserError, match=r"expected runs of one head, got 2 \(CPMuMoE-r6-e12x2, linear\)\."):
-        gather_run(tmp_path / "run")
 
 
 def test_images_that_cannot_be_had_are_said(bare):
-    found = open_images(bare)
+    found = open_images(StoredRun(bare / "seed-0", progress=False))
     assert isinstance(found, Missing)
     assert found.reason.startswith("The image set could not be opened:")
 
 
-def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path):
-    with pytest.raises(UserError, match=r"run: expected the folder of a run, got .*, which has no run\.json\."):
-        gather(tmp_path)
+def test_a_run_and_a_job_write_their_pages_from_python(tmp_path):
+    data = made_up_data(60, ["a", "b"])
+    for seed in (0, 1):
+        write_run(tmp_path / "job" / f"seed-{seed}", data, experts=4, seed=seed)
+    job = mumoe.load(tmp_path / "job", data=data, progress=False)
+    written = job.report(tmp_path / "out", max_images=1)
+    assert Path(written.page).read_text().count("seed 1") > 0
+    assert written.headline() == f"Written to {tmp_path / 'out' / 'index.html'}. Open it in a browser."
+    assert {row["run"] for row in written.rows()} == {"job"}
+    assert "mumoe edit" in written.to_frame()["command"][0]
+    alone = job.runs[1].report(tmp_path / "alone", max_images=1)
+    assert list(alone.missing) == ["job/seed-1"]
+    assert len(list((tmp_path / "alone" / "images").glob("*.webp"))) > 0  # drawn from the data that were given
+    with pytest.raises(UserError, match=r"report: expected max_images >= 0, got -1\."):
+        job.report(tmp_path / "other", max_images=-1)

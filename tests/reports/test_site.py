@@ -17,15 +17,15 @@ from mumoe.errors import UserError
 from mumoe.plots import charts
 from mumoe.plots.sheets import thumbnail
 from mumoe.plots.sprites import SIDE, Sprites
-from mumoe.reports.gather import gather, gather_run
-from mumoe.reports.pages import exact, fixed
-from mumoe.reports.site import write_report
+from mumoe.reports import site as pages_of
+from mumoe.reports.rendering import exact, fixed
+from mumoe.reports.site import write_pages
 from mumoe.training.compare import compare
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from made_up_report import NAMES
-from made_up_results import made_up_data, write_run
+from made_up_results import gathered, made_up_data, write_run
 
 
 class Page(HTMLParser):
@@ -184,9 +184,9 @@ def test_figures_have_their_numbers_beside_them(site):
 def test_several_numbers_of_experts_give_a_trend(tmp_path, monkeypatch):
     monkeypatch.setattr(charts, "rendered", lambda figure, kind, options: b"<svg/>")
     data = made_up_data(120, ["a", "b", "c"])
-    views = [gather_run(write_run(tmp_path / str(n), data, experts=n, seed=n)) for n in (4, 8)]
-    assert charts.trend_chart(tmp_path / "one", views[:1]) is None
-    charts.trend_chart(tmp_path / "two", views)
+    views = [gathered(write_run(tmp_path / str(n), data, experts=n, seed=n))[0] for n in (4, 8)]
+    assert pages_of._trend(tmp_path / "one", views[:1]) is None
+    pages_of._trend(tmp_path / "two", views)
     rows = json.loads((tmp_path / "two" / "trend.json").read_text())
     found = {(row["experts"], row["control"]): (row["mean_polysemanticity"], row["strong"]) for row in rows}
     for view in views:
@@ -204,8 +204,8 @@ def test_runs_are_compared_in_pairs_of_seeds(tmp_path):
         run.write_text(json.dumps({**facts, "seed": int(run.parent.name[-1])}))
         shutil.rmtree(run.parent / "analysis")
         (run.parent / "metrics.jsonl").unlink()
-    views = [*gather(tmp_path / "mix"), *gather(tmp_path / "plain")]
-    write_report(views, tmp_path / "out")
+    views = [*gathered(tmp_path / "mix"), *gathered(tmp_path / "plain")]
+    write_pages(views, tmp_path / "out")
     (found,) = json.loads((tmp_path / "out" / "data" / "comparison.json").read_text())["differences"]
     ours, theirs = ([seed.evaluations["test"].accuracy for seed in view.seeds] for view in views)
     expected = compare("mix", "plain", "test", ours[1:], theirs[:2])
@@ -224,15 +224,15 @@ def bare_run(folder):
 
 def test_a_run_without_anything_is_shown_with_the_commands(tmp_path):
     run = bare_run(tmp_path / "run")
-    page = Page(write_report(gather(run), tmp_path / "out"))
+    page = Page(write_pages(gathered(run), tmp_path / "out"))
     assert f"mumoe analyze {run}" in page.text
     assert "Fewer than two steps were logged" in page.text
     assert f"mumoe edit {run} --do ablate:0" in Page(tmp_path / "out" / "edits.html").text
 
 
 def test_an_interrupted_report_leaves_the_older_one(tmp_path, monkeypatch):
-    views = [gather_run(bare_run(tmp_path / "run"))]
-    write_report(views, tmp_path / "out")
+    views = gathered(bare_run(tmp_path / "run"))
+    write_pages(views, tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
     def stopped(self, out, *, progress):
@@ -240,19 +240,19 @@ def test_an_interrupted_report_leaves_the_older_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Sprites, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
-        write_report(views, tmp_path / "out")
+        write_pages(views, tmp_path / "out")
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
-    view = gather_run(bare_run(tmp_path / "run"))
+    (view,) = gathered(bare_run(tmp_path / "run"))
     with pytest.raises(UserError, match=r"expected a new folder or that of an earlier report, got .*run\."):
-        write_report([view], tmp_path / "run")
-    write_report([view], tmp_path / "out")
-    write_report([view], tmp_path / "out")
+        write_pages([view], tmp_path / "run")
+    write_pages([view], tmp_path / "out")
+    write_pages([view], tmp_path / "out")
     with pytest.raises(UserError, match=r"report: expected at least one run, got none\."):
-        write_report([], tmp_path / "out")
+        write_pages([], tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import planted_style
 from mumoe.editing.fairness import Bootstrap
 from mumoe.errors import UserError
-from mumoe.plots.subgroup_accuracy import score_figure, subgroup_figure
+from mumoe.plots.subgroup_accuracy import subgroup_figure
 from mumoe.plots.tradeoff import trade_off_figure
 from reproduction.bias import Retraining, run_bias
 from reproduction.bias_report import write_report
+from reproduction.page_plots import score_figure
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ class Study(Record):
     """
 
     classes: tuple[str, ...]
-    seed: int
+    seed: int = 0
     folder: str = ""
     split: str = ""
     head: str = ""

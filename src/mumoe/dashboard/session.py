@@ -28,8 +28,7 @@ from mumoe.editing.runs import EditingRun, open_run
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import recovered
 from mumoe.layers import MuMoE
-from mumoe.reports.experts import Analyzed, read_experts
-from mumoe.results import EvalResult
+from mumoe.reports.expert_views import Analyzed, read_experts
 from mumoe.training.opening import StoredRun
 from mumoe.training.run import RunFolder, pick_run
 
@@ -153,7 +152,7 @@ def open_session(run: str | Path | EditingRun | StoredRun, report: Report = sile
     """
     report(0, 3, "Reading the run")
     path = pick_run(run, experts=True).path if isinstance(run, str | Path) else run.path
-    analyzed = begun(lambda: read_analyzed(path, RunFolder.open(path).facts()))
+    analyzed = begun(lambda: read_experts(StoredRun(path), most_images=0))
     opened = (
         run if isinstance(run, EditingRun) else open_run(path if isinstance(run, str | Path) else run, progress=False)
     )
@@ -169,13 +168,6 @@ def open_session(run: str | Path | EditingRun | StoredRun, report: Report = sile
     session.analyzed = analyzed.result()
     report(3, 3, "Ready")
     return session
-
-
-def read_analyzed(path: Path, facts: dict[str, Any]) -> Analyzed:
-    """What `mumoe analyze` wrote, without images."""
-    found = (facts.get("result") or {}).get("evaluations", {})
-    evaluations = {split: EvalResult(**values) for split, values in found.items()}
-    return read_experts(path, data=None, most_images=0, evaluations=evaluations)
 
 
 def _open_split(session: Session, name: str, report: Report) -> Split:

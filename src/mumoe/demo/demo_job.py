@@ -38,7 +38,7 @@ from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.expert_sheet import write_grid
 from mumoe.plots.style import save_figure
 from mumoe.progress import Progress
-from mumoe.reports.pages import write_demo_page
+from mumoe.reports.rendering import write_demo_page
 from mumoe.results import to_json
 from mumoe.training import TrainConfig, load_head, train
 

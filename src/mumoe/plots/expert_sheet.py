@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,8 @@ import numpy.typing as npt
 from mumoe.analysis.chosen_images import ChosenImages, choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientLevel
 from mumoe.errors import UserError
-from mumoe.files import new_folder, write_bytes, write_json
-from mumoe.plots.sheets import GREEN, INK, PALE, STRIP, WHITE, encoded, font, shortened, thumbnail, wrapped
+from mumoe.files import new_folder, write_json
+from mumoe.plots.sheets import BAND, GREEN, MARGIN, PALE, Sheet, write_thumbnails
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mumoe.data.base import ImageData
 
 __all__ = ["ExpertImages", "Shown", "write_grid"]
+
+GAP, SIDE, HEAD = 4, 92, 58
+"""Pixels between tiles, of the column with the experts, and of the heading."""
 
 
 @dataclass(frozen=True)
@@ -99,34 +102,21 @@ def write_grid(
             f"got {len(images)}. Give the images in the order of the capture."
         )
     found, count = choose_images(level, each=each, threshold=threshold, seed=seed, experts=experts)
+    shown = tuple(
+        ExpertImages(n, int(count[n]), _shown(random, data, images), _shown(top, data, images))
+        for n, (random, top) in sorted(found.items())[:most_experts]
+    )
+    asked = level.num_experts if experts is None else len(experts)
+    skipped = asked - len(found)
+    note = f"{skipped} of {asked} experts skipped: no image with a coefficient of at least {threshold:g}"
+    content = {"data": data.name, "threshold": threshold, "seed": seed, "experts": asked, "experts_skipped": skipped}
     with new_folder(Path(folder), durable=False) as scratch:
-        (scratch / "thumbnails").mkdir()
-        shown = tuple(
-            ExpertImages(n, int(count[n]), _shown(random, data, images), _shown(top, data, images))
-            for n, (random, top) in sorted(found.items())[:most_experts]
-        )
-        opened = _write_thumbnails(scratch, shown, data, size)
-        asked = level.num_experts if experts is None else len(experts)
-        skipped = asked - len(found)
-        write_json(scratch / "grid.json", _grid_json(shown, data, threshold, seed, asked, skipped))
-        note = f"{skipped} of {asked} experts skipped: no image with a coefficient of at least {threshold:g}"
-        sheet = _sheet(shown, opened, size, title or f"Images that each expert processes, {data.name}", note, data)
-        write_bytes(scratch / "grid.png", encoded(sheet, "PNG"))
+        pictures = (item.image for expert in shown for item in (*expert.random, *expert.top))
+        opened = write_thumbnails(scratch, data, pictures, size)
+        write_json(scratch / "grid.json", {**content, "credits": data.credits, "shown": shown})
+        title = title or f"Images that each expert processes, {data.name}"
+        _sheet(shown, opened, size, title, [note, *data.credits]).save(scratch / "grid.png")
     return shown
-
-
-def _grid_json(
-    shown: tuple[ExpertImages, ...], data: ImageData, threshold: float, seed: int, asked: int, skipped: int
-) -> dict[str, Any]:
-    return {
-        "data": data.name,
-        "threshold": threshold,
-        "seed": seed,
-        "experts": asked,
-        "experts_skipped": skipped,
-        "credits": data.credits,
-        "shown": shown,
-    }
 
 
 def _shown(kept: ChosenImages, data: ImageData, images: npt.NDArray[np.int64]) -> tuple[Shown, ...]:
@@ -136,67 +126,26 @@ def _shown(kept: ChosenImages, data: ImageData, images: npt.NDArray[np.int64]) -
     )
 
 
-def _write_thumbnails(
-    folder: Path, shown: tuple[ExpertImages, ...], data: ImageData, size: int
-) -> dict[int, Image.Image]:
-    wanted = sorted({item.image for expert in shown for item in (*expert.random, *expert.top)})
-    opened = {image: thumbnail(data.open_image(image), size) for image in wanted}
-    for image, picture in opened.items():
-        (folder / "thumbnails" / f"{image}.png").write_bytes(encoded(picture, "PNG"))
-    return opened
-
-
-MARGIN, BAND, GAP, SIDE, HEAD = 12, 28, 4, 92, 58
-
-
 def _sheet(
-    shown: tuple[ExpertImages, ...],
-    opened: dict[int, Image.Image],
-    size: int,
-    title: str,
-    note: str,
-    data: ImageData,
-) -> Image.Image:
+    shown: tuple[ExpertImages, ...], opened: dict[int, Image.Image], size: int, title: str, footer: Sequence[str]
+) -> Sheet:
     """Rows of experts, their random images left and their top ones right, with credits below."""
-    from PIL import Image, ImageDraw
-
-    columns = max((max(len(e.random), len(e.top)) for e in shown), default=1)
-    half = columns * (size + GAP)
+    columns = max((max(len(expert.random), len(expert.top)) for expert in shown), default=1)
+    left, half = MARGIN + SIDE, columns * (size + GAP)
+    starts = (left, left + half + 4 * GAP)
     width = max(MARGIN * 2 + SIDE + 2 * half + 4 * GAP, 560)
-    footer = wrapped([note, *data.credits], width - 2 * MARGIN, 11)
-    top = MARGIN + HEAD
-    height = top + max(len(shown), 1) * (size + BAND + 2 * GAP) + 14 * len(footer) + 2 * MARGIN
-    sheet = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN), title, fill=INK, font=font(17))
-    for left, heading in _columns(half, columns):
-        pen.text((left, MARGIN + 32), heading, fill=PALE, font=font(13))
+    pitch = size + BAND + 2 * GAP
+    sheet = Sheet(width, MARGIN + HEAD + max(len(shown), 1) * pitch + MARGIN, footer)
+    sheet.text((MARGIN, MARGIN), title, 17)
+    for x, heading in zip(starts, ("drawn at random", "largest coefficients"), strict=True):
+        sheet.text((x, MARGIN + 32), heading, 13, PALE)
     for row, expert in enumerate(shown):
-        y = top + row * (size + BAND + 2 * GAP)
-        pen.text((MARGIN, y + size // 2 - 14), f"expert {expert.expert}", fill=INK, font=font(14))
-        pen.text(
-            (MARGIN, y + size // 2 + 6),
-            f"{expert.processed} image{'' if expert.processed == 1 else 's'}",
-            fill=PALE,
-            font=font(11),
-        )
-        for (left, _), items in zip(_columns(half, columns), (expert.random, expert.top), strict=True):
+        y = MARGIN + HEAD + row * pitch
+        sheet.text((MARGIN, y + size // 2 - 14), f"expert {expert.expert}", 14)
+        count = f"{expert.processed} image{'' if expert.processed == 1 else 's'}"
+        sheet.text((MARGIN, y + size // 2 + 6), count, 11, PALE)
+        for x, items in zip(starts, (expert.random, expert.top), strict=True):
             for column, item in enumerate(items):
-                _tile(sheet, pen, (left + column * (size + GAP), y), item, opened[item.image], size)
-    for line, text in enumerate(footer):
-        pen.text((MARGIN, height - MARGIN - 14 * (len(footer) - line)), text, fill=PALE, font=font(11))
+                corner = (x + column * (size + GAP), y)
+                sheet.tile(corner, opened[item.image], item.label, f"{item.coefficient:.2f}", GREEN)
     return sheet
-
-
-def _columns(half: int, columns: int) -> tuple[tuple[int, str], tuple[int, str]]:
-    left = MARGIN + SIDE
-    return (left, "drawn at random"), (left + half + 4 * GAP, "largest coefficients")
-
-
-def _tile(sheet: Image.Image, pen: Any, corner: tuple[int, int], item: Shown, picture: Image.Image, size: int) -> None:
-    x, y = corner
-    sheet.paste(picture, (x, y))
-    pen.rectangle((x, y + size, x + size - 1, y + size + BAND - 1), fill=STRIP)
-    pen.rectangle((x, y, x + size - 1, y + size + BAND - 1), outline="#c8ccd1")
-    pen.text((x + 4, y + size + 1), shortened(item.label, size - 8, 11), fill=WHITE, font=font(11))
-    pen.text((x + 4, y + size + 14), f"{item.coefficient:.2f}", fill=GREEN, font=font(11))

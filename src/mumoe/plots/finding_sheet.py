@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.editing.audit import Finding
-from mumoe.files import new_folder, write_bytes, write_json
-from mumoe.plots.sheets import GREEN, INK, PALE, RED, STRIP, WHITE, encoded, font, shortened, thumbnail, wrapped
+from mumoe.files import new_folder, write_json
+from mumoe.plots.sheets import BAND, GREEN, MARGIN, PALE, RED, Sheet, write_thumbnails
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from mumoe.data.base import ImageData
+    from mumoe.editing.audit import Finding
 
 __all__ = ["Pictured", "spread", "write_findings"]
 
-MARGIN, GAP, BAND, SIDE, HEAD, APART = 14, 6, 30, 220, 62, 22
+GAP, SIDE, HEAD, APART = 6, 220, 62, 22
+"""Pixels between tiles, of the column with numbers, of the heading, and between wrong and right."""
 
 
 @dataclass(frozen=True)
@@ -81,87 +82,48 @@ def write_findings(
         The path of the sheet.
     """
     folder = Path(folder)
-    wanted = sorted({image for item in findings for image in (*item.wrong, *item.right)})
+    names_of = _Names(data, said, names)
     with new_folder(folder, durable=False) as scratch:
-        (scratch / "thumbnails").mkdir()
-        opened = {image: thumbnail(data.open_image(image), size) for image in wanted}
-        for image, picture in opened.items():
-            (scratch / "thumbnails" / f"{image}.png").write_bytes(encoded(picture, "PNG"))
-        write_json(scratch / "findings.json", _content(findings, data, said, names))
-        sheet = _sheet(findings, opened, said, names, alpha, title, data, size)
-        write_bytes(scratch / "sheet.png", encoded(sheet, "PNG"))
+        opened = write_thumbnails(scratch, data, (n for item in findings for n in (*item.wrong, *item.right)), size)
+        write_json(scratch / "findings.json", names_of.content(findings))
+        _sheet(findings, opened, names_of, alpha, title, size).save(scratch / "sheet.png")
     return folder / "sheet.png"
 
 
-def _content(
-    findings: Sequence[Pictured], data: ImageData, said: npt.NDArray[np.int64], names: Sequence[str]
-) -> dict[str, Any]:
-    def shown(image: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Names:
+    """The data, the model's label for each image, and names of labels."""
+
+    data: ImageData
+    said: npt.NDArray[np.int64]
+    names: Sequence[str]
+
+    def answer(self, image: int) -> str:
+        return self.names[int(self.said[image])]
+
+    def truth(self, item: Pictured, image: int) -> str:
+        """The true label of an image: the finding's, or its own where labels were pooled."""
+        label, multi_label = item.finding.label, self.data.multi_label
+        return self.names[int(self.data.labels[image]) if label is None and not multi_label else label or 0]
+
+    def content(self, findings: Sequence[Pictured]) -> dict[str, Any]:
+        """What the sheet shows, as JSON."""
+        rows = [
+            {
+                "finding": item.finding,
+                "label": None if item.finding.label is None else self.names[item.finding.label],
+                "wrong": [self._entry(image) for image in item.wrong],
+                "right": [self._entry(image) for image in item.right],
+                "wrong_total": item.wrong_total,
+                "right_total": item.right_total,
+            }
+            for item in findings
+        ]
+        return {"data": self.data.name, "credits": self.data.credits, "findings": rows}
+
+    def _entry(self, image: int) -> dict[str, Any]:
         file = f"thumbnails/{image}.png"
-        return {"image": image, "id": data.ids[image], "said": names[int(said[image])], "thumbnail": file}
-
-    rows = [
-        {
-            "finding": item.finding,
-            "label": None if item.finding.label is None else names[item.finding.label],
-            "wrong": [shown(image) for image in item.wrong],
-            "right": [shown(image) for image in item.right],
-            "wrong_total": item.wrong_total,
-            "right_total": item.right_total,
-        }
-        for item in findings
-    ]
-    return {"data": data.name, "credits": data.credits, "findings": rows}
-
-
-def _sheet(
-    findings: Sequence[Pictured],
-    opened: dict[int, Image.Image],
-    said: npt.NDArray[np.int64],
-    names: Sequence[str],
-    alpha: float,
-    title: str,
-    data: ImageData,
-    size: int,
-) -> Image.Image:
-    """A row for each finding: its numbers, images that went wrong, images that went right; credits below."""
-    from PIL import Image, ImageDraw
-
-    tile = size + GAP
-    left = MARGIN + SIDE
-    wrong = max([3, *(len(item.wrong) for item in findings)])
-    right = max([2, *(len(item.right) for item in findings)])
-    middle = left + wrong * tile + APART
-    width = max(middle + right * tile + MARGIN, 640)
-    footer = wrapped([_NOTE, *data.credits], width - 2 * MARGIN, 11)
-    pitch = size + BAND + 14
-    top = MARGIN + HEAD
-    height = top + max(1, len(findings)) * pitch + 15 * len(footer) + 2 * MARGIN
-    sheet = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN), shortened(title, width - 2 * MARGIN, 17), fill=INK, font=font(17))
-    for x, heading in (
-        (MARGIN, "experts"),
-        (left, "wrong: true label, then the model's"),
-        (middle, "right: same experts and label"),
-    ):
-        pen.text((x, MARGIN + 36), heading, fill=PALE, font=font(13))
-    for row, item in enumerate(findings):
-        y = top + row * pitch
-        _numbers(pen, (MARGIN, y), item, names, alpha)
-        for x, images in ((left, item.wrong), (middle, item.right)):
-            for column, image in enumerate(images):
-                words = (_true(item, data, image, names), names[int(said[image])])
-                _tile(sheet, pen, (x + column * tile, y), opened[image], words, size)
-    for line, text in enumerate(footer):
-        pen.text((MARGIN, height - MARGIN - 15 * (len(footer) - line)), text, fill=PALE, font=font(11))
-    return sheet
-
-
-def _true(item: Pictured, data: ImageData, image: int, names: Sequence[str]) -> str:
-    """The true label of an image: the finding's, or its own where labels were pooled."""
-    label = item.finding.label
-    return names[int(data.labels[image]) if label is None and not data.multi_label else label or 0]
+        return {"image": image, "id": self.data.ids[image], "said": self.answer(image), "thumbnail": file}
 
 
 _NOTE = (
@@ -170,7 +132,31 @@ _NOTE = (
 )
 
 
-def _numbers(pen: Any, corner: tuple[int, int], item: Pictured, names: Sequence[str], alpha: float) -> None:
+def _sheet(
+    findings: Sequence[Pictured], opened: dict[int, Image.Image], names: _Names, alpha: float, title: str, size: int
+) -> Sheet:
+    """A row for each finding: its numbers, images that went wrong, images that went right; credits below."""
+    tile, left = size + GAP, MARGIN + SIDE
+    middle = left + max([3, *(len(item.wrong) for item in findings)]) * tile + APART
+    width = max(middle + max([2, *(len(item.right) for item in findings)]) * tile + MARGIN, 640)
+    pitch, top = size + BAND + 14, MARGIN + HEAD
+    sheet = Sheet(width, top + max(1, len(findings)) * pitch + MARGIN, [_NOTE, *names.data.credits])
+    sheet.text((MARGIN, MARGIN), title, 17, width=width - 2 * MARGIN)
+    sheet.text((MARGIN, MARGIN + 36), "experts", 13, PALE)
+    sheet.text((left, MARGIN + 36), "wrong: true label, then the model's", 13, PALE)
+    sheet.text((middle, MARGIN + 36), "right: same experts and label", 13, PALE)
+    for row, item in enumerate(findings):
+        y = top + row * pitch
+        _write_numbers(sheet, y, item, names.names, alpha)
+        for x, images in ((left, item.wrong), (middle, item.right)):
+            for column, image in enumerate(images):
+                label, answer = names.truth(item, image), names.answer(image)
+                colour = GREEN if label == answer else RED
+                sheet.tile((x + column * tile, y), opened[image], label, answer, colour)
+    return sheet
+
+
+def _write_numbers(sheet: Sheet, y: int, item: Pictured, names: Sequence[str], alpha: float) -> None:
     """The finding in words, beside its images."""
     found = item.finding
     experts = " + ".join(f"{n}" if level == 0 else f"{n} (level {level})" for level, n in found.experts)
@@ -182,21 +168,6 @@ def _numbers(pen: Any, corner: tuple[int, int], item: Pictured, names: Sequence[
         f"gap: {found.gap.value:.3f} [{found.gap.low:.3f}, {found.gap.high:.3f}]",
         p if found.p_corrected <= alpha else f"{p}: may be chance",
     ]
-    x, y = corner
-    name = shortened(f"expert{'s' if len(found.experts) > 1 else ''} {experts}", SIDE - 12, 15)
-    pen.text((x, y), name, fill=INK, font=font(15))
+    sheet.text((MARGIN, y), f"expert{'s' if len(found.experts) > 1 else ''} {experts}", 15, width=SIDE - 12)
     for number, text in enumerate(lines):
-        pen.text((x, y + 24 + 17 * number), shortened(text, SIDE - 12, 12), fill=PALE, font=font(12))
-
-
-def _tile(
-    sheet: Image.Image, pen: Any, corner: tuple[int, int], picture: Image.Image, words: tuple[str, str], size: int
-) -> None:
-    """A thumbnail over its true label and the model's."""
-    (x, y), (label, said) = corner, words
-    sheet.paste(picture, (x, y))
-    pen.rectangle((x, y + size, x + size - 1, y + size + BAND - 1), fill=STRIP)
-    pen.rectangle((x, y, x + size - 1, y + size + BAND - 1), outline="#c8ccd1")
-    pen.text((x + 4, y + size + 1), shortened(label, size - 8, 11), fill=WHITE, font=font(11))
-    colour = GREEN if label == said else RED
-    pen.text((x + 4, y + size + 15), shortened(said, size - 8, 11), fill=colour, font=font(11))
+        sheet.text((MARGIN, y + 24 + 17 * number), text, 12, PALE, SIDE - 12)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mumoe.analysis.findings import Usage
 from mumoe.errors import UserError
-from mumoe.plots.style import COLOURS, INK, PALE, bare_axes, new_figure
+from mumoe.plots.charts import NARROW, WIDE, Chart, save_chart
+from mumoe.plots.style import BLUE, COLOURS, INK, PALE, bare_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["load_figure"]
+__all__ = ["load_chart", "load_figure"]
 
 
 def load_figure(usages: Sequence[tuple[str, Usage]], *, title: str, note: str = "") -> Figure:
@@ -44,3 +46,31 @@ def load_figure(usages: Sequence[tuple[str, Usage]], *, title: str, note: str = 
     panels[-1].set_xlabel("expert" + (f".  {note}" if note else ""), fontsize=9, color=PALE)
     figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
     return figure
+
+
+def load_chart(folder: Path, level: int, usage: Usage, split: str) -> Chart:
+    """Figure 12 in the report: how many images each expert of a level processes."""
+    rows = [
+        {"expert": n, "load": load, "touched": touched, "mean_coefficient": mean}
+        for n, (load, touched, mean) in enumerate(zip(usage.load, usage.touched, usage.mean_coefficient, strict=True))
+    ]
+
+    def draw(narrow: bool) -> Figure:
+        figure = new_figure(NARROW if narrow else WIDE, 2.6)
+        panel = figure.subplots()
+        bare_axes(panel)
+        edges = [n - 0.5 for n in range(len(usage.load) + 1)]
+        panel.stairs(usage.load, edges, fill=True, color=BLUE)
+        panel.set_xlim(-0.5, len(usage.load) - 0.5)
+        panel.locator_params(integer=True)
+        panel.set_xlabel("expert (number)", fontsize=9, color=PALE)
+        panel.set_ylabel("images", fontsize=9, color=PALE)
+        return figure
+
+    caption = (
+        f"Expert load (the paper's Figure 12): {split} images that each expert processes with a coefficient of at "
+        f"least {usage.threshold:g}. {usage.experts_above_threshold:,} of {usage.experts:,} experts process any, "
+        f"{usage.dead:,} are dead; an image uses {usage.support_mean:.1f} experts on average."
+    )
+    alt = f"Bar plot: number of images for each of {usage.experts} experts, at most {max(usage.load, default=0)}."
+    return save_chart(folder, f"load-{level}", draw, rows, caption=caption, alt=alt)

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 from mumoe.data.base import ImageData
 from mumoe.plots.sheets import thumbnail
 from mumoe.progress import Progress
-from mumoe.reports.views import ImageView
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Sprites", "Tile"]
+__all__ = ["ImageView", "Sprites", "Tile"]
 
 SIDE = 96
 """Side of a thumbnail in pixels."""
@@ -31,6 +30,23 @@ COLUMNS = 20
 
 KEPT = 2048
 """Thumbnails kept in memory, 28 kB each: images that several experts process are opened once."""
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """One image of an expert.
+
+    Attributes:
+        image: Its position in the data set.
+        label: Its class, or its targets.
+        coefficient: The expert's coefficient, in [0, 1].
+        file: A thumbnail that exists already, or empty: it is drawn from the data set.
+    """
+
+    image: int
+    label: str
+    coefficient: float
+    file: str = ""
 
 
 @dataclass(frozen=True)

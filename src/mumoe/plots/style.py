@@ -17,6 +17,7 @@ __all__ = ["bare_axes", "new_figure", "plain_axes", "rendered", "save_figure", "
 
 INK, PALE, GRID = "#202124", "#5f6368", "#e3e5e8"
 COLOURS = ("#0b6e99", "#d1495b", "#6a994e", "#8e5ea2", "#c98a1b", "#3d5a80")
+BLUE, RED, GREY = COLOURS[0], COLOURS[1], "#8a8f98"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 

@@ -1,50 +1,21 @@
-"""Fairness reports as the paper's figures: re-writing scores (15), subgroups before and after (16)."""
+"""Figure 16: accuracy of subgroups before and after edits."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mumoe.editing.fairness import FairnessReport
 from mumoe.errors import UserError
 from mumoe.plots.style import plain_axes
-from mumoe.plots.tradeoff import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["score_figure", "subgroup_figure"]
+    from mumoe.editing.fairness import FairnessReport
 
-
-def score_figure(
-    reports: Mapping[str, Mapping[str, Sequence[FairnessReport]]], *, metric: str = "rewriting_score"
-) -> Figure:
-    """Bars of one metric, methods side by side for each setting: Figure 15. Dots are seeds.
-
-    Args:
-        reports: Setting (a model, or how strengths were chosen) to method to its reports, one per seed.
-        metric: Name of the metric.
-    """
-    figure, axes = plain_axes(6.4, 3.6)
-    methods = list(dict.fromkeys(method for group in reports.values() for method in group))
-    width = 0.8 / len(methods)
-    for i, method in enumerate(methods):
-        color = COLORS[i % len(COLORS)]
-        for x, group in enumerate(reports.values()):
-            values = [report.metrics[metric].value for report in group.get(method, ())]
-            if values:
-                place = x + (i - (len(methods) - 1) / 2) * width
-                label = method if x == 0 else None
-                axes.bar(place, statistics.fmean(values), 0.9 * width, color=color, alpha=0.75, label=label)
-                axes.plot([place] * len(values), values, "o", color="black", markersize=3, alpha=0.7)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(reports)), list(reports))
-    axes.set_ylabel("model re-writing score" if metric == "rewriting_score" else metric.replace("_", " "))
-    axes.legend(frameon=False)
-    return figure
+__all__ = ["subgroup_figure"]
 
 
 def subgroup_figure(reports: Sequence[FairnessReport], *, title: str = "") -> Figure:

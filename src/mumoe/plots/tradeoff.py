@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mumoe.editing.choose import Choice
-from mumoe.plots.style import plain_axes
+from mumoe.plots.charts import NARROW, Chart, save_chart
+from mumoe.plots.style import BLUE, INK, PALE, RED, bare_axes, new_figure, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["trade_off_figure"]
+    from mumoe.editing.choose import Choice
 
-COLORS = ("#3b6fb6", "#d98032", "#4c9a6a", "#8a63a8")
+__all__ = ["trade_off_chart", "trade_off_figure"]
+
+EDIT_COLOURS = ("#3b6fb6", "#d98032", "#4c9a6a", "#8a63a8")
 """Colours of methods, in both figures of edits."""
 
 
@@ -21,7 +24,7 @@ def trade_off_figure(choices: Mapping[str, Choice], *, title: str = "") -> Figur
     """Target accuracy against overall accuracy over the strengths of each method; a dot marks the chosen one."""
     figure, axes = plain_axes(5.4, 3.8)
     for i, (name, choice) in enumerate(choices.items()):
-        color = COLORS[i % len(COLORS)]
+        color = EDIT_COLOURS[i % len(EDIT_COLOURS)]
         x = [point.metrics["accuracy"] for point in choice.curve]
         y = [point.metrics["target_accuracy"] for point in choice.curve]
         axes.plot(x, y, color=color, linewidth=1.5, label=name)
@@ -32,3 +35,26 @@ def trade_off_figure(choices: Mapping[str, Choice], *, title: str = "") -> Figur
     axes.set_title(title, fontsize=11)
     axes.legend(frameon=False)
     return figure
+
+
+def trade_off_chart(folder: Path, name: str, choice: Mapping[str, Any]) -> Chart:
+    """The trade-off of one file of edits in the report; `choice` is the choice that the file records."""
+    rows = [{"strength": point["strength"], **point["metrics"]} for point in choice["curve"]]
+    chosen = next((row for row in rows if row["strength"] == choice["strength"]), None)
+
+    def draw(narrow: bool) -> Figure:
+        figure = new_figure(NARROW if narrow else 5.6, 3.2)
+        panel = figure.subplots()
+        bare_axes(panel)
+        panel.plot([row["accuracy"] for row in rows], [row["target_accuracy"] for row in rows], color=BLUE)
+        if chosen:
+            said = f"chosen: λ = {chosen['strength']:+.3g}"
+            panel.plot([chosen["accuracy"]], [chosen["target_accuracy"]], "o", color=RED, label=said)
+            panel.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+        panel.set_xlabel("accuracy of all validation images", fontsize=9, color=PALE)
+        panel.set_ylabel("accuracy of the target subgroup", fontsize=9, color=PALE)
+        return figure
+
+    caption = f"Trade-off over the strength λ on validation images; chosen by the objective {choice['objective']}."
+    alt = "Line plot: accuracy of the target subgroup against that of all images, with the chosen strength."
+    return save_chart(folder, f"trade-off-{name}", draw, rows, caption=caption, alt=alt)

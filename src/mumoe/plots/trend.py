@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mumoe.errors import UserError
-from mumoe.plots.style import COLOURS, INK, MARKERS, PALE, bare_axes, new_figure
+from mumoe.plots.charts import Chart, save_chart
+from mumoe.plots.style import COLOURS, GREY, INK, MARKERS, PALE, bare_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Point", "summary", "trend_figure"]
+__all__ = ["Point", "summary", "trend_chart", "trend_figure"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _series(panel: Axes, points: Sequence[Point], value: _Value, position: int, 
         mean,
         yerr=spread,
         label=points[0].series,
-        color="#8a8f98" if control else COLOURS[position % len(COLOURS)],
+        color=GREY if control else COLOURS[position % len(COLOURS)],
         marker=MARKERS[position % len(MARKERS)],
         linestyle="--" if control else "-",
         markersize=5,
@@ -142,3 +144,27 @@ def _expert_axis(panel: Axes, points: Sequence[Point], classes: int | None) -> N
         panel.axvline(classes, color=PALE, linewidth=0.9, linestyle=":")
         low, high = panel.get_ylim()
         panel.text(classes * 1.04, low + 0.02 * (high - low), f"{classes} classes", fontsize=7.5, color=PALE)
+
+
+def trend_chart(folder: Path, points: Sequence[Point], classes: int | None) -> Chart | None:
+    """Figure 3 in the report; None below two numbers of experts.
+
+    Args:
+        folder: Where its files go.
+        points: One per analyzed model.
+        classes: Number of classes, marked on the axis; None where the models differ in it.
+    """
+    if len({point.experts for point in points}) < 2:
+        return None
+
+    def draw(narrow: bool) -> Figure:
+        title = "" if narrow else "Specialization against the number of experts"
+        return trend_figure(points, title=title, classes=classes, columns=1 if narrow else 2)
+
+    caption = (
+        "Specialization against the number of experts (the paper's Figure 3), means over seeds, bars one standard "
+        "deviation. The mean of p is read beside the number of strong experts and the control: units of the same load "
+        "made up of random contributions."
+    )
+    alt = "Four line plots against the number of experts: mean p, strong experts, mean p of these, accuracy."
+    return save_chart(folder, "trend", draw, [vars(point) for point in points], caption=caption, alt=alt)

@@ -2,78 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mumoe.editing.fairness import METRICS
+from mumoe.editing.fairness import METRICS, Estimate, FairnessReport, SubgroupResult
+from mumoe.editing.files import read_edit_file
+from mumoe.editing.subgroups import Subgroup
 from mumoe.errors import UserError
 from mumoe.files import read_json
 from mumoe.reports.views import EditView, Estimated, FairnessView, MetricRow, Missing, PlainChange, SubgroupRow
 
 __all__ = ["fairness_view", "read_edits", "read_fairness"]
 
-Report = Mapping[str, Any]
-"""A `FairnessReport` as `to_dict` writes it."""
-
 
 def fairness_view(
-    before: Report | None, after: Report, *, title: str, file: str = "", head: str = "", sensitive: str = ""
+    before: FairnessReport | None,
+    after: FairnessReport,
+    *,
+    title: str,
+    file: str = "",
+    head: str = "",
+    sensitive: str = "",
 ) -> FairnessView:
-    """Subgroups and metrics of one model, or before and after edits.
+    """Subgroups and metrics of the model `after`, beside those of the model `before` it was edited, if it was.
 
     Args:
-        before: Report of the model as it was trained; None shows `after` alone.
+        before: Report of the model as it was trained.
         after: Report of the model that is shown.
         title: Whose they are.
         file: Where they come from.
         head: The attribute that is predicted.
         sensitive: The sensitive attribute.
     """
-    old = {_group(entry): entry["accuracy"] for entry in before["subgroups"]} if before else {}
+    old = {_named(found.subgroup): found.accuracy for found in before.subgroups} if before else {}
+    metrics = before.metrics if before else {}
     return FairnessView(
         title=title,
         file=file,
-        subgroups=tuple(_subgroup(entry, old.get(_group(entry)), after["target"]) for entry in after["subgroups"]),
+        subgroups=tuple(_subgroup(found, old.get(_named(found.subgroup)), after.target) for found in after.subgroups),
         metrics=tuple(
-            MetricRow(name, heading, _metric(before, name), _metric(after, name))
+            MetricRow(name, heading, _estimate(metrics.get(name)), _estimate(after.metrics[name]))
             for name, heading in METRICS.items()
-            if name in after["metrics"]
+            if name in after.metrics
         ),
-        rows=after["rows"],
-        resamples=after["bootstrap"]["resamples"],
-        confidence=after["bootstrap"]["confidence"],
+        rows=after.rows,
+        resamples=after.bootstrap.resamples,
+        confidence=after.bootstrap.confidence,
         edited=before is not None,
         head=head,
         sensitive=sensitive,
     )
 
 
-def _group(entry: Mapping[str, Any]) -> tuple[str, str]:
-    return str(entry["subgroup"]["label"]), str(entry["subgroup"]["sensitive"])
+def _named(group: Subgroup) -> tuple[str, str]:
+    return str(group.label), str(group.sensitive)
 
 
-def _subgroup(entry: Mapping[str, Any], old: Mapping[str, Any] | None, target: Mapping[str, Any]) -> SubgroupRow:
-    label, sensitive = _group(entry)
-    after = _estimate(entry["accuracy"])
-    before = None if old is None else _estimate(old)
+def _subgroup(found: SubgroupResult, old: Estimate | None, target: Subgroup) -> SubgroupRow:
+    after, (label, sensitive) = found.accuracy, _named(found.subgroup)
     return SubgroupRow(
         label=label,
         sensitive=sensitive,
-        count=entry["count"],
-        before=before,
-        after=after,
-        difference=None if before is None else after.value - before.value,
-        target=(label, sensitive) == (str(target["label"]), str(target["sensitive"])),
+        count=found.count,
+        before=_estimate(old),
+        after=Estimated(*_numbers(after)),
+        difference=None if old is None else after.value - old.value,
+        target=(label, sensitive) == _named(target),
     )
 
 
-def _metric(report: Report | None, name: str) -> Estimated | None:
-    return _estimate(report["metrics"][name]) if report and name in report["metrics"] else None
+def _estimate(found: Estimate | None) -> Estimated | None:
+    return None if found is None else Estimated(*_numbers(found))
 
 
-def _estimate(found: Mapping[str, Any]) -> Estimated:
-    return Estimated(found["value"], found.get("low"), found.get("high"))
+def _numbers(found: Estimate) -> tuple[float, float | None, float | None]:
+    low, high = (None if end is None or math.isnan(end) else end for end in (found.low, found.high))
+    return found.value, low, high
 
 
 def read_edits(run: Path) -> tuple[tuple[EditView, ...], tuple[Missing, ...]]:
@@ -91,15 +97,17 @@ def read_edits(run: Path) -> tuple[tuple[EditView, ...], tuple[Missing, ...]]:
 
 
 def _edit(path: Path, run: Path) -> EditView:
-    from mumoe.editing.files import read_edit_file
-
     content = read_edit_file(path)
     facts, file = content.provenance, str(path.relative_to(run))
     before, after = facts.get("metrics_before"), facts.get("metrics_after")
-    measured = isinstance(after, Mapping)
-    grouped = measured and "subgroups" in after  # type: ignore[operator]
+    fairness = change = None
     subgroup = dict(facts.get("subgroup", {}))
     named = {name: str(subgroup.get(name, "")) for name in ("head", "sensitive")}
+    if isinstance(after, Mapping) and "subgroups" in after:
+        old = FairnessReport.from_dict(before) if before else None
+        fairness = fairness_view(old, FairnessReport.from_dict(after), title=path.stem, file=file, **named)
+    elif isinstance(after, Mapping):
+        change = _change(before or {}, after)
     return EditView(
         name=path.stem,
         file=file,
@@ -109,8 +117,8 @@ def _edit(path: Path, run: Path) -> EditView:
         subgroup=subgroup,
         split=str(facts.get("split", "test")),
         choice=facts.get("choice"),
-        fairness=fairness_view(before, after, title=path.stem, file=file, **named) if grouped else None,  # type: ignore[arg-type]
-        change=_change(before, after) if measured and not grouped else None,  # type: ignore[arg-type]
+        fairness=fairness,
+        change=change,
     )
 
 
@@ -138,6 +146,6 @@ def read_fairness(run: Path, multi_label: bool) -> tuple[tuple[FairnessView, ...
 
 
 def _fairness(path: Path, run: Path) -> FairnessView:
-    reports: Sequence[Report] = list(read_json(path, "gather").values())
+    reports = [FairnessReport.from_dict(found) for found in read_json(path, "report").values()]
     before = reports[0] if len(reports) > 1 else None
     return fairness_view(before, reports[-1], title=path.name, file=str(path.relative_to(run)))

@@ -18,22 +18,23 @@ from mumoe import __version__
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError
 from mumoe.files import check_writable, new_folder, write_json
-from mumoe.plots.charts import (
-    csv_text,
-    curves_chart,
-    load_chart,
-    polysemanticity_chart,
-    trade_off_chart,
-    trend_chart,
-)
+from mumoe.plots.charts import Chart, csv_text
+from mumoe.plots.loads import load_chart
+from mumoe.plots.polysemanticity import polysemanticity_chart
 from mumoe.plots.sprites import Sprites, Tile
+from mumoe.plots.tradeoff import trade_off_chart
+from mumoe.plots.training_curves import curves_chart
+from mumoe.plots.trend import Point, trend_chart
 from mumoe.progress import Progress
-from mumoe.reports.pages import asset, render, short
-from mumoe.reports.views import ExpertView, LevelView, RunView
-from mumoe.results import Comparison, Spread, to_json
+from mumoe.records import Record, record
+from mumoe.reports.gathering import gather, open_images, run_names
+from mumoe.reports.rendering import asset, render, short
+from mumoe.reports.views import ExpertView, LevelView, Missing, RunView
+from mumoe.results import Comparison, to_json
 from mumoe.training.compare import compare
+from mumoe.training.opening import StoredRun
 
-__all__ = ["MARK", "check_out", "write_report"]
+__all__ = ["MARK", "ReportPages", "check_out", "write_pages", "write_report"]
 
 MARK = "report.json"
 """A file that tells a folder made here from any other."""
@@ -51,17 +52,85 @@ MODES = {
 }
 """Interventions in words."""
 
+PER_UNIT = ("effects", "load", "touched", "mean_coefficient")
+"""Lists over the units of a level, which the JSON of a page holds once, expert by expert."""
+
+
+@record
+class ReportPages(Record):
+    """A report on disk.
+
+    Attributes:
+        page: Its first page.
+        missing: By run, what it lacks.
+    """
+
+    page: str
+    missing: Mapping[str, tuple[Missing, ...]]
+
+    def headline(self) -> str:
+        return f"Written to {self.page}. Open it in a browser."
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each part that a command would add: the run, the reason and the command."""
+        return [
+            {"run": name, "reason": found.reason, "command": found.command}
+            for name, missing in self.missing.items()
+            for found in missing
+            if found.command
+        ]
+
+    def sentences(self) -> list[str]:
+        """What the runs lack, and where the report is."""
+        lines = [f"{row['run']}: {row['reason']} Make it with: {row['command']}" for row in self.rows()]
+        return [*lines, self.headline()]
+
+
+def write_report(jobs: Mapping[Path, Sequence[StoredRun]], out: str | Path, *, max_images: int = 20) -> ReportPages:
+    """Gather what is known of runs and write it as pages.
+
+    Args:
+        jobs: Folder to the runs in it.
+        out: The folder of the report; an earlier report there is replaced.
+        max_images: Images shown per expert, drawn at random and with the largest coefficients; 0 for none.
+
+    Raises:
+        UserError: If there is no run, a file of one is damaged, or `out` holds something else.
+        JobError: If it cannot be written.
+    """
+    if max_images < 0:
+        raise UserError(f"report: expected max_images >= 0, got {max_images}. 0 shows none.")
+    check_out(out)
+    views: list[RunView] = []
+    images: dict[str, ImageData] = {}
+    for (path, runs), name in zip(jobs.items(), run_names(list(jobs)), strict=True):
+        found = open_images(runs[0]) if max_images else None
+        data = None if isinstance(found, Missing) else found
+        gathered = gather(runs, name=name, path=path, data=data, most_images=max_images)
+        views += gathered
+        if data is not None:
+            images |= {view.name: data for view in gathered}
+    page = write_pages(views, out, data=images, progress=any(run.progress for runs in jobs.values() for run in runs))
+    return ReportPages(str(page), {view.name: view.missing for view in views})
+
+
+def check_out(out: str | Path) -> Path:
+    """The folder of a report.
+
+    Raises:
+        UserError: If it holds something else than a report.
+        JobError: If it cannot be written.
+    """
+    path = Path(out)
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MARK).is_file()):
+        raise UserError(f"report: expected a new folder or that of an earlier report, got {path}. Give another -o.")
+    check_writable(path, who="report")
+    return path
+
 
 @dataclass
 class _Site:
-    """A report that is being written.
-
-    Attributes:
-        out: Its folder.
-        sprites: Images that its pages show.
-        progress: Whether to show progress.
-        pages: Pages written, relative to `out`.
-    """
+    """A report that is being written; `pages` are those written, relative to `out`."""
 
     out: Path
     progress: bool
@@ -79,14 +148,7 @@ class _Site:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of a report.
-
-    Attributes:
-        view: What is shown.
-        data: Its image set, if there is one.
-        folder: Its pages, relative to the report; empty for the only run.
-        others: Whether there are more runs.
-    """
+    """One run of a report; `folder` holds its pages, relative to the report, and is empty for the only run."""
 
     view: RunView
     data: ImageData | None
@@ -98,37 +160,23 @@ class _Run:
         return f"{self.folder}{name}"
 
 
-def check_out(out: str | Path) -> Path:
-    """The folder of a report.
-
-    Raises:
-        UserError: If it holds something else than a report.
-        JobError: If it cannot be written.
-    """
-    path = Path(out)
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MARK).is_file()):
-        raise UserError(f"report: expected a new folder or that of an earlier report, got {path}. Give another -o.")
-    check_writable(path, who="report")
-    return path
-
-
-def write_report(
+def write_pages(
     views: Sequence[RunView],
     out: str | Path,
     *,
     data: Mapping[str, ImageData] | None = None,
     progress: bool = False,
 ) -> Path:
-    """Write a report; an older one in its place is replaced in one step at the end.
+    """Write the pages of what was gathered; an older report in their place is replaced in one step at the end.
 
     Args:
-        views: The runs, as `gather` gives them.
+        views: The runs.
         out: The folder.
         data: Image sets by name of the view, for the images of experts.
         progress: Whether to show progress.
 
     Returns:
-        Its first page.
+        The first page.
 
     Raises:
         UserError: If there is no run, or the folder holds something else.
@@ -152,6 +200,20 @@ def write_report(
         facts = {"made_by": "mumoe report", "mumoe": __version__, "runs": [view.path for view in views]}
         write_json(scratch / MARK, {**facts, "pages": site.pages})
     return path / "index.html"
+
+
+def _json(view: Any) -> Any:
+    """A view as JSON, without lists over units."""
+    return _without_lists(to_json(view))
+
+
+def _without_lists(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_without_lists(item) for item in content]
+    if not isinstance(content, dict):
+        return content
+    kept = {name: value for name, value in content.items() if not (name in PER_UNIT and isinstance(value, list))}
+    return {name: _without_lists(value) for name, value in kept.items()}
 
 
 def _assets(site: _Site) -> None:
@@ -180,14 +242,14 @@ def _slugs(names: Sequence[str]) -> list[str]:
 
 def _write_run(site: _Site, run: _Run) -> None:
     view = run.view
-    write_json(site.out / run.path("data/run.json"), to_json(dataclasses.replace(view, levels=())))
+    write_json(site.out / run.path("data/run.json"), _json(dataclasses.replace(view, levels=())))
     figures = site.out / run.path("figures")
     per_class, split = _per_class(view)
     site.page(
         run.path("index.html"),
         "run.html",
         **_common(run, "run", "data/run.json"),
-        curves=curves_chart(figures, view.seeds),
+        curves=curves_chart(figures, [(seed.seed, seed.curves) for seed in view.seeds]),
         per_class=per_class,
         per_class_split=split,
     )
@@ -239,9 +301,9 @@ def _per_class(view: RunView) -> tuple[list[dict[str, Any]], str]:
 
 def _write_level(site: _Site, run: _Run, level: LevelView) -> None:
     data, figures = f"data/level-{level.level}.json", site.out / run.path("figures")
-    write_json(site.out / run.path(data), to_json(level))
+    write_json(site.out / run.path(data), _json(level))
     table = site.out / run.path(f"data/experts-{level.level}.csv")
-    table.write_text(csv_text([_csv_row(expert) for expert in level.experts]), encoding="utf-8")
+    table.write_text(csv_text([expert.row() for expert in level.experts]), encoding="utf-8")
     site.page(
         run.path(f"experts{_suffix(level)}.html"),
         "experts.html",
@@ -249,27 +311,18 @@ def _write_level(site: _Site, run: _Run, level: LevelView) -> None:
         level=level,
         modes=MODES,
         most_rows=MOST_ROWS,
-        load=load_chart(figures, level, run.view.split),
-        polysemanticity=polysemanticity_chart(figures, level),
+        load=None if level.usage is None else load_chart(figures, level.level, level.usage, run.view.split),
+        polysemanticity=_polysemanticity(figures, level),
     )
     _write_experts(site, run, level, data)
     _write_gallery(site, run, level, data)
 
 
-def _csv_row(expert: ExpertView) -> dict[str, Any]:
-    top = expert.worst
-    return {
-        "expert": expert.expert,
-        "load": expert.load,
-        "touched": expert.touched,
-        "mean_coefficient": expert.mean_coefficient,
-        "polysemanticity": expert.polysemanticity,
-        "low": expert.interval[0] if expert.interval else None,
-        "high": expert.interval[1] if expert.interval else None,
-        "strong": expert.strong,
-        "top_class": top.name if top else None,
-        "top_loss": top.loss if top else None,
-    }
+def _polysemanticity(folder: Path, level: LevelView) -> Chart | None:
+    """The experts whose ablation changes an answer, beside the means of their level and of its control."""
+    shown = [expert.dot() for expert in level.experts if expert.polysemanticity is not None and expert.losses]
+    means = {"mean": level.modes["zero"].mean_polysemanticity, "control": level.control.mean_polysemanticity}
+    return polysemanticity_chart(folder, level.level, shown, **means)
 
 
 def _write_experts(site: _Site, run: _Run, level: LevelView, data: str) -> None:
@@ -346,7 +399,7 @@ def _write_hierarchy(site: _Site, run: _Run) -> None:
     values = {"agreement": sum(known) / len(known) if known else None, "agreeing": len(known)}
     data = "data/hierarchy.json"
     summary = {"levels": [dataclasses.replace(level, experts=()) for level in run.view.levels]}
-    write_json(site.out / run.path(data), to_json({**summary, "combinations": run.view.combinations, **values}))
+    write_json(site.out / run.path(data), _json({**summary, "combinations": run.view.combinations, **values}))
     site.page(run.path("hierarchy.html"), "hierarchy.html", **_common(run, "hierarchy", data), **values)
 
 
@@ -366,11 +419,8 @@ def _write_edits(site: _Site, run: _Run) -> None:
 def _write_comparison(site: _Site, runs: Sequence[_Run]) -> None:
     views = [run.view for run in runs]
     differences, reference = _differences(views)
-    content = {
-        "runs": [to_json(dataclasses.replace(view, levels=())) for view in views],
-        "differences": to_json(differences),
-    }
-    write_json(site.out / "data/comparison.json", content)
+    content = {"runs": [dataclasses.replace(view, levels=()) for view in views], "differences": differences}
+    write_json(site.out / "data/comparison.json", _json(content))
     menu = [{"href": "index.html", "text": "All runs", "current": True}]
     menu += [{"href": run.path("index.html"), "text": run.view.name, "current": False} for run in runs]
     site.page(
@@ -383,8 +433,30 @@ def _write_comparison(site: _Site, runs: Sequence[_Run]) -> None:
         sets=list(dict.fromkeys(_set_name(view) for view in views)),
         differences=differences,
         reference=reference,
-        trend=trend_chart(site.out / "figures", views),
+        trend=_trend(site.out / "figures", views),
     )
+
+
+def _trend(folder: Path, views: Sequence[RunView]) -> Chart | None:
+    """Specialization against the number of experts, over all analyzed seeds."""
+    classes = {len(view.facts.classes) for view in views}
+    points = [point for view in views for point in _points(view)]
+    return trend_chart(folder, points, classes.pop() if len(classes) == 1 else None)
+
+
+def _points(view: RunView) -> list[Point]:
+    title, mixture, _ = view.head.spec.partition("MuMoE")
+    kind = title if mixture else view.head.kind
+    series = f"{kind}, {view.head.gate}" if view.head.gate else kind
+    series += f", {len(view.head.experts)} levels" if len(view.head.experts) > 1 else ""
+    found = []
+    for seed in view.seeds:
+        for part, name, control in ((seed.specialized, series, False), (seed.control, f"{series}: same load", True)):
+            if part is not None:
+                numbers = (part.accuracy, part.mean_polysemanticity, part.strong, part.mean_polysemanticity_strong)
+                rest = (part.with_effect, control, part.least_lost)
+                found.append(Point(name, part.units, seed.seed, *numbers, *rest))
+    return found
 
 
 def _set_name(view: RunView) -> str:
@@ -394,8 +466,7 @@ def _set_name(view: RunView) -> str:
 
 def _comparison_row(run: _Run) -> dict[str, Any]:
     split = "test" if "test" in run.view.accuracy else "val"
-    accuracy: Spread | None = run.view.accuracy.get(split)
-    href = run.path("index.html")
+    accuracy, href = run.view.accuracy.get(split), run.path("index.html")
     return {"view": run.view, "href": href, "data": _set_name(run.view), "split": split, "accuracy": accuracy}
 
 

@@ -1,7 +1,7 @@
-"""What is shown of a run, as plain frozen dataclasses: the same for the report and the dashboard, and ready for JSON.
+"""What the report shows of a run, as frozen dataclasses that turn into JSON; `gather` fills them.
 
-`gather` fills them. `None` stands for a number that does not exist; a part that the run lacks is a `Missing` with
-the command that would make it. All shares and accuracies lie in [0, 1].
+They join what training, analysis and editing wrote, with names in place of positions. None stands for a number that
+does not exist; a part that a run lacks is a `Missing`. Shares and accuracies lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mumoe.analysis.findings import Interval
+from mumoe.analysis.findings import Interval, Specialization, Usage
+from mumoe.plots.sprites import ImageView
+from mumoe.plots.training_curves import TrainingCurve
 from mumoe.results import EvalResult, Spread
 
 __all__ = [
     "ClassLoss",
     "CombinationView",
     "CostRow",
-    "Curve",
     "EditView",
     "Estimated",
     "ExpertView",
     "FairnessView",
     "HeadFacts",
-    "ImageView",
     "LevelView",
     "MetricRow",
     "Missing",
@@ -32,9 +32,7 @@ __all__ = [
     "RunFacts",
     "RunView",
     "SeedView",
-    "Specialized",
     "SubgroupRow",
-    "UsageView",
 ]
 
 
@@ -43,8 +41,8 @@ class Missing:
     """A part that a run does not have.
 
     Attributes:
-        part: Name of the part: ``analysis``, ``neighbours``, ``loss intervals``, ``images``, ``edits``,
-            ``fairness``, ``experts``, ``costs``, ``evaluation`` or ``seeds``.
+        part: ``analysis``, ``neighbours``, ``loss intervals``, ``images``, ``edits``, ``fairness``, ``costs`` or
+            ``evaluation``.
         reason: Why it is not there, in a sentence.
         command: The command that would make it; empty where none can.
     """
@@ -54,55 +52,7 @@ class Missing:
     command: str = ""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line of the training log.
-
-    Attributes:
-        name: ``loss``, ``lr``, ``val_loss`` or ``val_accuracy``.
-        label: What it is, with its unit.
-        points: (step, epoch, value), in order.
-    """
-
-    name: str
-    label: str
-    points: tuple[tuple[int, float, float], ...]
-
-
-@dataclass(frozen=True)
-class Specialized:
-    """Specialization of one kind of unit under one intervention, without the single units.
-
-    Attributes:
-        units: Number of units ablated, each in isolation.
-        with_effect: Units whose ablation changes anything.
-        mean_polysemanticity: Mean p over these; p lies in [0, inf), 0 is one class alone.
-        mean_interval: Its bootstrap interval.
-        strong: Units that cost some class at least half of its right answers, and at least `least_lost`.
-        strong_interval: Its bootstrap interval.
-        mean_polysemanticity_strong: Mean p over the strong units.
-        accuracy: Right answers before any intervention.
-        images: Number of images.
-        classes: Number of classes.
-        classes_without_images, classes_never_right: Classes left out, and why.
-        least_lost: Right answers that a class must lose for a unit to be strong; 1 (any) in older files.
-        strong_images: Distinct images behind the strong units.
-    """
-
-    units: int
-    with_effect: int
-    mean_polysemanticity: float | None
-    mean_interval: Interval | None
-    strong: int
-    strong_interval: Interval | None
-    mean_polysemanticity_strong: float | None
-    accuracy: float
-    images: int
-    classes: int
-    classes_without_images: int
-    classes_never_right: int
-    least_lost: int = 1
-    strong_images: int = 0
+# Training ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -111,15 +61,14 @@ class SeedView:
 
     Attributes:
         path: Its folder.
-        seed: Its seed.
         state: ``finished``, ``running``, ``interrupted`` or ``failed``.
         started: UTC time in ISO 8601.
         seconds: Time spent training; None while it is not finished.
         step: Optimizer step of the checkpoint that is the result.
-        parameters: Number of trained parameters.
         evaluations: By split.
         curves: The training log.
-        specialized: Specialization in mode ``zero`` of the first kind of unit; None without an analysis.
+        specialized: Specialization in mode ``zero`` of the first kind of unit, without its effects; None without an
+            analysis.
         control: The same for units of the same load made up of random contributions.
         analysis_split: Split that was analyzed.
     """
@@ -132,24 +81,15 @@ class SeedView:
     step: int | None
     parameters: int | None
     evaluations: Mapping[str, EvalResult]
-    curves: tuple[Curve, ...]
-    specialized: Specialized | None
-    control: Specialized | None
+    curves: tuple[TrainingCurve, ...]
+    specialized: Specialization | None
+    control: Specialization | None
     analysis_split: str | None
 
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """The head.
-
-    Attributes:
-        spec: Its specification, such as ``CPMuMoE-r256-e128``.
-        kind: A factorization, ``sparse-moe``, ``highrank-linear`` or ``linear``.
-        experts: Experts of each level; empty without experts.
-        gate, norm: Of the gate; empty without a gate.
-        position: ``final`` or ``penultimate``.
-        in_features, out_features: Of the layer.
-    """
+    """The head; `experts` holds one number for each level, `gate` and `norm` are empty without a gate."""
 
     spec: str
     kind: str
@@ -163,17 +103,12 @@ class HeadFacts:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What it was trained on and how.
+    """What the head was trained on and how.
 
     Attributes:
-        data: Name of the image set.
-        fingerprint: Of its content.
-        images: Number of images, all splits.
-        classes: Names of the classes, or of the 0/1 targets.
-        multi_label: Whether they are 0/1 targets.
+        classes: Names of the classes, or of the 0/1 targets where `multi_label`.
         num_features: Width of the backbone's features.
-        backbone: Its name.
-        mode: ``features`` (frozen backbone) or ``finetune``.
+        backbone: Its name; empty for features that were computed elsewhere.
         image_size: Side of the images in pixels, 0 for the backbone's own.
         credits: Attribution lines that must be shown with the images.
         settings: All settings, by table of config.toml.
@@ -197,11 +132,23 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
+class CostRow:
+    """One layer of the cost table: parameters with the gate, multiply-adds of one row without it."""
+
+    name: str
+    spec: str
+    parameters: int
+    flops: int
+
+
+# Experts -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class ClassLoss:
     """What one class loses without an expert.
 
     Attributes:
-        position, name: The class.
         loss: d of eq. 5, the share of its right answers that are lost; negative: it gains.
         interval: Bootstrap interval of `loss`; None where it was not measured.
         right: Right answers of the class before; None where they are not known.
@@ -223,28 +170,10 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class ImageView:
-    """One image of an expert.
-
-    Attributes:
-        image: Its position in the data set.
-        label: Its class, or its targets.
-        coefficient: The expert's coefficient, in [0, 1].
-        file: A thumbnail that exists already, or empty: it is drawn from the data set.
-    """
-
-    image: int
-    label: str
-    coefficient: float
-    file: str = ""
-
-
-@dataclass(frozen=True)
 class ExpertView:
-    """One expert (or neuron) of one level.
+    """One expert (or neuron) of one level; both are counted from 0.
 
     Attributes:
-        level, expert: Its place, both from 0.
         load: Rows that it processes with at least the threshold; None without coefficients.
         touched: Rows with a coefficient above 0.
         mean_coefficient: Over all rows, in [0, 1].
@@ -281,20 +210,35 @@ class ExpertView:
         """The class that loses most without it; None if no class loses."""
         return self.losses[0] if self.losses and self.losses[0].loss > 0 else None
 
+    def row(self) -> dict[str, Any]:
+        """Its row of the table of experts."""
+        top = self.worst
+        return {
+            "expert": self.expert,
+            "load": self.load,
+            "touched": self.touched,
+            "mean_coefficient": self.mean_coefficient,
+            **self._purity(),
+            "strong": self.strong,
+            "top_class": top.name if top else None,
+            "top_loss": top.loss if top else None,
+        }
 
-@dataclass(frozen=True)
-class UsageView:
-    """How a data set uses the experts of one level; see `mumoe.analysis.findings.Usage`."""
+    def dot(self) -> dict[str, Any]:
+        """Its dot in the figure of polysemanticity."""
+        top = self.worst
+        return {
+            "expert": self.expert,
+            **self._purity(),
+            "largest_loss": top.loss if top else 0.0,
+            "class": top.name if top else None,
+            "strong": self.strong,
+            "load": self.load,
+        }
 
-    experts: int
-    rows: int
-    threshold: float
-    dead: int
-    experts_above_threshold: int
-    support_mean: float
-    support_quantiles: tuple[int, int, int, int, int]
-    entropy_mean: float
-    largest_mean: float
+    def _purity(self) -> dict[str, Any]:
+        low, high = self.interval or (None, None)
+        return {"polysemanticity": self.polysemanticity, "low": low, "high": high}
 
 
 @dataclass(frozen=True)
@@ -302,35 +246,24 @@ class LevelView:
     """The experts of one level, or the neurons of a linear layer.
 
     Attributes:
-        level: From 0.
         name: ``experts``, ``level 0`` .. or ``neurons``.
         usage: How they are used; None for neurons.
-        modes: Specialization by what takes an ablated unit's place; ``zero`` is the paper's.
+        modes: Specialization by what takes an ablated unit's place, without effects; ``zero`` is the paper's.
         control: The same for units of the same load made up of random contributions.
         experts: Every one of them, in order.
     """
 
     level: int
     name: str
-    usage: UsageView | None
-    modes: Mapping[str, Specialized]
-    control: Specialized
+    usage: Usage | None
+    modes: Mapping[str, Specialization]
+    control: Specialization
     experts: tuple[ExpertView, ...]
 
 
 @dataclass(frozen=True)
 class CombinationView:
-    """The "and" of a hierarchy, with names; see `mumoe.analysis.findings.Combination`.
-
-    Attributes:
-        experts: One expert per level.
-        classes_by_level: Per level, classes that lose at least half when that expert goes everywhere.
-        classes_of_all: Classes in all of these.
-        classes_of_combination: Classes that lose at least half when this combination alone goes.
-        agreement: Jaccard index of the last two, in [0, 1]; None if both are empty.
-        polysemanticity: p of the combination.
-        losses: Classes that change when it goes.
-    """
+    """A `mumoe.analysis.findings.Combination` with names of classes, its p and the classes that change without it."""
 
     experts: tuple[int, ...]
     classes_by_level: tuple[tuple[str, ...], ...]
@@ -339,6 +272,9 @@ class CombinationView:
     agreement: float | None
     polysemanticity: float | None
     losses: tuple[ClassLoss, ...]
+
+
+# Edits ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -352,15 +288,12 @@ class Estimated:
 
 @dataclass(frozen=True)
 class SubgroupRow:
-    """Accuracy of one subgroup.
+    """Accuracy of one subgroup; `before` and `difference` are None where nothing was edited.
 
     Attributes:
         label: True label.
         sensitive: Sensitive value.
         count: Number of images.
-        before: Accuracy before the edits; None where nothing was edited.
-        after: Accuracy, after the edits if there are any.
-        difference: after - before; None where nothing was edited.
         target: Whether it is the subgroup that a correction is meant for.
     """
 
@@ -375,7 +308,7 @@ class SubgroupRow:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric of Table 2: its name, its heading (the arrow points to where better is), before and after."""
+    """One metric of Table 2; the arrow of its heading points to where better is."""
 
     name: str
     heading: str
@@ -385,16 +318,13 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class FairnessView:
-    """Table 2 and Figure 16 of one model, or of one before and after edits.
+    """Table 2 and Figure 16 of one model, or (`edited`) of one before and after edits.
 
     Attributes:
         title: Whose they are.
         file: The file they were read from, relative to the run.
-        subgroups: In the order of the report.
-        metrics: In the paper's order.
         rows: Number of images.
         resamples, confidence: Of the bootstrap.
-        edited: Whether `before` and `after` are two models.
         head: The attribute that is predicted; empty where the file does not name it.
         sensitive: The sensitive attribute, likewise.
     """
@@ -413,13 +343,7 @@ class FairnessView:
 
 @dataclass(frozen=True)
 class PlainChange:
-    """What edits by hand did, where no subgroup was measured.
-
-    Attributes:
-        images: Number of images.
-        before, after: Accuracy.
-        classes: (class, before, after) of those that moved, the largest move first.
-    """
+    """Accuracy before and after edits by hand; `classes` are those that moved, the largest move first."""
 
     images: int
     before: float
@@ -432,7 +356,6 @@ class EditView:
     """One file of edits.
 
     Attributes:
-        name: Its file name without ending.
         file: Its path relative to the run.
         created: UTC time in ISO 8601.
         edits: (name, what it does), in order.
@@ -456,21 +379,7 @@ class EditView:
     change: PlainChange | None
 
 
-@dataclass(frozen=True)
-class CostRow:
-    """One layer of the cost table.
-
-    Attributes:
-        name: What it is, in words.
-        spec: Its specification.
-        parameters: Learnable parameters, gate included.
-        flops: Multiply-adds for one row, gate left out as in the paper.
-    """
-
-    name: str
-    spec: str
-    parameters: int
-    flops: int
+# All of it -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -480,8 +389,6 @@ class RunView:
     Attributes:
         name: Short name, unique among the runs gathered together.
         path: The folder that was asked for.
-        facts: Data, backbone and settings.
-        head: The head.
         seeds: Its trainings, by seed.
         shown: Position in `seeds` of the one whose experts are shown.
         accuracy: Spread over seeds by split.
@@ -494,7 +401,6 @@ class RunView:
         edits: Files of edits of the seed shown.
         fairness: Reports of `mumoe fairness` found beside it.
         costs: The head's layer first, then linear, then dense with the same experts.
-        missing: Parts that are not there.
     """
 
     name: str

@@ -117,6 +117,11 @@ class StoredRun:
 
     # Data ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def has_data(self) -> bool:
+        """Whether the data are in memory: given, or read already."""
+        return self._data is not None or "data" in vars(self)
+
     @functools.cached_property
     def data(self) -> Any:
         """The images or the text, under the name that the run was trained with.

@@ -1,7 +1,7 @@
-"""Everything that is known of a run, gathered from what training, analysis and editing wrote into its folder.
+"""Everything that is known of runs, gathered from what training, analysis and editing wrote into their folders.
 
 Nothing is computed here that another room offers, and nothing fails because a part is missing: the part is named,
-with the command that would make it. The report and the dashboard both stand on what this returns.
+with the command that would make it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from mumoe.costs import spec_costs
 from mumoe.data.base import ImageData
 from mumoe.errors import JobError, UserError
+from mumoe.plots.training_curves import TrainingCurve
 from mumoe.reports.corrections import read_edits, read_fairness
-from mumoe.reports.experts import Analyzed, read_analysis, read_experts, specialized
-from mumoe.reports.views import CostRow, Curve, HeadFacts, Missing, RunFacts, RunView, SeedView
-from mumoe.results import EvalResult, Spread
+from mumoe.reports.expert_views import Analyzed, evaluations_of, read_experts, read_study
+from mumoe.reports.views import CostRow, HeadFacts, Missing, RunFacts, RunView, SeedView
+from mumoe.results import Spread
 from mumoe.training.compare import spread
 from mumoe.training.config import TrainConfig
-from mumoe.training.run import RunFolder, find_run
+from mumoe.training.inputs import load_images
+from mumoe.training.opening import StoredRun
 
-__all__ = ["gather", "gather_run", "open_images", "read_curves"]
-
-FEATURES = "features:"
+__all__ = ["gather", "open_images", "run_names"]
 
 CURVES = {
     "loss": "training loss (nats)",
@@ -37,94 +37,86 @@ CURVES = {
 
 
 def gather(
-    path: str | Path, *, data: ImageData | None = None, most_images: int = 20, name: str = ""
+    runs: Sequence[StoredRun], *, name: str, path: str | Path, data: ImageData | None = None, most_images: int = 20
 ) -> tuple[RunView, ...]:
-    """What is known of the run at a path; a folder of several heads gives one view for each.
+    """What is known of some runs, one view for each head.
 
     Args:
-        path: Folder of a run, or of several seeds or heads, as `mumoe train` made it.
-        data: Its image set (see `open_images`); without it only images that the analysis drew are known.
+        runs: The runs, as `load_runs` opens those of a folder.
+        name: What the pages call them.
+        path: The folder that was asked for.
+        data: Their images (see `open_images`); without them only images that the analysis drew are known.
         most_images: Images of each expert and kind.
-        name: Name of the run; by default that of its folder.
 
     Raises:
-        UserError: If there is no run, or a file of it is damaged.
-        JobError: If a run.json is damaged.
+        UserError: If a file of a run is damaged.
     """
-    by_head: dict[str, list[RunFolder]] = {}
-    for run in find_run(path):
-        by_head.setdefault(run.config().head, []).append(run)
-    title = name or Path(path).resolve().name
+    by_head: dict[str, list[StoredRun]] = {}
+    for run in runs:
+        by_head.setdefault(run.config.head, []).append(run)
+    several = len(by_head) > 1
     return tuple(
-        _view(f"{title}: {head}" if len(by_head) > 1 else title, Path(path), runs, data, most_images)
-        for head, runs in by_head.items()
+        _view(f"{name}: {head}" if several else name, str(path), some, data, most_images)
+        for head, some in by_head.items()
     )
 
 
-def gather_run(path: str | Path, *, data: ImageData | None = None, most_images: int = 20) -> RunView:
-    """The only head of a folder.
+def run_names(paths: Sequence[str | Path]) -> list[str]:
+    """The shortest end of each path that no other has; a folder named after a seed keeps its parent's name."""
+    parts = [Path(path).resolve().parts for path in paths]
+    names = []
+    for own in parts:
+        most = 2 if own[-1].startswith("seed-") and len(own) > 2 else 1
+        while most < len(own) and sum(other[-most:] == own[-most:] for other in parts) > 1:
+            most += 1
+        names.append("/".join(own[-most:]))
+    return names
 
-    Raises:
-        UserError: If it holds several, or as `gather`.
-    """
-    views = gather(path, data=data, most_images=most_images)
-    if len(views) > 1:
-        names = ", ".join(view.head.spec for view in views[:4])
-        raise UserError(f"{path}: expected runs of one head, got {len(views)} ({names}). Name the folder of one.")
-    return views[0]
 
-
-def open_images(path: str | Path, *, progress: bool = False) -> ImageData | Missing:
-    """The image set of a run, or why it cannot be had; nothing is downloaded that is not there."""
-    run = find_run(path)[0]
-    config = run.config()
-    if config.data.startswith(FEATURES):
+def open_images(run: StoredRun) -> ImageData | Missing:
+    """The images of a run, or why they are not shown; nothing is downloaded that is not there."""
+    if run.on_feature_file:
         return Missing("images", "The run was trained on features computed elsewhere: there are no images.")
     try:
-        data = _load(config, progress)
+        data = run.data if run.has_data else load_images(run.config.replace(download=False), run.progress)
     except (UserError, JobError, OSError) as error:
         return Missing("images", f"The image set could not be opened: {error}")
-    if data.fingerprint != run.facts()["data"]["fingerprint"]:
+    if data.fingerprint != run.facts["data"]["fingerprint"]:
         return Missing("images", "The image set has changed since the run was trained: its images are not shown.")
-    return data
-
-
-def _load(config: TrainConfig, progress: bool) -> ImageData:
-    from mumoe.training.inputs import load_images
-
-    return load_images(config.replace(download=False), progress)
+    found: ImageData = data
+    return found
 
 
 # One head ------------------------------------------------------------------------------------------------------
 
 
-def _view(name: str, path: Path, runs: Sequence[RunFolder], data: ImageData | None, most_images: int) -> RunView:
-    facts = [run.facts() for run in runs]
-    config = runs[0].config()
-    seeds = tuple(_seed(run, found) for run, found in zip(runs, facts, strict=True))
-    seeds = tuple(sorted(seeds, key=lambda seed: seed.seed))
+def _view(name: str, path: str, runs: Sequence[StoredRun], data: ImageData | None, most_images: int) -> RunView:
+    pairs = sorted(((_seed(run), run) for run in runs), key=lambda pair: pair[0].seed)
+    seeds = tuple(seed for seed, _ in pairs)
     shown = next((n for n, seed in enumerate(seeds) if seed.specialized is not None), 0)
-    run_facts = _facts(facts[0], config)
-    head, costs, missing = _head(facts[0], config)
-    seed = seeds[shown]
-    experts = _experts(seed, head, data, most_images, run_facts)
-    edits, no_edits = read_edits(Path(seed.path))
+    run = pairs[shown][1]
+    head, costs, missing = _head(run)
+    if head.kind == "linear":
+        lack = Missing("analysis", "The head has neither experts nor neurons that could be ablated.")
+        experts = Analyzed(missing=(lack,))
+    else:
+        experts = read_experts(run, data=data, most_images=most_images)
+    edits, no_edits = read_edits(run.path)
     if not edits and not (head.gate and head.position == "final"):
         no_edits = (Missing("edits", "Only experts that make the logits can be edited: this head has none."),)
-    fairness, no_fairness = read_fairness(Path(seed.path), run_facts.multi_label)
+    fairness, no_fairness = read_fairness(run.path, bool(run.facts["multi_label"]))
+    analyzed = [seed.specialized for seed in seeds if seed.specialized]
     return RunView(
         name=name,
-        path=str(path),
-        facts=run_facts,
+        path=path,
+        facts=_facts(run),
         head=head,
         seeds=seeds,
         shown=shown,
         accuracy=_accuracy(seeds),
-        polysemanticity=_spread(seed.specialized.mean_polysemanticity for seed in seeds if seed.specialized),
-        strong=_spread(seed.specialized.strong for seed in seeds if seed.specialized),
-        polysemanticity_strong=_spread(
-            seed.specialized.mean_polysemanticity_strong for seed in seeds if seed.specialized
-        ),
+        polysemanticity=_spread(part.mean_polysemanticity for part in analyzed),
+        strong=_spread(part.strong for part in analyzed),
+        polysemanticity_strong=_spread(part.mean_polysemanticity_strong for part in analyzed),
         split=experts.split,
         levels=experts.levels,
         combinations=experts.combinations,
@@ -132,18 +124,6 @@ def _view(name: str, path: Path, runs: Sequence[RunFolder], data: ImageData | No
         fairness=fairness,
         costs=costs,
         missing=(*missing, *_unfinished(seeds), *experts.missing, *no_edits, *no_fairness),
-    )
-
-
-def _experts(seed: SeedView, head: HeadFacts, data: ImageData | None, most: int, facts: RunFacts) -> Analyzed:
-    return read_experts(
-        Path(seed.path),
-        data=data,
-        most_images=most,
-        evaluations=seed.evaluations,
-        has_experts=head.kind != "linear",
-        has_images=bool(facts.backbone),
-        multi_label=facts.multi_label,
     )
 
 
@@ -172,19 +152,20 @@ def _unfinished(seeds: Sequence[SeedView]) -> list[Missing]:
     ]
 
 
-def _facts(facts: Mapping[str, Any], config: TrainConfig) -> RunFacts:
+def _facts(run: StoredRun) -> RunFacts:
+    facts, config = run.facts, run.folder.config()
     sections: dict[str, dict[str, Any]] = {}
-    for item in dataclasses.fields(config):
+    for item in dataclasses.fields(TrainConfig):
         if item.name not in ("out", "cache_dir"):
             sections.setdefault(item.metadata["section"], {})[item.name] = getattr(config, item.name)
     return RunFacts(
         data=facts["data"]["name"],
         fingerprint=facts["data"]["fingerprint"],
         images=facts["data"]["images"],
-        classes=tuple(facts["classes"]),
+        classes=run.classes,
         multi_label=bool(facts["multi_label"]),
         num_features=int(facts["num_features"]),
-        backbone="" if config.data.startswith(FEATURES) else config.backbone,
+        backbone="" if run.on_feature_file else config.backbone,
         mode=config.mode,
         image_size=config.image_size,
         credits=tuple(facts.get("credits", ())),
@@ -194,9 +175,9 @@ def _facts(facts: Mapping[str, Any], config: TrainConfig) -> RunFacts:
     )
 
 
-def _head(facts: Mapping[str, Any], config: TrainConfig) -> tuple[HeadFacts, tuple[CostRow, ...], list[Missing]]:
-    width, classes = int(facts["num_features"]), len(facts["classes"])
-    out = width if config.position == "penultimate" else classes
+def _head(run: StoredRun) -> tuple[HeadFacts, tuple[CostRow, ...], list[Missing]]:
+    config, width = run.config, int(run.facts["num_features"])
+    out = width if config.position == "penultimate" else len(run.classes)
     try:
         own = spec_costs(config.head, width, out)
     except UserError as error:
@@ -221,10 +202,9 @@ def _costs(spec: str, experts: Sequence[int], width: int, out: int) -> tuple[Cos
 # One seed ------------------------------------------------------------------------------------------------------
 
 
-def _seed(run: RunFolder, facts: Mapping[str, Any]) -> SeedView:
-    result = facts.get("result") or {}
-    analysis = read_analysis(run.path)
-    unit = analysis["study"]["units"][0] if analysis else None
+def _seed(run: StoredRun) -> SeedView:
+    facts, study = run.facts, read_study(run.path)
+    result, units = facts.get("result") or {}, study.units() if study else None
     return SeedView(
         path=str(run.path),
         seed=int(facts["seed"]),
@@ -233,15 +213,15 @@ def _seed(run: RunFolder, facts: Mapping[str, Any]) -> SeedView:
         seconds=result.get("seconds"),
         step=result.get("step"),
         parameters=facts.get("parameters"),
-        evaluations={split: EvalResult(**values) for split, values in result.get("evaluations", {}).items()},
-        curves=read_curves(run.metrics),
-        specialized=specialized(unit["modes"]["zero"]) if unit else None,
-        control=specialized(unit["load_control"]) if unit else None,
-        analysis_split=str(analysis["split"]) if analysis else None,
+        evaluations=evaluations_of(facts),
+        curves=_curves(run.folder.metrics),
+        specialized=units.modes["zero"] if units else None,
+        control=units.load_control if units else None,
+        analysis_split=study.split if study else None,
     )
 
 
-def read_curves(path: Path) -> tuple[Curve, ...]:
+def _curves(path: Path) -> tuple[TrainingCurve, ...]:
     """The lines of a training log that are drawn; a last line cut short is left out, a missing log has none."""
     points: dict[str, list[tuple[int, float, float]]] = {name: [] for name in CURVES}
     for row in _rows(path):
@@ -249,7 +229,7 @@ def read_curves(path: Path) -> tuple[Curve, ...]:
             value = row.get(name)
             if isinstance(value, int | float) and "step" in row:
                 found.append((int(row["step"]), float(row.get("epoch", 0)), float(value)))
-    return tuple(Curve(name, CURVES[name], tuple(found)) for name, found in points.items() if found)
+    return tuple(TrainingCurve(name, CURVES[name], tuple(found)) for name, found in points.items() if found)
 
 
 def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
