@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mumoe.errors import UserError
+from mumoe.records import to_plain
 from mumoe.reports.gather import gather, gather_run, open_images
 from mumoe.reports.views import Missing
-from mumoe.results import to_json
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -158,7 +158,7 @@ def test_an_older_analysis_is_shown_without_what_it_lacks(tmp_path):
 def test_views_are_plain_json(whole, bare):
     for folder in (whole, bare):
         (view,) = gather(folder, data=named_data())
-        assert json.loads(json.dumps(to_json(view), allow_nan=False))["name"] == view.name
+        assert json.loads(json.dumps(to_plain(view), allow_nan=False))["name"] == view.name
 
 
 def test_several_heads_are_several_views(tmp_path):

@@ -28,9 +28,10 @@ from mumoe.plots.charts import (
 )
 from mumoe.plots.sprites import Sprites, Tile
 from mumoe.progress import Progress
+from mumoe.records import to_plain
 from mumoe.reports.pages import asset, render, short
 from mumoe.reports.views import ExpertView, LevelView, RunView
-from mumoe.results import Comparison, Spread, to_json
+from mumoe.results import Comparison, Spread
 from mumoe.training.compare import compare
 
 __all__ = ["MARK", "check_out", "write_report"]
@@ -180,7 +181,7 @@ def _slugs(names: Sequence[str]) -> list[str]:
 
 def _write_run(site: _Site, run: _Run) -> None:
     view = run.view
-    write_json(site.out / run.path("data/run.json"), to_json(dataclasses.replace(view, levels=())))
+    write_json(site.out / run.path("data/run.json"), to_plain(dataclasses.replace(view, levels=())))
     figures = site.out / run.path("figures")
     per_class, split = _per_class(view)
     site.page(
@@ -239,7 +240,7 @@ def _per_class(view: RunView) -> tuple[list[dict[str, Any]], str]:
 
 def _write_level(site: _Site, run: _Run, level: LevelView) -> None:
     data, figures = f"data/level-{level.level}.json", site.out / run.path("figures")
-    write_json(site.out / run.path(data), to_json(level))
+    write_json(site.out / run.path(data), to_plain(level))
     table = site.out / run.path(f"data/experts-{level.level}.csv")
     table.write_text(csv_text([_csv_row(expert) for expert in level.experts]), encoding="utf-8")
     site.page(
@@ -346,7 +347,7 @@ def _write_hierarchy(site: _Site, run: _Run) -> None:
     values = {"agreement": sum(known) / len(known) if known else None, "agreeing": len(known)}
     data = "data/hierarchy.json"
     summary = {"levels": [dataclasses.replace(level, experts=()) for level in run.view.levels]}
-    write_json(site.out / run.path(data), to_json({**summary, "combinations": run.view.combinations, **values}))
+    write_json(site.out / run.path(data), to_plain({**summary, "combinations": run.view.combinations, **values}))
     site.page(run.path("hierarchy.html"), "hierarchy.html", **_common(run, "hierarchy", data), **values)
 
 
@@ -367,8 +368,8 @@ def _write_comparison(site: _Site, runs: Sequence[_Run]) -> None:
     views = [run.view for run in runs]
     differences, reference = _differences(views)
     content = {
-        "runs": [to_json(dataclasses.replace(view, levels=())) for view in views],
-        "differences": to_json(differences),
+        "runs": [to_plain(dataclasses.replace(view, levels=())) for view in views],
+        "differences": to_plain(differences),
     }
     write_json(site.out / "data/comparison.json", content)
     menu = [{"href": "index.html", "text": "All runs", "current": True}]

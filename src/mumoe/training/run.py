@@ -32,6 +32,7 @@ __all__ = [
     "disk_errors",
     "find_run",
     "pick_run",
+    "read_metrics",
     "unknown_backbone",
     "versions",
     "write_group_config",
@@ -235,6 +236,17 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one that is cut short is left out, and a missing file has none."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield row
 
 
 def check_free(path: str | Path) -> None:
