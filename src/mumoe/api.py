@@ -18,8 +18,8 @@ from mumoe.devices import AUTO
 from mumoe.errors import UserError
 from mumoe.results import EvalResult, TrainResult
 from mumoe.training.config import TrainConfig, from_mapping
-from mumoe.training.curves import job_curves
 from mumoe.training.jobs import job_result
+from mumoe.training.metrics_log import job_curves
 from mumoe.training.opening import StoredRun
 from mumoe.training.run import find_run, pick_run
 

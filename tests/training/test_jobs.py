@@ -19,8 +19,9 @@ from mumoe.results import TrainResult
 from mumoe.training import Interrupted, TrainConfig, evaluate, load_head, load_run, read_config, resume, train
 from mumoe.training.compare import compare, partner_spec, spread
 from mumoe.training.engine import Engine
+from mumoe.training.metrics_log import MetricsLog
 from mumoe.training.network import column_statistics, make_head, parameter_count
-from mumoe.training.run import MetricsLog, RunFolder, find_run
+from mumoe.training.run import RunFolder, find_run
 
 # Several seeds and heads
 

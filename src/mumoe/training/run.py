@@ -20,19 +20,18 @@ from types import TracebackType
 from typing import Any
 
 from mumoe.errors import JobError, UserError, nearest
-from mumoe.files import clean_folder, read_json, sync_file, write_errors, write_text
+from mumoe.files import clean_folder, read_json, write_errors, write_text
 from mumoe.training.config import TrainConfig, read_config, to_toml
+from mumoe.training.metrics_log import METRICS
 
 __all__ = [
     "SCHEMA",
-    "MetricsLog",
     "RunFolder",
     "check_free",
     "check_same_data",
     "disk_errors",
     "find_run",
     "pick_run",
-    "read_metrics",
     "unknown_backbone",
     "versions",
     "write_group_config",
@@ -78,7 +77,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
-        self.metrics = self.path / "metrics.jsonl"
+        self.metrics = self.path / METRICS
         self._lock: Any = None
 
     @classmethod
@@ -203,50 +202,6 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-
-class MetricsLog:
-    """metrics.jsonl: one JSON object per line, the same bytes for the same training.
-
-    Args:
-        path: The file.
-        length: Bytes to keep of what is there: a resumed job cuts off what came after its checkpoint.
-
-    Attributes:
-        short: Whether the file held less than that, so that lines are missing.
-    """
-
-    def __init__(self, path: Path, length: int = 0) -> None:
-        self.path = path
-        self._file = open(path, "ab")  # noqa: SIM115 (closed in close)
-        self.short = os.path.getsize(path) < length
-        self._file.truncate(min(length, os.path.getsize(path)))
-        self._file.seek(0, os.SEEK_END)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Add a line."""
-        self._file.write((json.dumps(row) + "\n").encode())
-        self._file.flush()
-
-    def sync(self) -> int:
-        """Put the log on the disk; returns its length in bytes."""
-        sync_file(self._file)
-        return self._file.tell()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that is cut short is left out, and a missing file has none."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                yield row
 
 
 def check_free(path: str | Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from mumoe.errors import require
 from mumoe.training.config import TrainConfig
-from mumoe.training.run import MetricsLog, RunFolder, disk_errors
+from mumoe.training.metrics_log import MetricsLog
+from mumoe.training.run import RunFolder, disk_errors
 
 __all__ = ["Trackers"]
 
