@@ -185,7 +185,8 @@ def _plan(config: TrainConfig, out: Path, num_features: int, num_classes: int) -
         for head in heads:
             path = out / _file_name(head) if len(heads) > 1 else out
             path = path / f"seed-{seed}" if len(heads) > 1 or len(seeds) > 1 else path
-            single = config.replace(head=head, seed=seed, seeds=1, against=(), out="")
+            name = f"{config.run_name}-{head}-seed-{seed}" if config.run_name and path != out else config.run_name
+            single = config.replace(head=head, seed=seed, seeds=1, against=(), out="", run_name=name)
             members.append(_Member(path, single))
     return members
 

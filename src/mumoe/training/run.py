@@ -42,7 +42,7 @@ SCHEMA = 2
 
 _KNOWN = {
     *("schema", "state", "versions", "commit", "seed", "head", "parameters", "data", "credits", "classes"),
-    *("multi_label", "num_features", "backbone", "features", "vocabulary", "started", "error", "result"),
+    *("multi_label", "num_features", "backbone", "features", "vocabulary", "started", "error", "result", "trackers"),
 }
 """Keys of run.json."""
 
