@@ -32,6 +32,8 @@ ELSEWHERE: Mapping[str, Any] = {
     "download": False,
     "log_every": 10,
     "track": (),
+    "project": "mumoe",
+    "run_name": "",
     "checkpoint_every": 0,
     "keep": 2,
 }

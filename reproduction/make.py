@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mumoe.errors import UserError
-from mumoe.files import as_json, read_json, write_bytes, write_json
+from mumoe.files import read_json, write_bytes, write_json
 from reproduction import accuracy_pages, bias_pages, cells, exact_pages, expert_pages, mixer_page
 from reproduction.committed import committed_records
 from reproduction.recipe import Recipe
@@ -123,7 +123,7 @@ def _write(recipe: Recipe, sheet: Sheet, folder: Path, records: Records, done: i
     page, name = folder / f"{recipe.item.name}.md", recipe.item.name
     state = {"done": min(done, planned), "planned": planned}
     about = {"item": name, "scale": recipe.scale, "state": state, "records": records, "numbers": sheet.numbers}
-    write_json(folder / f"{name}.json", as_json(about))
+    write_json(folder / f"{name}.json", about)
     text = sheet.render()
     write_bytes(page, text.encode())
     return Made(page, text, state["done"], planned)

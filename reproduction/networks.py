@@ -10,10 +10,10 @@ from typing import Any
 
 from mumoe.errors import UserError
 from mumoe.plots.style import save_figure
+from mumoe.plots.training_curves import Steps, curves_figure
 from mumoe.results import RunResult, TrainResult
 from mumoe.training import read_config, resume, train
 from mumoe.training.run import versions
-from reproduction.page_plots import Steps, curves_figure
 
 __all__ = ["RECIPES", "curve_of", "entries", "spread_text", "train_recipe", "write_results"]
 

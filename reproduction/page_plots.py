@@ -16,13 +16,10 @@ if TYPE_CHECKING:
 
     from mumoe.editing.fairness import FairnessReport
 
-__all__ = ["Steps", "accuracy_curves", "curves_figure", "flops_figure", "parameter_figure", "score_figure"]
+__all__ = ["accuracy_curves", "flops_figure", "parameter_figure", "score_figure"]
 
 Curve = Mapping[int, Sequence[float]]
 """Number of experts -> accuracies, one per seed."""
-
-Steps = Sequence[tuple[int, float]]
-"""Pairs of a step and a value, by ascending step."""
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
@@ -128,30 +125,6 @@ def _expert_axis(panel: Axes, curves: Mapping[str, Curve]) -> None:
     panel.set_xticks(experts, [f"{n:,}" for n in experts], rotation=0 if len(experts) < 8 else 60)
     panel.minorticks_off()
     panel.set_xlabel("experts", fontsize=9, color=PALE)
-
-
-def curves_figure(curves: Mapping[str, Sequence[Steps]], *, title: str, value: str) -> Figure:
-    """One colour for each network, a thin line for each seed and a thick one for their mean.
-
-    Args:
-        curves: Network -> one curve for each seed, all over the same steps.
-        title: Title.
-        value: What the curves are of, for the axis.
-    """
-    figure = new_figure(7.0, 4.0)
-    axes = figure.subplots()
-    for colour, (name, seeds) in zip(COLOURS, curves.items(), strict=False):
-        for curve in seeds:
-            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.6, alpha=0.35)
-        steps = [step for step, _ in seeds[0]]
-        means = [sum(curve[k][1] for curve in seeds) / len(seeds) for k in range(len(steps))]
-        axes.plot(steps, means, color=colour, linewidth=1.8, label=name)
-    bare_axes(axes)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(value)
-    axes.legend(frameon=False, fontsize=9)
-    axes.set_title(title, fontsize=11, loc="left")
-    return figure
 
 
 def score_figure(

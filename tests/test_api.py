@@ -133,6 +133,70 @@ def test_every_head_counts_where_no_experts_are_needed(old: Path) -> None:
     assert open_run(old / "job", experts=True).path == old / "job" / "CPMuMoE-r4-e3x2" / "seed-0"
 
 
+# Training -------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_trained_and_compared_in_one_call(old: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = where("attributes").replace(str(OLD), str(old))
+    settings = {"epochs": 3, "batch_size": 16, "log_every": 1, "device": "cpu", "out": "job"}
+    job = mumoe.train(data, "CPMuMoE-r4-e3", against=["linear"], seeds=2, progress=False, **settings)
+    frame = job.to_frame()
+    assert list(frame["head"] + frame["seed"].astype(str)) == [
+        f"{h}{s}" for s in "01" for h in ("CPMuMoE-r4-e3", "linear")
+    ]
+    for row, run in zip(frame.to_dict("records"), job.result.runs, strict=True):
+        assert row["test_accuracy"] == run.evaluations["test"].accuracy
+        assert row["parameters"] == run.parameters > 0
+        assert Path(row["run"]).is_dir()
+    again = mumoe.load("job", device="cpu", progress=False)
+    assert sorted(again.result.runs, key=lambda run: (run.seed, run.head)) == list(job.result.runs)
+    assert (again.result.accuracy, again.result.comparisons) == (job.result.accuracy, job.result.comparisons)
+    assert job.best.path == again.best.path
+    accuracy = job.result.accuracy
+    assert job.best.config.head == max(accuracy, key=lambda head: accuracy[head]["val"].mean)
+    assert job.best.config.seed == 0
+    lines = job.plot().axes[0].get_lines()
+    assert len(lines) == 6  # four runs and the means of two heads
+    mean = np.mean([lines[0].get_ydata(), lines[1].get_ydata()], axis=0)
+    assert np.allclose(lines[2].get_ydata(), mean)
+
+
+def test_one_run_is_a_job_too_and_objects_are_used_as_they_are(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = make_data()
+    job = mumoe.train(data, "CPMuMoE-r4-e3", features=make_features(data), epochs=2, device="cpu", progress=False)
+    assert job.path == Path("runs/made-up-CPMuMoE-r4-e3")
+    assert [run.path for run in job.runs] == [job.path] == [job.best.path]
+    found = job.best.evaluate("test")
+    assert found == job.result.runs[0].evaluations["test"]
+    frame = found.to_frame()
+    assert list(frame["class"]) == list(data.classes)
+    assert list(frame["accuracy"]) == list(found.per_class.values())
+    assert frame["count"].sum() == found.count
+    assert f"accuracy {found.accuracy:.4f}" in repr(found).splitlines()[0]
+
+
+def test_an_unfinished_job_shows_what_is_finished(old: Path) -> None:
+    path = old / "job" / "linear" / "seed-1" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "interrupted"}))
+    job = mumoe.load(old / "job", progress=False)
+    assert len(job.runs) == 4
+    assert len(job.to_frame()) == 3
+    assert job.result.comparisons == ()  # not the same seeds
+    shutil.rmtree(old / "job" / "CPMuMoE-r4-e3x2")
+    path.with_name("run.json").rename(path.parent.parent / "seed-0" / "run.json")
+    with pytest.raises(JobError, match=r"expected a finished run, got none. Resume with: mumoe train --resume"):
+        _ = mumoe.Job(old / "job", {}).result
+
+
+def test_wrong_settings_name_the_argument() -> None:
+    with pytest.raises(UserError, match=r"expected a setting out of .*, got 'epoch'. Did you mean 'epochs'"):
+        mumoe.train("emoji", epoch=3)
+    with pytest.raises(UserError, match=r"expected against to be a list of strings, got 'linear'"):
+        mumoe.train("emoji", against="linear")
+
+
 # Unknown backbones ----------------------------------------------------------------------------------------------
 
 

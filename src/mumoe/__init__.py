@@ -12,7 +12,7 @@ from mumoe.lazy import attach
 if TYPE_CHECKING:
     from mumoe import costs, functional
     from mumoe.analysis.analyzing import analyze
-    from mumoe.api import Job, Run, load
+    from mumoe.api import Job, Run, load, resume, train
     from mumoe.baselines import HighRankLinear, SparseMoE
     from mumoe.deploy.model import ImageClassifier
     from mumoe.editing.edits import Ablate, Correct, Rewrite, Scale, SetOutput, Swap
@@ -51,6 +51,8 @@ __all__ = [
     "register_gate",
     "replace_head",
     "replace_modules",
+    "resume",
+    "train",
 ]
 
 __getattr__, __dir__ = attach(
@@ -80,6 +82,8 @@ __getattr__, __dir__ = attach(
         "register_gate": "gating",
         "replace_head": "models.surgery",
         "replace_modules": "models.surgery",
+        "resume": "api",
+        "train": "api",
         "costs": "",
         "functional": "",
     },

@@ -1,4 +1,4 @@
-"""`mumoe.load`: one object for a trained run, and one for a job of several; the verbs use them too."""
+"""`mumoe.train` and `mumoe.load`: one object for a trained run, one for a job of several; the verbs use them too."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mumoe import training
 from mumoe.deploy.saved import is_converted, is_saved, load_saved
 from mumoe.devices import AUTO
 from mumoe.errors import UserError
-from mumoe.results import EvalResult
-from mumoe.training.config import TrainConfig
+from mumoe.results import EvalResult, TrainResult
+from mumoe.training.config import TrainConfig, from_mapping
+from mumoe.training.jobs import job_result
+from mumoe.training.metrics_log import job_curves
 from mumoe.training.opening import StoredRun
 from mumoe.training.run import find_run, pick_run
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
     from PIL import Image
 
     from mumoe.analysis.findings import TextStudy
@@ -38,9 +43,9 @@ if TYPE_CHECKING:
     from mumoe.editing.runs import EditingRun
     from mumoe.models.heads import Head
     from mumoe.reports.site import ReportPages
-    from mumoe.training.inputs import Inputs
+    from mumoe.training.inputs import Data, Inputs
 
-__all__ = ["Job", "Run", "load", "load_runs", "open_run", "write_report"]
+__all__ = ["Job", "Run", "load", "load_runs", "open_run", "resume", "train", "write_report"]
 
 Deployed = TypeVar("Deployed", "ImageClassifier", "HeadModel")
 Transform = Callable[["Image.Image"], Tensor]
@@ -409,15 +414,18 @@ class Run:
 
 
 class Job:
-    """A job of several heads or seeds.
+    """One or several trained heads and seeds.
+
+    Made by `mumoe.train`, `mumoe.resume` and `mumoe.load`.
 
     Attributes:
         path: Its folder.
-        runs: Its runs, by head and seed.
     """
 
-    def __init__(self, path: Path, runs: Sequence[Run]) -> None:
-        self.path, self.runs = path, tuple(runs)
+    def __init__(self, path: str | Path, given: Mapping[str, Any], result: TrainResult | None = None) -> None:
+        self.path, self._given = Path(path), given
+        if result is not None:
+            self.result = result
 
     def __repr__(self) -> str:
         return f"Job({str(self.path)!r}, {len(self.runs)} runs)"
@@ -430,11 +438,121 @@ class Job:
         """
         return write_report({self.path: self.runs}, out, max_images=max_images)
 
+    @functools.cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Its runs, by head and seed."""
+        return tuple(load_runs(self.path, **self._given))
+
+    @functools.cached_property
+    def result(self) -> TrainResult:
+        """The results of its finished runs: accuracies, spreads over seeds, comparisons with the partners.
+
+        Raises:
+            JobError: If no run is finished.
+        """
+        return job_result(self.path)
+
     @property
     def best(self) -> Run:
         """The first seed of the head with the highest mean validation accuracy over seeds (see `pick_run`)."""
         chosen = pick_run(self.path).path
         return next(run for run in self.runs if run.path == chosen)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each finished run: head, seed, accuracies, losses, parameters, steps, seconds, folder.
+
+        Raises:
+            JobError: If no run is finished.
+            UserError: If pandas is not installed.
+        """
+        return self.result.to_frame()
+
+    def plot(self) -> Figure:
+        """Validation accuracy by step, or the loss where there is none: a line for each run, a thick one for the mean
+        of each head.
+
+        Raises:
+            JobError: If no run is finished.
+            UserError: If matplotlib is not installed.
+        """
+        from mumoe.plots.training_curves import curves_figure
+
+        name, curves = job_curves(self.result)
+        return curves_figure(curves, title=self.path.name, value=name)
+
+
+def train(
+    data: Data | str = TrainConfig.data,
+    head: str = TrainConfig.head,
+    *,
+    against: Sequence[str] = (),
+    seeds: int = 1,
+    backbone: nn.Module | str = TrainConfig.backbone,
+    features: npt.NDArray[np.float32] | None = None,
+    progress: bool = True,
+    announce: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Job:
+    """Train a head on a backbone, over seeds and against partners.
+
+    Args:
+        data: A name (``folder:birds``, ``csv:labels.csv``, ``cifar100``, ...) or an `ImageData`.
+        head: Specification of the layer, such as ``CPMuMoE-r256-e128``.
+        against: Heads to compare with on the same data and seeds; a rank left out is matched by parameters.
+        seeds: Number of seeds.
+        backbone: A preset or a timm name, or a module with `num_features`, `transform` and `fingerprint`.
+        features: (num_images, num_features), used instead of extracting them.
+        progress: Whether to show progress on stderr.
+        announce: Called with one line on the data before anything is computed.
+        settings: Further fields of `mumoe.training.TrainConfig`, such as ``epochs``, ``lr``, ``mode`` and ``out``.
+
+    Raises:
+        UserError: If a setting is wrong; nothing was written.
+        JobError: If the training fails; finished runs and checkpoints are kept.
+        Interrupted: After Ctrl-C, with a checkpoint written.
+
+    >>> job = mumoe.train(data="folder:birds", head="CPMuMoE-r256-e128", against=["linear"], seeds=3)
+    >>> job.to_frame()
+    """
+    named: dict[str, Any] = {"data": data if isinstance(data, str) else data.name}
+    if isinstance(backbone, str):
+        named["backbone"] = backbone
+    objects: dict[str, Any] = {
+        "data": None if isinstance(data, str) else data,
+        "backbone": None if isinstance(backbone, str) else backbone,
+        "features": features,
+    }
+    config = from_mapping({**named, "head": head, "against": against, "seeds": seeds, **settings}, "train")
+    result = training.train(config, progress=progress, announce=announce, **objects)
+    return Job(result.out, {**objects, "device": config.device, "progress": progress}, result)
+
+
+def resume(
+    path: str | Path,
+    *,
+    data: Data | str | None = None,
+    device: str = "",
+    progress: bool = True,
+    announce: Callable[[str], None] | None = None,
+    **objects: Any,
+) -> Job:
+    """Resume a stopped run, or the unfinished runs of a job; on a CPU with the bits of one that was never stopped.
+
+    Args:
+        path: The folder of the run or the job.
+        data: The same data at another place, as a name or an object.
+        device: Another device.
+        progress: Whether to show progress on stderr.
+        announce: Called with one line on the data before anything is computed.
+        objects: `backbone` and `features`, as they were given to `train`.
+
+    Raises:
+        UserError: If there is no run, or its images or backbone are not those that it was started with.
+        JobError: If the training fails.
+        Interrupted: After Ctrl-C, with a checkpoint written.
+    """
+    result = training.resume(path, data=data, device=device, progress=progress, announce=announce, **objects)
+    return Job(result.out, {**objects, "data": data, "device": device or AUTO, "progress": progress}, result)
 
 
 def load(
@@ -470,9 +588,9 @@ def load(
     folder = Path(path)
     if is_saved(folder):
         return load_saved(folder, device=device)
-    given = {"backbone": backbone, "features": features, "device": device, "progress": progress}
-    runs = load_runs(folder, data=data, **given)
-    return runs[0] if len(runs) == 1 else Job(folder, runs)
+    given = {"data": data, "backbone": backbone, "features": features, "device": device, "progress": progress}
+    runs = load_runs(folder, **given)
+    return runs[0] if len(runs) == 1 else Job(folder, given)
 
 
 def write_report(jobs: Mapping[Path, Sequence[Run]], out: str | Path, *, max_images: int = 20) -> ReportPages:

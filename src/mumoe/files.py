@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "as_json",
     "cache_root",
     "check_writable",
     "clean_folder",
@@ -52,6 +51,7 @@ __all__ = [
     "recovered",
     "remove_folder",
     "sync_file",
+    "to_plain",
     "write_bytes",
     "write_errors",
     "write_json",
@@ -87,8 +87,8 @@ def write_text(path: str | Path, text: str, **how: Any) -> None:
 
 
 def write_json(path: str | Path, value: Any, **how: Any) -> None:
-    """Replace a file by a value as indented JSON (see `as_json`); `how` as for `new_file`."""
-    write_text(path, json.dumps(as_json(value), indent=1, allow_nan=False) + "\n", **how)
+    """Replace a file by a value as indented JSON (see `to_plain`); `how` as for `new_file`."""
+    write_text(path, json.dumps(to_plain(value), indent=1, allow_nan=False) + "\n", **how)
 
 
 def write_tensors(
@@ -551,19 +551,19 @@ def _parsed(path: Path, most: int) -> Any:
         raise ValueError(f"{path.name} is not JSON") from None
 
 
-def as_json(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Dataclasses, arrays, tuples and numpy scalars as JSON values; a number that is not finite becomes None."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    return as_json(value.tolist()) if hasattr(value, "tolist") else str(value)
+        return [to_plain(item) for item in value]
+    return to_plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def digest_file(path: Path) -> str:

@@ -17,13 +17,12 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
 from mumoe.errors import UserError, require, unknown_name
-from mumoe.files import read_json, write_json
+from mumoe.files import read_json, to_plain, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,21 +143,6 @@ class Record:
         if not Path(path).is_file():
             raise UserError(f"{cls.__name__}.load: expected a file, got {str(path)!r}, which does not exist.")
         return cls.from_dict(read_json(Path(path), f"{cls.__name__}.load"), str(path))
-
-
-def to_plain(value: Any) -> Any:
-    """Dataclasses, arrays, tuples and numpy scalars as JSON values; a number that is not finite becomes None."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    return to_plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 Read = TypeVar("Read")

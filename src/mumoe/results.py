@@ -1,17 +1,18 @@
-"""What jobs return and reports render: plain frozen dataclasses that turn into JSON as they are."""
+"""Results of training and evaluation: the records that jobs return, files hold and reports render."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Comparison", "EvalResult", "RunResult", "Spread", "TrainResult", "to_json"]
+from mumoe.records import Record, record
+
+__all__ = ["Comparison", "EvalResult", "RunResult", "Spread", "TrainResult"]
 
 
-@dataclass(frozen=True)
-class EvalResult:
+@record
+class EvalResult(Record):
     """How a model did on one split.
 
     Attributes:
@@ -39,9 +40,23 @@ class EvalResult:
     class_counts: Mapping[str, int] = field(default_factory=dict)
     bits_per_byte: float | None = None
 
+    def headline(self) -> str:
+        """Accuracy, loss and number of images, or of windows of text."""
+        what = "images" if self.bits_per_byte is None else f"windows, {self.bits_per_byte:.4f} bits per byte"
+        name = f"{self.run}  {self.split}" if self.run else self.split
+        numbers = f"accuracy {self.accuracy:.4f}, loss {self.loss:.4f}"
+        return f"{name}: {numbers} on {self.count:,} {what} (step {self.step:,})"
 
-@dataclass(frozen=True)
-class RunResult:
+    def rows(self) -> list[Mapping[str, Any]]:
+        """One row for each class, attribute or kind of token: its name, accuracy and count."""
+        return [
+            {"class": name, "accuracy": accuracy, "count": self.class_counts.get(name)}
+            for name, accuracy in self.per_class.items()
+        ]
+
+
+@record
+class RunResult(Record):
     """One trained model: a head on one seed.
 
     Attributes:
@@ -62,6 +77,15 @@ class RunResult:
     seconds: float
     evaluations: Mapping[str, EvalResult]
 
+    def rows(self) -> list[Mapping[str, Any]]:
+        """One row: the run with accuracy, loss and, of a text, bits per byte on each split."""
+        row: dict[str, Any] = {"head": self.head, "seed": self.seed}
+        for split, found in self.evaluations.items():
+            row |= {f"{split}_accuracy": found.accuracy, f"{split}_loss": found.loss}
+            row |= {} if found.bits_per_byte is None else {f"{split}_bits_per_byte": found.bits_per_byte}
+        names = ("parameters", "step", "seconds", "run")
+        return [{**row, **{name: getattr(self, name) for name in names}}]
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -71,9 +95,14 @@ class Spread:
     sd: float | None
     count: int
 
+    def __str__(self) -> str:
+        if self.sd is None:
+            return f"{self.mean:.4f}"
+        return f"{self.mean:.4f} (sd {self.sd:.4f}, {self.count} seeds)"
 
-@dataclass(frozen=True)
-class Comparison:
+
+@record
+class Comparison(Record):
     """Head minus partner, paired by seed.
 
     Attributes:
@@ -94,10 +123,18 @@ class Comparison:
     sd: float | None
     interval: tuple[float, float] | None
 
+    def headline(self) -> str:
+        """The mean difference in points, with its interval."""
+        text = f"{self.head} minus {self.partner} on {self.split}: {100 * self.mean:+.2f} points"
+        if self.interval is None:
+            return f"{text} (one seed: no interval)"
+        low, high = (f"{100 * end:+.2f}" for end in self.interval)
+        return f"{text}, 95% interval {low} to {high}, paired over {len(self.differences)} seeds"
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What `mumoe.training.train` gives back, and what summary.json holds.
+
+@record
+class TrainResult(Record):
+    """What `mumoe.training.train` returns, and what summary.json holds.
 
     Attributes:
         out: Folder that holds everything.
@@ -113,13 +150,11 @@ class TrainResult:
     accuracy: Mapping[str, Mapping[str, Spread]]
     comparisons: tuple[Comparison, ...] = ()
 
+    def headline(self) -> str:
+        """The head's accuracy over seeds, and how it compares with each partner."""
+        numbers = ", ".join(f"{split} {spread}" for split, spread in self.accuracy[self.head].items())
+        return "; ".join([f"{self.head}: accuracy {numbers}", *(found.headline() for found in self.comparisons)])
 
-def to_json(result: Any) -> Any:
-    """A result as dicts, lists, strings and numbers, ready for `json.dumps`."""
-    if dataclasses.is_dataclass(result) and not isinstance(result, type):
-        return {item.name: to_json(getattr(result, item.name)) for item in dataclasses.fields(result)}
-    if isinstance(result, Mapping):
-        return {str(key): to_json(value) for key, value in result.items()}
-    if isinstance(result, list | tuple):
-        return [to_json(value) for value in result]
-    return result
+    def rows(self) -> list[Mapping[str, Any]]:
+        """One row for each run."""
+        return [row for run in self.runs for row in run.rows()]

@@ -21,8 +21,8 @@ from mumoe.analysis.text_pages import heat_map, shown, write_text_view
 from mumoe.analysis.text_study import steer, study_text
 from mumoe.data.text import TOKEN_CLASSES, classify, open_text
 from mumoe.errors import UserError
-from mumoe.files import as_json
 from mumoe.models.gpt2 import GPT2Shape, create_gpt2, generate_text
+from mumoe.records import to_plain
 
 LAYER = "transformer.h.1.mlp"
 
@@ -192,7 +192,7 @@ def test_the_view_shows_every_expert_that_reads(study, tmp_path):
     assert picture.read_bytes() == heat_map(study)
     assert picture.read_bytes()[1:4] == b"PNG"
     numbers = json.loads((tmp_path / "experts.json").read_text(encoding="utf-8"))
-    assert numbers == json.loads(json.dumps(as_json(study)))
+    assert numbers == json.loads(json.dumps(to_plain(study)))
     assert numbers["schema"] == 1
     assert shown("a\n\0\x01") == "a¶§·"
     assert TextStudy.load(tmp_path / "experts.json") == study
@@ -206,7 +206,7 @@ def test_the_view_shows_every_expert_that_reads(study, tmp_path):
     ],
 )
 def test_numbers_of_another_kind_are_refused(study, tmp_path, change, text):
-    (tmp_path / "experts.json").write_text(json.dumps({**as_json(study), **change}))
+    (tmp_path / "experts.json").write_text(json.dumps({**to_plain(study), **change}))
     with pytest.raises(UserError, match=text):
         TextStudy.load(tmp_path / "experts.json")
 

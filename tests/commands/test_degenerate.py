@@ -14,7 +14,7 @@ from mumoe.cli import main
 from mumoe.dashboard import experts
 from mumoe.dashboard.session import open_session
 from mumoe.errors import JobError
-from mumoe.files import as_json
+from mumoe.records import to_plain
 from mumoe.training import TrainConfig, train
 from mumoe.training.opening import StoredRun
 
@@ -111,8 +111,8 @@ def test_the_dashboard_opens(name, tmp_path):
     for split in session.available():
         found = session.split(split)
         for level in range(len(session.num_experts)):
-            json.dumps(as_json(experts.expert_columns(session, found, level, experts.Filter())), allow_nan=False)
-            json.dumps(as_json(experts.expert_detail(session, found, level, 0)), allow_nan=False)
+            json.dumps(to_plain(experts.expert_columns(session, found, level, experts.Filter())), allow_nan=False)
+            json.dumps(to_plain(experts.expert_detail(session, found, level, 0)), allow_nan=False)
 
 
 def test_analyze_checks_what_it_can_before_it_computes(tmp_path, capsys, monkeypatch):

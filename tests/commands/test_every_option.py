@@ -309,7 +309,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         **dict.fromkeys(("root", "download"), "test_where_and_whether_to_fetch_reaches_the_image_set"),
         "resume": "test_resume_trains_what_is_left",
         "shard": "test_sharding_needs_several_processes",
-        "track": "test_trackers_are_opened",
+        **dict.fromkeys(("track", "project", "run_name"), "test_trackers_are_opened"),
         "workers": "test_processes_that_load_images",
     },
 }
@@ -575,17 +575,19 @@ def test_sharding_needs_several_processes(monkeypatch) -> None:
 def test_trackers_are_opened(worlds, monkeypatch, tmp_path: Path) -> None:
     import sys
     import types
+    from importlib.machinery import ModuleSpec
 
     begun: list[Any] = []
     module = types.ModuleType("trackio")
-    run = types.SimpleNamespace(log=lambda *given, **named: None, finish=lambda: None)
+    module.__spec__ = ModuleSpec("trackio", None)  # Accelerate looks for it
+    run = types.SimpleNamespace(name="single-2", log=lambda *given, **named: None, finish=lambda: None)
     module.init = lambda *given, **named: begun.append(named) or run  # type: ignore[attr-defined]
-    module.log = module.finish = lambda *given, **named: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trackio", module)
     for number, track in enumerate(((), ("trackio",))):
-        outcome = call("train", {**TRAIN, "track": track}, tmp_path / str(number), worlds("training"))
+        options = {**TRAIN, "track": track, "project": "birds", "run_name": "first"}
+        outcome = call("train", options, tmp_path / str(number), worlds("training"))
         assert not outcome.error
-        assert len(begun) == number
+        assert [(made["project"], made["name"]) for made in begun] == [("birds", "first")] * number
 
 
 def test_processes_that_load_images(worlds, monkeypatch, tmp_path: Path) -> None:

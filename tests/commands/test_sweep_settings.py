@@ -45,6 +45,8 @@ CHANGED: dict[str, Any] = {
     "precision": "bf16",
     "select": "best",
     "track": ("trackio",),
+    "project": "other",
+    "run_name": "other",
 }
 
 

@@ -34,7 +34,8 @@ def called(monkeypatch):
         ),
     )
 
-    def train(config, *, progress, announce):
+    def train(config, *, progress, announce, **objects):
+        assert set(objects.values()) == {None}
         announce("images of made-up")
         calls.append((config, progress))
         return result

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mumoe.data.stdlib_text import docstrings, stdlib_documents
-from mumoe.data.text import TOKEN_CLASSES, ByteTokenizer, classify, load_text, open_text
-from mumoe.data.tokenizing import split_of, tokenize
+from mumoe.data.text import TOKEN_CLASSES, classify, load_text, open_text
+from mumoe.data.tokenizing import ByteTokenizer, split_of, tokenize
 from mumoe.errors import JobError, UserError
 
 DOCUMENTS = [f"Document {number}: wer für {'x' * (number % 7)}\n" for number in range(200)]

@@ -11,8 +11,9 @@ from mumoe.analysis.class_effects import Answers, Changes, shuffle_units, specia
 from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
 from mumoe.data.base import ImageData
 from mumoe.files import write_json
+from mumoe.records import to_plain
 from mumoe.reports.gathering import gather
-from mumoe.results import EvalResult, RunResult, to_json
+from mumoe.results import EvalResult, RunResult
 from mumoe.training.config import TrainConfig, to_toml
 from mumoe.training.opening import StoredRun
 from mumoe.training.run import find_run
@@ -83,7 +84,7 @@ def _facts(data, config, right, width, path):
         "multi_label": False,
         "num_features": width,
         "started": "2026-01-01T00:00:00Z",
-        "result": to_json(result),
+        "result": to_plain(result),
     }
 
 

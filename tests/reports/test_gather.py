@@ -9,9 +9,9 @@ import pytest
 
 import mumoe
 from mumoe.errors import UserError
+from mumoe.records import to_plain
 from mumoe.reports.gathering import open_images
 from mumoe.reports.views import Missing
-from mumoe.results import to_json
 from mumoe.training.opening import StoredRun
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -160,7 +160,7 @@ def test_an_older_analysis_is_shown_without_what_it_lacks(tmp_path):
 def test_views_are_plain_json(whole, bare):
     for folder in (whole, bare):
         (view,) = gathered(folder, named_data())
-        assert json.loads(json.dumps(to_json(view), allow_nan=False))["name"] == view.name
+        assert json.loads(json.dumps(to_plain(view), allow_nan=False))["name"] == view.name
 
 
 def test_several_heads_are_several_views(tmp_path):

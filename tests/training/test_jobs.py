@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -16,12 +15,13 @@ import torch
 from made_up_training import CLASSES, make_data, tiny_backbone
 
 from mumoe.errors import JobError, UserError
-from mumoe.results import to_json
+from mumoe.results import TrainResult
 from mumoe.training import Interrupted, TrainConfig, evaluate, load_head, load_run, read_config, resume, train
 from mumoe.training.compare import compare, partner_spec, spread
 from mumoe.training.engine import Engine
+from mumoe.training.metrics_log import MetricsLog
 from mumoe.training.network import column_statistics, make_head, parameter_count
-from mumoe.training.run import MetricsLog, RunFolder, find_run
+from mumoe.training.run import RunFolder, find_run
 
 # Several seeds and heads
 
@@ -36,7 +36,7 @@ def test_seeds_and_partners_get_their_own_folders_and_a_paired_comparison(config
     ours, theirs = ([r.evaluations["test"].accuracy for r in result.runs if r.head == h] for h in heads[:2])
     assert result.comparisons[0].differences == tuple(a - b for a, b in zip(ours, theirs, strict=True))
     assert result.accuracy["linear"]["test"].mean == pytest.approx(np.mean(theirs))
-    assert json.loads((out / "summary.json").read_text()) == to_json(result)
+    assert TrainResult.load(out / "summary.json") == result
     assert read_config(out / "config.toml") == config.replace(out="")
 
 

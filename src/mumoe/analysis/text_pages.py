@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mumoe.analysis.findings import ExpertText, LayerText, TextStudy, TopToken
-from mumoe.files import as_json, write_bytes
+from mumoe.files import to_plain, write_bytes
 from mumoe.plots.sheets import INK, PALE, encoded, font
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _NAMES = {"\n": "¶", "\0": "§", "\ufffd": "·"}
 def write_text_view(study: TextStudy, folder: Path, credits: Sequence[str] = ()) -> tuple[Path, Path]:
     """Write FOLDER/experts.html and experts.png, and experts.json with what they show; returns the first two."""
     page, picture = folder / "experts.html", folder / "experts.png"
-    numbers = json.dumps(as_json(study), separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    numbers = json.dumps(to_plain(study), separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     write_bytes(folder / "experts.json", (numbers + "\n").encode("utf-8"))
     write_bytes(page, text_page(study, credits).encode("utf-8"))
     write_bytes(picture, heat_map(study))

@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar
 from mumoe.data.base import SPLITS
 from mumoe.errors import unknown_name
 from mumoe.parsing import Argument
-from mumoe.results import EvalResult, to_json
+from mumoe.records import to_plain
+from mumoe.results import EvalResult
 from mumoe.training.run import find_run
 
 __all__ = ["Options", "run"]
@@ -53,14 +54,12 @@ def run(options: Options) -> None:
     given = {"data": options.data, "device": options.device, "progress": not options.quiet}
     for run in load_runs(options.run, **given):
         result = run.evaluate(options.split)
-        sys.stdout.write(json.dumps(to_json(result)) if options.json else "\n".join(_lines(result, options.classes)))
+        sys.stdout.write(json.dumps(to_plain(result)) if options.json else "\n".join(_lines(result, options.classes)))
         sys.stdout.write("\n")
 
 
 def _lines(result: EvalResult, hardest: int) -> list[str]:
-    first = f"{result.run}  {result.split}: accuracy {result.accuracy:.4f}, loss {result.loss:.4f}"
-    what = "images" if result.bits_per_byte is None else f"windows, {result.bits_per_byte:.4f} bits per byte"
-    lines = [f"{first} on {result.count:,} {what} (step {result.step:,})"]
+    lines = [result.headline()]
     known = [(value, name) for name, value in result.per_class.items() if value is not None]
     for value, name in sorted(known)[:hardest]:
         lines.append(f"  {value:.4f}  {name} ({result.class_counts[name]:,})")

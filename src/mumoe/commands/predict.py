@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from mumoe.commands.opening import opened_classifier, require_run
 from mumoe.errors import JobError, UserError
 from mumoe.parsing import Argument
-from mumoe.results import to_json
+from mumoe.records import to_plain
 
 if TYPE_CHECKING:
     from mumoe.deploy.model import ImageClassifier
@@ -66,7 +66,7 @@ def run(options: Options) -> None:
         if prediction.error:
             failed.append(prediction)
         if options.json:
-            _write(json.dumps(to_json(prediction)))
+            _write(json.dumps(to_plain(prediction)))
         elif not prediction.error:
             _write("\n".join(_lines(prediction, options, model)))
     if not options.json and len(failed) < len(paths):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mumoe.errors import UserError, require, unknown_name
-from mumoe.results import Comparison, Spread, TrainResult
+from mumoe.results import TrainResult
 from mumoe.training.config import PRESETS, TrainConfig, read_config
 
 __all__ = ["Options", "default", "run"]
@@ -75,18 +75,18 @@ def run(options: Options) -> None:
         _refuse_settings(options)
     else:
         _check(options)
-    from mumoe import training  # torch: seconds
+    from mumoe import api  # torch: seconds
 
     common: dict[str, Any] = {"progress": not options.quiet, "announce": _announce}
     if options.resume:
         plain = Options()
         data = options.data if options.data != plain.data else ""
         device = options.device if options.device != plain.device else ""
-        result = training.resume(options.resume, data=data, device=device, **common)
+        job = api.resume(options.resume, data=data, device=device, **common)
     else:
-        result = training.train(options.replace().check(), **common)
+        job = api.train(**dataclasses.asdict(options.replace()), **common)
     if _is_main_process():
-        sys.stdout.write("\n".join(_lines(result)) + "\n")
+        sys.stdout.write("\n".join(_lines(job.result)) + "\n")
 
 
 def _announce(line: str) -> None:
@@ -141,10 +141,10 @@ def _lines(result: TrainResult) -> list[str]:
     parameters = {run.head: run.parameters for run in result.runs}
     lines = []
     for head, splits in result.accuracy.items():
-        numbers = "  ".join(f"{split} {_spread(spread)}" for split, spread in splits.items())
+        numbers = "  ".join(f"{split} {spread}" for split, spread in splits.items())
         lines.append(f"{head:<{width}}  {parameters[head]:>11,} parameters  accuracy {numbers}")
         lines += _bits(result, head)
-    lines += [_comparison(comparison) for comparison in result.comparisons]
+    lines += [comparison.headline() for comparison in result.comparisons]
     return [*lines, f"Written to {result.out}. Look closer: mumoe evaluate {result.out}"]
 
 
@@ -157,19 +157,5 @@ def _bits(result: TrainResult, head: str) -> list[str]:
     for split in runs[0].evaluations:
         values = [run.evaluations[split].bits_per_byte for run in runs]
         known = [value for value in values if value is not None]
-        found += [f"{split} {_spread(spread(known))}"] if known else []
+        found += [f"{split} {spread(known)}"] if known else []
     return [f"  bits per byte {'  '.join(found)}"] if found else []
-
-
-def _spread(spread: Spread) -> str:
-    if spread.sd is None:
-        return f"{spread.mean:.4f}"
-    return f"{spread.mean:.4f} (sd {spread.sd:.4f}, {spread.count} seeds)"
-
-
-def _comparison(found: Comparison) -> str:
-    text = f"{found.head} minus {found.partner} on {found.split}: {100 * found.mean:+.2f} points"
-    if found.interval is None:
-        return f"{text} (one seed: no interval)"
-    low, high = (f"{100 * end:+.2f}" for end in found.interval)
-    return f"{text}, 95% interval {low} to {high}, paired over {len(found.differences)} seeds"

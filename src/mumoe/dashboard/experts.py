@@ -12,7 +12,7 @@ from mumoe.dashboard.measures import attribute_groups
 from mumoe.dashboard.session import WHO, Session, Split
 from mumoe.dashboard.whatif import Level
 from mumoe.errors import UserError, unknown_name
-from mumoe.files import as_json
+from mumoe.files import to_plain
 
 __all__ = ["THRESHOLD", "Filter", "expert_columns", "expert_detail", "expert_images"]
 
@@ -159,7 +159,7 @@ def expert_detail(session: Session, split: Split, level: int, expert: int) -> di
     }
     levels = session.analyzed.levels
     if level < len(levels) and expert < len(levels[level].experts):
-        found["analysis"] = as_json(levels[level].experts[expert])
+        found["analysis"] = to_plain(levels[level].experts[expert])
         found["analysis_split"] = session.analyzed.split
     return found
 

@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mumoe.data.cache import sealed_folder
-from mumoe.data.text import BYTES, ByteTokenizer
-from mumoe.data.tokenizing import write_tokens
+from mumoe.data.tokenizing import BYTES, ByteTokenizer, write_tokens
 from mumoe.files import cache_root
 from mumoe.progress import track
 

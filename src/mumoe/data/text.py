@@ -16,121 +16,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from keyword import kwlist
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.base import SPLITS
-from mumoe.errors import JobError, UserError, require, unknown_name
+from mumoe.data.stdlib_text import stdlib_folder
+from mumoe.data.tokenizing import FORMAT, META, Tokenizer, open_tokenizer
+from mumoe.errors import JobError, UserError, unknown_name
 
 __all__ = [
-    "META",
     "TEXTS",
     "TOKEN_CLASSES",
-    "ByteTokenizer",
-    "FileTokenizer",
     "TextData",
-    "Tokenizer",
     "classify",
     "load_text",
     "open_text",
-    "open_tokenizer",
 ]
 
-META = "meta.json"
-FORMAT = 1
-BYTES = "bytes"
 TEXTS = ("stdlib", "tokens:FOLDER")
 
 TOKEN_CLASSES = ("keyword", "lower case", "upper case", "digit", "space", "newline", "bracket", "punctuation", "other")
 """Kinds of tokens, from the most to the least special; `classify` gives each token one."""
-
-
-class Tokenizer(Protocol):
-    """Text to tokens and back.
-
-    Attributes:
-        vocabulary: Number of tokens.
-        end: The token between two documents.
-    """
-
-    vocabulary: int
-    end: int
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of some texts, without separators."""
-        ...
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of some tokens; what is no whole character becomes U+FFFD."""
-        ...
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text of each token by itself."""
-        ...
-
-
-class ByteTokenizer:
-    """Every byte of UTF-8 a token; byte 0 between documents."""
-
-    vocabulary, end = 256, 0
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(text.replace("\0", " ").encode("utf-8")) for text in texts]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return bytes([int(token) for token in tokens]).decode("utf-8", errors="replace")
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        return [chr(token) if token < 128 else "\ufffd" for token in tokens]
-
-
-class FileTokenizer:
-    """A tokenizer of Hugging Face's ``tokenizers``, from its tokenizer.json.
-
-    Args:
-        path: The file. Its token ``<|endoftext|>``, or the last special one it has, stands between documents.
-
-    Raises:
-        UserError: If the file is no tokenizer, or has no such token.
-    """
-
-    def __init__(self, path: Path) -> None:
-        tokenizers = require("tokenizers", "text", "tokenizer")
-        try:
-            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise UserError(f"tokenizer: expected a tokenizer.json, got {str(path)!r} ({error}).") from None
-        self.vocabulary = int(self._tokenizer.get_vocab_size())
-        special = {str(token): number for number, token in self._tokenizer.get_added_tokens_decoder().items()}
-        end = self._tokenizer.token_to_id("<|endoftext|>")
-        if end is None and not special:
-            raise UserError(f"tokenizer: expected a special token to end documents with, got none in {str(path)!r}.")
-        self.end = int(max(special.values()) if end is None else end)
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [found.ids for found in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        return [self.decode([token]) for token in tokens]
-
-
-def open_tokenizer(name: str, folder: Path | None = None) -> Tokenizer:
-    """``bytes``, or a tokenizer.json: a path, or a file name within `folder`.
-
-    Raises:
-        UserError: If it is neither.
-    """
-    if name == BYTES:
-        return ByteTokenizer()
-    path = Path(name).expanduser() if folder is None else folder / name
-    if not path.is_file():
-        raise UserError(f"tokenizer: expected {BYTES!r} or a tokenizer.json, got {name!r}, which does not exist.")
-    return FileTokenizer(path)
 
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
@@ -256,8 +164,6 @@ def load_text(name: str, *, context: int, cache_dir: str | None = None, progress
         raise UserError(f"train: expected a text, got the folder {name!r}. Say tokens:{name}.")
     if name != "stdlib":
         raise unknown_name("train", "text", name, TEXTS)
-    from mumoe.data.stdlib_text import stdlib_folder
-
     return open_text(stdlib_folder(cache_dir, progress=progress), name, context=context)
 
 

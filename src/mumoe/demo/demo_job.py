@@ -38,8 +38,8 @@ from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.expert_sheet import write_grid
 from mumoe.plots.style import save_figure
 from mumoe.progress import Progress
+from mumoe.records import to_plain
 from mumoe.reports.rendering import write_demo_page
-from mumoe.results import to_json
 from mumoe.training import TrainConfig, load_head, train
 
 __all__ = ["DemoSettings", "run_demo"]
@@ -114,7 +114,7 @@ def run_demo(
     settings, out, start = settings or DemoSettings(), Path(out), time.monotonic()
     _clear(out)
     found = _load(settings, progress)
-    numbers: dict[str, Any] = {"settings": to_json(settings), "images": len(found.data)}
+    numbers: dict[str, Any] = {"settings": to_plain(settings), "images": len(found.data)}
     numbers["classes"] = len(found.data.classes)
     accuracy = _train_all(settings, out, found, progress)
     numbers["accuracy"] = accuracy

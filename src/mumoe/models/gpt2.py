@@ -24,7 +24,7 @@ from mumoe.errors import UserError, require, unknown_name
 from mumoe.models.block_specs import MLP, BlockSpec, build_block
 
 if TYPE_CHECKING:
-    from mumoe.data.text import Tokenizer
+    from mumoe.data.tokenizing import Tokenizer
 
 require("transformers", "text", "gpt2")
 

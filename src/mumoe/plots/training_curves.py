@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["TrainingCurve", "curves_chart"]
+__all__ = ["Steps", "TrainingCurve", "curves_chart", "curves_figure"]
+
+Steps = Sequence[tuple[int, float]]
+"""A curve as (step, value), in order."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,27 @@ def _curves(panel: Axes, seeds: Seeds, names: Sequence[str]) -> None:
     panel.set_xlim(left=0)
     if len(seeds) > 1 and len(seeds) <= 6:
         panel.legend(frameon=False, fontsize=8, labelcolor=INK)
+
+
+def curves_figure(curves: Mapping[str, Sequence[Steps]], *, title: str, value: str) -> Figure:
+    """One colour for each network, a thin line for each seed and a thick one for their mean.
+
+    Args:
+        curves: Network -> one curve for each seed, all over the same steps.
+        title: Title.
+        value: What the curves are of, for the axis.
+    """
+    figure = new_figure(7.0, 4.0)
+    axes = figure.subplots()
+    for colour, (name, seeds) in zip(COLOURS, curves.items(), strict=False):
+        for curve in seeds:
+            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=0.6, alpha=0.35)
+        steps = [step for step, _ in seeds[0]]
+        means = [sum(curve[k][1] for curve in seeds) / len(seeds) for k in range(len(steps))]
+        axes.plot(steps, means, color=colour, linewidth=1.8, label=name)
+    bare_axes(axes)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(value)
+    axes.legend(frameon=False, fontsize=9)
+    axes.set_title(title, fontsize=11, loc="left")
+    return figure

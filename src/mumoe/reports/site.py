@@ -26,11 +26,11 @@ from mumoe.plots.tradeoff import trade_off_chart
 from mumoe.plots.training_curves import curves_chart
 from mumoe.plots.trend import Point, trend_chart
 from mumoe.progress import Progress
-from mumoe.records import Record, record
+from mumoe.records import Record, record, to_plain
 from mumoe.reports.gathering import gather, open_images, run_names
 from mumoe.reports.rendering import asset, render, short
 from mumoe.reports.views import ExpertView, LevelView, Missing, RunView
-from mumoe.results import Comparison, to_json
+from mumoe.results import Comparison
 from mumoe.training.compare import compare
 from mumoe.training.opening import StoredRun
 
@@ -204,7 +204,7 @@ def write_pages(
 
 def _json(view: Any) -> Any:
     """A view as JSON, without lists over units."""
-    return _without_lists(to_json(view))
+    return _without_lists(to_plain(view))
 
 
 def _without_lists(content: Any) -> Any:

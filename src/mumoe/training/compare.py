@@ -33,7 +33,7 @@ def compare(head: str, partner: str, split: str, ours: Sequence[float], theirs: 
 
 
 def summarize(out: str, head: str, runs: Sequence[RunResult]) -> TrainResult:
-    """Spreads of every head and comparisons of `head` with the others, on test (val if there is no test)."""
+    """Spreads of every head, and comparisons of `head` with the others of the same seeds, on test (else on val)."""
     by_head: dict[str, list[RunResult]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
         by_head.setdefault(run.head, []).append(run)
@@ -45,9 +45,13 @@ def summarize(out: str, head: str, runs: Sequence[RunResult]) -> TrainResult:
     comparisons = tuple(
         compare(head, name, splits[0], _accuracies(by_head[head], splits[0]), _accuracies(group, splits[0]))
         for name, group in by_head.items()
-        if name != head and splits
+        if name != head and splits and _seeds(group) == _seeds(by_head[head])
     )
     return TrainResult(out, head, tuple(runs), accuracy, comparisons)
+
+
+def _seeds(runs: Sequence[RunResult]) -> list[int]:
+    return [run.seed for run in runs]
 
 
 def _accuracies(runs: Sequence[RunResult], split: str) -> list[float]:

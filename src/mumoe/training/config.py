@@ -30,6 +30,8 @@ __all__ = [
 SECTIONS = ("input", "model", "optimization", "job")
 """Tables of a configuration file, in the order in which they are written."""
 
+TRACKERS = ("wandb", "trackio", "mlflow")
+
 
 def _setting(
     default: Any, section: str, low: float | None = None, high: float | None = None, flags: tuple[str, ...] = ()
@@ -148,7 +150,11 @@ class TrainConfig:
     keep: int = _setting(2, "job", 1)
     """checkpoints to keep besides the best"""
     track: tuple[str, ...] = _setting((), "job")
-    """further trackers: wandb, trackio"""
+    """further trackers: wandb, trackio, mlflow"""
+    project: str = _setting("mumoe", "job")
+    """project of the trackers"""
+    run_name: str = _setting("", "job")
+    """name of the run in the trackers (empty: the name of its folder); with several runs, head and seed follow"""
     cache_dir: str = _setting("", "job")
     """folder of cached features (empty: the user cache)"""
     out: str = _setting("", "job", flags=("-o", "--out"))
@@ -166,8 +172,8 @@ class TrainConfig:
         if self.mixup and self.mode not in ("finetune", "scratch"):
             raise UserError(f"train: expected mixup on images (mode finetune or scratch), got mode {self.mode!r}.")
         for name in split["track"]:
-            if name not in ("wandb", "trackio"):
-                raise unknown_name("train", "tracker", name, ("wandb", "trackio"))
+            if name not in TRACKERS:
+                raise unknown_name("train", "tracker", name, TRACKERS)
         return self.replace(**split)
 
     def replace(self, **changes: Any) -> TrainConfig:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +18,8 @@ from torch import nn
 
 from mumoe.data.base import SPLITS
 from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.files import write_text
 from mumoe.models.heads import Head
-from mumoe.results import EvalResult, RunResult, TrainResult, to_json
+from mumoe.results import EvalResult, RunResult, TrainResult
 from mumoe.training import state
 from mumoe.training.checkpoint import CheckpointError, read
 from mumoe.training.compare import partner_spec, summarize
@@ -39,11 +37,11 @@ from mumoe.training.inputs import (
 )
 from mumoe.training.network import make_head, parameter_count
 from mumoe.training.opening import StoredRun
-from mumoe.training.run import RunFolder, check_free, check_same_data, unknown_backbone, write_group_config
+from mumoe.training.run import RunFolder, check_free, check_same_data, find_run, unknown_backbone, write_group_config
 from mumoe.training.sampler import batches_per_epoch, least_rows
 from mumoe.training.whole import WHOLE, make_whole, partner_block
 
-__all__ = ["evaluate", "load_head", "load_run", "load_run_inputs", "resume", "train"]
+__all__ = ["evaluate", "job_result", "load_head", "load_run", "load_run_inputs", "resume", "train"]
 
 _tell = logging.getLogger("mumoe.training").warning
 
@@ -167,7 +165,7 @@ def _run_job(
     runs = [_run_member(member, with_seed(inputs, member.config), accelerator, progress) for member in members]
     result = summarize(str(out), config.head, runs)
     if accelerator.is_main_process:
-        write_text(out / "summary.json", json.dumps(to_json(result), indent=1) + "\n")
+        result.save(out / "summary.json")
     return result
 
 
@@ -187,7 +185,8 @@ def _plan(config: TrainConfig, out: Path, num_features: int, num_classes: int) -
         for head in heads:
             path = out / _file_name(head) if len(heads) > 1 else out
             path = path / f"seed-{seed}" if len(heads) > 1 or len(seeds) > 1 else path
-            single = config.replace(head=head, seed=seed, seeds=1, against=(), out="")
+            name = f"{config.run_name}-{head}-seed-{seed}" if config.run_name and path != out else config.run_name
+            single = config.replace(head=head, seed=seed, seeds=1, against=(), out="", run_name=name)
             members.append(_Member(path, single))
     return members
 
@@ -275,7 +274,7 @@ def _finish(engine: Engine, parameters: int) -> RunResult:
         evaluations={split: engine.evaluate(split) for split in splits},
     )
     if engine.accelerator.is_main_process:
-        engine.run.update(state="finished", error=None, result=to_json(result))
+        engine.run.update(state="finished", error=None, result=asdict(result))
     return result
 
 
@@ -298,11 +297,25 @@ def read_result(run: RunFolder) -> RunResult:
         JobError: If run.json holds none.
     """
     try:
-        found = run.facts()["result"]
-        evaluations = {split: EvalResult(**values) for split, values in found["evaluations"].items()}
-        return RunResult(**{**found, "evaluations": evaluations, "run": str(run.path)})
-    except (KeyError, TypeError, AttributeError):
+        return RunResult.from_dict({**run.facts()["result"], "run": str(run.path)})
+    except (KeyError, TypeError, UserError):
         raise JobError(f"{run.path}: expected a finished run, got a run.json without result.") from None
+
+
+def job_result(path: str | Path) -> TrainResult:
+    """The results of the finished runs at a path, read from their folders.
+
+    Raises:
+        UserError: If there is no run.
+        JobError: If none is finished.
+    """
+    runs = [read_result(run) for run in find_run(path) if run.facts().get("state") == "finished"]
+    if not runs:
+        raise JobError(f"{path}: expected a finished run, got none. Resume with: mumoe train --resume {path}")
+    heads = [run.head for run in runs]
+    config = Path(path) / "config.toml"
+    first = read_config(config, unknown=lambda names: None).head if config.is_file() else heads[0]
+    return summarize(str(path), first if first in heads else heads[0], runs)
 
 
 def load_head(run: str | Path) -> tuple[Head, TrainConfig, dict[str, Any]]:

@@ -20,12 +20,12 @@ from types import TracebackType
 from typing import Any
 
 from mumoe.errors import JobError, UserError, nearest
-from mumoe.files import clean_folder, read_json, sync_file, write_errors, write_text
+from mumoe.files import clean_folder, read_json, write_errors, write_text
 from mumoe.training.config import TrainConfig, read_config, to_toml
+from mumoe.training.metrics_log import METRICS
 
 __all__ = [
     "SCHEMA",
-    "MetricsLog",
     "RunFolder",
     "check_free",
     "check_same_data",
@@ -42,7 +42,7 @@ SCHEMA = 2
 
 _KNOWN = {
     *("schema", "state", "versions", "commit", "seed", "head", "parameters", "data", "credits", "classes"),
-    *("multi_label", "num_features", "backbone", "features", "vocabulary", "started", "error", "result"),
+    *("multi_label", "num_features", "backbone", "features", "vocabulary", "started", "error", "result", "trackers"),
 }
 """Keys of run.json."""
 
@@ -77,7 +77,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
-        self.metrics = self.path / "metrics.jsonl"
+        self.metrics = self.path / METRICS
         self._lock: Any = None
 
     @classmethod
@@ -202,39 +202,6 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-
-class MetricsLog:
-    """metrics.jsonl: one JSON object per line, the same bytes for the same training.
-
-    Args:
-        path: The file.
-        length: Bytes to keep of what is there: a resumed job cuts off what came after its checkpoint.
-
-    Attributes:
-        short: Whether the file held less than that, so that lines are missing.
-    """
-
-    def __init__(self, path: Path, length: int = 0) -> None:
-        self.path = path
-        self._file = open(path, "ab")  # noqa: SIM115 (closed in close)
-        self.short = os.path.getsize(path) < length
-        self._file.truncate(min(length, os.path.getsize(path)))
-        self._file.seek(0, os.SEEK_END)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Add a line."""
-        self._file.write((json.dumps(row) + "\n").encode())
-        self._file.flush()
-
-    def sync(self) -> int:
-        """Put the log on the disk; returns its length in bytes."""
-        sync_file(self._file)
-        return self._file.tell()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def check_free(path: str | Path) -> None:

@@ -1,17 +1,18 @@
-"""Where a job's numbers go: metrics.jsonl and TensorBoard always, wandb and trackio on request."""
+"""Where a job's numbers go: metrics.jsonl and TensorBoard always, Accelerate's wandb, trackio and mlflow on request."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from types import ModuleType, TracebackType
+from dataclasses import asdict
+from types import TracebackType
 from typing import Any
 
 from mumoe.errors import require
 from mumoe.training.config import TrainConfig
-from mumoe.training.run import MetricsLog, RunFolder, disk_errors
+from mumoe.training.metrics_log import MetricsLog
+from mumoe.training.run import RunFolder, disk_errors
 
 __all__ = ["Trackers"]
 
@@ -36,7 +37,7 @@ class Trackers(AbstractContextManager["Trackers"]):
         self.run, self.config, self.enabled = run, config, enabled
         self.note = ""
         self._values: dict[str, float] = {}
-        self._modules: list[ModuleType] = []
+        self._trackers: list[Any] = []
         self._since = time.monotonic(), step
         if enabled:
             self._open(step, length)
@@ -46,10 +47,13 @@ class Trackers(AbstractContextManager["Trackers"]):
         with disk_errors("log", self.run.path):
             self._log = MetricsLog(self.run.metrics, length)
             self._curves = tensorboard.SummaryWriter(str(self.run.tensorboard), purge_step=step + 1)
+        known = dict(self.run.facts().get("trackers", {})) if self.config.track else {}
         for name in self.config.track:
-            module = require(name, "tracking", "train")
-            module.init(project="mumoe", name=self.run.path.name, config=dataclasses.asdict(self.config))
-            self._modules.append(module)
+            tracker = _start(name, self.config, self.config.run_name or self.run.path.name, known.get(name))
+            self._trackers.append(tracker)
+            known[name] = _identity(name, tracker.tracker)
+        if known:
+            self.run.update(trackers=known)
 
     @property
     def short(self) -> bool:
@@ -68,8 +72,8 @@ class Trackers(AbstractContextManager["Trackers"]):
             self._log.write(row)
             for key, value in {**values, **self._speed(step)}.items():
                 self._curves.add_scalar(key, value, step)
-        for module in self._modules:
-            module.log(values, step=step)
+        for tracker in self._trackers:
+            tracker.log(values, step=step)
 
     def _speed(self, step: int) -> dict[str, float]:
         now, (then, before) = time.monotonic(), self._since
@@ -92,5 +96,31 @@ class Trackers(AbstractContextManager["Trackers"]):
             return
         self._log.close()
         self._curves.close()
-        for module in self._modules:
-            module.finish()
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def _start(name: str, config: TrainConfig, run_name: str, known: str | None) -> Any:
+    """Accelerate's tracker of that name: a new run, or the one that an earlier sitting of the job wrote to."""
+    require(name, "tracking", "train")
+    kinds = require("accelerate.tracking", "vision", "train").LOGGER_TYPE_TO_CLASS
+    settings = {key: str(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    options: dict[str, Any]
+    if name == "mlflow":
+        options = {"run_name": run_name, "run_id": known}
+    elif name == "trackio":
+        options = {"name": known or run_name, "resume": "allow" if known else "never", "config": settings}
+    else:
+        options = {"name": run_name, "id": known, "resume": "allow" if known else None, "config": settings}
+    tracker: Any = kinds[name](config.project, **options)
+    tracker.start()
+    if name == "mlflow" and known is None:
+        tracker.store_init_configuration(settings)
+    return tracker
+
+
+def _identity(name: str, run: Any) -> str:
+    """What names the tracker's run when it is resumed."""
+    if name == "mlflow":
+        return str(run.info.run_id)
+    return str(run.name if name == "trackio" else run.id)
