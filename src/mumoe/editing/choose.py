@@ -72,7 +72,7 @@ class LabelledRows:
     """
 
     y_true: npt.NDArray[Any]
-    sensitive_features: npt.NDArray[np.str_]
+    sensitive_features: npt.NDArray[Any]
 
     @staticmethod
     def of(y_true: Labels, sensitive_features: Sensitive) -> LabelledRows:
