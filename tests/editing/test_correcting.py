@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import mumoe
 from commands.test_editing import METADATA, trained, write_features
 from mumoe.editing.auditing import RunAudit
-from mumoe.editing.edit_reports import BEFORE, BLIND, EDITED, ChangeReport, FairnessComparison, RewritingReport
+from mumoe.editing.edit_reports import ChangeReport, FairnessComparison, RewritingReport
 from mumoe.editing.fairness import METRICS
 from mumoe.editing.files import load_edits, read_edit_file
 from mumoe.errors import UserError
@@ -52,10 +52,10 @@ def test_the_saved_stack_does_exactly_what_the_report_says(folder, edit, tmp_pat
     rows = opened.data.indices("test")
     with load_edits(tmp_path / "blond.json", opened.layer):
         guess = opened.logits(rows, 0) > 0
-    assert accuracies(opened, rows, guess) == reported(edit.report.models[EDITED])
-    assert accuracies(opened, rows, opened.logits(rows, 0) > 0) == reported(edit.report.models[BEFORE])
+    assert accuracies(opened, rows, guess) == reported(edit.report.models["after"])
+    assert accuracies(opened, rows, opened.logits(rows, 0) > 0) == reported(edit.report.models["before"])
     about = read_edit_file(tmp_path / "blond.json").provenance
-    assert about["metrics_after"] == edit.report.models[EDITED].to_dict()
+    assert about["metrics_after"] == edit.report.models["after"].to_dict()
 
 
 def test_the_blind_shift_of_the_report_is_one_threshold_chosen_on_validation(folder, edit):
@@ -63,7 +63,7 @@ def test_the_blind_shift_of_the_report_is_one_threshold_chosen_on_validation(fol
     shift = edit.report.blind.strength
     assert shift > 0
     rows = opened.data.indices("test")
-    assert accuracies(opened, rows, opened.logits(rows, 0) + shift > 0) == reported(edit.report.models[BLIND])
+    assert accuracies(opened, rows, opened.logits(rows, 0) + shift > 0) == reported(edit.report.models["blind"])
     val = opened.data.indices("val")
     tried = {}
     for point in edit.report.blind.curve:
@@ -92,13 +92,13 @@ def test_labels_of_test_images_choose_nothing(tmp_path):
     assert first.choice == second.choice
     assert first.blind == second.blind
     assert list(found[0].stack.edits.values()) == list(found[1].stack.edits.values())
-    assert first.models[EDITED].metrics != second.models[EDITED].metrics
+    assert first.models["after"].metrics != second.models["after"].metrics
 
 
 def test_a_rewriting_shows_itself_beside_the_model_and_the_blind_shift(edit, tmp_path):
     report = edit.report
     frame = report.to_frame()
-    assert list(frame["model"]) == ["model", "+ blind", "+ edits"]
+    assert list(frame["model"]) == ["before", "blind", "after"]
     assert list(frame.columns) == ["model", "strength", *METRICS]
     assert frame["strength"].iloc[2] == report.strength == edit.stack["rewrite-1"].strength > 0
     assert np.isnan(frame["strength"].iloc[0])
@@ -126,7 +126,7 @@ def test_fairness_of_the_model_and_of_edits(run, edit, tmp_path):
     for edits in (edit, edit.stack, tmp_path / "blond.json", str(tmp_path / "blond.json")):
         found = run.fairness(**WHOM, value=1, edits=edits)
         assert list(found.models) == ["model", "+ blind", "+ edits"]
-        assert found.models["+ edits"] == edit.report.models["+ edits"]
+        assert found.models["+ edits"] == edit.report.models["after"]
     # chosen as the edits were, whose objective and loss are on record
     assert run.fairness(**WHOM, value=1, edits=edit).blind == edit.report.blind
     assert run.fairness(**WHOM, value=1, edits=edit, objective="match").blind != edit.report.blind
@@ -144,7 +144,7 @@ def test_the_command_prints_the_blind_shift_as_a_row(folder, edit, tmp_path, cap
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["model", "+ blind", "+ edits"]
-    assert found["+ blind"] == edit.report.models["+ blind"].to_dict()
+    assert found["+ blind"] == edit.report.models["blind"].to_dict()
     assert main(arguments) == 0
     assert capsys.readouterr().out.count("\n+ blind ") == 2
 
@@ -167,7 +167,7 @@ def test_edits_by_hand(run):
     assert ChangeReport.from_json(report.to_json()) == report
     report.plot()
     grouped = run.edit("ablate:3", **WHOM, value="yes", resamples=0)
-    assert list(grouped.report.fairness.models) == ["model", "+ edits"]
+    assert list(grouped.report.fairness.models) == ["before", "after"]
     assert ChangeReport.from_json(grouped.report.to_json()) == grouped.report
 
 

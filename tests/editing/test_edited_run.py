@@ -32,7 +32,7 @@ def test_a_run_on_features_with_edits(tmp_path):
     assert edited.evaluate("test").accuracy == pytest.approx(right.mean(), abs=1e-9)
     fair = edited.fairness("blond", "male", value=1, resamples=0)
     assert fair.models["model"].subgroups == tuple(
-        type(group)(group.subgroup, group.count, group.accuracy) for group in edit.report.models["+ edits"].subgroups
+        type(group)(group.subgroup, group.count, group.accuracy) for group in edit.report.models["after"].subgroups
     )
     x = torch.from_numpy(opened.features[:20].copy())
     for edits in (edit.stack, tmp_path / "blond.json", str(tmp_path / "blond.json")):
