@@ -20,7 +20,7 @@ from mumoe.data.base import SPLITS
 from mumoe.devices import host
 from mumoe.editing.choose import Choice, LabelledRows, LogitShift, Objective, choose_blind
 from mumoe.editing.edit_reports import COMPARED, STAGES, ChangeReport, FairnessComparison, RewritingReport
-from mumoe.editing.edits import Edit as ExpertEdit
+from mumoe.editing.edits import ExpertEdit
 from mumoe.editing.fairness import Bootstrap, FairnessReport, fairness_report, subgroup_accuracy
 from mumoe.editing.files import EditFile, Edits, read_edit_file, save_edits, stack_on
 from mumoe.editing.rewriting import Reading, Strength, choose_rewriting, mean_coefficients, moved_by
