@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mumoe.editing.auditing import RunAudit
     from mumoe.editing.correcting import Edit
     from mumoe.editing.edit_reports import FairnessComparison
-    from mumoe.editing.edits import Edit as Operation
+    from mumoe.editing.edits import ExpertEdit
     from mumoe.editing.files import Edits
     from mumoe.editing.rewriting import Strength
     from mumoe.editing.runs import EditingRun
@@ -266,7 +266,7 @@ class Run:
 
         return rewrite_subgroup(self._stored, target, sensitive, value, strength=strength, **settings)
 
-    def edit(self, *operations: Operation | str, **settings: Any) -> Edit:
+    def edit(self, *operations: ExpertEdit | str, **settings: Any) -> Edit:
         """Edit experts by hand, in the order given, and measure on validation images what that changes.
 
         Settings as for `mumoe.editing.correcting.edit_by_hand`.

@@ -19,8 +19,8 @@ from torch import Tensor
 from mumoe.data.base import SPLITS
 from mumoe.devices import host
 from mumoe.editing.choose import Choice, LabelledRows, LogitShift, Objective, choose_blind
-from mumoe.editing.edit_reports import BEFORE, BLIND, EDITED, ChangeReport, FairnessComparison, RewritingReport
-from mumoe.editing.edits import Edit as ExpertEdit
+from mumoe.editing.edit_reports import COMPARED, STAGES, ChangeReport, FairnessComparison, RewritingReport
+from mumoe.editing.edits import ExpertEdit
 from mumoe.editing.fairness import Bootstrap, FairnessReport, fairness_report, subgroup_accuracy
 from mumoe.editing.files import EditFile, Edits, read_edit_file, save_edits, stack_on
 from mumoe.editing.rewriting import Reading, Strength, choose_rewriting, mean_coefficients, moved_by
@@ -110,9 +110,9 @@ def measure_fairness(
         raise UserError(f"{who}: expected images in the {split} split, got none. Use another `split`.")
     logits = run.logits(rows, problem.position)
     wanted = problem.value(value, who=who) if value != "" else _worst(problem, rows, logits > 0, label)
-    subject = _Subject(run, problem, split, (label, wanted), Bootstrap(resamples, seed=seed))
+    subject = _Subject(run, problem, split, (label, wanted), Bootstrap(resamples, seed=seed), COMPARED)
     if edits is None or content is None:
-        return subject.compared({BEFORE: logits > 0})
+        return subject.compared({COMPARED[0]: logits > 0})
     choice = content.provenance.get("choice") or {}
     blind = subject.blind(objective or choice.get("objective", "worst_group"), max_loss or choice.get("max_loss", 0.01))
     return subject.compared(subject.decisions(logits, blind, stack_on(run.require_layer(who), edits)), blind)
@@ -144,6 +144,7 @@ class _Subject:
     split: str
     target: tuple[int, str]
     bootstrap: Bootstrap
+    names: tuple[str, str, str] = STAGES
 
     def blind(self, objective: Objective, max_loss: float) -> Choice | None:
         """The blind shift, chosen on validation images; None where these are measured, or lack a subgroup."""
@@ -157,23 +158,24 @@ class _Subject:
         self, logits: npt.NDArray[np.float64], blind: Choice | None, stack: EditStack
     ) -> dict[str, npt.NDArray[np.bool_]]:
         """(rows,) whether each model says yes: as trained (whose logits are given), shifted blindly, with the stack."""
-        found = {BEFORE: logits > 0}
+        trained, shifted, edited = self.names
+        found = {trained: logits > 0}
         if blind is not None:
-            found[BLIND] = LogitShift(logits, np.ones_like(logits))(blind.strength) > 0
+            found[shifted] = LogitShift(logits, np.ones_like(logits))(blind.strength) > 0
         with stack:
-            found[EDITED] = self.run.logits(self.problem.rows(self.split), self.problem.position) > 0
+            found[edited] = self.run.logits(self.problem.rows(self.split), self.problem.position) > 0
         return found
 
     def reports(self, guesses: Mapping[str, npt.NDArray[Any]], *, compare: bool = False) -> dict[str, FairnessReport]:
         """The report of each model's answers, those of others than the first compared with it; with `compare` all."""
-        rows, first = self.problem.rows(self.split), guesses[BEFORE]
+        rows, trained = self.problem.rows(self.split), self.names[0]
         return {
             name: fairness_report(
                 self.problem.labels[rows],
                 guess,
                 sensitive_features=self.problem.values[rows],
                 target=self.target,
-                y_pred_before=first if compare or name != BEFORE else None,
+                y_pred_before=guesses[trained] if compare or name != trained else None,
                 bootstrap=self.bootstrap,
             )
             for name, guess in guesses.items()
@@ -301,9 +303,9 @@ def _rewriting_facts(run: EditingRun, report: RewritingReport) -> dict[str, Any]
         },
         "lambda": report.strength,
         "choice": to_plain(report.choice),
-        "metrics_before": models[BEFORE],
-        "metrics_after": models[EDITED],
-        "blind": {"choice": to_plain(report.blind), "metrics": models.get(BLIND)},
+        "metrics_before": models["before"],
+        "metrics_after": models["after"],
+        "blind": {"choice": to_plain(report.blind), "metrics": models.get("blind")},
     }
 
 
@@ -366,7 +368,7 @@ def edit_by_hand(
     fairness = None
     if problem is not None:
         subject = _Subject(run, problem, split, (label, problem.value(value, who=who)), Bootstrap(resamples, seed=seed))
-        columns = {BEFORE: before[:, problem.position], EDITED: after[:, problem.position]}
+        columns = {"before": before[:, problem.position], "after": after[:, problem.position]}
         fairness = subject.compared(columns, compare=True)
     report = _changed(run, rows, before, after, {"split": split, "edits": described, "fairness": fairness})
     by_hand = texts if len(texts) == len(operations) else [described[name] for name in names]

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["BEFORE", "BLIND", "EDITED", "ChangeReport", "FairnessComparison", "RewritingReport"]
+__all__ = ["COMPARED", "STAGES", "ChangeReport", "FairnessComparison", "RewritingReport"]
 
-BEFORE, BLIND, EDITED = "model", "+ blind", "+ edits"
-"""Names of the models that are compared: as trained, with the threshold of all images shifted alike, with edits."""
+COMPARED = ("model", "+ blind", "+ edits")
+"""Names of the models that `Run.fairness` compares: as trained, with one threshold shifted for all, with edits."""
+
+STAGES = ("before", "blind", "after")
+"""The same of `Run.rewrite` and `Run.edit`."""
 
 MOST_CLASSES = 8
 """Classes that are printed: those whose accuracy changes most."""
@@ -35,7 +38,7 @@ class FairnessComparison(Record):
         target: The 0/1 attribute that is predicted.
         sensitive: The sensitive attribute.
         split: The split whose images were measured.
-        models: Name to report: ``model``, and with edits ``+ blind`` and ``+ edits``.
+        models: Name to report, see `COMPARED` and `STAGES`; without edits one.
         blind: How the blind shift was chosen on validation images; None without it.
         left_out: How many images have no known sensitive value, in words; empty if all have one.
     """
@@ -136,11 +139,8 @@ class RewritingReport(FairnessComparison):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per model: lambda, or how far the threshold was shifted, and the metrics."""
-        strengths = {EDITED: self.strength, BLIND: self.blind.strength if self.blind else None}
-        return [
-            {"model": row.pop("model"), "strength": strengths.get(row_name), **row}
-            for row, row_name in zip(self.metric_rows(), self.models, strict=True)
-        ]
+        strengths = {"after": self.strength, "blind": self.blind.strength if self.blind else None}
+        return [{"model": row["model"], "strength": strengths.get(row["model"]), **row} for row in self.metric_rows()]
 
     def lines(self) -> list[str]:
         """What the command line prints."""
@@ -159,7 +159,7 @@ class RewritingReport(FairnessComparison):
         from mumoe.plots.tradeoff import trade_off_figure
 
         if self.choice is None:
-            return subgroup_figure([self.models[EDITED]], title=self.headline())
+            return subgroup_figure([self.models["after"]], title=self.headline())
         choices = {"experts": self.choice, **({"blind threshold": self.blind} if self.blind else {})}
         return trade_off_figure(choices, title=f"{self.target} of {self.sensitive}={self.value}")
 

@@ -23,7 +23,7 @@ __all__ = [
     "EDITS",
     "Ablate",
     "Correct",
-    "Edit",
+    "ExpertEdit",
     "Rewrite",
     "Scale",
     "SetOutput",
@@ -32,47 +32,22 @@ __all__ = [
 ]
 
 
-class Edit(Protocol):
-    """One change of a layer. A frozen dataclass whose fields are plain JSON values or tuples of them."""
+class ExpertEdit(Protocol):
+    """One change of a layer. A frozen dataclass whose fields are plain JSON values or tuples of them.
+
+    `check` refuses sizes of a layer in which an expert, level or output that it names does not exist; `operation` is
+    what it does to a factorization, which may be edited already; `describe` is one line for a list.
+    """
 
     kind: ClassVar[str]
 
     @property
-    def strength(self) -> float:
-        """0 is no change, 1 the edit as meant."""
-        ...
-
-    def check(self, num_experts: Sequence[int], out_features: int) -> None:
-        """Refuse a layer of these sizes in which it names what does not exist; needs no weights.
-
-        Raises:
-            UserError: If an expert, level or output does not exist there.
-        """
-        ...
-
-    def operation(self, part: nn.Module) -> Operation:
-        """What it does to this factorization, which may be edited already.
-
-        Raises:
-            UserError: As `check`.
-        """
-        ...
-
-    def describe(self) -> str:
-        """One line for a list."""
-        ...
+    def strength(self) -> float: ...
+    def check(self, num_experts: Sequence[int], out_features: int) -> None: ...
+    def operation(self, part: nn.Module) -> Operation: ...
+    def describe(self) -> str: ...
 
 
-EDITS: dict[str, type[Any]] = {}
-"""Kind -> class, for files."""
-
-
-def _register(cls: type[Any]) -> type[Any]:
-    EDITS[cls.kind] = cls
-    return cls
-
-
-@_register
 @dataclass(frozen=True)
 class Rewrite:
     """Add strength * a-bar . a to one output (eq. 6).
@@ -116,7 +91,6 @@ class Rewrite:
         return f"rewrite output {self.head} by {self.strength:+.4g} x mean coefficients"
 
 
-@_register
 @dataclass(frozen=True)
 class Correct:
     """Add a number of one's own choice to one output for single experts, in proportion to their coefficient.
@@ -162,7 +136,6 @@ class Correct:
         return f"correct output {self.head} by expert {shown}{more}"
 
 
-@_register
 @dataclass(frozen=True)
 class SetOutput:
     """Make one expert contribute a constant to one output, whatever the input, in place of its own logit.
@@ -202,7 +175,6 @@ class SetOutput:
         return f"set expert {_expert_text(self.expert)}'s output {self.head} to {self.value:.4g}"
 
 
-@_register
 @dataclass(frozen=True)
 class Scale:
     """Multiply the weights of one expert (in a hierarchy: all combinations that have it at its level).
@@ -232,7 +204,6 @@ class Scale:
         return f"scale expert {self.expert} of level {self.level} by {1 + self.strength * (self.factor - 1):.4g}"
 
 
-@_register
 @dataclass(frozen=True)
 class Ablate:
     """Leave one expert out, W_n := 0 (in a hierarchy: all combinations that have it at its level).
@@ -259,7 +230,6 @@ class Ablate:
         return f"ablate expert {self.expert} of level {self.level}"
 
 
-@_register
 @dataclass(frozen=True)
 class Swap:
     """Exchange the weights of two experts of a level: inputs sent to one are treated by the other.
@@ -288,6 +258,10 @@ class Swap:
 
     def describe(self) -> str:
         return f"swap experts {self.first} and {self.second} of level {self.level}"
+
+
+EDITS: dict[str, type[Any]] = {kind.kind: kind for kind in (Rewrite, Correct, SetOutput, Scale, Ablate, Swap)}
+"""Kind -> class, for files."""
 
 
 def with_strength(edit: Any, strength: float) -> Any:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from mumoe.editing.edits import EDITS, Edit
+from mumoe.editing.edits import EDITS, ExpertEdit
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import write_text
@@ -40,7 +40,7 @@ class EditFile:
     """
 
     layer: Mapping[str, Any]
-    edits: Mapping[str, Edit]
+    edits: Mapping[str, ExpertEdit]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
 
@@ -53,12 +53,14 @@ def save_edits(path: str | Path, stack: EditStack, provenance: Mapping[str, Any]
         JobError: If the folder does not exist or cannot be written, or the disk is full.
     """
     layer = stack.layer
+    with stack.being(applied=False):
+        spec = layer.spec
     content = {
         "format": FORMAT,
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "layer": {
-            "spec": _base_spec(stack),
+            "spec": spec,
             "in_features": layer.in_features,
             "out_features": layer.out_features,
             "fingerprint": fingerprint(layer),
@@ -171,12 +173,12 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"the number {name}")
 
 
-def as_entry(name: str, edit: Edit) -> dict[str, Any]:
+def as_entry(name: str, edit: ExpertEdit) -> dict[str, Any]:
     """One edit as a file holds it."""
     return {"name": name, "kind": edit.kind, **dataclasses.asdict(edit)}  # type: ignore[call-overload]
 
 
-def from_entry(item: Mapping[str, Any]) -> Edit:
+def from_entry(item: Mapping[str, Any]) -> ExpertEdit:
     """The edit of a file's entry.
 
     Raises:
@@ -192,7 +194,7 @@ def from_entry(item: Mapping[str, Any]) -> Edit:
     for name in fields:
         if name not in known:
             raise unknown_name("load_edits", f"field of {kind}", name, known)
-    edit: Edit = EDITS[kind](**{name: _plain(known[name].type, value) for name, value in fields.items()})
+    edit: ExpertEdit = EDITS[kind](**{name: _plain(known[name].type, value) for name, value in fields.items()})
     return edit
 
 
@@ -215,13 +217,3 @@ def _tuple(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} where a number belongs")
     return value
-
-
-def _base_spec(stack: EditStack) -> str:
-    was = stack.applied
-    stack.undo()
-    try:
-        return stack.layer.spec
-    finally:
-        if was:
-            stack.apply()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mumoe.editing.edits import Edit, with_strength
+from mumoe.editing.edits import ExpertEdit, with_strength
 from mumoe.editing.fold import fold_layer
 from mumoe.editing.operations import EditedFactorization, Operation, original
 from mumoe.errors import UserError, unknown_name
@@ -41,10 +41,10 @@ class EditStack:
     """
 
     layer: MuMoE
-    edits: dict[str, Edit] = field(default_factory=dict)
+    edits: dict[str, ExpertEdit] = field(default_factory=dict)
     _wrapper: EditedFactorization | None = field(default=None, init=False, repr=False)
 
-    def add(self, edit: Edit, name: str | None = None) -> str:
+    def add(self, edit: ExpertEdit, name: str | None = None) -> str:
         """Put an edit on top, under a name that is free (made from its kind by default); returns the name.
 
         Raises:
@@ -56,7 +56,7 @@ class EditStack:
         self.extend({name: edit})
         return name
 
-    def extend(self, edits: Mapping[str, Edit]) -> None:
+    def extend(self, edits: Mapping[str, ExpertEdit]) -> None:
         """Put several edits on top, all of them or none.
 
         Raises:
@@ -67,7 +67,7 @@ class EditStack:
                 raise UserError(f"EditStack: expected a new name, got {name!r}, which is taken. Remove it first.")
         self._set({**self.edits, **edits})
 
-    def remove(self, name: str) -> Edit:
+    def remove(self, name: str) -> ExpertEdit:
         """Take an edit out, wherever it is in the stack."""
         edit = self[name]
         self._set({key: value for key, value in self.edits.items() if key != name})
@@ -77,7 +77,7 @@ class EditStack:
         """Give an edit another strength."""
         self._set({**self.edits, name: with_strength(self[name], strength)})
 
-    def __getitem__(self, name: str) -> Edit:
+    def __getitem__(self, name: str) -> ExpertEdit:
         if name not in self.edits:
             raise unknown_name("EditStack", "edit", name, self.edits)
         return self.edits[name]
@@ -132,39 +132,29 @@ class EditStack:
         training = self.layer.training
         self.layer.eval()
         try:
-            with self._without():
+            with self.being(applied=False):
                 before = self.layer(x)
-            with self._with():
+            with self.being(applied=True):
                 return before, self.layer(x)
         finally:
             self.layer.train(training)
 
     def fold(self) -> MuMoE:
         """A new, ordinary layer that computes what the edited one computes; see `mumoe.editing.fold`."""
-        with self._with():
+        with self.being(applied=True):
             return fold_layer(self.layer)
 
     @contextlib.contextmanager
-    def _with(self) -> Iterator[None]:
+    def being(self, applied: bool) -> Iterator[None]:
+        """Applied or not for the time being."""
         was = self.applied
-        self.apply()
+        (self.apply if applied else self.undo)()
         try:
             yield
         finally:
-            if not was:
-                self.undo()
+            (self.apply if was else self.undo)()
 
-    @contextlib.contextmanager
-    def _without(self) -> Iterator[None]:
-        was = self.applied
-        self.undo()
-        try:
-            yield
-        finally:
-            if was:
-                self.apply()
-
-    def _set(self, edits: dict[str, Edit]) -> None:
+    def _set(self, edits: dict[str, ExpertEdit]) -> None:
         """Take other edits, if they all fit; an applied stack computes with them at once."""
         base = self.layer.factorization if self._wrapper is None else self._wrapper.base
         operations = self._operations(base, edits)
@@ -180,7 +170,7 @@ class EditStack:
             raise UserError("EditStack: expected the edits applied last, got others on top. Undo those first.")
 
     @staticmethod
-    def _operations(base: nn.Module, edits: Mapping[str, Edit]) -> list[Operation]:
+    def _operations(base: nn.Module, edits: Mapping[str, ExpertEdit]) -> list[Operation]:
         """Operations of the edits with a strength, each found on the result of those before it."""
         found: list[Operation] = []
         edited: EditedFactorization | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from mumoe.editing.edits import Ablate, Correct, Edit, Scale, SetOutput, Swap
+from mumoe.editing.edits import Ablate, Correct, ExpertEdit, Scale, SetOutput, Swap
 from mumoe.errors import UserError, unknown_name
 
 __all__ = ["FORMS", "parse_edit"]
@@ -20,7 +20,7 @@ FORMS = {
 """An example of each kind."""
 
 
-def parse_edit(text: str, classes: Sequence[str], *, who: str = "parse_edit") -> Edit:
+def parse_edit(text: str, classes: Sequence[str], *, who: str = "parse_edit") -> ExpertEdit:
     """An edit from its text, KIND:EXPERT, KIND:EXPERT=VALUE or KIND:EXPERT:CLASS=VALUE.
 
     An expert is its number at the first level, or ``LEVEL/NUMBER``; where a class is named it is one of the whole
