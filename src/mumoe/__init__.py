@@ -12,6 +12,7 @@ from mumoe.lazy import attach
 if TYPE_CHECKING:
     from mumoe import costs, functional
     from mumoe.analysis.analyzing import analyze
+    from mumoe.analysis.sweeping import sweep
     from mumoe.api import Job, Run, load
     from mumoe.baselines import HighRankLinear, SparseMoE
     from mumoe.deploy.model import ImageClassifier
@@ -44,6 +45,7 @@ __all__ = [
     "register_gate",
     "replace_head",
     "replace_modules",
+    "sweep",
 ]
 
 __getattr__, __dir__ = attach(
@@ -67,6 +69,7 @@ __getattr__, __dir__ = attach(
         "register_gate": "gating",
         "replace_head": "models.surgery",
         "replace_modules": "models.surgery",
+        "sweep": "analysis.sweeping",
         "costs": "",
         "functional": "",
     },
