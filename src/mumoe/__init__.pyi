@@ -1,0 +1,25 @@
+"""The public names of mumoe, each with its module; imported when first used."""
+
+from . import costs as costs
+from . import functional as functional
+from .analysis.analyzing import analyze as analyze
+from .analysis.sweeping import sweep as sweep
+from .api import Job as Job
+from .api import Run as Run
+from .api import load as load
+from .baselines import HighRankLinear as HighRankLinear
+from .baselines import SparseMoE as SparseMoE
+from .deploy.model import ImageClassifier as ImageClassifier
+from .errors import JobError as JobError
+from .errors import UserError as UserError
+from .factorizations import Factorization as Factorization
+from .factorizations import register_factorization as register_factorization
+from .gating import Gate as Gate
+from .gating import register_gate as register_gate
+from .layers import MuMoE as MuMoE
+from .layers import MuMoEBlock as MuMoEBlock
+from .layers import MuMoEGatedBlock as MuMoEGatedBlock
+from .models.surgery import replace_head as replace_head
+from .models.surgery import replace_modules as replace_modules
+
+__version__: str
