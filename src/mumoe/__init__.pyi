@@ -9,6 +9,7 @@ from .api import Run as Run
 from .api import load as load
 from .baselines import HighRankLinear as HighRankLinear
 from .baselines import SparseMoE as SparseMoE
+from .deploy.formats import export as export
 from .deploy.model import ImageClassifier as ImageClassifier
 from .errors import JobError as JobError
 from .errors import UserError as UserError

@@ -265,14 +265,14 @@ class Run:
             UserError: If the format is unknown, a package is missing, or the target exists.
             JobError: If the model cannot be traced, or what was written computes other logits.
         """
-        from mumoe.deploy.formats import check_ready, export_model, format_of
+        from mumoe.deploy.export_files import check_ready
+        from mumoe.deploy.formats import export
 
-        kind = to or format_of(out)
-        check_ready(kind, Path(out), overwrite)
+        kind = check_ready(to, Path(out), overwrite)
         exported: ImageClassifier | HeadModel = self.exportable()
         if edits:
             exported = exported.with_edits(edits)
-        return export_model(exported, kind, out, images=images, overwrite=overwrite)
+        return export(exported, out, to=kind, images=images, overwrite=overwrite)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model as a folder that `mumoe.load` opens: `export` as safetensors.
@@ -281,7 +281,7 @@ class Run:
             UserError: If the folder exists and `overwrite` is not set, or as `classifier`.
             JobError: If the folder cannot be written.
         """
-        return self.export(folder, to="safetensors", overwrite=overwrite).path
+        return Path(self.export(folder, to="safetensors", overwrite=overwrite).path)
 
     def push_to_hub(self, name: str, **options: Any) -> str:
         """Upload what `save` writes to the Hugging Face hub, and return its address.

@@ -1,9 +1,7 @@
 """The public names of mumoe.deploy, each with its module; imported when first used."""
 
 from .formats import ExportReport as ExportReport
-from .formats import export_onnx as export_onnx
-from .formats import export_safetensors as export_safetensors
-from .formats import export_torch as export_torch
+from .formats import export as export
 from .formats import preprocessing as preprocessing
 from .model import ImageClassifier as ImageClassifier
 from .predictions import Prediction as Prediction
