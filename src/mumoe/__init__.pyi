@@ -11,6 +11,9 @@ from .baselines import HighRankLinear as HighRankLinear
 from .baselines import SparseMoE as SparseMoE
 from .deploy.formats import export as export
 from .deploy.model import ImageClassifier as ImageClassifier
+from .editing.edits import Ablate as Ablate
+from .editing.edits import Scale as Scale
+from .editing.stack import EditStack as EditStack
 from .errors import JobError as JobError
 from .errors import UserError as UserError
 from .factorizations import Factorization as Factorization
