@@ -45,7 +45,7 @@ ORDER = [
     {"sparse_gate", "ablation"},
     {"factorizations", "gating"},
     {"specs"},
-    {"baselines", "costs"},
+    {"baselines", "costs", "cost_tables"},
     {"layers"},
     {"models"},
     {"training", "analysis", "editing"},

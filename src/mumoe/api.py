@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mumoe.deploy.saved import is_converted, is_saved, load_saved
-from mumoe.devices import AUTO
-from mumoe.errors import UserError
+from mumoe.deploy.saved import is_converted, is_saved
+from mumoe.devices import AUTO, resolve
+from mumoe.errors import UserError, require
 from mumoe.results import EvalResult
 from mumoe.training.config import TrainConfig
 from mumoe.training.opening import StoredRun
@@ -202,6 +202,18 @@ class Run:
         numbers = {"top": top, "experts": experts, "threshold": threshold, "batch_size": batch_size}
         return predict_files(self.classifier, images, **numbers)  # type: ignore[arg-type]
 
+    def generate(self, prompt: str = "", tokens: int = 64, **settings: Any) -> str:
+        """Text of a run of mode text after a prompt; settings as for `mumoe.analysis.generating.generate`.
+
+        >>> run.generate("def ", temperature=0, scale={(0, 17): 3.0})  # expert 17 of layer 0, three times
+
+        Raises:
+            UserError: If the run is of another mode, or a setting is wrong.
+        """
+        from mumoe.analysis.generating import generate
+
+        return generate(self._stored, prompt, tokens, **settings)
+
     def analyze(self, **settings: Any) -> Study | TextStudy:
         """Measure what each expert does, and write it to RUN/analysis; settings as for `mumoe.analysis.analyze_run`.
 
@@ -357,10 +369,22 @@ def load(
     """
     folder = Path(path)
     if is_saved(folder):
-        return load_saved(folder, device=device)
+        return _load_saved(folder, resolve(device))
     given = {"backbone": backbone, "features": features, "device": device, "progress": progress}
     runs = load_runs(folder, data=data, **given)
     return runs[0] if len(runs) == 1 else Job(folder, runs)
+
+
+def _load_saved(folder: Path, device: torch.device) -> tuple[nn.Module, Transform | None]:
+    if is_converted(folder):
+        from mumoe.deploy.converted import load_converted
+
+        return load_converted(folder).to(device), None
+    require("timm", "vision", "mumoe.load")
+    from mumoe.deploy.model import ImageClassifier
+
+    model = ImageClassifier.from_pretrained(folder).to(device)
+    return model, model.transform
 
 
 def load_runs(path: str | Path, **given: Any) -> list[Run]:

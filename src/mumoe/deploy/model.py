@@ -16,8 +16,10 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mumoe.data.emoji import CREDITS
 from mumoe.deploy.card import model_card, public_name
 from mumoe.deploy.saved_model import CONFIG, WEIGHTS, SavedModel, building, read_shapes
+from mumoe.editing.files import load_edits
 from mumoe.errors import JobError, UserError
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
@@ -260,8 +262,6 @@ class HeadModel(nn.Module):
 
 def _stack_of(model: ImageClassifier | HeadModel, edits: str | Path | EditStack) -> EditStack:
     """Edits of a model's layer, read if they are in a file."""
-    from mumoe.editing.files import load_edits
-
     layer = model.head.layer
     if not isinstance(layer, MuMoE):
         raise UserError(
@@ -312,7 +312,5 @@ def _credits(facts: Mapping[str, Any]) -> list[str]:
     if "credits" in facts:
         return [str(line) for line in facts["credits"]]
     if facts["data"]["name"] == "emoji":
-        from mumoe.data.emoji import CREDITS
-
         return list(CREDITS)
     return []
