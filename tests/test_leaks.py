@@ -23,8 +23,8 @@ from commands.made_up_analysis import make_data, make_features
 from commands.test_editing import CLASSES, WHO, write_features
 from demo.test_demo_job import SMALL, made_up
 from made_up_emoji import emoji
+from mumoe.analysis.sweeping import sweep
 from mumoe.cli import main
-from mumoe.commands import sweep
 from mumoe.data.base import ImageData
 from mumoe.demo import bias_bench
 from mumoe.demo import demo_job as demo
@@ -88,23 +88,16 @@ def test_training(select: str, head: str, tmp_path: Path) -> None:
 def test_a_sweep(tmp_path: Path) -> None:
     data = make_data()
     features = make_features(data)
+    config = TrainConfig(data="made-up", epochs=2, batch_size=30, lr=0.02)
     found = {}
     for name, given in (
         ("a", {"data": data, "features": features}),
         ("b", {"data": other_labels(data), "features": other_features(features, data.indices("test"))}),
     ):
-        options = sweep.Options(
-            out=str(tmp_path / name),
-            set=("data=made-up", "epochs=2", "batch_size=30", "lr=0.02"),
-            heads=("CPMuMoE-r4",),
-            experts=(4,),
-            gates=("entmax15",),
-            seeds=2,
-            quiet=True,
-        )
-        found[name] = sweep.sweep(options, **given)
+        grid = {"heads": ("CPMuMoE-r4",), "experts": (4,), "gates": ("entmax15",), "seeds": 2}
+        found[name] = sweep(config, out=tmp_path / name, progress=False, **grid, **given)
     assert weights(tmp_path / "a" / "cells") == weights(tmp_path / "b" / "cells")
-    assert [point.accuracy for point in found["a"]] != [point.accuracy for point in found["b"]]
+    assert [point.accuracy for point in found["a"].points] != [point.accuracy for point in found["b"].points]
 
 
 @pytest.mark.parametrize("make_set", [planted_style, natural_skin_tone], ids=lambda make: make.__name__)

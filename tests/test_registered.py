@@ -15,7 +15,7 @@ import mumoe
 import test_contract as contract
 from mumoe import cli, functional
 from mumoe.costs import count_flops, count_parameters, rank_for_budget, spec_costs
-from mumoe.deploy.formats import export_onnx
+from mumoe.deploy.formats import export
 from mumoe.deploy.model import ImageClassifier
 from mumoe.editing.edits import Ablate, SetOutput
 from mumoe.editing.rewriting import mean_coefficients, rewriting
@@ -220,7 +220,7 @@ def test_training_and_export(tmp_path):
     assert isinstance(model.head.layer.factorization, BlockTerm)
     assert isinstance(model.head.layer.gate.activations[0], Squared)
     assert result.head == head
-    report = export_onnx(model, tmp_path / "model.onnx")
+    report = export(model, tmp_path / "model.onnx")
     images = torch.randn(3, 3, 32, 32)
     got = onnxruntime.InferenceSession(report.path).run(["logits"], {"images": images.numpy()})[0]
     with torch.inference_mode():

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mumoe import training
-from mumoe.deploy.saved import is_converted, is_saved, load_saved
-from mumoe.devices import AUTO
-from mumoe.errors import UserError
+from mumoe.deploy.saved import is_converted, is_saved
+from mumoe.devices import AUTO, resolve
+from mumoe.errors import UserError, require
 from mumoe.results import EvalResult, TrainResult
 from mumoe.training.config import TrainConfig, from_mapping
 from mumoe.training.jobs import job_result
@@ -215,6 +215,18 @@ class Run:
         numbers = {"top": top, "experts": experts, "threshold": threshold, "batch_size": batch_size}
         return predict_files(self.classifier, images, **numbers)  # type: ignore[arg-type]
 
+    def generate(self, prompt: str = "", tokens: int = 64, **settings: Any) -> str:
+        """Text of a run of mode text after a prompt; settings as for `mumoe.analysis.generating.generate`.
+
+        >>> run.generate("def ", temperature=0, scale={(0, 17): 3.0})  # expert 17 of layer 0, three times
+
+        Raises:
+            UserError: If the run is of another mode, or a setting is wrong.
+        """
+        from mumoe.analysis.generating import generate
+
+        return generate(self._stored, prompt, tokens, **settings)
+
     def analyze(self, **settings: Any) -> Study | TextStudy:
         """Measure what each expert does, and write it to RUN/analysis; settings as for `mumoe.analysis.analyze_run`.
 
@@ -368,12 +380,12 @@ class Run:
             UserError: If the format is unknown, a package is missing, or the target exists.
             JobError: If the model cannot be traced, or what was written computes other logits.
         """
-        from mumoe.deploy.formats import check_ready, export_model, format_of
+        from mumoe.deploy.export_files import check_ready
+        from mumoe.deploy.formats import export
 
-        kind = to or format_of(out)
-        check_ready(kind, Path(out), overwrite)
+        kind = check_ready(to, Path(out), overwrite)
         run = self.with_edits(edits) if edits else self
-        return export_model(run.exportable(), kind, out, images=images, overwrite=overwrite)
+        return export(run.exportable(), out, to=kind, images=images, overwrite=overwrite)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model as a folder that `mumoe.load` opens: `export` as safetensors.
@@ -382,7 +394,7 @@ class Run:
             UserError: If the folder exists and `overwrite` is not set, or as `classifier`.
             JobError: If the folder cannot be written.
         """
-        return self.export(folder, to="safetensors", overwrite=overwrite).path
+        return Path(self.export(folder, to="safetensors", overwrite=overwrite).path)
 
     def push_to_hub(self, name: str, **options: Any) -> str:
         """Upload what `save` writes to the Hugging Face hub, and return its address.
@@ -587,7 +599,7 @@ def load(
     """
     folder = Path(path)
     if is_saved(folder):
-        return load_saved(folder, device=device)
+        return _load_saved(folder, resolve(device))
     given = {"data": data, "backbone": backbone, "features": features, "device": device, "progress": progress}
     runs = load_runs(folder, **given)
     return runs[0] if len(runs) == 1 else Job(folder, given)
@@ -599,6 +611,18 @@ def write_report(jobs: Mapping[Path, Sequence[Run]], out: str | Path, *, max_ima
 
     stored = {path: [run._stored for run in runs] for path, runs in jobs.items()}
     return write(stored, out, max_images=max_images)
+
+
+def _load_saved(folder: Path, device: torch.device) -> tuple[nn.Module, Transform | None]:
+    if is_converted(folder):
+        from mumoe.deploy.converted import load_converted
+
+        return load_converted(folder).to(device), None
+    require("timm", "vision", "mumoe.load")
+    from mumoe.deploy.model import ImageClassifier
+
+    model = ImageClassifier.from_pretrained(folder).to(device)
+    return model, model.transform
 
 
 def load_runs(path: str | Path, **given: Any) -> list[Run]:

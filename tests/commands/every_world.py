@@ -18,7 +18,7 @@ from dashboard.made_up_run import CLASSES, make_pictures
 from models.tiny_networks import VIT_ARGUMENTS, network
 from mumoe.commands.analyze import Options, analyze_run
 from mumoe.deploy.converted import save_converted
-from mumoe.deploy.formats import export_safetensors
+from mumoe.deploy.formats import export
 from mumoe.deploy.model import ImageClassifier
 from mumoe.editing.files import save_edits
 from mumoe.editing.stack import EditStack
@@ -100,7 +100,7 @@ def pictures_world(folder: Path) -> None:
         stack.add(parse_edit("swap:1=2", CLASSES))
         save_edits(folder / "edits.json", stack, {})
         analyze_run(Options("run", resamples=20, images=2, quiet=True))
-        export_safetensors(ImageClassifier.from_run("run"), Path("saved"))
+        export(ImageClassifier.from_run("run"), Path("saved"))
     for number in range(3):
         (folder / f"{number}.png").write_bytes((beside / "pictures" / f"{number + 10}.png").read_bytes())
 

@@ -18,14 +18,14 @@ OLD = Path(__file__).parent.parent / "fixtures" / "runs"
 @pytest.fixture
 def made_up(monkeypatch):
     """What the names in a config stand for, here without a data set or a backbone."""
-    from mumoe.training import inputs
+    from mumoe.analysis import sweeping
 
-    load = inputs.load_inputs
+    load = sweeping.load_inputs
     data = make_data()
     monkeypatch.setattr(
-        inputs, "load_inputs", lambda config, **_: load(config, data=data, features=make_features(data))
+        sweeping, "load_inputs", lambda config, **_: load(config, data=data, features=make_features(data))
     )
-    monkeypatch.setattr(inputs, "with_seed", lambda found, config: found)
+    monkeypatch.setattr(sweeping, "with_seed", lambda found, config: found)
 
 
 def test_analyze_prints_the_numbers_and_where_they_are(tmp_path, capsys):

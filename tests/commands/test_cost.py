@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mumoe.cli import main
+from mumoe.cost_tables import CostTable, compare_costs
 
 
 def test_a_table_of_every_factorization(capsys):
@@ -13,6 +14,15 @@ def test_a_table_of_every_factorization(capsys):
     parameters = 5 * (8 + 4 + 3)
     row = next(line.split() for line in said.splitlines() if line.startswith("cp"))
     assert row[1:3] == ["5", str(parameters)]
+
+
+def test_the_table_from_python():
+    found = compare_costs(8, 4, (3,), ranks=["cp=5", "cp=2"])
+    frame = found.to_frame().set_index(["layer", "rank"])
+    assert frame.loc[("cp", "5"), "parameters"] == 5 * (8 + 4 + 3)
+    assert frame.loc[("cp", "2"), "parameters"] == 2 * (8 + 4 + 3)
+    assert frame.loc[("linear", "-"), "flops"] == 8 * 4
+    assert CostTable.from_json(found.to_json()) == found
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ one by one below (`ELSEWHERE`). The few that are left are listed with their reas
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from commands.every_option import (
 from commands.every_training import PICTURED, TRAIN, TRAINED
 from commands.every_world import WORLDS
 from mumoe.cli import VERBS, main
+from mumoe.errors import JobError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -503,18 +505,15 @@ def test_every_format_is_written_by_its_own_writer(worlds, monkeypatch, tmp_path
     """What each writes: `tests/commands/test_export.py`."""
     from mumoe.deploy import formats
 
-    written = []
-    for name in ("export_onnx", "export_safetensors", "export_torch"):
-        report = formats.ExportReport(path=Path("x"), files={}, max_difference=0.0, max_logit=1.0, checked=1)
+    def stop(subject: Any, path: Path, name: str) -> Any:
+        raise JobError(f"written as {name}")
 
-        def write(*given: Any, name: str = name, report: Any = report, **named: Any) -> Any:
-            written.append(name)
-            return report
-
-        monkeypatch.setattr(formats, name, write)
-    for to_format in ("onnx", "safetensors", "torch-export"):
-        call("export", {"run": "run", "to": to_format}, tmp_path / to_format, worlds("pictures"))
-    assert written == ["export_onnx", "export_safetensors", "export_torch"]
+    writers = {name: functools.partial(stop, name=name) for name in formats._WRITERS}
+    assert sorted(writers) == ["onnx", "safetensors", "torch-export"]
+    monkeypatch.setattr(formats, "_WRITERS", writers)
+    for to_format in writers:
+        called = call("export", {"run": "run", "to": to_format}, tmp_path / to_format, worlds("pictures"))
+        assert called.error == f"JobError: written as {to_format}"
 
 
 def test_settings_from_files_and_presets(worlds, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from commands.test_editing import trained
 from mumoe.cli import main
-from mumoe.deploy.formats import check_ready
+from mumoe.deploy.export_files import check_ready
 from mumoe.errors import JobError
 from read_only import read_only
 

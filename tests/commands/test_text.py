@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import mumoe
 from mumoe import cli
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -74,6 +75,9 @@ def test_generate_and_scale_experts(folder, capsys):
     assert call(capsys, *common) == plain
     scaled = [call(capsys, *common, "--scale", *(f"0:{n}={factor}" for n in range(4))) for factor in (1, -3)]
     assert scaled[0] == plain != scaled[1]
+    opened = mumoe.load(folder / "run")
+    assert opened.generate("def", 16, temperature=0) + "\n" == plain
+    assert opened.generate("def", 16, temperature=0, scale={(0, n): -3.0 for n in range(4)}) + "\n" == scaled[1]
     assert call(capsys, *common[:2], "--samples", 2, "--tokens", 4).count("---\n") == 1
 
 

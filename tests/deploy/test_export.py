@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import sys
 import zipfile
@@ -13,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
+import mumoe
 from mumoe.deploy import formats
-from mumoe.deploy.formats import preprocessing
+from mumoe.deploy.export_files import check_ready
+from mumoe.deploy.formats import export, preprocessing
 from mumoe.deploy.model import ImageClassifier
 from mumoe.errors import JobError, UserError
 from mumoe.models.backbones import create_backbone
@@ -38,9 +40,15 @@ def real(model: ImageClassifier) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def traced_once(model: ImageClassifier) -> Iterator[None]:
     """One trace of the model for both formats, as tracing takes seconds."""
-    trace = functools.cache(formats._traced)
+    trace, found = formats._traced, {}
+
+    def once(subject: Any) -> Any:
+        if subject.model not in found:
+            found[subject.model] = trace(subject)
+        return found[subject.model]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_traced", trace)
+        patch.setattr(formats, "_traced", once)
         yield
 
 
@@ -48,7 +56,7 @@ def traced_once(model: ImageClassifier) -> Iterator[None]:
 def onnx_report(
     model: ImageClassifier, real: torch.Tensor, traced_once: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    return formats.export_onnx(model, tmp_path_factory.mktemp("onnx") / "deep" / "model.onnx", images=real)
+    return export(model, tmp_path_factory.mktemp("onnx") / "deep" / "model.onnx", images=real)
 
 
 @pytest.mark.slow
@@ -69,8 +77,8 @@ def test_onnx_gives_the_models_logits(model: ImageClassifier, real: torch.Tensor
 def test_onnx_is_one_file_that_carries_its_preprocessing(model: ImageClassifier, onnx_report: Any) -> None:
     import onnx
 
-    assert sorted(file.name for file in onnx_report.path.parent.iterdir()) == ["model.json", "model.onnx"]
-    beside = json.loads(onnx_report.path.with_suffix(".json").read_text())
+    assert sorted(file.name for file in Path(onnx_report.path).parent.iterdir()) == ["model.json", "model.onnx"]
+    beside = json.loads(Path(onnx_report.path).with_suffix(".json").read_text())
     proto = onnx.load(onnx_report.path)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     assert json.loads(metadata["mumoe.preprocessing"]) == beside
@@ -78,7 +86,7 @@ def test_onnx_is_one_file_that_carries_its_preprocessing(model: ImageClassifier,
     assert beside["resize"]["interpolation"] == "bicubic"
     assert beside["crop"] == {"from": "center", "height": 32, "width": 32}
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert {str(path): path.stat().st_size for path in onnx_report.path.parent.iterdir()} == onnx_report.files
+    assert {str(path): path.stat().st_size for path in Path(onnx_report.path).parent.iterdir()} == onnx_report.files
 
 
 @pytest.mark.slow
@@ -91,12 +99,12 @@ def test_onnx_replaces_when_told_and_only_by_a_file_that_passes(
     target = tmp_path / "model.onnx"
     target.write_text("before")
     with pytest.raises(UserError, match=r"expected a new file or folder, got .*model\.onnx'.*Add --overwrite"):
-        formats.export_onnx(model, target)
+        export(model, target)
     other = ImageClassifier(**model._hub_mixin_config)
     with pytest.raises(JobError, match=r"expected the model's logits from model\.onnx within 0\.0001, got"):
-        formats.export_onnx(other, target, overwrite=True)
+        export(other, target, overwrite=True)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("model.onnx", "before")]
-    formats.export_onnx(model, target, overwrite=True)
+    export(model, target, overwrite=True)
     assert target.stat().st_size > 100_000
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.onnx"]
 
@@ -105,7 +113,7 @@ def test_onnx_replaces_when_told_and_only_by_a_file_that_passes(
 def test_torch_export_holds_no_pickle_and_needs_no_mumoe(
     model: ImageClassifier, real: torch.Tensor, traced_once: None, tmp_path: Path
 ) -> None:
-    report = formats.export_torch(model, tmp_path / "model.pt2", images=real)
+    report = export(model, tmp_path / "model.pt2", images=real)
     assert report.max_difference < 1e-4
     with zipfile.ZipFile(report.path) as archive:
         for entry in archive.infolist():
@@ -123,13 +131,13 @@ def test_torch_export_holds_no_pickle_and_needs_no_mumoe(
 
 
 def test_safetensors_folder(model: ImageClassifier, real: torch.Tensor, tmp_path: Path) -> None:
-    report = formats.export_safetensors(model, tmp_path / "saved", images=real)
+    report = export(model, tmp_path / "saved", images=real)
     assert report.max_difference == 0
     assert sorted(Path(name).name for name in report.files) == ["README.md", "config.json", "model.safetensors"]
     with pytest.raises(UserError, match="which exists"):
-        formats.export_safetensors(model, tmp_path / "saved")
+        export(model, tmp_path / "saved")
     (tmp_path / "saved" / "README.md").write_text("old")
-    formats.export_safetensors(model, tmp_path / "saved", overwrite=True)
+    export(model, tmp_path / "saved", overwrite=True)
     assert "old" not in (tmp_path / "saved" / "README.md").read_text()
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
 
@@ -138,34 +146,34 @@ def test_overwrite_spares_what_is_no_export(model: ImageClassifier, tmp_path: Pa
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
-    for write, target in (
-        (formats.export_safetensors, precious),
-        (formats.export_safetensors, precious / "thesis.tex"),
-        (formats.export_torch, precious.rename(tmp_path / "p.pt2")),
+    for kind, target in (
+        ("safetensors", precious),
+        ("safetensors", precious / "thesis.tex"),
+        ("torch-export", precious.rename(tmp_path / "p.pt2")),
     ):
         target = target if target.exists() else tmp_path / "p.pt2" / target.relative_to(precious)
         with pytest.raises(UserError, match="which is another"):
-            write(model, target, overwrite=True)
+            export(model, target, to=kind, overwrite=True)
     assert (tmp_path / "p.pt2" / "thesis.tex").read_text() == "years of work"
 
 
 @pytest.mark.parametrize(("kind", "name", "ending"), [("onnx", "model", ".onnx"), ("torch-export", "m.pt", ".pt2")])
 def test_a_wrong_ending_is_told_before_any_work(tmp_path: Path, kind: str, name: str, ending: str) -> None:
     with pytest.raises(UserError, match=f"expected a file that ends in {ending}, got .*{name}"):
-        formats.check_ready(kind, tmp_path / name, False)
+        check_ready(kind, tmp_path / name, False)
 
 
 def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"expected the package 'onnxruntime'.*pip install 'mumoe\[export\]'"):
-        formats.check_ready("onnx", tmp_path / "model.onnx", False)
-    formats.check_ready("torch-export", tmp_path / "model.pt2", False)
+        check_ready("onnx", tmp_path / "model.onnx", False)
+    check_ready("torch-export", tmp_path / "model.pt2", False)
 
 
 def test_a_full_disk_leaves_what_was_there(
     model: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    formats.export_safetensors(model, tmp_path / "saved")
+    export(model, tmp_path / "saved")
     before = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
 
     def full(_: int) -> None:
@@ -173,7 +181,7 @@ def test_a_full_disk_leaves_what_was_there(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(JobError, match="got: the disk is full. Free some space. What was there is kept"):
-        formats.export_safetensors(model, tmp_path / "saved", overwrite=True)
+        export(model, tmp_path / "saved", overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
 
@@ -184,9 +192,9 @@ def test_a_model_that_cannot_be_traced_says_so(run: Path, monkeypatch: pytest.Mo
     def branch(self: Any, images: torch.Tensor) -> torch.Tensor:
         return images if float(images.sum()) > 0 else -images
 
-    monkeypatch.setattr(formats._Traceable, "forward", branch)
+    monkeypatch.setattr(ImageClassifier, "forward", branch)
     with pytest.raises(JobError, match=r"expected a model that torch\.export can trace.*Use --to safetensors"):
-        formats._traced(model)
+        formats._traced(formats._subject(model, None, ()))
 
 
 def test_a_sparse_moe_is_traced_over_all_experts() -> None:
@@ -197,6 +205,57 @@ def test_a_sparse_moe_is_traced_over_all_experts() -> None:
     torch.testing.assert_close(traced(x), head.layer(x))
     program = torch.export.export(traced, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.testing.assert_close(program.module()(x), head.layer(x))
+
+
+# A network of one's own -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own() -> torch.nn.Module:
+    """A small network in training mode, with a sparse-moe layer in it, which no trace follows as it is."""
+    torch.manual_seed(0)
+    experts = mumoe.SparseMoE(5, 4, num_experts=3)
+    torch.nn.init.normal_(experts.gate_weight)
+    head = mumoe.MuMoE(4, 2, num_experts=3, factorization="cp", rank=3)
+    return torch.nn.Sequential(torch.nn.Linear(6, 5), experts, torch.nn.Dropout(), head)
+
+
+@pytest.mark.slow
+def test_any_network_is_exported_with_an_example_and_left_as_it_was(own: torch.nn.Module, tmp_path: Path) -> None:
+    import onnxruntime
+
+    x, layers = torch.randn(3, 6), list(own)
+    report = mumoe.export(own, tmp_path / "own.onnx", x, labels=["no", "yes"])
+    assert list(own) == layers
+    assert own.training
+    own.eval()
+    got = onnxruntime.InferenceSession(tmp_path / "own.onnx").run(["outputs"], {"inputs": x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(got), own(x).detach(), atol=1e-5, rtol=1e-5)
+    described = json.loads((tmp_path / "own.json").read_text())
+    assert described["classes"] == ["no", "yes"]
+    assert (described["shape"], described["dtype"]) == ([6], "float32")
+    assert report.checked == 1 + 2 + 5
+    assert mumoe.export(own, tmp_path / "own.pt2", x).max_difference < 1e-5
+
+
+def test_a_network_of_timm_becomes_a_folder_that_loads(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=3, img_size=32)
+    mumoe.replace_head(model, "CPMuMoE-r4-e5")
+    x = torch.randn(2, 3, 32, 32)
+    assert mumoe.export(model, tmp_path / "saved", x).max_difference == 0
+    again, transform = mumoe.load(tmp_path / "saved", device="cpu")
+    assert transform is None
+    assert torch.equal(again(x), model.eval()(x))
+
+
+def test_what_cannot_be_exported_says_what_is_needed(own: torch.nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected a batch of inputs as example, got none\."):
+        mumoe.export(own, tmp_path / "own.pt2")
+    with pytest.raises(UserError, match="expected a model that returns one tensor, got tuple"):
+        mumoe.export(torch.nn.LSTM(6, 4), tmp_path / "own.pt2", torch.randn(3, 6))
+    with pytest.raises(UserError, match="got Sequential. Save its state_dict"):
+        mumoe.export(own, tmp_path / "saved", torch.randn(3, 6))
+    assert not list(tmp_path.iterdir())
 
 
 # The description of the preprocessing ---------------------------------------------------------------------

@@ -213,14 +213,18 @@ def test_from_the_hub_reads_safetensors_alone(tmp_path: Path, monkeypatch: pytes
     model.save_pretrained(tmp_path)
     asked = []
 
-    def download(repo_id: str, filename: str, **_: Any) -> str:
+    def config(repo_id: str, filename: str, **_: Any) -> str:
         asked.append(filename)
         return str(tmp_path / filename)
 
-    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)
-    monkeypatch.setattr("mumoe.deploy.model.hf_hub_download", download)
-    assert torch.equal(logits(ImageClassifier.from_pretrained("ann/birds")), logits(model))
-    assert asked == ["config.json", "model.safetensors"]
+    def weights(repo_id: str, *, allow_patterns: list[str], **options: Any) -> str:
+        asked.extend([*allow_patterns, options["revision"]])
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", config)
+    monkeypatch.setattr("mumoe.deploy.saved_model.snapshot_download", weights)
+    assert torch.equal(logits(ImageClassifier.from_pretrained("ann/birds", revision="v1")), logits(model))
+    assert asked == ["config.json", "*.safetensors", "*.json", "v1"]
 
 
 # Damage ---------------------------------------------------------------------------------------------------

@@ -5,13 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from mumoe.commands.opening import place, require_run
 from mumoe.parsing import Argument
-
-if TYPE_CHECKING:
-    from mumoe.deploy.formats import ExportReport
 
 __all__ = ["Options", "run"]
 
@@ -49,22 +46,19 @@ class Options:
 def run(options: Options) -> None:
     """Export, and say what was written and how close it is."""
     require_run(options.run)
-    from mumoe.deploy.formats import check_ready, export_model
+    from mumoe.deploy.export_files import check_ready
 
     folder, opened = place(options, "mumoe export")
     folder = folder / "export" / ("edited" if options.edits else "")
     target = Path(options.out) if options.out else folder / _NAMES[options.to]
     check_ready(options.to, target, options.overwrite)
+    from mumoe.deploy.formats import export
+
     model = opened()
     if options.edits:
         model = model.with_edits(options.edits)
     if options.to != "safetensors":
         sys.stderr.write(f"Tracing {model.spec}; this may take a minute or two.\n")
-    report = export_model(model, options.to, target, images=options.images, overwrite=options.overwrite)
-    sys.stdout.write("\n".join(_lines(report)) + "\n")
-
-
-def _lines(report: ExportReport) -> list[str]:
+    report = export(model, target, to=options.to, images=options.images, overwrite=options.overwrite)
     lines = [f"{path}  {size:,} bytes" for path, size in report.files.items()]
-    checked = f"Checked on {report.checked} images: logits differ by at most {report.max_difference:.2g}"
-    return [*lines, f"{checked}; the largest is {report.max_logit:.3g}."]
+    sys.stdout.write("\n".join([*lines, report.headline()]) + "\n")

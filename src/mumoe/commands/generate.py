@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from mumoe.commands.opening import opened
 from mumoe.errors import UserError
 from mumoe.parsing import Argument
-
-if TYPE_CHECKING:
-    from torch import nn
 
 __all__ = ["Options", "run"]
 
@@ -55,54 +51,23 @@ def run(options: Options) -> None:
     """Generate and print."""
     if options.samples < 1:
         raise UserError(f"mumoe generate: expected samples >= 1, got {options.samples}.")
-    wishes = [_wish(text) for text in options.scale]
-    run = opened(options, "mumoe generate", experts=bool(wishes))
-    from mumoe.models.gpt2 import generate_text
-
-    mode = run.config.mode
-    if mode != "text":
-        raise UserError(f"mumoe generate: expected a run of mode text, got mode {mode!r}. Give another run.")
-    model, tokenizer = run.network, run.data.tokenizer
-    with _scaled(model, wishes):
-        for number in range(options.samples):
-            text = generate_text(
-                model,
-                tokenizer,
-                options.prompt,
-                options.tokens,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                seed=options.seed + number,
-            )
-            sys.stdout.write(text.replace("\0", "\n") + "\n" + "---\n" * (number + 1 < options.samples))
+    scale: dict[tuple[int, int], float] = {}
+    for place, factor in map(_scaled, options.scale):
+        scale[place] = scale.get(place, 1.0) * factor
+    run = opened(options, "mumoe generate", experts=bool(scale))
+    settings: dict[str, Any] = {"temperature": options.temperature, "top_k": options.top_k, "scale": scale}
+    for number in range(options.samples):
+        text = run.generate(options.prompt, options.tokens, seed=options.seed + number, **settings)
+        sys.stdout.write(text.replace("\0", "\n") + "\n" + "---\n" * (number + 1 < options.samples))
 
 
-def _wish(text: str) -> tuple[int, int, float]:
+def _scaled(text: str) -> tuple[tuple[int, int], float]:
     """``0:17=3`` as layer, expert and factor."""
     place, _, factor = text.partition("=")
     layer, _, expert = place.partition(":")
     try:
-        return int(layer), int(expert), float(factor)
+        return (int(layer), int(expert)), float(factor)
     except ValueError:
         raise UserError(
             f"mumoe generate: expected --scale LAYER:EXPERT=FACTOR, got {text!r}. Write e.g. 0:17=3."
         ) from None
-
-
-@contextlib.contextmanager
-def _scaled(model: nn.Module, wishes: list[tuple[int, int, float]]) -> Any:
-    """The model with these experts scaled."""
-    from mumoe.analysis.capturing import expert_layers
-    from mumoe.analysis.text_study import steer
-
-    layers = list(expert_layers(model).values())
-    with contextlib.ExitStack() as stack:
-        for layer, expert, factor in wishes:
-            if not 0 <= layer < len(layers):
-                raise UserError(
-                    f"mumoe generate: expected a layer in 0..{len(layers) - 1}, got {layer}. Take one of these."
-                    if layers
-                    else "mumoe generate: expected a model with MuMoE layers, got one without. Leave --scale out."
-                )
-            stack.enter_context(steer(layers[layer], {expert: factor}))
-        yield

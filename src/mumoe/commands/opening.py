@@ -58,14 +58,16 @@ def place(options: Opening, who: str) -> tuple[Path, Callable[[], ImageClassifie
     Raises:
         UserError: As `opened`, and for a converted network.
     """
-    from mumoe.deploy.saved import is_converted, is_saved, load_saved
+    from mumoe.deploy.saved import is_converted, is_saved
     from mumoe.errors import UserError
 
     folder = Path(options.run)
     if is_converted(folder):
         raise UserError(f"{who}: expected a run or a saved classifier, got the converted network {options.run!r}.")
     if is_saved(folder):
-        return folder, lambda: cast("ImageClassifier", load_saved(folder, device=options.device)[0])
+        from mumoe.api import load
+
+        return folder, lambda: cast("ImageClassifier", load(folder, device=options.device)[0])
     run = opened(options, who)
     return run.path, run.exportable
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.deploy.converted import ConvertedModel, load_converted, save_converted
+from mumoe.deploy.saved_model import one_line
 from mumoe.deploy.source import CLASSES, quiet
-from mumoe.deploy.weights import one_line
 from mumoe.errors import JobError, UserError, nearest, require, unknown_name
 from mumoe.files import read_json
 from mumoe.models.surgery import Plan

@@ -12,20 +12,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, save_torch_state_dict, snapshot_download
-from safetensors import safe_open
+from huggingface_hub import ModelCard, save_torch_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
+from mumoe.deploy.saved_model import SavedModel, building, read_shapes
 from mumoe.deploy.source import build_source, describe_source
-from mumoe.deploy.weights import CONFIG, INDEX, WEIGHTS, building, check_folder, reading_saved, reading_weights
 from mumoe.errors import JobError, UserError
-from mumoe.files import new_folder, read_json, recovered
+from mumoe.files import new_folder
 from mumoe.models.surgery.describe import describe_layers, rebuild_layers
 
 __all__ = ["ConvertedModel", "load_converted", "save_converted"]
@@ -33,13 +32,7 @@ __all__ = ["ConvertedModel", "load_converted", "save_converted"]
 _OURS = re.compile(r"config\.json|README\.md|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
-class ConvertedModel(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="mumoe",
-    tags=["mumoe", "mixture-of-experts", "interpretability"],
-    paper_url="https://arxiv.org/abs/2402.12550",
-):
+class ConvertedModel(SavedModel):
     """A network with MuMoE layers, built from plain values, at random weights until some are loaded.
 
     `from_model` wraps a network after surgery; `from_pretrained` loads a folder that `save_pretrained` wrote
@@ -53,6 +46,9 @@ class ConvertedModel(
         model: The network itself, a timm or transformers model.
         max_shard_size: Largest file of weights that `save_pretrained` writes.
     """
+
+    NOUN, LOADER, WRITER = "a converted model", "load_converted", "save_converted"
+    REQUIRED = ("source", "layers")
 
     def __init__(self, source: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__()
@@ -95,68 +91,25 @@ class ConvertedModel(
         save_torch_state_dict(self.model.state_dict(), save_directory, max_shard_size=self.max_shard_size)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """A saved model in evaluation mode: from a folder, without a network, or by its name on the hub.
+    def _check(cls, name: str, values: Mapping[str, Any], files: Sequence[Path]) -> None:
+        if missing := [key for key in cls.REQUIRED if not isinstance(values[key], dict)]:
+            raise JobError(f"{name}: expected {cls.NOUN}, got a config.json without {', '.join(missing)}.")
+        with building(name, cls.NOUN), torch.device("meta"):
+            empty = cls(values["source"], values["layers"])
+        if wrong := _misfits(read_shapes(files), empty.model):
+            raise JobError(f"{name}: expected the weights of its config.json, got {wrong}. Get it again.")
 
-        Options are those of huggingface-hub's mixin, such as ``revision`` and ``local_files_only``.
-
-        Raises:
-            UserError: If there is no such model.
-            JobError: If its files are damaged or do not fit together.
-        """
-        name = str(pretrained_model_name_or_path)
-        if (found := recovered(Path(name))).is_dir():
-            name = str(found)
-        if os.path.isdir(name):
-            check_folder(Path(name), (CONFIG,), "load_converted", "save_converted")
-        with reading_saved(name, "load_converted", "save_converted"):
-            return super().from_pretrained(name, **options)
-
-    @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        map_location: str = "cpu",
-        **values: Any,
-    ) -> Self:
-        """Compare names and shapes with the files' headers, then build, then fill."""
-        missing = [key for key in ("source", "layers") if not isinstance(values.get(key), dict)]
-        if missing:
-            raise JobError(f"{model_id}: expected a converted model, got a config.json without {', '.join(missing)}.")
-        folder = model_id
-        if not os.path.isdir(model_id):
-            folder = snapshot_download(
-                model_id,
-                allow_patterns=["*.safetensors", "*.json"],
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-        files = _weight_files(Path(folder))
-        with building(model_id, "a converted model"):
-            with torch.device("meta"):
-                empty = cls(values["source"], values["layers"])
-            if wrong := _misfits(_read_shapes(files), empty.model):
-                raise JobError(f"{model_id}: expected the weights of its config.json, got {wrong}. Get it again.")
-            model = cls(values["source"], values["layers"])
-        for file in files:
-            _fill(model.model, file)
-        return model.to(torch.device(map_location)).eval()
+    def _fill(self, file: Path) -> None:
+        """The tensors have the dtypes of the file afterwards."""
+        state, places = load_file(file), self.model.state_dict(keep_vars=True)
+        for name, tensor in state.items():
+            if places[name].dtype != tensor.dtype:
+                places[name].data = places[name].data.to(tensor.dtype)
+        self.model.load_state_dict(state, strict=False)
 
     def generate_model_card(self, *args: Any, **fields: Any) -> ModelCard:
         """The model card; `fields` set its metadata, such as ``license="apache-2.0"``."""
-        data = copy.deepcopy(self._hub_mixin_info.model_card_data)
-        for key, value in fields.items():
-            setattr(data, key, value)
-        return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_card(self)}\n")
+        return ModelCard(f"---\n{self._card_data(fields).to_yaml()}\n---\n\n{_card(self)}\n")
 
 
 def save_converted(
@@ -241,48 +194,6 @@ def _misfits(found: Mapping[str, list[int]], model: nn.Module) -> str:
             return f"{name} of shape {found[name]} instead of {list(tensor.shape)}"
     extra = next((name for name in found if name not in expected), None)
     return f"{extra} of shape {found[extra]}, which has no place" if extra else ""
-
-
-# Files ----------------------------------------------------------------------------------------------------
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The one file of weights, or those that the index names."""
-    if not (folder / INDEX).is_file():
-        return [_existing(folder / WEIGHTS)]
-    try:
-        names = set(read_json(folder / INDEX)["weight_map"].values())
-        plain = all(isinstance(name, str) and Path(name).name == name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise JobError(f"{folder}: expected a list of weights in {INDEX}, got: {error}. Get it again.") from None
-    if not names or not plain:
-        raise JobError(f"{folder}: expected names of files beside it in {INDEX}, got others. Get it again.")
-    return [_existing(folder / name) for name in sorted(names)]
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise JobError(f"{path.parent}: expected weights in {path.name}, got no such file. Get it again.")
-    return path
-
-
-def _read_shapes(files: list[Path]) -> dict[str, list[int]]:
-    shapes: dict[str, list[int]] = {}
-    for path in files:
-        with reading_weights(path), safe_open(path, framework="pt") as file:
-            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    return shapes
-
-
-def _fill(model: nn.Module, path: Path) -> None:
-    """Load one file's tensors, in the dtypes that they have there."""
-    with reading_weights(path):
-        state = load_file(path)
-        places = model.state_dict(keep_vars=True)
-        for name, tensor in state.items():
-            if places[name].dtype != tensor.dtype:
-                places[name].data = places[name].data.to(tensor.dtype)
-        model.load_state_dict(state, strict=False)
 
 
 # Model card -----------------------------------------------------------------------------------------------

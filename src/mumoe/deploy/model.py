@@ -7,19 +7,19 @@ A saved model is three files: ``model.safetensors`` (weights), ``config.json`` (
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
-from safetensors import safe_open
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mumoe.data.emoji import CREDITS
 from mumoe.deploy.card import model_card, public_name
-from mumoe.deploy.weights import CONFIG, WEIGHTS, building, check_folder, reading_saved, reading_weights
+from mumoe.deploy.saved_model import CONFIG, WEIGHTS, SavedModel, building, read_shapes
+from mumoe.editing.files import load_edits
 from mumoe.errors import JobError, UserError
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
@@ -36,18 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HeadModel", "ImageClassifier"]
 
-_REQUIRED = ("backbone", "head", "num_features", "classes", "data_config")
-"""Keys of config.json without which no model can be built."""
 
-
-class ImageClassifier(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="mumoe",
-    pipeline_tag="image-classification",
-    tags=["mumoe", "mixture-of-experts", "interpretability"],
-    paper_url="https://arxiv.org/abs/2402.12550",
-):
+class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
     """Backbone and head, built from plain values, with random weights until some are loaded.
 
     `from_run` takes a trained run, `from_pretrained` a folder that `save_pretrained` wrote (offline) or a
@@ -72,6 +62,10 @@ class ImageClassifier(
     Raises:
         UserError: If a name is not known, or `num_features` is not the backbone's.
     """
+
+    NOUN, LOADER, WRITER = "a mumoe model", "ImageClassifier", "save_pretrained"
+    FILES = (CONFIG, WEIGHTS)
+    REQUIRED = ("backbone", "head", "num_features", "classes", "data_config")
 
     def __init__(
         self,
@@ -100,7 +94,7 @@ class ImageClassifier(
         self.classes, self.multi_label, self.position = tuple(classes), multi_label, position
         self.spec, self.about = head, copy.deepcopy(dict(about or {}))
         values = (backbone, head, num_features, list(classes), dict(data_config))
-        self._hub_mixin_config = dict(zip(_REQUIRED, values, strict=True)) | {
+        self._hub_mixin_config = dict(zip(self.REQUIRED, values, strict=True)) | {
             "image_size": image_size,
             "multi_label": multi_label,
             "position": position,
@@ -185,63 +179,29 @@ class ImageClassifier(
         return model.to(next(self.head.parameters()).device).eval()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """A saved model: from a folder, without a network, or by its name on the hub.
+    def _check(cls, name: str, values: Mapping[str, Any], files: Sequence[Path]) -> None:
+        """Compare the head on the meta device with the header: no config allocates more than the file has."""
+        known = ("head", "num_features", "classes", "position", "gate", "norm")
+        with building(name, cls.NOUN), torch.device("meta"):
+            head = _make_head(**{key: values[key] for key in known if key in values})
+        shapes = {key[5:]: shape for key, shape in read_shapes(files).items() if key.startswith("head.")}
+        found = {key: shapes[old] for old, key in current_names(head, list(shapes)).items()}
+        for key, tensor in head.state_dict().items():
+            if found.get(key) != list(tensor.shape):
+                got = f"{found[key]} instead of {list(tensor.shape)}" if key in found else "none"
+                raise JobError(
+                    f"{files[0]}: expected the weights of its config.json, got head.{key}: {got}. Get it again."
+                )
 
-        Options are those of huggingface-hub's mixin, such as ``revision`` and ``local_files_only``.
-
-        Raises:
-            UserError: If there is no such model.
-            JobError: If its files are damaged or do not fit together.
-        """
-        name = str(pretrained_model_name_or_path)
-        if os.path.isdir(name):
-            check_folder(Path(name), (CONFIG, WEIGHTS), "ImageClassifier", "save_pretrained")
-        with reading_saved(name, "ImageClassifier", "save_pretrained"):
-            return super().from_pretrained(name, **options)
-
-    @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        map_location: str = "cpu",
-        **values: Any,
-    ) -> Self:
-        """Build the model and load its weights; every tensor must fit, and only safetensors is read."""
-        missing = [key for key in _REQUIRED if key not in values]
-        if missing:
-            raise JobError(f"{model_id}: expected a mumoe model, got a config.json without {', '.join(missing)}.")
-        path = os.path.join(model_id, WEIGHTS)
-        if not os.path.isdir(model_id):
-            path = hf_hub_download(
-                model_id,
-                WEIGHTS,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-        _check_head(model_id, values, path)
-        with building(model_id, "a mumoe model"):
-            model = cls(**values)
-        with reading_weights(path):
-            model.load_state_dict(load_file(path), strict=True)
-        return model.to(torch.device(map_location)).eval()
+    def _fill(self, file: Path) -> None:
+        self.load_state_dict(load_file(file), strict=True)
 
     def generate_model_card(self, *args: Any, **fields: Any) -> ModelCard:
         """The model card; `fields` set its metadata, such as ``license="apache-2.0"``."""
         total = sum(parameter.numel() for parameter in self.parameters())
         head = sum(parameter.numel() for parameter in self.head.parameters())
         config: Any = self._hub_mixin_config
-        data = copy.deepcopy(self._hub_mixin_info.model_card_data)
-        return model_card(data, config, {"model": total, "head": head}, fields)
+        return model_card(self._card_data({}), config, {"model": total, "head": head}, fields)
 
 
 class HeadModel(nn.Module):
@@ -302,8 +262,6 @@ class HeadModel(nn.Module):
 
 def _stack_of(model: ImageClassifier | HeadModel, edits: str | Path | EditStack) -> EditStack:
     """Edits of a model's layer, read if they are in a file."""
-    from mumoe.editing.files import load_edits
-
     layer = model.head.layer
     if not isinstance(layer, MuMoE):
         raise UserError(
@@ -330,21 +288,6 @@ def _make_head(
     return build_head(head, num_features, len(classes), position=position, **options)
 
 
-def _check_head(name: str, values: Mapping[str, Any], path: str) -> None:
-    """Compare the head on the meta device with the file's header: no config allocates more than the file has."""
-    known = ("head", "num_features", "classes", "position", "gate", "norm")
-    with building(name, "a mumoe model"), torch.device("meta"):
-        head = _make_head(**{key: values[key] for key in known if key in values})
-    expected = {f"head.{key}": list(tensor.shape) for key, tensor in head.state_dict().items()}
-    with reading_weights(path), safe_open(path, framework="pt") as file:
-        names = current_names(head, [key[5:] for key in file.keys() if key.startswith("head.")])  # noqa: SIM118
-        found = {f"head.{key}": file.get_slice(f"head.{old}").get_shape() for old, key in names.items()}
-    wrong = [key for key in expected if found.get(key) != expected[key]]
-    if wrong:
-        got = f"{found[wrong[0]]} instead of {expected[wrong[0]]}" if wrong[0] in found else "none"
-        raise JobError(f"{path}: expected the weights of its config.json, got {wrong[0]}: {got}. Get it again.")
-
-
 def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the card tells of a run; names and numbers, without paths of the machine it was trained on."""
     result = facts.get("result") or {}
@@ -369,7 +312,5 @@ def _credits(facts: Mapping[str, Any]) -> list[str]:
     if "credits" in facts:
         return [str(line) for line in facts["credits"]]
     if facts["data"]["name"] == "emoji":
-        from mumoe.data.emoji import CREDITS
-
         return list(CREDITS)
     return []

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mumoe.baselines import SparseMoE
-from mumoe.data.decode import EXTENSIONS, damage, read_image
+from mumoe.data.decode import EXTENSIONS, ImageError, as_rgb, damage, read_image
 from mumoe.data.layout import files_below
 from mumoe.devices import host
 from mumoe.errors import UserError
@@ -306,8 +306,6 @@ def _name(image: Any, position: int) -> str:
 
 def _read(image: Any, transform: Callable[[Any], Tensor]) -> Tensor | str:
     """A preprocessed image, or in a few words why there is none."""
-    from mumoe.data.decode import ImageError, as_rgb
-
     try:
         return transform(read_image(image) if isinstance(image, str | os.PathLike) else as_rgb(image))
     except ImageError as error:

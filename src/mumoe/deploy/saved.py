@@ -1,20 +1,12 @@
-"""Folders of saved models: which kind one is, and what is in it."""
+"""Which kind of saved model a folder holds; without torch, so that a wrong call is answered at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mumoe.errors import require
 from mumoe.files import read_json
 
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-    from torch import Tensor, nn
-
-__all__ = ["is_converted", "is_saved", "load_saved"]
+__all__ = ["is_converted", "is_saved"]
 
 
 def is_saved(folder: Path) -> bool:
@@ -23,7 +15,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def is_converted(folder: Path) -> bool:
-    """Whether `save_converted` wrote a folder; what cannot be read is left to those who say why."""
+    """Whether `save_converted` wrote a folder; a damaged one is left to its reader, which raises."""
     if not is_saved(folder):
         return False
     try:
@@ -31,26 +23,3 @@ def is_converted(folder: Path) -> bool:
     except ValueError:
         return False
     return isinstance(config, dict) and "source" in config
-
-
-def load_saved(
-    folder: Path, *, device: str | torch.device = "auto"
-) -> tuple[nn.Module, Callable[[Image.Image], Tensor] | None]:
-    """The model of a saved folder, in eval mode, and the preprocessing of its images (None for a converted network).
-
-    Raises:
-        UserError: If the device is not there.
-        JobError: If the files are damaged.
-    """
-    from mumoe.devices import resolve
-
-    place = resolve(device)
-    if is_converted(folder):
-        from mumoe.deploy.converted import load_converted
-
-        return load_converted(folder).to(place), None
-    require("timm", "vision", "mumoe.load")
-    from mumoe.deploy.model import ImageClassifier
-
-    model = ImageClassifier.from_pretrained(folder).to(place)
-    return model, model.transform

@@ -11,10 +11,10 @@ import pytest
 
 from commands.every_world import single_features
 from commands.made_up_analysis import make_data, make_features
-from mumoe.commands.sweep import Options, sweep
+from mumoe.analysis.sweeping import sweep
 from mumoe.errors import UserError
 from mumoe.training import evaluate
-from mumoe.training.config import TrainConfig, to_toml
+from mumoe.training.config import TrainConfig
 
 BASE = TrainConfig(data="made-up", epochs=2, batch_size=30, lr=0.02)
 FREE = {
@@ -50,18 +50,21 @@ CHANGED: dict[str, Any] = {
 }
 
 
-def options(folder: Path, **changes: Any) -> Options:
-    grid = {"heads": ("CPMuMoE-r4",), "experts": (4,), "gates": ("entmax15",), "seeds": 1}
-    return Options(out=str(folder), quiet=True, **{**grid, **changes})
+def do(folder: Path, config: TrainConfig, **changes: Any) -> Any:
+    small = {"heads": ("CPMuMoE-r4",), "experts": (4,), "gates": ("entmax15",), "seeds": 1}
+    return sweep(config, out=folder, progress=False, **{**small, **changes})
+
+
+def made_up() -> dict[str, Any]:
+    data = make_data()
+    return {"data": data, "features": make_features(data)}
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sweep of one cell."""
-    folder = tmp_path_factory.mktemp("sweep")
-    (folder / "base.toml").write_text(to_toml(BASE))
-    data = make_data()
-    sweep(options(folder / "out", config=str(folder / "base.toml")), data=data, features=make_features(data))
+    folder = tmp_path_factory.mktemp("sweep") / "out"
+    do(folder, BASE, **made_up())
     return folder
 
 
@@ -79,13 +82,12 @@ def other(name: str) -> Any:
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", [item.name for item in dataclasses.fields(TrainConfig) if item.name not in FREE])
-def test_each_setting_is_guarded(name: str, started: Path, tmp_path: Path) -> None:
+def test_each_setting_is_guarded(name: str, started: Path) -> None:
     changes = {name: other(name), **({"mode": "finetune"} if name == "mixup" else {})}
-    (tmp_path / "changed.toml").write_text(to_toml(BASE.replace(**changes)))
-    before = {path: path.stat().st_mtime_ns for path in (started / "out").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in started.rglob("*")}
     with pytest.raises(UserError, match=r"expected the settings that .* was started with .* Choose another --out"):
-        sweep(options(started / "out", config=str(tmp_path / "changed.toml")))
-    assert {path: path.stat().st_mtime_ns for path in (started / "out").rglob("*")} == before
+        do(started, BASE.replace(**changes))
+    assert {path: path.stat().st_mtime_ns for path in started.rglob("*")} == before
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -93,8 +95,8 @@ def test_each_seed_has_its_own_split(tmp_path: Path) -> None:
     """Where the images bring none: cells of one seed share it."""
     path = tmp_path / "unsplit.safetensors"
     single_features(path, split=False)
-    settings = (f"data=features:{path}", "epochs=1", "batch_size=30")
-    sweep(options(tmp_path / "out", set=settings, seeds=2, gates=("entmax15", "softmax")))
+    config = TrainConfig(data=f"features:{path}", epochs=1, batch_size=30)
+    do(tmp_path / "out", config, seeds=2, gates=("entmax15", "softmax"))
     marks = {}
     for cell in (tmp_path / "out" / "cells").iterdir():
         marks[cell.name] = json.loads((cell / "run.json").read_text())["data"]["fingerprint"]
@@ -108,14 +110,11 @@ def test_each_seed_has_its_own_split(tmp_path: Path) -> None:
 
 def test_the_split_that_is_analyzed_is_guarded(started: Path) -> None:
     with pytest.raises(UserError, match=r"\(split='test'\), got split='val'"):
-        sweep(options(started / "out", config=str(started / "base.toml"), split="val"))
+        do(started, BASE, split="val")
 
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", ["cache_dir", "gate", "seed"])
 def test_what_is_not_a_cells_may_differ(name: str, started: Path, tmp_path: Path) -> None:
     value = {"cache_dir": str(tmp_path), "gate": "softmax", "seed": 5}[name]
-    (tmp_path / "changed.toml").write_text(to_toml(BASE.replace(**{name: value})))
-    data = make_data()
-    given = {"data": data, "features": make_features(data)}
-    assert len(sweep(options(started / "out", config=str(tmp_path / "changed.toml")), **given)) == 1
+    assert len(do(started, BASE.replace(**{name: value}), **made_up()).points) == 1

@@ -1,68 +1,72 @@
-"""`mumoe sweep`: the grid, going on where it stopped, and figures of what is there."""
+"""`mumoe.sweep`: the grid, going on where it stopped, and figures of what is there."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from mumoe.commands import sweep as module
-from mumoe.commands.sweep import Cell, Options, cells, sweep
+import mumoe
+from commands.made_up_analysis import make_data, make_features
+from mumoe.analysis import sweeping
+from mumoe.analysis.sweeping import Cell, Sweep, grid
+from mumoe.commands.sweep import _table
 from mumoe.errors import UserError
 from mumoe.gating import GATES
+from mumoe.training import TrainConfig
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from made_up_analysis import make_data, make_features
-
-SET = ("data=made-up", "epochs=2", "batch_size=30", "lr=0.02")
-
-
-def options(folder, **changes):
-    small = {"heads": ("CPMuMoE-r4",), "experts": (4,), "gates": ("entmax15", "entmax15-frozen"), "seeds": 2}
-    return Options(out=str(folder), set=SET, quiet=True, **{**small, **changes})
+BASE = TrainConfig(data="made-up", epochs=2, batch_size=30, lr=0.02)
+SMALL = {"heads": ("CPMuMoE-r4",), "experts": (4,), "gates": ("entmax15", "entmax15-frozen"), "seeds": 2}
 
 
 def do(folder, **changes):
     data = make_data()
-    return sweep(options(folder, **changes), data=data, features=make_features(data))
+    given = {"data": data, "features": make_features(data)}
+    return mumoe.sweep(BASE, out=folder, progress=False, **given, **{**SMALL, **changes})
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A sweep of four cells, stopped after one, then called again: its folder, points, and what was trained."""
-    import mumoe.training
-
+    """A sweep of four cells, stopped after one, then called again: its folder, results, and what was trained."""
     folder, trained = tmp_path_factory.mktemp("sweeps") / "s", []
-    train = mumoe.training.train
+    train = sweeping.train
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            mumoe.training, "train", lambda config, **given: trained.append(config.out) or train(config, **given)
-        )
+        patched.setattr(sweeping, "train", lambda config, **given: trained.append(config.out) or train(config, **given))
         first = do(folder, limit=1)
         return folder, first, do(folder), trained
 
 
 def test_the_grid_goes_seed_after_seed():
-    grid = cells(options("x", experts=(4, 8)))
-    assert len(grid) == 8
-    assert [cell.seed for cell in grid] == [0] * 4 + [1] * 4
-    assert grid[0] == Cell("CPMuMoE-r4", 4, "entmax15", 0)
-    assert grid[0].spec == "CPMuMoE-r4-e4"
+    cells = grid(**{**SMALL, "experts": (4, 8)})
+    assert len(cells) == 8
+    assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4
+    assert cells[0] == Cell("CPMuMoE-r4", 4, "entmax15", 0)
+    assert cells[0].spec == "CPMuMoE-r4-e4"
     assert "control" in Cell("CPMuMoE-r4", 4, "entmax15-frozen", 0).series
 
 
 def test_it_goes_on_where_it_stopped_and_trains_no_finished_cell_again(done):
-    folder, first, points, trained = done
-    assert len(first) == 1
+    folder, first, whole, trained = done
+    points = whole.points
+    assert len(first.points) == 1
     assert len(points) == 4
     assert len(trained) == len(set(trained)) == 4
-    assert do(folder) == points
+    assert do(folder) == whole
     for name in ("figure-3", "figure-6", "figure-9"):
         assert {path.suffix for path in folder.glob(f"{name}.*")} == {".png", ".svg", ".json"}
     assert {point.control for point in points} == {True, False}
-    assert module._table(points)[1].startswith("CP, entmax15")
+    assert _table(whole)[1].startswith("CP, entmax15")
+
+
+def test_the_result_is_a_record_of_every_model_and_their_means(done):
+    whole = done[2]
+    frame = whole.to_frame()
+    assert list(frame["seed"]) == [0, 1, 0, 1]
+    assert Sweep.from_json(whole.to_json()) == whole
+    assert whole.plot().axes
+    first = whole.means()[0]
+    assert first["series"] == "CP, entmax15"
+    assert first["accuracy"] == pytest.approx(frame["accuracy"][:2].mean())
+    assert first["strong"] == pytest.approx(frame["strong"][:2].mean())
 
 
 def test_a_cell_stopped_before_its_analysis_is_not_trained_again(tmp_path, monkeypatch):
@@ -77,7 +81,7 @@ def test_a_cell_stopped_before_its_analysis_is_not_trained_again(tmp_path, monke
             do(tmp_path / "s", limit=1)
     cell = next((tmp_path / "s" / "cells").iterdir())
     before = (cell / "run.json").read_text()
-    assert len(do(tmp_path / "s", limit=1)) == 1
+    assert len(do(tmp_path / "s", limit=1).points) == 1
     assert (cell / "run.json").read_text() == before
 
 
@@ -90,7 +94,7 @@ def test_seeds_differ_and_a_frozen_gate_stays_as_drawn(done):
         return head.layer.gate.weights[0]
 
     data = make_data()
-    config = module._base(options("x")).replace(head="CPMuMoE-r4-e4", gate="entmax15-frozen")
+    config = BASE.replace(head="CPMuMoE-r4-e4", gate="entmax15-frozen")
     drawn = make_network(config, Inputs(data, None, make_features(data), 10)).head.layer.gate.weights[0]
     assert torch.equal(weights("entmax15-frozen", 0), drawn)
     assert not torch.equal(weights("entmax15", 0), drawn)
@@ -114,15 +118,14 @@ def test_the_record_of_a_cell_holds_what_the_figures_need(done):
 
 
 def test_other_settings_in_the_same_folder_are_refused(done):
-    data = make_data()
     with pytest.raises(UserError, match=r"expected the settings that .* was started with \(lr=0\.02\), got lr=0\.5"):
-        sweep(Options(out=str(done[0]), set=(*SET[:3], "lr=0.5"), quiet=True), data=data, features=make_features(data))
+        do(done[0], lr=0.5)
 
 
 def test_the_minimum_of_a_strong_expert_is_recorded_and_kept(done, tmp_path):
     record = json.loads(next((done[0] / "cells").glob("*/cell.json")).read_text())
     assert record["study"]["least_lost"] == record["load_control"]["least_lost"] == 5
-    assert {point.least_lost for point in done[2]} == {5}
+    assert {point.least_lost for point in done[2].points} == {5}
     with pytest.raises(UserError, match=r"was started with \(least_lost=5\), got least_lost=2"):
         do(done[0], least_lost=2)
     older = json.loads((done[0] / "sweep.json").read_text())

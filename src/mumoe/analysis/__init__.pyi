@@ -1,0 +1,29 @@
+"""The public names of mumoe.analysis, each with its module; imported when first used."""
+
+from .analyzing import analyze as analyze
+from .analyzing import analyze_run as analyze_run
+from .capturing import capture as capture
+from .capturing import expert_layers as expert_layers
+from .chosen_images import choose_images as choose_images
+from .class_effects import differences as differences
+from .class_effects import polysemanticity as polysemanticity
+from .class_effects import specialization as specialization
+from .coefficient_store import CoefficientStore as CoefficientStore
+from .coefficient_store import CoefficientWriter as CoefficientWriter
+from .findings import Combination as Combination
+from .findings import Effect as Effect
+from .findings import LayerStudy as LayerStudy
+from .findings import Specialization as Specialization
+from .findings import TextStudy as TextStudy
+from .findings import UnitStudy as UnitStudy
+from .findings import Usage as Usage
+from .interventions import intervene as intervene
+from .layer_study import and_reading as and_reading
+from .layer_study import study_layer as study_layer
+from .layer_study import write_coefficients as write_coefficients
+from .outcomes import Interventions as Interventions
+from .settings import MODES as MODES
+from .study import ExpertFacts as ExpertFacts
+from .study import Study as Study
+from .text_study import steer as steer
+from .text_study import study_text as study_text

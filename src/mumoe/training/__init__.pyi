@@ -1,0 +1,14 @@
+"""The public names of mumoe.training, each with its module; imported when first used."""
+
+from .checkpoint import CheckpointError as CheckpointError
+from .config import PRESETS as PRESETS
+from .config import TrainConfig as TrainConfig
+from .config import read_config as read_config
+from .config import to_toml as to_toml
+from .jobs import evaluate as evaluate
+from .jobs import load_head as load_head
+from .jobs import load_run as load_run
+from .jobs import load_run_inputs as load_run_inputs
+from .jobs import resume as resume
+from .jobs import train as train
+from .signals import Interrupted as Interrupted
