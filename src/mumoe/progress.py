@@ -1,4 +1,4 @@
-"""Progress with an estimate of the time left: a bar on a terminal, a line now and then in a log file."""
+"""Progress with an estimate of the time left: tqdm's bar in terminals and notebooks, now and then a line in a log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Progress(AbstractContextManager["Progress"]):
         description: What is being done, in a few words.
         total: Number of units; `advance` counts them.
         enabled: False keeps silent.
-        interval: Seconds between the lines written where stderr is not a terminal.
+        interval: Seconds between the lines written where stderr is neither a terminal nor a notebook.
 
     >>> with Progress("Extracting features", total=3) as progress:
     ...     for _ in range(3):
@@ -32,33 +32,24 @@ class Progress(AbstractContextManager["Progress"]):
         self.description, self.total, self.done = description, total, 0
         self.enabled, self.interval = enabled, interval
         self._bar: Any = None
-        self._start = self._said = time.monotonic()
+        self._start = self._written = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if self.enabled and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+        if self.enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+            from tqdm.auto import tqdm
 
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
-            self._bar.start()
-            self._task = self._bar.add_task(self.description, total=self.total, note="")
+            self._bar = tqdm(desc=self.description, total=self.total, dynamic_ncols=True, file=sys.stderr)
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count units as done; `note` is shown behind the bar (a loss, say)."""
         self.done += count
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, note=note)
-        elif self.enabled and time.monotonic() - self._said >= self.interval:
-            self._said = time.monotonic()
-            left = (self._said - self._start) / max(self.done, 1) * (self.total - self.done)
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif self.enabled and time.monotonic() - self._written >= self.interval:
+            self._written = time.monotonic()
+            left = (self._written - self._start) / max(self.done, 1) * (self.total - self.done)
             text = f"{self.description}: {self.done} of {self.total}, {left:.0f} s left {note}"
             sys.stderr.write(text.rstrip() + "\n")
 
@@ -66,7 +57,7 @@ class Progress(AbstractContextManager["Progress"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
 
 
 def track(items: Iterable[T], description: str, total: int, *, enabled: bool = True) -> Iterator[T]:

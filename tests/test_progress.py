@@ -1,0 +1,51 @@
+"""Progress: a bar where somebody looks, lines in a log, nothing when it is off."""
+
+from __future__ import annotations
+
+import io
+import sys
+import types
+
+import pytest
+
+from mumoe.progress import Progress, track
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(monkeypatch, stream: io.StringIO, **options) -> str:
+    """What three units write."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("Counting", 3, **options) as progress:
+        for loss in (3, 2, 1):
+            progress.advance(note=f"loss {loss}")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("notebook", [False, True])
+def test_a_bar_in_terminals_and_notebooks(monkeypatch, notebook) -> None:
+    if notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    text = shown(monkeypatch, io.StringIO() if notebook else Terminal())
+    last = text.rstrip().rpartition("\r")[2]
+    assert last.startswith("Counting: 100%")
+    assert "3/3" in last
+    assert "loss 1" in last
+
+
+def test_lines_in_a_log_and_no_more_often_than_asked(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    assert shown(monkeypatch, io.StringIO(), interval=0.0).splitlines() == [
+        "Counting: 1 of 3, 0 s left loss 3",
+        "Counting: 2 of 3, 0 s left loss 2",
+        "Counting: 3 of 3, 0 s left loss 1",
+    ]
+    assert shown(monkeypatch, io.StringIO(), interval=60.0) == ""
+
+
+def test_nothing_when_it_is_off(monkeypatch) -> None:
+    assert shown(monkeypatch, Terminal(), enabled=False, interval=0.0) == ""
+    assert list(track("ab", "Letters", 2, enabled=False)) == ["a", "b"]
