@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mumoe.models.heads import build_head
-from mumoe.training.whole import make_whole
+from mumoe.training.networks import make_mixer
 from reproduction.bias_study import bias_cells, do_bias, read_bias
 from reproduction.cells import Cell, all_cells, replaced
 from reproduction.estimate import WIDTHS, estimate
@@ -83,7 +83,7 @@ def _build_all(recipe: Recipe, cells: Iterable[Cell]) -> int:
         options: dict[str, Any] = {"gate": gate.removesuffix("-frozen")} if "MuMoE" in head else {}
         with torch.device("meta"):
             if config.mode == "scratch":
-                make_whole(config, num_classes=classes)
+                make_mixer(config, classes)
             else:
                 build_head(head, WIDTHS[backbone], classes, position=recipe.position, **options)
     return len(kinds)

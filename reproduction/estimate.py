@@ -82,11 +82,11 @@ def run_flops(recipe: Recipe, data: str, backbone: str, head: str) -> int:
 @functools.cache
 def _scratch_flops(backbone: str, head: str, classes: int, options: tuple[str, ...]) -> int:
     from mumoe.training.config import from_mapping
-    from mumoe.training.whole import make_whole
+    from mumoe.training.networks import make_mixer
 
     settings = {"mode": "scratch", "backbone": backbone, "head": head, "network_options": options}
     with torch.device("meta"):
-        network = make_whole(from_mapping(settings), num_classes=classes).eval()
+        network = make_mixer(from_mapping(settings), classes).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, 3, 224, 224, device="meta"))
     return int(counter.get_total_flops())

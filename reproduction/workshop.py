@@ -28,7 +28,8 @@ from mumoe.files import write_json
 from mumoe.layers import MuMoE
 from mumoe.progress import Progress
 from mumoe.training import load_head, load_run, resume, train
-from mumoe.training.inputs import Inputs, cached_features, load_backbone, load_inputs, with_seed
+from mumoe.training.inputs import Inputs, extracted, load_backbone
+from mumoe.training.tasks import load_inputs, task_of
 from reproduction.cells import Cell
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Workshop:
         if "data" in self.given:
             return self._inputs[same]
         if config.split_seed not in self._splits:
-            other = with_seed(self._inputs[same], config.replace(vary_split=True, seed=0))
+            other = task_of(config.replace(vary_split=True, seed=0)).with_seed(self._inputs[same])
             self._splits[config.split_seed] = other
         return self._splits[config.split_seed]
 
@@ -184,7 +185,7 @@ class Workshop:
         """Extracted anew, in the run's folder and not in the user's cache: no other run has this backbone."""
         scratch = folder / "features"
         config = cell.config.replace(cache_dir=str(scratch))
-        features = np.array(cached_features(config, part, backbone, _device(), self.progress))
+        features = np.array(extracted(config, part, backbone, _device(), self.progress).x)
         shutil.rmtree(scratch, ignore_errors=True)
         return features
 

@@ -169,12 +169,9 @@ class Run:
     @property
     def transform(self) -> Transform | None:
         """Preprocessing of one RGB PIL image to (3, H, W); None where the model does not start from images."""
-        if self.config.mode == "scratch":
-            from mumoe.training.whole import image_transform
-
-            return image_transform(self.config, False)
-        images = self.config.mode != "text" and self._stored.knows_backbone
-        return self.classifier.transform if images else None
+        if self._stored.trains_whole:
+            return self._stored.task.transform()
+        return self.classifier.transform if self._stored.knows_backbone else None
 
     def evaluate(self, split: str = "test") -> EvalResult:
         """Loss and accuracy on train, val or test, by class or by attribute.

@@ -87,7 +87,8 @@ def test_a_cell_stopped_before_its_analysis_is_not_trained_again(tmp_path, monke
 
 def test_seeds_differ_and_a_frozen_gate_stays_as_drawn(done):
     from mumoe.training import load_head
-    from mumoe.training.inputs import Inputs, make_network
+    from mumoe.training.inputs import Inputs
+    from mumoe.training.tasks import task_of
 
     def weights(gate, seed):
         head, _, _ = load_head(done[0] / "cells" / f"CPMuMoE-r4-e4-{gate}-seed{seed}")
@@ -95,7 +96,7 @@ def test_seeds_differ_and_a_frozen_gate_stays_as_drawn(done):
 
     data = make_data()
     config = BASE.replace(head="CPMuMoE-r4-e4", gate="entmax15-frozen")
-    drawn = make_network(config, Inputs(data, None, make_features(data), 10)).head.layer.gate.weights[0]
+    drawn = task_of(config).network(Inputs(data, None, make_features(data), 10)).head.layer.gate.weights[0]
     assert torch.equal(weights("entmax15-frozen", 0), drawn)
     assert not torch.equal(weights("entmax15", 0), drawn)
     assert not torch.equal(weights("entmax15", 0), weights("entmax15", 1))

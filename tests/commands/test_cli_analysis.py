@@ -19,13 +19,14 @@ OLD = Path(__file__).parent.parent / "fixtures" / "runs"
 def made_up(monkeypatch):
     """What the names in a config stand for, here without a data set or a backbone."""
     from mumoe.analysis import sweeping
+    from mumoe.training.tasks import Task
 
     load = sweeping.load_inputs
     data = make_data()
     monkeypatch.setattr(
         sweeping, "load_inputs", lambda config, **_: load(config, data=data, features=make_features(data))
     )
-    monkeypatch.setattr(sweeping, "with_seed", lambda found, config: found)
+    monkeypatch.setattr(Task, "with_seed", lambda self, found: found)
 
 
 def test_analyze_prints_the_numbers_and_where_they_are(tmp_path, capsys):

@@ -395,7 +395,7 @@ def test_edits_that_do_not_exist_are_answered_before_anything_is_loaded(run, cap
     file.write_text(json.dumps(content))
     for name in ("load_head", "load_run"):
         monkeypatch.setattr(f"mumoe.training.{name}", lambda *_, **__: pytest.fail("weights were loaded"))
-    monkeypatch.setattr("mumoe.training.inputs.load_inputs", lambda *_, **__: pytest.fail("data was loaded"))
+    monkeypatch.setattr("mumoe.training.tasks.load_inputs", lambda *_, **__: pytest.fail("data was loaded"))
     arguments = {
         "edit": ("edit", run, *WHO, "--base", file),
         "hand": ("edit", run, "--do", "ablate:1", "ablate:999"),

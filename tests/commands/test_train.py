@@ -159,7 +159,7 @@ def test_the_default_data_have_the_demos_settings_and_say_so(monkeypatch, tmp_pa
     """Data, split, sizes of the splits and of the images are the first line."""
     from mumoe.demo.demo_job import DemoSettings
     from mumoe.models.features import Features
-    from mumoe.training import inputs
+    from mumoe.training import tasks
     from training.made_up_training import make_data, make_features, tiny_backbone
 
     asked = {}
@@ -175,10 +175,10 @@ def test_the_default_data_have_the_demos_settings_and_say_so(monkeypatch, tmp_pa
 
     monkeypatch.setattr("mumoe.data.load_data", load_data)
     monkeypatch.setattr(
-        inputs, "load_backbone", lambda config: (asked.update(image_size=config.image_size), sized_backbone(config))[1]
+        tasks, "load_backbone", lambda config: (asked.update(image_size=config.image_size), sized_backbone(config))[1]
     )
     features = Features(make_features(make_data(30)), "", tmp_path)
-    monkeypatch.setattr(inputs, "extracted", lambda *given, **named: features)
+    monkeypatch.setattr(tasks, "extracted", lambda *given, **named: features)
     options = ["--spec", "linear", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "--quiet"]
     assert main(["train", *options, "--out", str(tmp_path / "run")]) == 0
     assert (asked["name"], asked["split_by"], asked["size"]) == ("emoji", "image", DemoSettings().size)

@@ -140,15 +140,15 @@ def test_reduced_mixers_have_equally_many_parameters():
     """Mixers within 1 % of each other; language models within 1.5 % (biases of their MLPs, coarse TR ranks)."""
     import torch
 
-    from mumoe.training.network import parameter_count
-    from mumoe.training.whole import make_whole
+    from mumoe.training.networks import parameter_count
+    from mumoe.training.tasks import task_of
 
     for name, classes, most in (("mixer-small.toml", 15, 1.01), ("gpt2-small.toml", 9, 1.015)):
         config = read_config(RECIPES / name)
         counts = []
         for head in (config.head, *config.against):
             with torch.device("meta"):
-                made = make_whole(config.replace(head=head), num_classes=classes, vocabulary=256)
+                made = task_of(config.replace(head=head)).empty(0, classes, 256)
             counts.append(parameter_count(made))
         assert max(counts) / min(counts) < most, (name, counts)
 

@@ -10,8 +10,8 @@ from made_up_training import make_data
 
 from mumoe.data.base import Attribute
 from mumoe.training import TrainConfig, evaluate, load_run, train
-from mumoe.training.inputs import settled
 from mumoe.training.run import RunFolder
+from mumoe.training.tasks import settled
 
 
 def test_a_run_on_a_backbone_with_random_weights_opens_again(config, data, tmp_path, monkeypatch):

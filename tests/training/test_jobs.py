@@ -17,10 +17,10 @@ from made_up_training import CLASSES, make_data, tiny_backbone
 from mumoe.errors import JobError, UserError
 from mumoe.results import TrainResult
 from mumoe.training import Interrupted, TrainConfig, evaluate, load_head, load_run, read_config, resume, train
-from mumoe.training.compare import compare, partner_spec, spread
+from mumoe.training.compare import compare, spread
 from mumoe.training.engine import Engine
 from mumoe.training.metrics_log import MetricsLog
-from mumoe.training.network import column_statistics, make_head, parameter_count
+from mumoe.training.networks import column_statistics, make_head, parameter_count, partner_spec
 from mumoe.training.run import RunFolder, find_run
 
 # Several seeds and heads
@@ -75,13 +75,13 @@ def test_a_job_stopped_between_seeds_goes_on_where_it_was(config, data, features
 def test_each_seed_may_have_its_own_split(config, data, features, monkeypatch):
     from dataclasses import replace
 
-    import mumoe.training.inputs as inputs
+    import mumoe.training.tasks as tasks
 
     def load_images(config, progress=True):
         rng = np.random.default_rng(config.seed)
         return replace(data, split=rng.permutation(data.split), fingerprint=f"{config.seed}")
 
-    monkeypatch.setattr(inputs, "load_images", load_images)
+    monkeypatch.setattr(tasks, "load_images", load_images)
     train(config.replace(seeds=2, vary_split=True), features=features, progress=False)
     prints = [run.facts()["data"]["fingerprint"] for run in find_run(config.out)]
     assert prints == ["0", "1"]

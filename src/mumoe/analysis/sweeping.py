@@ -28,9 +28,10 @@ from mumoe.plots.trend import Point, summary, trend_figure
 from mumoe.progress import Progress
 from mumoe.records import Record, read_typed, record
 from mumoe.training.config import TrainConfig, from_mapping
-from mumoe.training.inputs import Inputs, load_inputs, with_seed
+from mumoe.training.inputs import Inputs
 from mumoe.training.jobs import resume, train
 from mumoe.training.opening import StoredRun
+from mumoe.training.tasks import load_inputs, task_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -241,7 +242,7 @@ class _Job:
         """Train or resume a cell, analyze it, and write cell.json last."""
         folder = self.folder(cell)
         varied = self.base.replace(head=cell.spec, gate=cell.gate, seed=cell.seed, out=str(folder))
-        inputs = self.shared if "data" in self.given else with_seed(self.shared, varied)
+        inputs = self.shared if "data" in self.given else task_of(varied).with_seed(self.shared)
         held: dict[str, Any] = {"data": inputs.data, "backbone": inputs.backbone, "features": inputs.features}
         if (folder / "run.json").is_file():
             resume(folder, device=self.base.device, progress=False, **held)

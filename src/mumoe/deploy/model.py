@@ -25,7 +25,7 @@ from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
 from mumoe.training.config import TrainConfig
-from mumoe.training.network import is_mumoe
+from mumoe.training.networks import is_mumoe
 from mumoe.training.opening import StoredRun
 from mumoe.training.state import current_names
 

@@ -10,7 +10,7 @@ from mumoe.editing.files import Edits, stack_on
 from mumoe.editing.runs import edited_head
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE
-from mumoe.training.network import Network
+from mumoe.training.networks import Network
 from mumoe.training.opening import StoredRun
 
 __all__ = ["EditedRun"]

@@ -1,4 +1,4 @@
-"""Several seeds and partners: spreads, paired differences, and sizes that match a budget of parameters."""
+"""Several seeds and partners: spreads and paired differences."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from mumoe.results import Comparison, RunResult, Spread, TrainResult
 from mumoe.statistics import t_quantile
-from mumoe.training.config import TrainConfig
 
-__all__ = ["compare", "partner_spec", "spread", "summarize"]
+__all__ = ["compare", "spread", "summarize"]
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -56,23 +55,3 @@ def _seeds(runs: Sequence[RunResult]) -> list[int]:
 
 def _accuracies(runs: Sequence[RunResult], split: str) -> list[float]:
     return [run.evaluations[split].accuracy for run in runs]
-
-
-def partner_spec(config: TrainConfig, partner: str, num_features: int, num_classes: int) -> str:
-    """A partner's full specification: as given, or of the size whose parameters match the head's.
-
-    Args:
-        config: The job whose head sets the budget.
-        partner: A full specification, ``linear``, or one without its size: ``highrank-linear``,
-            ``sparse-moe`` or a factorization's title such as ``TRMuMoE``.
-        num_features: Width of the features.
-        num_classes: Number of classes.
-    """
-    from mumoe.factorizations import FACTORIZATIONS
-    from mumoe.models.heads import matched_spec
-
-    sizeless = {"highrank-linear", "sparse-moe", *(kind.title for kind in FACTORIZATIONS.values())}
-    if partner not in sizeless:
-        return partner
-    width = num_features if config.position == "penultimate" else num_classes
-    return matched_spec(partner, config.head, num_features, width)

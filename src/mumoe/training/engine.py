@@ -26,7 +26,7 @@ from mumoe.training.distributed import agree, shard, synchronize_gates, wants_sh
 from mumoe.training.evaluation import evaluate_split, evaluation_batch, sum_of_losses
 from mumoe.training.inputs import Data
 from mumoe.training.mixing import mix, share_of
-from mumoe.training.network import Network
+from mumoe.training.networks import Trained
 from mumoe.training.optimizer import make_optimizer
 from mumoe.training.run import RunFolder
 from mumoe.training.sampler import batches_per_epoch, derived_seed, epoch_batches, least_rows, shares
@@ -34,7 +34,6 @@ from mumoe.training.schedule import learning_rate
 from mumoe.training.signals import Interrupted, StopRequest
 from mumoe.training.sources import Source
 from mumoe.training.trackers import Trackers
-from mumoe.training.whole import WholeNetwork
 
 __all__ = ["Engine"]
 
@@ -57,7 +56,7 @@ class Engine:
     def __init__(
         self,
         config: TrainConfig,
-        network: Network | WholeNetwork,
+        network: Trained,
         source: Source,
         data: Data,
         run: RunFolder,
@@ -83,9 +82,9 @@ class Engine:
         self._started = self._last_save = time.monotonic()
         self._log_bytes = 0
 
-    def _prepare(self, network: Network | WholeNetwork) -> None:
+    def _prepare(self, network: Trained) -> None:
         """Put the network on the device, over the processes, and an optimizer on its parameters."""
-        self.network: Network | WholeNetwork = network.to(self.accelerator.device).train()
+        self.network: Trained = network.to(self.accelerator.device).train()
         if world_size() > 1:
             synchronize_gates(self.network)
         self.sharded = wants_shard(self.config)

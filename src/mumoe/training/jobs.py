@@ -22,24 +22,16 @@ from mumoe.models.heads import Head
 from mumoe.results import EvalResult, RunResult, TrainResult
 from mumoe.training import state
 from mumoe.training.checkpoint import CheckpointError, read
-from mumoe.training.compare import partner_spec, summarize
+from mumoe.training.compare import summarize
 from mumoe.training.config import TrainConfig, read_config
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
-from mumoe.training.inputs import (
-    Data,
-    Inputs,
-    load_inputs,
-    make_network,
-    make_source,
-    settled,
-    with_seed,
-)
-from mumoe.training.network import make_head, parameter_count
+from mumoe.training.inputs import Data, Inputs
+from mumoe.training.networks import parameter_count
 from mumoe.training.opening import StoredRun
 from mumoe.training.run import RunFolder, check_free, check_same_data, find_run, unknown_backbone, write_group_config
 from mumoe.training.sampler import batches_per_epoch, least_rows
-from mumoe.training.whole import WHOLE, make_whole, partner_block
+from mumoe.training.tasks import settled, task_of
 
 __all__ = ["evaluate", "job_result", "load_head", "load_run", "load_run_inputs", "resume", "train"]
 
@@ -143,42 +135,33 @@ def _run_job(
     announce: Callable[[str], None] | None,
 ) -> TrainResult:
     accelerator = make_accelerator(config)
-    members: list[_Member] = []
-
-    def plan(found: Any, num_features: int, image_size: int | None) -> None:
-        if announce is not None and accelerator.is_main_process:
-            announce(found.describe() + (f"; the network reads {image_size} px" if image_size else ""))
-        least = least_rows(config, accelerator.num_processes)
-        batches_per_epoch(len(found.indices("train")), config.batch_size, least)
-        members.extend(_plan(config, out, num_features, len(found.classes)))
-
-    inputs = load_inputs(
-        config,
-        **given,
-        before_features=plan,
-        device=accelerator.device,
-        processes=accelerator,
-        progress=progress and accelerator.is_main_process,
-    )
-    if len(members) > 1 and accelerator.is_main_process:
+    main, task = bool(accelerator.is_main_process), task_of(config)
+    with accelerator.main_process_first():  # which downloads
+        inputs = task.find(**given, progress=progress and main)
+    if announce is not None and main:
+        size = task.image_size(inputs)
+        announce(inputs.data.describe() + (f"; the network reads {size} px" if size else ""))
+    least = least_rows(config, accelerator.num_processes)
+    batches_per_epoch(len(inputs.data.indices("train")), config.batch_size, least)
+    members = _plan(config, out, inputs)
+    inputs = task.extract(inputs, accelerator.device, progress and main, together=True)
+    if len(members) > 1 and main:
         write_group_config(out, config)
-    runs = [_run_member(member, with_seed(inputs, member.config), accelerator, progress) for member in members]
+    runs = [_run_member(member, inputs, accelerator, progress) for member in members]
     result = summarize(str(out), config.head, runs)
-    if accelerator.is_main_process:
+    if main:
         result.save(out / "summary.json")
     return result
 
 
-def _plan(config: TrainConfig, out: Path, num_features: int, num_classes: int) -> list[_Member]:
-    """All runs of a job; every head is built once on paper, so that a wrong one is told before any work."""
-
-    heads = list(dict.fromkeys([config.head, *_partners(config, num_features, num_classes)]))
+def _plan(config: TrainConfig, out: Path, inputs: Inputs) -> list[_Member]:
+    """All runs of a job; every head is built once on the meta device, so that a wrong one is an error at once."""
+    task = task_of(config)
+    heads = list(dict.fromkeys([config.head, *(task.partner(name, inputs) for name in config.against)]))
+    vocabulary = int(inputs.facts.get("vocabulary", 0))
     for head in heads:
         with torch.device("meta"):
-            if config.mode in WHOLE:
-                make_whole(config.replace(head=head), num_classes=num_classes, vocabulary=num_classes)
-            else:
-                make_head(config.replace(head=head), num_features, num_classes)
+            task_of(config.replace(head=head)).empty(inputs.num_features, len(inputs.data.classes), vocabulary)
     seeds = range(config.seed, config.seed + config.seeds)
     members = []
     for seed in seeds:
@@ -191,24 +174,20 @@ def _plan(config: TrainConfig, out: Path, num_features: int, num_classes: int) -
     return members
 
 
-def _partners(config: TrainConfig, num_features: int, num_classes: int) -> list[str]:
-    if config.mode in WHOLE:
-        return [partner_block(config, partner) for partner in config.against]
-    return [partner_spec(config, partner, num_features, num_classes) for partner in config.against]
-
-
 def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: bool) -> RunResult:
     """One run from wherever it stands to its end; a finished one is only read."""
     run = RunFolder(member.path)
     if (member.path / "run.json").is_file() and run.facts().get("state") == "finished":
         return read_result(run)
-    network = make_network(member.config, inputs)
+    task = task_of(member.config)
+    inputs = task.with_seed(inputs)
+    network = task.network(inputs)
     parameters = parameter_count(network)
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(_claim(run, member.config, inputs, parameters))
         accelerator.wait_for_everyone()
-        source = make_source(member.config, inputs, accelerator.device)
+        source = task.source(inputs, accelerator.device)
         engine = Engine(member.config, network, source, inputs.data, run, accelerator, progress=progress)
         with _recorded(run, accelerator.is_main_process):
             engine.restore(_tell)

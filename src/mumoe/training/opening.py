@@ -27,19 +27,10 @@ from mumoe.training.checkpoint import CheckpointError, Snapshot, newest, read
 from mumoe.training.config import TrainConfig
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.evaluation import evaluate_split, evaluation_batch
-from mumoe.training.inputs import (
-    FEATURES,
-    Data,
-    Inputs,
-    cached_features,
-    load_backbone,
-    load_data_of,
-    load_precomputed,
-    make_source,
-)
-from mumoe.training.network import Network, make_head
+from mumoe.training.inputs import FEATURES, Data, Inputs, extracted, load_backbone, load_precomputed
+from mumoe.training.networks import Trained, WholeNetwork
 from mumoe.training.run import RunFolder, check_same_data, unknown_backbone
-from mumoe.training.whole import WHOLE, WholeNetwork, make_whole
+from mumoe.training.tasks import Task, task_of
 
 __all__ = ["StoredRun"]
 
@@ -99,19 +90,24 @@ class StoredRun:
         return tuple(self.facts["classes"])
 
     @property
+    def task(self) -> Task:
+        """What its mode reads and trains."""
+        return task_of(self.config)
+
+    @property
     def on_feature_file(self) -> bool:
         """Whether the data are features that were computed elsewhere."""
-        return self.config.mode == "features" and self.config.data.startswith(FEATURES)
+        return self.task.frozen and self.config.data.startswith(FEATURES)
 
     @property
     def trains_whole(self) -> bool:
         """Whether a whole network was trained from random weights, without a head on a backbone."""
-        return self.config.mode in WHOLE
+        return self.task.whole
 
     @property
     def knows_backbone(self) -> bool:
         """Whether images can go through the network: its backbone is recorded, was trained, or was given."""
-        if self.config.mode != "features" or self._backbone is not None:
+        if not self.task.frozen or self._backbone is not None:
             return True
         return not self.on_feature_file and self.facts.get("backbone") is not None
 
@@ -131,7 +127,7 @@ class StoredRun:
         """
         found = self._precomputed[0] if self.on_feature_file and self._data is None else self._data
         if found is None:
-            found = load_data_of(self.config, self.progress)
+            found = self.task.load_data(self.progress)
         check_same_data(self.folder, found)
         name = self.facts["data"]["name"]
         return found if found.name == name or self._data is not None else replace(found, name=name)
@@ -149,7 +145,7 @@ class StoredRun:
             JobError: If a run that trained its backbone has no whole checkpoint.
         """
         data = self.data
-        if self.config.mode in WHOLE:
+        if self.task.whole:
             return Inputs(data, None, None, 0)
         if self._features is not None:
             return Inputs(data, self._backbone, self._features, int(self._features.shape[1]))
@@ -158,15 +154,15 @@ class StoredRun:
             return Inputs(data, None, features, int(features.shape[1]))
         if (found := self._found_features()) is not None:
             return Inputs(data, self._backbone, found, int(found.shape[1]))
-        if self.config.mode == "finetune":
+        if not self.task.frozen:
             _ = self.network  # its weights are the backbone's
-        features = cached_features(self.config, data, self.backbone, self.device, self.progress, together=True)
+        features = extracted(self.config, data, self.backbone, self.device, self.progress, together=True).x
         return Inputs(data, self.backbone, features, int(features.shape[1]))
 
     def _found_features(self) -> npt.NDArray[np.float32] | None:
         """The features that the run was trained on, if the cache still has them: then no backbone is needed."""
         key = str(self.facts.get("features", ""))
-        if not key or self.config.mode != "features" or self._backbone is not None:
+        if not key or not self.task.frozen or self._backbone is not None:
             return None
         from mumoe.models.features import find_features
 
@@ -182,7 +178,7 @@ class StoredRun:
         Raises:
             UserError: If the run does not know its backbone, or the weights are not those that it was trained on.
         """
-        frozen = self.config.mode == "features"
+        frozen = self.task.frozen
         if self._backbone is None and not self.knows_backbone:
             raise unknown_backbone(self.folder, self.config)
         built = self._backbone
@@ -196,20 +192,16 @@ class StoredRun:
         return built
 
     @functools.cached_property
-    def _restored(self) -> tuple[Network | WholeNetwork, int]:
-        network: Network | WholeNetwork
-        config, facts = self.config, self.facts
-        if config.mode in WHOLE:
-            network = make_whole(config, num_classes=len(self.classes), vocabulary=int(facts.get("vocabulary", 0)))
-        else:
-            head = make_head(config, int(facts["num_features"]), len(self.classes))
-            network = Network(head, None if config.mode == "features" else self.backbone)
-        found = _chosen(self.folder, config, network)
+    def _restored(self) -> tuple[Trained, int]:
+        backbone = None if self.task.whole or self.task.frozen else self.backbone
+        sizes = int(self.facts["num_features"]), len(self.classes), int(self.facts.get("vocabulary", 0))
+        network = self.task.empty(*sizes, backbone)
+        found = _chosen(self.folder, self.config, network)
         state.restore_model(network, found.tensors["model"])
         return network.eval().to(self.device), found.step
 
     @property
-    def network(self) -> Network | WholeNetwork:
+    def network(self) -> Trained:
         """What was trained, in eval mode.
 
         Raises:
@@ -269,8 +261,9 @@ class StoredRun:
         if not len(self.data.indices(split)):
             raise UserError(f"evaluate: expected images in the {split} split of {self.data.name}, got none.")
         network = self.network.to(accelerator.device)
-        inputs = Inputs(self.data, self.backbone, None, 0) if self.config.mode == "finetune" else self.inputs
-        source = make_source(config, inputs, accelerator.device)
+        trained = not self.task.whole and not self.task.frozen
+        inputs = Inputs(self.data, self.backbone, None, 0) if trained else self.inputs
+        source = task_of(config).source(inputs, accelerator.device)
         size = evaluation_batch(config, network)
         facts = {"run": str(self.path), "step": self.step}
         return evaluate_split(network, source, self.data, split, accelerator, size, **facts)

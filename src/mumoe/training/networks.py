@@ -1,4 +1,7 @@
-"""Whole networks from random weights: MLP-Mixers on images, GPT-2 on text, with the MLPs that `head` names."""
+"""What is trained: a head on cached features, a backbone with a head, or a whole network from random weights.
+
+Whole networks are MLP-Mixers on images and GPT-2 on text, with the MLPs that `head` names.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,115 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from mumoe.errors import UserError, unknown_name
+from mumoe.factorizations import FACTORIZATIONS
 from mumoe.models.block_specs import MLP
+from mumoe.models.heads import Head, build_head, matched_spec
 from mumoe.training.config import TrainConfig, parse_options
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["WHOLE", "WholeNetwork", "context_of", "image_side", "image_transform", "make_whole", "partner_block"]
-
-WHOLE = ("scratch", "text")
-"""Modes in which a whole network is trained from random weights."""
+__all__ = [
+    "Network",
+    "Trained",
+    "WholeNetwork",
+    "column_statistics",
+    "context_of",
+    "image_side",
+    "image_transform",
+    "is_mumoe",
+    "make_gpt2",
+    "make_head",
+    "make_mixer",
+    "parameter_count",
+    "partner_block",
+    "partner_spec",
+]
 
 _COMMON = {"wiring": "block", "dropout": 0.0}
 _DEFAULTS = {"scratch": "mixer-s16", "text": "gpt2"}
 _MEAN = _STD = (0.5, 0.5, 0.5)
+
+
+def column_statistics(x: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column over some rows, in float64 and by blocks of rows.
+
+    Shape:
+        x (num_images, num_features); returns two (num_features,) float32.
+    """
+    blocks = np.array_split(rows, max(1, len(rows) // 4096))
+    mean = sum(np.asarray(x[block], dtype=np.float64).sum(0) for block in blocks) / len(rows)
+    squares = sum(((np.asarray(x[block], dtype=np.float64) - mean) ** 2).sum(0) for block in blocks)
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(squares / len(rows))).float()
+
+
+def is_mumoe(spec: str) -> bool:
+    """Whether a specification names one of the layer's factorizations."""
+    return spec.partition("-")[0] in {kind.title for kind in FACTORIZATIONS.values()}
+
+
+def make_head(config: TrainConfig, num_features: int, num_classes: int) -> Head:
+    """Build the head that a config asks for.
+
+    Raises:
+        UserError: If the specification, the gate or the norm is not known.
+    """
+    options: Mapping[str, Any] = {"gate": config.gate, "norm": config.norm} if is_mumoe(config.head) else {}
+    return build_head(config.head, num_features, num_classes, position=config.position, **options)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of parameters that are trained."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+class Network(nn.Module):
+    """Backbone (when it is trained) and head as one module, as the loop trains it.
+
+    Shape:
+        Images (B, 3, H, W), or features (B, num_features) without a backbone -> logits (B, num_classes) and
+        the scalar load-balancing loss.
+    """
+
+    def __init__(self, head: Head, backbone: nn.Module | None = None) -> None:
+        super().__init__()
+        self.head = head
+        self.backbone = backbone
+
+    @property
+    def on_features(self) -> bool:
+        """Whether it reads features: then batches can be large when it is evaluated."""
+        return self.backbone is None
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        features = inputs if self.backbone is None else self.backbone(inputs)
+        return self.head.forward_with_loss(features)
+
+
+def partner_spec(config: TrainConfig, partner: str, num_features: int, num_classes: int) -> str:
+    """A partner's full specification: as given, or of the size whose parameters match the head's.
+
+    Args:
+        config: The job whose head sets the budget.
+        partner: A full specification, ``linear``, or one without its size: ``highrank-linear``,
+            ``sparse-moe`` or a factorization's title such as ``TRMuMoE``.
+        num_features: Width of the features.
+        num_classes: Number of classes.
+    """
+    sizeless = {"highrank-linear", "sparse-moe", *(kind.title for kind in FACTORIZATIONS.values())}
+    if partner not in sizeless:
+        return partner
+    width = num_features if config.position == "penultimate" else num_classes
+    return matched_spec(partner, config.head, num_features, width)
+
+
+# Whole networks -------------------------------------------------------------------------------------------
 
 
 class WholeNetwork(nn.Module):
@@ -45,42 +139,36 @@ class WholeNetwork(nn.Module):
         return logits, logits.new_zeros(())
 
 
-def make_whole(config: TrainConfig, *, num_classes: int = 0, vocabulary: int = 0) -> WholeNetwork:
-    """The network that a config asks for.
-
-    Args:
-        config: A config of mode scratch or text.
-        num_classes: Number of classes, for images.
-        vocabulary: Number of tokens, for text.
+def make_mixer(config: TrainConfig, num_classes: int) -> WholeNetwork:
+    """The MLP-Mixer that a config of mode scratch asks for.
 
     Raises:
         UserError: If the network, an option or the specification is not known, or sizes do not fit.
     """
-    if config.mode == "text":
-        return WholeNetwork(_gpt2(config, vocabulary), text=True)
-    return WholeNetwork(_mixer(config, num_classes), text=False)
-
-
-def _mixer(config: TrainConfig, num_classes: int) -> nn.Module:
-    from mumoe.models.mixer import MIXERS, create_mixer
+    from mumoe.models.mixer import MIXERS, create_mixer  # timm
 
     shape = _named(config, MIXERS)
     sizes, options = _options(config, asdict(shape), {**_COMMON, "drop_path": 0.0})
     if config.image_size:
         sizes["image_size"] = config.image_size
     spec = {"shape": replace(shape, **sizes), "gate": config.gate, "norm": config.norm}
-    return create_mixer(config.head, num_classes=num_classes, **spec, **options)
+    return WholeNetwork(create_mixer(config.head, num_classes=num_classes, **spec, **options), text=False)
 
 
-def _gpt2(config: TrainConfig, vocabulary: int) -> nn.Module:
-    from mumoe.models.gpt2 import GPT2S, create_gpt2
+def make_gpt2(config: TrainConfig, vocabulary: int) -> WholeNetwork:
+    """The GPT-2 that a config of mode text asks for, over a vocabulary of so many tokens.
+
+    Raises:
+        UserError: As `make_mixer`.
+    """
+    from mumoe.models.gpt2 import GPT2S, create_gpt2  # transformers
 
     shape = _named(config, GPT2S)
     sizes, options = _options(config, asdict(shape), {**_COMMON, "bias": False})
     spec = {"shape": replace(shape, **{**sizes, "vocabulary": vocabulary}), "gate": config.gate, "norm": config.norm}
     if config.head == MLP:
         spec["norm"] = "layer"
-    return create_gpt2(config.head, **spec, **options)
+    return WholeNetwork(create_gpt2(config.head, **spec, **options), text=True)
 
 
 def _named(config: TrainConfig, shapes: Mapping[str, Any]) -> Any:
@@ -110,9 +198,13 @@ def _options(
     )
 
 
+Trained = Network | WholeNetwork
+"""What the loop trains."""
+
+
 def context_of(config: TrainConfig) -> int:
     """Tokens of a window of text: the context of the network."""
-    from mumoe.models.gpt2 import GPT2S
+    from mumoe.models.gpt2 import GPT2S  # transformers
 
     shape = _named(config, GPT2S)
     sizes, _ = _options(config, asdict(shape), {**_COMMON, "bias": False})
@@ -128,7 +220,7 @@ def partner_block(config: TrainConfig, partner: str) -> str:
 def image_side(config: TrainConfig) -> int:
     """Side of the images in pixels, in mode scratch."""
     with torch.device("meta"):
-        return int(_mixer(config.replace(head=MLP), 1).stem.img_size[0])  # type: ignore[index, union-attr]
+        return int(make_mixer(config.replace(head=MLP), 1).model.stem.img_size[0])  # type: ignore[index, union-attr]
 
 
 def image_transform(config: TrainConfig, train: bool) -> Callable[[Image.Image], Tensor]:
