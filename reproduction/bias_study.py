@@ -26,7 +26,7 @@ from mumoe.files import read_json, write_json
 from mumoe.layers import MuMoE
 from mumoe.models.heads import build_head, matched_spec
 from mumoe.progress import Progress
-from mumoe.training import load_run, resume, train
+from mumoe.training import StoredRun, resume, train
 from reproduction import bias_report
 from reproduction.bias import RETRAINING, Retraining, RetrainingBench, run_seed
 from reproduction.bias_sets import celeba_bias
@@ -243,7 +243,7 @@ class TunedBench(RetrainingBench):
 
     def _opened(self, strategy: str, spec: str, strength: float) -> _Tuned:
         folder = self._ensure(strategy, spec, strength)
-        model: Any = load_run(folder, backbone=self._empty())[0]
+        model: Any = StoredRun(folder, backbone=self._empty(), device="cpu").model
         return _Tuned(model.head, folder)
 
     def _empty(self) -> Any:

@@ -26,7 +26,7 @@ from mumoe.files import write_json
 from mumoe.models.gpt2 import generate_text
 from mumoe.parsing import parse
 from mumoe.results import TrainResult
-from mumoe.training import load_run, load_run_inputs
+from mumoe.training import StoredRun
 from reproduction.networks import RECIPES, train_recipe, write_results
 
 __all__ = ["Options", "Steered", "main", "steered_classes", "steering", "worth_most"]
@@ -73,17 +73,18 @@ def main(options: Options) -> None:
 def look_inside(result: TrainResult, options: Options, out: Path) -> None:
     """Samples of every network, and the experts of the first one."""
     firsts = {run.head: run.run for run in reversed(result.runs)}
-    data: TextData = load_run_inputs(firsts[result.head], progress=False).data
-    samples = {head: _samples(load_run(run)[0], data, options.tokens) for head, run in firsts.items()}
+    data: TextData = StoredRun(firsts[result.head], progress=False, device="cpu").data
+    samples = {head: _samples(StoredRun(run, device="cpu").model, data, options.tokens) for head, run in firsts.items()}
     (out / "samples.md").write_text(_sample_page(samples), encoding="utf-8")
-    model, _, facts = load_run(firsts[result.head])
+    opened = StoredRun(firsts[result.head], device="cpu")
+    model = opened.model
     study = study_text(
         model,
         data,
         windows=options.windows,
         ablated_windows=options.ablated_windows,
-        run=f"{result.head}, seed {facts['seed']}",
-        step=int(facts["step"]),
+        run=f"{result.head}, seed {opened.facts['seed']}",
+        step=opened.step,
     )
     write_text_view(study, out, data.credits)
     write_json(out / "steering.json", steering(model, data, study, tokens=min(options.tokens, 64)))

@@ -27,7 +27,7 @@ from mumoe.data.base import ImageData
 from mumoe.files import write_json
 from mumoe.layers import MuMoE
 from mumoe.progress import Progress
-from mumoe.training import load_head, load_run, resume, train
+from mumoe.training import StoredRun, resume, train
 from mumoe.training.inputs import Inputs, extracted, load_backbone
 from mumoe.training.tasks import load_inputs, task_of
 from reproduction.cells import Cell
@@ -169,8 +169,8 @@ class Workshop:
         part = subset(inputs.data, rows)
         if inputs.features is not None:
             features = np.ascontiguousarray(inputs.features[rows])
-            return load_head(folder)[0], dataclasses.replace(inputs, data=part, features=features)
-        model: Any = load_run(folder, backbone=copy.deepcopy(inputs.backbone))[0]
+            return StoredRun(folder, device="cpu").head, dataclasses.replace(inputs, data=part, features=features)
+        model: Any = StoredRun(folder, backbone=copy.deepcopy(inputs.backbone), device="cpu").model
         features = self._extract(model.backbone, folder, cell, part)
         return model.head, Inputs(part, model.backbone, features, features.shape[1])
 
@@ -178,7 +178,7 @@ class Workshop:
         self, folder: Path, cell: Cell, rows: npt.NDArray[np.int64], inputs: Inputs
     ) -> npt.NDArray[np.float32]:
         """(rows, num_features) of some images by the backbone that a run trained."""
-        model: Any = load_run(folder, backbone=copy.deepcopy(inputs.backbone))[0]
+        model: Any = StoredRun(folder, backbone=copy.deepcopy(inputs.backbone), device="cpu").model
         return self._extract(model.backbone, folder, cell, subset(inputs.data, rows))
 
     def _extract(self, backbone: Any, folder: Path, cell: Cell, part: ImageData) -> npt.NDArray[np.float32]:

@@ -86,12 +86,12 @@ def test_a_cell_stopped_before_its_analysis_is_not_trained_again(tmp_path, monke
 
 
 def test_seeds_differ_and_a_frozen_gate_stays_as_drawn(done):
-    from mumoe.training import load_head
+    from mumoe.training import StoredRun
     from mumoe.training.inputs import Inputs
     from mumoe.training.tasks import task_of
 
     def weights(gate, seed):
-        head, _, _ = load_head(done[0] / "cells" / f"CPMuMoE-r4-e4-{gate}-seed{seed}")
+        head = StoredRun(done[0] / "cells" / f"CPMuMoE-r4-e4-{gate}-seed{seed}", device="cpu").head
         return head.layer.gate.weights[0]
 
     data = make_data()

@@ -23,7 +23,7 @@ from mumoe.deploy.model import ImageClassifier
 from mumoe.editing.files import save_edits
 from mumoe.editing.stack import EditStack
 from mumoe.editing.texts import parse_edit
-from mumoe.training import TrainConfig, load_head, train
+from mumoe.training import StoredRun, TrainConfig, train
 from training.made_up_training import make_text
 
 SWEEP = 'data = "features:single.safetensors"\nepochs = 2\nbatch_size = 30\nlr = 0.02\n'
@@ -40,7 +40,7 @@ def attributes_world(folder: Path) -> None:
             ("hierarchy", {"head": "CPMuMoE-r8-e4x2"}),
         ):
             train(TrainConfig(**{**common, **changes}, out=out), progress=False)
-        stack = EditStack(load_head("run")[0].layer)
+        stack = EditStack(StoredRun("run", device="cpu").head.layer)
         for text in ("ablate:3", "scale:2=0.3"):
             stack.add(parse_edit(text, ("blond", "male", "smiling")))
         save_edits(folder / "edits.json", stack, {})
@@ -96,7 +96,7 @@ def pictures_world(folder: Path) -> None:
             train(TrainConfig(**common, head=head, seed=seed, epochs=8, data_options=both, out=out), progress=False)
         one = ("label_column=studio",)
         train(TrainConfig(**common, head="CPMuMoE-r8-e6", epochs=8, data_options=one, out="single"), progress=False)
-        stack = EditStack(load_head("run")[0].layer)
+        stack = EditStack(StoredRun("run", device="cpu").head.layer)
         stack.add(parse_edit("swap:1=2", CLASSES))
         save_edits(folder / "edits.json", stack, {})
         analyze_run(Options("run", resamples=20, images=2, quiet=True))

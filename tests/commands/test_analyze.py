@@ -88,11 +88,11 @@ def test_every_option_changes_what_is_written(run, changed):
 
 def test_counts_are_those_of_the_plain_method(run):
     """Accuracies per class with each expert ablated, by the trained head itself."""
-    from mumoe.training import load_head
+    from mumoe.training import StoredRun
 
     data = make_data()
     rows = data.indices("test")
-    head, _, _ = load_head(run)
+    head = StoredRun(run, device="cpu").head
     x, labels = torch.from_numpy(make_features(data)[rows]), data.labels[rows]
     found = analyze(run, images=0, resamples=0).study.units[0].modes["zero"]
     effects = {effect.unit: dict(effect.losses) for effect in found.effects}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mumoe.commands.analyze import Options, analyze_run
-from mumoe.training import load_run, load_run_inputs
+from mumoe.training import StoredRun
 from training.made_up_training import make_data
 
 
@@ -27,7 +27,7 @@ def test_counts_are_those_of_the_whole_network(run, tmp_path, monkeypatch):
     options = Options(str(run), split="train", images=0, resamples=0, quiet=True)
     units = analyze_run(options, data=data).study.units
     found = next(unit for unit in units if unit.units == "level 0").modes["zero"]
-    model = load_run(run)[0]
+    model = StoredRun(run, device="cpu").model
     before = right_answers(model, data, rows)
     assert found.accuracy == pytest.approx(before.sum() / len(rows))
     effects = {effect.unit: dict(effect.losses) for effect in found.effects}
@@ -41,8 +41,8 @@ def test_counts_are_those_of_the_whole_network(run, tmp_path, monkeypatch):
 def test_the_inputs_are_the_trained_backbones_features(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MUMOE_CACHE", str(tmp_path))
     data = make_data(60)
-    inputs = load_run_inputs(run, data=data, progress=False)
-    backbone = load_run(run)[0].backbone
+    inputs = StoredRun(run, data=data, progress=False, device="cpu").inputs
+    backbone = StoredRun(run, device="cpu").model.backbone
     with torch.no_grad():
         first = backbone(backbone.transform(False)(data.open_image(0))[None])[0]
     assert inputs.features.shape == (60, backbone.num_features)

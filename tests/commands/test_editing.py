@@ -19,7 +19,7 @@ from mumoe.editing.edits import Ablate, Rewrite, SetOutput, Swap
 from mumoe.editing.files import load_edits, read_edit_file
 from mumoe.editing.runs import edited_head, open_run
 from mumoe.models.heads import build_head
-from mumoe.training import TrainConfig, train
+from mumoe.training import StoredRun, TrainConfig, train
 from training.made_up_training import made_up_image
 
 CLASSES = ("blond", "male", "smiling")
@@ -393,9 +393,8 @@ def test_edits_that_do_not_exist_are_answered_before_anything_is_loaded(run, cap
     content = json.loads(file.read_text())
     content["edits"][0]["expert"] = 999
     file.write_text(json.dumps(content))
-    for name in ("load_head", "load_run"):
-        monkeypatch.setattr(f"mumoe.training.{name}", lambda *_, **__: pytest.fail("weights were loaded"))
-    monkeypatch.setattr("mumoe.training.tasks.load_inputs", lambda *_, **__: pytest.fail("data was loaded"))
+    for name in ("network", "data"):
+        monkeypatch.setattr(StoredRun, name, property(lambda _: pytest.fail("weights or data were loaded")))
     arguments = {
         "edit": ("edit", run, *WHO, "--base", file),
         "hand": ("edit", run, "--do", "ablate:1", "ablate:999"),

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from commands.test_editing import WHO, call, write_features
 from mumoe.editing.files import read_edit_file
-from mumoe.training import TrainConfig, load_head, train
+from mumoe.training import StoredRun, TrainConfig, train
 from mumoe.training.run import RunFolder
 
 
@@ -35,11 +35,11 @@ def pair(tmp_path_factory):
 
 
 def test_training_and_the_chosen_checkpoint(pair):
-    first, second = (load_head(run) for run in pair)
-    state = second[0].state_dict()
+    first, second = (StoredRun(run, device="cpu") for run in pair)
+    state = second.head.state_dict()
     assert any(float(tensor.abs().max()) > 0.1 for tensor in state.values() if tensor.is_floating_point())
-    assert all(bool((tensor == state[name]).all()) for name, tensor in first[0].state_dict().items())
-    assert first[2]["step"] == second[2]["step"]
+    assert all(bool((tensor == state[name]).all()) for name, tensor in first.head.state_dict().items())
+    assert first.step == second.step
     results = [RunFolder.open(run).facts()["result"]["evaluations"] for run in pair]
     assert {**results[0]["val"], "run": ""} == {**results[1]["val"], "run": ""}
     assert (

@@ -10,7 +10,7 @@ import torch
 import mumoe
 from mumoe.errors import UserError
 from mumoe.models.heads import Head
-from mumoe.training import TrainConfig, evaluate, load_head, train
+from mumoe.training import StoredRun, TrainConfig, evaluate, train
 from training.made_up_training import CLASSES, made_up_image, make_data, make_features
 
 
@@ -42,7 +42,7 @@ def test_ready_features_give_the_head_and_no_transform(features_run: Path) -> No
     assert opened.transform is None
     features = torch.from_numpy(make_features(make_data(60)))
     with torch.inference_mode():
-        assert torch.equal(head(features), load_head(features_run)[0](features))
+        assert torch.equal(head(features), StoredRun(features_run, device="cpu").head(features))
     with pytest.raises(UserError, match="got one trained on features that were passed in"):
         _ = opened.classifier
 

@@ -20,7 +20,7 @@ from mumoe.deploy.model import ImageClassifier
 from mumoe.editing.edits import Rewrite, SetOutput
 from mumoe.editing.stack import EditStack
 from mumoe.errors import JobError, UserError
-from mumoe.training import load_run
+from mumoe.training import StoredRun
 from training.made_up_training import CLASSES, made_up_image
 
 CONFIG: dict[str, Any] = {
@@ -65,7 +65,7 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_round_trip_is_exact_and_offline(name: str, request: pytest.FixtureRequest, tmp_path: Path, sealed) -> None:
     run = request.getfixturevalue(name)
     model = ImageClassifier.from_run(run)
-    assert torch.equal(logits(model), logits(load_run(run)[0]))
+    assert torch.equal(logits(model), logits(StoredRun(run, device="cpu").model))
     model.save_pretrained(tmp_path / "saved")
     again = ImageClassifier.from_pretrained(tmp_path / "saved")
     assert torch.equal(logits(again), logits(model))

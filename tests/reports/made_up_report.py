@@ -12,7 +12,7 @@ from mumoe.editing.fairness import Bootstrap, fairness_report
 from mumoe.editing.files import save_edits
 from mumoe.editing.stack import EditStack
 from mumoe.editing.texts import parse_edit
-from mumoe.training import TrainConfig, load_head, train
+from mumoe.training import StoredRun, TrainConfig, train
 
 NAMES = ("red", "<b>green</b>", "blue & 'teal'", 'grey "x"', "=black", "never </script><script>alert(1)</script> seen")
 
@@ -40,7 +40,7 @@ def analyzed(folder, **options):
 
 def edited(run):
     """Two files of edits beside a run: one for a subgroup, with how its strength was chosen, one by hand."""
-    layer = load_head(run)[0].layer
+    layer = StoredRun(run, device="cpu").head.layer
     (run / "edits").mkdir()
     stack = EditStack(layer)
     stack.add(parse_edit("ablate:1/0", NAMES))

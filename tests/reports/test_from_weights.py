@@ -18,7 +18,7 @@ from mumoe.analysis.interventions import intervene
 from mumoe.reports import site
 from mumoe.reports.expert_views import _right_answers
 from mumoe.results import EvalResult
-from mumoe.training import load_head
+from mumoe.training import StoredRun
 from tests_support import mix, weight_by_formula
 
 LEAST = 3
@@ -28,7 +28,7 @@ class Source:
     """A head's answers on test images, with and without each expert, from its factors in float64."""
 
     def __init__(self, run):
-        self.head, self.data = load_head(run)[0], named_data()
+        self.head, self.data = StoredRun(run, device="cpu").head, named_data()
         self.rows = self.data.indices("test")
         self.labels = self.data.labels[self.rows]
         self.layer = self.head.layer

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from made_up_training import make_data, make_features
 
-from mumoe.training import TrainConfig, load_head, resume, train
+from mumoe.training import StoredRun, TrainConfig, resume, train
 
 DATA = make_data(200)
 FEATURES = make_features(DATA)
@@ -64,7 +64,7 @@ def go_on(run: Path) -> None:
     if not (run / "config.toml").exists():
         return start(run)
     if any((run / "checkpoints").glob("step-*")):
-        load_head(run)
+        _ = StoredRun(run, device="cpu").head
     resume(run, data=DATA, features=FEATURES, progress=False)
     return None
 

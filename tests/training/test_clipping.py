@@ -11,7 +11,7 @@ from made_up_training import make_data, make_features
 from safetensors.torch import load_file
 
 from mumoe.models.heads import build_head
-from mumoe.training import TrainConfig, load_head, train
+from mumoe.training import StoredRun, TrainConfig, train
 
 
 def gradients(out: Path, **settings: object) -> dict[str, torch.Tensor]:
@@ -50,7 +50,7 @@ def test_the_gradient_is_that_of_the_mean_loss(tmp_path: Path) -> None:
     features = make_features(data)
     rows = data.indices("train")
     found = gradients(tmp_path / "run", batch_size=len(rows), lr=0.0, weight_decay=0.0)
-    head, _, _ = load_head(tmp_path / "run")
+    head = StoredRun(tmp_path / "run", device="cpu").head
     fresh = build_head("CPMuMoE-r3-e4", features.shape[1], 4)
     fresh.load_state_dict(head.state_dict())
     fresh.train()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from mumoe.gating import BatchNorm
 from mumoe.layers import MuMoE
-from mumoe.training import load_head, load_run, resume
+from mumoe.training import StoredRun, resume
 from mumoe.training.distributed import SynchronizedBatchNorm, sum_over_processes, synchronize_gates
 from mumoe.training.run import RunFolder
 
@@ -73,7 +73,8 @@ def free_port() -> str:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     whole = RunFolder.open(run).config().mode in ("scratch", "text")
-    return (load_run(run) if whole else load_head(run))[0].state_dict()
+    opened = StoredRun(run, device="cpu")
+    return (opened.model if whole else opened.head).state_dict()
 
 
 @pytest.mark.slow

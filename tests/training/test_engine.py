@@ -14,7 +14,7 @@ import torch
 from made_up_training import CLASSES, make_data, make_features, tiny_backbone
 
 from mumoe.errors import JobError
-from mumoe.training import Interrupted, load_head, resume, train
+from mumoe.training import Interrupted, StoredRun, resume, train
 from mumoe.training.engine import Engine
 from mumoe.training.evaluation import Tally, sum_of_losses
 from mumoe.training.run import RunFolder
@@ -127,7 +127,7 @@ def test_accumulated_parts_equal_the_whole_batch(config, data, features, tmp_pat
         out = str(tmp_path / f"{parts}")
         train(config.replace(out=out, accumulate=parts), data=data, features=features, progress=False)
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "3"), abs=1e-6)
-    one, three = (load_head(tmp_path / name)[0].state_dict() for name in ("1", "3"))
+    one, three = (StoredRun(tmp_path / name, device="cpu").head.state_dict() for name in ("1", "3"))
     for name, tensor in one.items():
         torch.testing.assert_close(three[name], tensor, atol=1e-5, rtol=1e-5)
 
@@ -141,7 +141,7 @@ def test_a_batch_normalized_gate_sees_the_parts(config, data, features, tmp_path
 
 def test_features_are_standardized_by_the_training_split_in_the_saved_model(config, data, features):
     train(config, data=data, features=features, progress=False)
-    head, _, _ = load_head(config.out)
+    head = StoredRun(config.out, device="cpu").head
     train_rows = features[data.indices("train")]
     np.testing.assert_allclose(head.mean.numpy(), train_rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(head.scale.numpy(), 1 / train_rows.std(0), rtol=1e-4)
@@ -160,7 +160,7 @@ def test_the_best_checkpoint_on_validation_is_the_result(config, data, features,
     monkeypatch.setattr(Engine, "evaluate", evaluate)
     result = train(config, data=data, features=features, progress=False)
     assert result.runs[0].step == 10
-    assert load_head(config.out)[2]["step"] == 10
+    assert StoredRun(config.out, device="cpu").step == 10
     kept = sorted(path.name for path in (Path(config.out) / "checkpoints").iterdir())
     assert kept == ["step-00000010", "step-00000030"]
 

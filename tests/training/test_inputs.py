@@ -9,7 +9,7 @@ import pytest
 from made_up_training import make_data
 
 from mumoe.data.base import Attribute
-from mumoe.training import TrainConfig, evaluate, load_run, train
+from mumoe.training import StoredRun, TrainConfig, evaluate, train
 from mumoe.training.run import RunFolder
 from mumoe.training.tasks import settled
 
@@ -24,7 +24,7 @@ def test_a_run_on_a_backbone_with_random_weights_opens_again(config, data, tmp_p
         assert RunFolder.open(out).config().backbone_seed == seed
         again = evaluate(out, data=data, progress=False)
         assert again.loss == result.runs[0].evaluations["test"].loss
-        prints.append(load_run(out)[0].backbone.fingerprint)
+        prints.append(StoredRun(out, device="cpu").model.backbone.fingerprint)
     assert prints[0] != prints[1]
 
 

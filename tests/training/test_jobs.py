@@ -16,7 +16,7 @@ from made_up_training import CLASSES, make_data, tiny_backbone
 
 from mumoe.errors import JobError, UserError
 from mumoe.results import TrainResult
-from mumoe.training import Interrupted, TrainConfig, evaluate, load_head, load_run, read_config, resume, train
+from mumoe.training import Interrupted, StoredRun, TrainConfig, evaluate, read_config, resume, train
 from mumoe.training.compare import compare, spread
 from mumoe.training.engine import Engine
 from mumoe.training.metrics_log import MetricsLog
@@ -85,7 +85,8 @@ def test_each_seed_may_have_its_own_split(config, data, features, monkeypatch):
     train(config.replace(seeds=2, vary_split=True), features=features, progress=False)
     prints = [run.facts()["data"]["fingerprint"] for run in find_run(config.out)]
     assert prints == ["0", "1"]
-    assert load_head(find_run(config.out)[0].path)[0].mean[0] != load_head(find_run(config.out)[1].path)[0].mean[0]
+    first, second = (StoredRun(run.path, device="cpu").head for run in find_run(config.out))
+    assert first.mean[0] != second.mean[0]
 
 
 def test_a_finished_run_is_only_read(config, data, features):
@@ -142,13 +143,13 @@ def test_a_fine_tuned_run_loads_backbone_and_head(config):
     result = train(config, data=data, backbone=backbone, progress=False)
     other = tiny_backbone()
     torch.nn.init.zeros_(other.conv.weight)
-    model, loaded, facts = load_run(config.out, backbone=other)
-    assert loaded.mode == "finetune"
-    assert facts["classes"] == list(CLASSES)
+    opened = StoredRun(config.out, backbone=other, device="cpu")
+    assert opened.config.mode == "finetune"
+    assert opened.classes == CLASSES
     rows = data.indices("test")
     images = torch.stack([other.transform(train=False)(data.open_image(i)) for i in rows])
     with torch.no_grad():
-        accuracy = (model(images).argmax(1).numpy() == data.labels[rows]).mean()
+        accuracy = (opened.model(images).argmax(1).numpy() == data.labels[rows]).mean()
     assert accuracy == pytest.approx(result.runs[0].evaluations["test"].accuracy)
 
 
@@ -156,9 +157,9 @@ def test_a_head_on_other_backbone_weights_is_refused(config, data, features):
     train(config, data=data, features=features, backbone=tiny_backbone(), progress=False)
     other = tiny_backbone()
     other.fingerprint = "another"
-    assert load_run(config.out, backbone=tiny_backbone())[0].training is False
+    assert StoredRun(config.out, backbone=tiny_backbone(), device="cpu").model.training is False
     with pytest.raises(UserError, match="expected the backbone weights that the head was trained on"):
-        load_run(config.out, backbone=other)
+        _ = StoredRun(config.out, backbone=other, device="cpu").model
 
 
 # What cannot be done
@@ -263,10 +264,10 @@ def test_a_run_without_checkpoint_says_how_to_go_on(config, data, features, monk
     with pytest.raises(JobError, match="stop"):
         train(config, data=data, features=features, progress=False)
     with pytest.raises(JobError, match="expected a checkpoint, got none yet"):
-        load_head(config.out)
+        _ = StoredRun(config.out, device="cpu").head
     monkeypatch.undo()
     resume(config.out, data=data, features=features, progress=False)
-    assert load_head(config.out)[2]["step"] == 15
+    assert StoredRun(config.out, device="cpu").step == 15
 
 
 def test_a_damaged_run_json_is_told(config, data, features):
@@ -274,7 +275,7 @@ def test_a_damaged_run_json_is_told(config, data, features):
     path = Path(config.out) / "run.json"
     path.write_text(path.read_text()[:50])
     with pytest.raises(JobError, match=r"run.json is not JSON"):
-        load_head(config.out)
+        _ = StoredRun(config.out, device="cpu").head
 
 
 def test_the_log_keeps_only_what_the_checkpoint_knows(tmp_path):
@@ -312,7 +313,7 @@ def test_a_disk_that_fills_up_while_training_keeps_what_was_saved(config, data, 
     with pytest.raises(JobError, match=r"the disk is full. Free some space. Earlier checkpoints are untouched"):
         train(config, data=data, features=features, progress=False)
     assert RunFolder.open(config.out).facts()["state"] == "failed"
-    assert load_head(config.out)[2]["step"] == 9
+    assert StoredRun(config.out, device="cpu").step == 9
     monkeypatch.undo()
     assert resume(config.out, data=data, features=features, progress=False).runs[0].step == 15
 

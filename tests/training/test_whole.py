@@ -15,7 +15,7 @@ from test_engine import bits, losses, rows, stop_at
 from mumoe.data.text import TOKEN_CLASSES, open_text
 from mumoe.errors import UserError
 from mumoe.models.mixer import MixerShape, create_mixer
-from mumoe.training import Interrupted, TrainConfig, evaluate, load_head, load_run, resume, train
+from mumoe.training import Interrupted, StoredRun, TrainConfig, evaluate, resume, train
 from mumoe.training.evaluation import Tally, sum_of_losses
 from mumoe.training.mixing import mix, share_of
 from mumoe.training.optimizer import decayed, make_optimizer
@@ -114,7 +114,8 @@ def test_a_mixer_stopped_mid_epoch_goes_on_to_the_bits_of_a_run_never_stopped(sc
 
 def test_what_was_trained_is_loaded_and_evaluated_again(language, scratch, tmp_path):
     trained = train(language, progress=False).runs[0].evaluations["test"]
-    model, _, facts = load_run(language.out)
+    opened = StoredRun(language.out, device="cpu")
+    model = opened.model
     again = evaluate(language.out, "test", progress=False)
     assert (again.loss, again.bits_per_byte) == (trained.loss, trained.bits_per_byte)
     data = open_text(Path(language.data.removeprefix("tokens:")), context=16)
@@ -123,13 +124,13 @@ def test_what_was_trained_is_loaded_and_evaluated_again(language, scratch, tmp_p
         logits = model(windows[:, :-1]).logits
     by_hand = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
     assert float(by_hand) == pytest.approx(trained.loss, abs=1e-5)
-    assert facts["vocabulary"] == 256
+    assert opened.facts["vocabulary"] == 256
     images = make_data(60)
     train(scratch.replace(out=str(tmp_path / "mixer")), data=images, progress=False)
-    mixer, _, _ = load_run(tmp_path / "mixer")
+    mixer = StoredRun(tmp_path / "mixer", device="cpu").model
     assert mixer(torch.randn(2, 3, 16, 16)).shape == (2, 4)
     with pytest.raises(UserError, match="expected a run that trained a head, got one of mode text"):
-        load_head(language.out)
+        _ = StoredRun(language.out, device="cpu").head
 
 
 def test_steps_instead_of_epochs(language):

@@ -40,7 +40,7 @@ from mumoe.plots.style import save_figure
 from mumoe.progress import Progress
 from mumoe.records import to_plain
 from mumoe.reports.rendering import write_demo_page
-from mumoe.training import TrainConfig, load_head, train
+from mumoe.training import StoredRun, TrainConfig, train
 
 __all__ = ["DemoSettings", "run_demo"]
 
@@ -206,7 +206,7 @@ def _ablate_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) 
 
 
 def _specialization(run: Path, found: _Set, settings: DemoSettings) -> Specialization:
-    head = load_head(run)[0]
+    head = StoredRun(run, device="cpu").head
     batches = functools.partial(found.batches, "test", head)
     studied = study_layer(head.layer, batches, resamples=200, least_lost=settings.least_lost)
     return studied.units[0].modes["zero"]
@@ -218,7 +218,7 @@ def _summary(special: Specialization) -> dict[str, Any]:
 
 
 def _draw_images(out: Path, found: _Set) -> None:
-    head = load_head(out / "many" / "seed-0")[0]
+    head = StoredRun(out / "many" / "seed-0", device="cpu").head
     layer = head.layer
     assert isinstance(layer, MuMoE)
     rows = found.data.indices("test")

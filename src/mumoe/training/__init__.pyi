@@ -6,9 +6,7 @@ from .config import TrainConfig as TrainConfig
 from .config import read_config as read_config
 from .config import to_toml as to_toml
 from .jobs import evaluate as evaluate
-from .jobs import load_head as load_head
-from .jobs import load_run as load_run
-from .jobs import load_run_inputs as load_run_inputs
 from .jobs import resume as resume
 from .jobs import train as train
+from .opening import StoredRun as StoredRun
 from .signals import Interrupted as Interrupted

@@ -18,7 +18,6 @@ from torch import nn
 
 from mumoe.data.base import SPLITS
 from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.models.heads import Head
 from mumoe.results import EvalResult, RunResult, TrainResult
 from mumoe.training import state
 from mumoe.training.checkpoint import CheckpointError, read
@@ -33,7 +32,7 @@ from mumoe.training.run import RunFolder, check_free, check_same_data, find_run,
 from mumoe.training.sampler import batches_per_epoch, least_rows
 from mumoe.training.tasks import settled, task_of
 
-__all__ = ["evaluate", "job_result", "load_head", "load_run", "load_run_inputs", "resume", "train"]
+__all__ = ["evaluate", "job_result", "resume", "train"]
 
 _tell = logging.getLogger("mumoe.training").warning
 
@@ -295,23 +294,6 @@ def job_result(path: str | Path) -> TrainResult:
     config = Path(path) / "config.toml"
     first = read_config(config, unknown=lambda names: None).head if config.is_file() else heads[0]
     return summarize(str(path), first if first in heads else heads[0], runs)
-
-
-def load_head(run: str | Path) -> tuple[Head, TrainConfig, dict[str, Any]]:
-    """The head of a `StoredRun` on the CPU, its config, and its facts with ``step`` of the checkpoint."""
-    opened = StoredRun(run, device="cpu")
-    return opened.head, opened.config, {**opened.facts, "step": opened.step}
-
-
-def load_run(run: str | Path, *, backbone: nn.Module | None = None) -> tuple[nn.Module, TrainConfig, dict[str, Any]]:
-    """The model of a `StoredRun` on the CPU, its config, and its facts with ``step`` of the checkpoint."""
-    opened = StoredRun(run, backbone=backbone, device="cpu")
-    return opened.model, opened.config, {**opened.facts, "step": opened.step}
-
-
-def load_run_inputs(run: str | Path, *, progress: bool = True, device: str = "cpu", **given: Any) -> Inputs:
-    """The inputs of a `StoredRun`; `given` is what it takes."""
-    return StoredRun(run, progress=progress, device=device, **given).inputs
 
 
 def evaluate(run: str | Path, split: str = "test", *, progress: bool = True, **given: Any) -> EvalResult:
