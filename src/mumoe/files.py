@@ -129,7 +129,7 @@ def new_file(
     Args:
         path: The file. Its suffix is kept by the temporary name.
         who: First word of the messages; by default that of the `write_errors` around it.
-        remedy: Last sentence of the messages, which says where else one may write; by default as for `who`.
+        remedy: Last sentence of the messages, which names another place to write; by default as for `who`.
         parents: Make missing parent folders; else they are an error.
         durable: Wait until the content is on the disk.
 
@@ -462,7 +462,7 @@ def write_errors(path: Path, *, who: str | None = None, remedy: str | None = Non
     Args:
         path: The file or folder.
         who: First word of the message.
-        remedy: Last sentence of the message, which says where else one may write.
+        remedy: Last sentence of the message, which names another place to write.
     """
     try:
         yield

@@ -86,7 +86,7 @@ def stratified_gap(
 ) -> tuple[float, float, float]:
     """Mantel and Haenszel's difference of shares outside and inside a group over strata, with its interval.
 
-    Strata without rows on one side say nothing. The variance is Greenland and Robins'.
+    Strata without rows on one side are left out. The variance is Greenland and Robins'.
 
     Args:
         k, n, k_rest, n_rest: (strata,) as in `fisher_less`.

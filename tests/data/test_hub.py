@@ -4,13 +4,12 @@ import importlib
 import io
 import sys
 import types
+from multiprocessing.reduction import ForkingPickler
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from mumoe.data import load_data
-from mumoe.data.torch import ImageDataset
 from mumoe.errors import JobError, UserError
 
 COLOURS = [(10 * index, 5, 200 - 10 * index) for index in range(12)]
@@ -200,12 +199,13 @@ def test_images_kept_beside_the_table(standin, root, load):
     assert data.open_image(10).getpixel((0, 0)) == COLOURS[10]
 
 
-def test_it_feeds_a_loader(library, root, load):
+def test_it_reaches_spawned_workers(library, root, load):
+    """They get the images by this pickler."""
     library.save(table(library, range(12)), root / "saved")
     data = load(f"hf:{root / 'saved'}")
-    image, target, index = ImageDataset(data, [7], np.asarray)[0]
-    assert tuple(image[0, 0]) == COLOURS[7]
-    assert (target.item(), index) == (1, 7)
+    again = ForkingPickler.loads(ForkingPickler.dumps(data.open_image))
+    assert again(7).getpixel((0, 0)) == COLOURS[7]
+    assert data.labels[7] == 1
 
 
 def test_columns_by_option_and_mistakes(library, root, load):

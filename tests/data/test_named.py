@@ -9,7 +9,7 @@ from PIL import Image
 from mumoe.data import DATASETS, Attribute, load_data
 from mumoe.data.build import ArrayImages, build
 from mumoe.data.fingerprint import fingerprint
-from mumoe.data.home import data_home
+from mumoe.data.named import data_home
 from mumoe.data.registry import Request, register
 from mumoe.errors import UserError
 from mumoe.files import cache_root

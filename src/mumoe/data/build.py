@@ -146,7 +146,7 @@ def build(
         classes: Names of the classes or 0/1 targets.
         labels: Position in `classes` per image, or one 0/1 row per image.
         ids: A unique name per image; of images that share one, the first counts.
-        split: Position in SPLITS per image, UNDECIDED where the set does not say; None: nowhere.
+        split: Position in SPLITS per image, UNDECIDED where the set does not fix it; None: everywhere.
         attributes: Subgroup columns.
         credits: Licence lines.
         problems: What the loader itself had to leave out.

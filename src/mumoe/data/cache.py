@@ -79,7 +79,7 @@ def _write_sealed(folder: Path, write: Callable[[Path], None], who: str) -> None
 
 @contextmanager
 def _waiting_lock(folder: Path, who: str) -> Iterator[None]:
-    """Hold the lock of a folder; say so once when another process holds it."""
+    """Hold the lock of a folder; logs one line if another process holds it."""
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
         lock.acquire(timeout=0.5)

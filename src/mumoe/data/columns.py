@@ -124,7 +124,7 @@ def object_array(values: Sequence[Any]) -> npt.NDArray[np.object_]:
 
 
 def texts_of(values: Any, *, who: str = "data", name: str = "column") -> list[str]:
-    """(rows,) each value as text; `is_missing` tells those that are missing.
+    """(rows,) each value as text; `is_missing` recognizes the missing ones.
 
     Raises:
         UserError: As `read_column`.

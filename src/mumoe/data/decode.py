@@ -150,7 +150,7 @@ def damage(error: Exception) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; EXIF data that cannot be parsed says nothing about it."""
+    """Apply the EXIF orientation, unless the EXIF data cannot be parsed."""
     try:
         turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
     except Exception:

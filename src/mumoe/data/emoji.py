@@ -34,7 +34,7 @@ __all__ = ["ATTRIBUTES", "CREDITS", "SPLIT_BY", "TRAIN_OPTIONS", "StoredImages",
 ATTRIBUTES = ("group", "subgroup", "character", "studio", "skin_tone", "gender")
 SPLIT_BY = ("image", "character", "studio")
 TRAIN_OPTIONS: dict[str, Any] = {"split_by": "image", "size": 96}
-"""What `mumoe train --data emoji` takes where it is not told: the options of `mumoe demo`."""
+"""Defaults of `mumoe train --data emoji`: the options of `mumoe demo`."""
 
 CREDITS = tuple(f"{studio.credit} (through npm {studio.package.name} {studio.package.version})" for studio in STUDIOS)
 

@@ -219,7 +219,7 @@ def _tone(modifiers: str) -> str:
 
 
 def _gender(code: str, subgroup: str) -> str:
-    """The gender that the code points of a person say; empty for what is not a person."""
+    """The gender in the code points of a person; empty for anything else."""
     if not subgroup.startswith(("person", "family")):
         return ""
     points = set(code.split("-"))

@@ -55,7 +55,7 @@ def _texts(texts: Iterable[str]) -> bytes:
 
 
 def _blobs(blobs: Iterable[bytes]) -> bytes:
-    """A digest that tells ("ab", "c") from ("a", "bc")."""
+    """A digest that distinguishes ("ab", "c") from ("a", "bc")."""
     digest = hashlib.sha256()
     for blob in blobs:
         digest.update(len(blob).to_bytes(8, "little"))

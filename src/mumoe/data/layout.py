@@ -25,7 +25,7 @@ def locate(request: Request, folders: Sequence[str], marker: str, fetch: Callabl
     Args:
         request: What was asked for.
         folders: Names that the folder may have, the official one first.
-        marker: A file or folder that tells it.
+        marker: A file or folder by which it is recognized.
         fetch: Downloads the set into the root that it is given; None: cannot be downloaded.
 
     Raises:

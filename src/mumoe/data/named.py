@@ -11,12 +11,12 @@ from typing import Any
 
 from mumoe.data import folder, hub, official, packed, table
 from mumoe.data.base import ImageData
-from mumoe.data.home import data_home
 from mumoe.data.registry import DATASETS, Entry, Loader, Request, register
 from mumoe.data.verify import DEPTHS
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import cache_root
 
-__all__ = ["DATASETS", "load_data", "problem_summary"]
+__all__ = ["DATASETS", "data_home", "load_data", "problem_summary"]
 
 LOADERS = (folder, hub, official, packed, table)
 """The modules whose loaders register themselves when imported."""
@@ -36,6 +36,12 @@ def load_emoji(request: Request, **options: Any) -> ImageData:
         progress=request.progress,
         **options,
     )
+
+
+def data_home(root: str | os.PathLike[str] | None = None) -> Path:
+    """The folder that holds the data sets: `root`, else ``$MUMOE_DATA``, else ``data`` in the cache."""
+    given = root or os.environ.get("MUMOE_DATA")
+    return Path(given).expanduser() if given else cache_root() / "data"
 
 
 def load_data(

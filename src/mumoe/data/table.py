@@ -5,7 +5,7 @@
     pictures/2.png,dog,openmoji,test
 
 Paths start from the folder of the table. What the columns mean is found by the rules of `mumoe.data.roles`,
-or said by the options ``image_column``, ``label_column``, ``target_columns``, ``group_columns``,
+or given by the options ``image_column``, ``label_column``, ``target_columns``, ``group_columns``,
 ``split_column`` and ``classes``; ``image_folder`` goes before every path. The delimiter is the one of comma,
 semicolon and tab that the first line has most of. The text is UTF-8.
 """

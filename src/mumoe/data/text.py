@@ -1,7 +1,7 @@
 """Text as tokens on the disk, cut into windows: what a language model is trained on.
 
 A text is a folder with one file of tokens for each split, flat unsigned integers read through a memory map, and a
-``meta.json`` that says what they are; `data.tokenizing` writes it. Rows, as the training loop counts them, are
+``meta.json`` that describes them; `data.tokenizing` writes it. Rows, as the training loop counts them, are
 windows of `context` tokens and the one after each. In training the windows' grid is shifted by another amount in
 each epoch, a function of the seed and the epoch alone.
 """
@@ -143,7 +143,7 @@ class TextData:
 
     @functools.cached_property
     def token_classes(self) -> npt.NDArray[np.int64]:
-        """(vocabulary,) class of each token by itself, for the tallies of an evaluation."""
+        """(vocabulary,) class of each token alone, for the tallies of an evaluation."""
         pieces = self.tokenizer.pieces(range(self.tokenizer.vocabulary))
         return np.array([int(classify([piece])[0]) for piece in pieces], dtype=np.int64)
 

@@ -66,7 +66,7 @@ class Tokenizer(Protocol):
         ...
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text of each token by itself."""
+        """The text of each token alone."""
         ...
 
 
@@ -158,7 +158,7 @@ def tokenize(
         credits: Licence and attribution lines to keep with it.
 
     Returns:
-        What meta.json says.
+        The content of meta.json.
 
     Raises:
         UserError: If there is no such file or tokenizer, or `out` exists.
@@ -259,7 +259,7 @@ def write_tokens(
     test: float,
     credits: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write the token files and meta.json of some documents into an empty folder; returns what meta.json says.
+    """Write the token files and meta.json of some documents into an empty folder; returns the content of meta.json.
 
     Raises:
         UserError: If there is no document.

@@ -7,8 +7,7 @@ with the command that would make it.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from mumoe.results import Spread
 from mumoe.training.compare import spread
 from mumoe.training.config import TrainConfig
 from mumoe.training.inputs import load_images
+from mumoe.training.metrics_log import read_metrics
 from mumoe.training.opening import StoredRun
 
 __all__ = ["gather", "open_images", "run_names"]
@@ -224,21 +224,9 @@ def _seed(run: StoredRun) -> SeedView:
 def _curves(path: Path) -> tuple[TrainingCurve, ...]:
     """The lines of a training log that are drawn; a last line cut short is left out, a missing log has none."""
     points: dict[str, list[tuple[int, float, float]]] = {name: [] for name in CURVES}
-    for row in _rows(path):
+    for row in read_metrics(path):
         for name, found in points.items():
             value = row.get(name)
             if isinstance(value, int | float) and "step" in row:
                 found.append((int(row["step"]), float(row.get("epoch", 0)), float(value)))
     return tuple(TrainingCurve(name, CURVES[name], tuple(found)) for name, found in points.items() if found)
-
-
-def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row

@@ -56,7 +56,7 @@ class CheckpointError(JobError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that a job needs to go on.
+    """Everything that a job needs to resume.
 
     Attributes:
         step: Optimizer steps done.

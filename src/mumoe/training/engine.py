@@ -1,4 +1,4 @@
-"""The loop: one for every device, precision and number of processes, that can stop at any step and go on.
+"""The loop: one for every device, precision and number of processes; it can stop at any step and resume.
 
 The order of the images and the learning rate are pure functions of the step, so a job's whole state is its
 tensors, the generators' states and a few numbers: see `Engine.snapshot`.
@@ -95,10 +95,10 @@ class Engine:
         self.adamw = optimizer = make_optimizer(self.network, self.config)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
 
-    # Going on
+    # Resuming
 
     def restore(self, tell: Any = None) -> bool:
-        """Go on from the newest whole checkpoint; False if there is none yet. Damaged ones are told.
+        """Resume from the newest whole checkpoint, reporting damaged ones; returns False if there is none yet.
 
         Raises:
             CheckpointError: If there are checkpoints and none is whole.
@@ -317,7 +317,7 @@ class Engine:
         self.saved, self._last_save = self.step, time.monotonic()
 
     def snapshot(self) -> Snapshot:
-        """Everything that this job needs to go on, from all processes (collective)."""
+        """Everything that this job needs to resume, from all processes (collective)."""
         tensors = {
             "model": state.model_tensors(self.network),
             "optimizer": state.optimizer_tensors(self.network, self.adamw),

@@ -80,7 +80,7 @@ def split_seed(config: TrainConfig) -> int:
 
 
 def load_images(config: TrainConfig, progress: bool = True) -> ImageData:
-    """The image set that a config names; what was left out while loading is told in one line."""
+    """The image set that a config names; logs one line on what was left out while loading."""
     from mumoe.data import load_data, problem_summary
 
     data = load_data(

@@ -1,4 +1,4 @@
-"""Jobs from one call: train over seeds and heads, go on after a stop, evaluate, load what came out."""
+"""Jobs from one call: train over seeds and heads, resume after a stop, evaluate."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class RunFolder:
         self.write_facts({**self.facts(), **changes})
 
     def acquire(self) -> None:
-        """Take the lock, or say who holds it.
+        """Take the lock.
 
         Raises:
             JobError: If another job works in this folder.
@@ -232,7 +232,7 @@ def find_run(path: str | Path) -> list[RunFolder]:
         raise _not_a_run(folder)
     runs = [RunFolder(found.parent) for found in inside]
     for run in runs:
-        run._check_schema(run.facts(), lambda text: None)  # told when one is opened
+        run._check_schema(run.facts(), lambda text: None)  # reported when one is opened
     return runs
 
 

@@ -12,7 +12,7 @@ __all__ = ["Interrupted", "StopRequest"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """The job was asked to stop and did, after writing a checkpoint; the message says how to go on."""
+    """The job was asked to stop and did, after writing a checkpoint; the message says how to resume."""
 
 
 class StopRequest(AbstractContextManager["StopRequest"]):

@@ -262,7 +262,7 @@ def load_inputs(
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """The config with what its data set decides filled in, so that a run records it and its first line can say it.
+    """The config with what its data set decides filled in, so that the run records it.
 
     Emoji are split by image and drawn at 96 px, as in the demo, and the embedded backbone reads them at that size.
     """
