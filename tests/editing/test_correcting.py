@@ -222,7 +222,7 @@ def test_a_wrong_call_names_the_argument(run, call, message):
     ("arguments", "message"),
     [
         (["fairness", "--target", "blnd", "--sensitive", "male"], "mumoe fairness: expected --target out of "),
-        (["fairness", "--head", "blond", "--sensitive", "mal"], "mumoe fairness: expected --sensitive out of "),
+        (["fairness", "--target", "blond", "--sensitive", "mal"], "mumoe fairness: expected --sensitive out of "),
         (["edit", "--do", "ablate:1", "--split", "vall"], "mumoe edit: expected --split out of test, train, val, got"),
         (["audit", "--target", "blond", "--threshold", "2"], "audit: expected --threshold above 0 and at most 1, got"),
         (["audit", "--target", "blond", "--min-rows", "1"], "audit: expected --min-rows >= 2, got 1."),

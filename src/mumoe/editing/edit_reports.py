@@ -106,7 +106,8 @@ class FairnessComparison(Record):
             UserError: If matplotlib is not installed.
         """
         first = next(iter(self.models.values()))
-        names = [f"{self.target}={found.subgroup.label}, {found.subgroup.sensitive}" for found in first.subgroups]
+        groups = [found.subgroup for found in first.subgroups]
+        names = [f"{self.target}={group.label}, {self.sensitive}={group.sensitive}" for group in groups]
         series = {name: [found.accuracy for found in report.subgroups] for name, report in self.models.items()}
         return dot_figure(names, series, label="accuracy", title=self.headline())
 
