@@ -31,9 +31,9 @@ from mumoe.demo import demo_job as demo
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import planted_style
 from mumoe.editing import rewriting
-from mumoe.editing.fairness import Bootstrap
-from mumoe.editing.files import read_edit_file
+from mumoe.editing.edit_files import read_edit_file
 from mumoe.editing.runs import open_run
+from mumoe.editing.subgroup_fairness import Bootstrap
 from mumoe.training import TrainConfig, train
 from reproduction import bias as bias_recipe
 from reproduction.bias import Retraining, run_seed

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from mumoe.deploy.predictions import Prediction
     from mumoe.editing.auditing import RunAudit
     from mumoe.editing.correcting import Edit
+    from mumoe.editing.edit_files import Edits
     from mumoe.editing.edit_reports import FairnessComparison
-    from mumoe.editing.edits import ExpertEdit
-    from mumoe.editing.files import Edits
+    from mumoe.editing.expert_edits import ExpertEdit
     from mumoe.editing.rewriting import Strength
     from mumoe.editing.runs import EditingRun
     from mumoe.models.heads import Head

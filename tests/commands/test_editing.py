@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from mumoe.cli import main
-from mumoe.editing import fairness
-from mumoe.editing.edits import Ablate, Rewrite, SetOutput, Swap
-from mumoe.editing.files import load_edits, read_edit_file
+from mumoe.editing import subgroup_fairness as fairness
+from mumoe.editing.edit_files import load_edits, read_edit_file
+from mumoe.editing.expert_edits import Ablate, Rewrite, SetOutput, Swap
 from mumoe.editing.runs import edited_head, open_run
 from mumoe.models.heads import build_head
 from mumoe.training import TrainConfig, train

@@ -17,7 +17,7 @@ from dashboard.made_up_run import EVIL, draw
 from mumoe.dashboard.experts import Filter, expert_columns
 from mumoe.dashboard.jobs import Report
 from mumoe.dashboard.server import Running, serving
-from mumoe.editing.files import read_edit_file
+from mumoe.editing.edit_files import read_edit_file
 from mumoe.errors import JobError
 
 ROWS = ".experts .row:not(.head)"

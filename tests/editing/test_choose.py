@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mumoe.editing import choose, fairness
+from mumoe.editing import choose
+from mumoe.editing import subgroup_fairness as fairness
 from mumoe.editing.choose import LabelledRows, LogitShift, choose_blind, choose_strength, trade_off_curve
-from mumoe.editing.fairness import Bootstrap
+from mumoe.editing.subgroup_fairness import Bootstrap
 from mumoe.errors import UserError
 from mumoe.records import to_plain
 
@@ -134,7 +135,11 @@ def pipeline(truth, sex, logits, direction):
     blind = choose_blind(rows, logits[val], target=TARGET, max_loss=0.02)
     moved = LogitShift(logits[test], direction[test])(choice.strength)
     common = {"sensitive_features": sex[test], "target": TARGET, "bootstrap": Bootstrap(50)}
-    return choice, blind, fairness.fairness_report(truth[test], moved, y_pred_before=logits[test] > 0, **common)
+    return (
+        choice,
+        blind,
+        fairness.fairness_report(truth[test], moved, y_pred_before=logits[test] > 0, **common),
+    )
 
 
 def test_test_labels_choose_nothing():

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 import mumoe
 from commands.test_editing import METADATA, trained, write_features
 from mumoe.editing.auditing import RunAudit
+from mumoe.editing.edit_files import load_edits, read_edit_file
 from mumoe.editing.edit_reports import ChangeReport, FairnessComparison, RewritingReport
-from mumoe.editing.fairness import METRICS
-from mumoe.editing.files import load_edits, read_edit_file
+from mumoe.editing.subgroup_fairness import METRICS
 from mumoe.errors import UserError
 from mumoe.training import TrainConfig, train
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from mumoe.dashboard.whatif import Changed, Rows
 from mumoe.data.base import ImageData
-from mumoe.editing.fairness import Bootstrap, fairness_report, metrics_at, subgroup_accuracy
 from mumoe.editing.runs import Problem
+from mumoe.editing.subgroup_fairness import Bootstrap, fairness_report, metrics_at, subgroup_accuracy
 from mumoe.editing.subgroups import Subgroups, find_subgroups
 from mumoe.errors import UserError, unknown_name
 

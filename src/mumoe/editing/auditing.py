@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mumoe.data.base import SPLITS
-from mumoe.editing.audit import Audit, Correction, Finding, audit, handled, propose
-from mumoe.editing.files import save_edits
+from mumoe.editing.edit_files import save_edits
+from mumoe.editing.expert_audit import Audit, Correction, Finding, audit, handled, propose
 from mumoe.editing.runs import EditingRun, check_editable, open_run
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument

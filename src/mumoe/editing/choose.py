@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.columns import require_value
-from mumoe.editing.fairness import Target, metrics_at
+from mumoe.editing.subgroup_fairness import Target, metrics_at
 from mumoe.editing.subgroups import (
     Labels,
     Sensitive,
@@ -92,7 +92,7 @@ class LabelledRows:
 
 @dataclass(frozen=True)
 class TradeOffPoint:
-    """Metrics of the validation rows at one strength, by the names of `fairness.METRICS`."""
+    """Metrics of the validation rows at one strength, by the names of `subgroup_fairness.METRICS`."""
 
     strength: float
     metrics: Mapping[str, float]

@@ -19,14 +19,14 @@ from torch import Tensor
 from mumoe.data.base import SPLITS
 from mumoe.devices import host
 from mumoe.editing.choose import Choice, LabelledRows, LogitShift, Objective, choose_blind
+from mumoe.editing.edit_files import EditFile, Edits, read_edit_file, save_edits, stack_on
 from mumoe.editing.edit_reports import COMPARED, STAGES, ChangeReport, FairnessComparison, RewritingReport
-from mumoe.editing.edits import ExpertEdit
-from mumoe.editing.fairness import Bootstrap, FairnessReport, fairness_report, subgroup_accuracy
-from mumoe.editing.files import EditFile, Edits, read_edit_file, save_edits, stack_on
+from mumoe.editing.edit_texts import parse_edit
+from mumoe.editing.expert_edits import ExpertEdit
 from mumoe.editing.rewriting import Reading, Strength, choose_rewriting, mean_coefficients, moved_by
 from mumoe.editing.runs import EditingRun, Problem, check_editable, open_run
 from mumoe.editing.stack import EditStack
-from mumoe.editing.texts import parse_edit
+from mumoe.editing.subgroup_fairness import Bootstrap, FairnessReport, fairness_report, subgroup_accuracy
 from mumoe.errors import UserError, unknown_argument
 from mumoe.records import to_plain
 from mumoe.training.opening import StoredRun
@@ -333,7 +333,7 @@ def edit_by_hand(
 
     Args:
         stored: The run.
-        operations: Edits such as ``mumoe.Ablate(17)``, or texts such as ``ablate:17`` (see `editing.texts`).
+        operations: Edits such as ``mumoe.Ablate(17)``, or texts such as ``ablate:17`` (see `editing.edit_texts`).
         split: The split that is measured; choosing edits by the test split would spoil it.
         target: 0/1 attribute of a subgroup to measure besides; with `sensitive` and `value`.
         sensitive: The sensitive attribute.

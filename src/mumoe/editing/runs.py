@@ -18,7 +18,7 @@ from mumoe.data.base import ImageData
 from mumoe.data.columns import find_value
 from mumoe.devices import AUTO, host
 from mumoe.editing.choose import LabelledRows
-from mumoe.editing.edits import ExpertEdit
+from mumoe.editing.expert_edits import ExpertEdit
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument
 from mumoe.layers import MuMoE

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mumoe.editing.edits import ExpertEdit, with_strength
+from mumoe.editing.expert_edits import ExpertEdit, with_strength
 from mumoe.editing.fold import fold_layer
 from mumoe.editing.operations import EditedFactorization, Operation, original
 from mumoe.errors import UserError, unknown_name
@@ -27,7 +27,7 @@ __all__ = ["EditStack", "find_layer", "fingerprint"]
 class EditStack:
     """Edits of one layer, by name, in order; nothing happens to the layer until `apply`.
 
-    >>> from mumoe.editing.edits import Ablate
+    >>> from mumoe.editing.expert_edits import Ablate
     >>> layer = MuMoE(4, 2, num_experts=3, factorization="cp", rank=2).eval()
     >>> stack = EditStack(layer)
     >>> stack.add(Ablate(1), "without 1")

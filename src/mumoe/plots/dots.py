@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mumoe.editing.fairness import Estimate
+from mumoe.editing.subgroup_fairness import Estimate
 from mumoe.plots.style import COLOURS, new_figure
 
 if TYPE_CHECKING:

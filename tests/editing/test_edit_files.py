@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mumoe
-from mumoe.editing.edits import Ablate, Correct, Scale, SetOutput, Swap
-from mumoe.editing.files import load_edits, read_edit_file, save_edits
+from mumoe.editing.edit_files import load_edits, read_edit_file, save_edits
+from mumoe.editing.expert_edits import Ablate, Correct, Scale, SetOutput, Swap
 from mumoe.editing.rewriting import mean_coefficients, rewriting
 from mumoe.editing.stack import EditStack
 from mumoe.errors import JobError, UserError

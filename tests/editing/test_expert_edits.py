@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mumoe
-from mumoe.editing.edits import (
+from mumoe.editing.expert_edits import (
     EDITS,
     Ablate,
     Correct,

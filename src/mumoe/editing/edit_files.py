@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from mumoe.editing.edits import EDITS, ExpertEdit
+from mumoe.editing.expert_edits import EDITS, ExpertEdit
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import write_text

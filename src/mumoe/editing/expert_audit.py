@@ -38,9 +38,9 @@ import torch
 from torch import Tensor
 
 from mumoe.devices import host
-from mumoe.editing.edits import Rewrite
-from mumoe.editing.fairness import Estimate
+from mumoe.editing.expert_edits import Rewrite
 from mumoe.editing.rewriting import joint_sum
+from mumoe.editing.subgroup_fairness import Estimate
 from mumoe.errors import UserError, unknown_argument
 from mumoe.plots.dots import dot_figure
 from mumoe.records import Record, record
