@@ -130,6 +130,8 @@ def test_fairness_of_the_model_and_of_edits(run, edit, tmp_path):
     # chosen as the edits were, whose objective and loss are on record
     assert run.fairness(**WHOM, value=1, edits=edit).blind == edit.report.blind
     assert run.fairness(**WHOM, value=1, edits=edit, objective="match").blind != edit.report.blind
+    assert run.fairness(**WHOM, value=1, edits=edit, max_loss=0.0).blind.max_loss == 0
+    assert run.fairness(**WHOM, value=1, edits=run.edit("ablate:1")).blind.max_loss == 0.01
     assert list(run.fairness(**WHOM, edits=edit, split="val").models) == ["model", "+ edits"]
     assert FairnessComparison.from_json(found.to_json()) == found
     assert len(found.plot().axes[0].get_yticks()) == 4

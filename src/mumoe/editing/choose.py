@@ -28,15 +28,7 @@ import numpy.typing as npt
 
 from mumoe.data.columns import require_value
 from mumoe.editing.subgroup_fairness import Target, metrics_at
-from mumoe.editing.subgroups import (
-    Labels,
-    Sensitive,
-    as_labels,
-    find_subgroups,
-    require_equal_lengths,
-    sensitive_name,
-    sensitive_names,
-)
+from mumoe.editing.subgroups import Labels, as_labels, find_subgroups, sensitive_name
 from mumoe.errors import UserError, unknown_argument
 
 __all__ = [
@@ -73,18 +65,6 @@ class LabelledRows:
 
     y_true: npt.NDArray[Any]
     sensitive_features: npt.NDArray[Any]
-
-    @staticmethod
-    def of(y_true: Labels, sensitive_features: Sensitive) -> LabelledRows:
-        """Rows from any kind of column.
-
-        Raises:
-            UserError: If lengths differ or values are not labels.
-        """
-        truth = as_labels(y_true, "y_true", "LabelledRows")
-        names = sensitive_names(sensitive_features, "LabelledRows")
-        require_equal_lengths("LabelledRows", y_true=truth, sensitive_features=names)
-        return LabelledRows(truth, names)
 
     def __len__(self) -> int:
         return len(self.y_true)

@@ -76,18 +76,18 @@ class EditingRun:
                 report(start)
             yield self.inputs(rows[start : start + BLOCK])
 
-    @torch.no_grad()
     def logits(self, rows: npt.NDArray[np.int64], head: int) -> npt.NDArray[np.float64]:
         """(rows,) logits of one output, with whatever edits are applied."""
-        parts = [self.head.finish(self.head.layer(self.inputs(part)))[:, head] for part in _blocks(rows)]
-        logits: npt.NDArray[np.float64] = host(torch.cat(parts)).numpy()
+        logits: npt.NDArray[np.float64] = host(self._output(rows)[:, head]).numpy()
         return logits
 
-    @torch.no_grad()
     def outputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(rows, classes) logits, with whatever edits are applied."""
-        parts = [self.head.finish(self.head.layer(self.inputs(part))) for part in _blocks(rows)]
-        return torch.cat(parts).float().cpu().numpy()
+        return self._output(rows).float().cpu().numpy()
+
+    @torch.no_grad()
+    def _output(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        return torch.cat([self.head.finish(self.head.layer(self.inputs(part))) for part in _blocks(rows)])
 
     def answers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """(rows,) classes, or (rows, attributes) of 0 and 1, with whatever edits are applied."""

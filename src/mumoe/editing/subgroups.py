@@ -22,7 +22,6 @@ __all__ = [
     "as_labels",
     "find_subgroups",
     "sensitive_name",
-    "sensitive_names",
 ]
 
 Labels: TypeAlias = "npt.ArrayLike | torch.Tensor | Sequence[Any]"
@@ -160,12 +159,6 @@ def as_labels(values: Labels, name: str, who: str) -> npt.NDArray[Any]:
     if numeric:
         return np.array([int(value) for value in column.values], np.int64)[column.codes]
     return np.array(column.values, np.str_)[column.codes]
-
-
-def sensitive_names(values: Sensitive, who: str) -> npt.NDArray[np.str_]:
-    """The name of each row's sensitive value; see `Subgroup.sensitive` for several attributes."""
-    keys, codes = _combinations(list(_sensitive_columns(values, who).values()))
-    return np.array([sensitive_name(key) for key in keys], dtype=np.str_)[codes]
 
 
 def sensitive_name(value: object) -> str:
