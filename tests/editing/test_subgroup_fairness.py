@@ -299,7 +299,7 @@ def test_twenty_thousand_rows_are_quick():
     [
         (
             {"y_pred": AFTER[:-1]},
-            "expected columns of equal length, got y_true 16, y_pred 15. Take all from the same rows.",
+            "expected columns of equal length, got y_true 16, y_pred 15. Pass columns of the same rows.",
         ),
         (
             {"sensitive_features": SEX[:-1]},
@@ -363,7 +363,7 @@ def test_bad_input(changes, message):
 def test_bad_bootstrap():
     with pytest.raises(UserError, match=r"expected resamples >= 0 and 0 < confidence < 1, got -1 and 0.95"):
         Bootstrap(resamples=-1)
-    with pytest.raises(UserError, match=r"got 10 and 1.0\. Take for instance"):
+    with pytest.raises(UserError, match=r"got 10 and 1.0\. Use for example"):
         Bootstrap(10, confidence=1.0)
 
 

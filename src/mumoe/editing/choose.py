@@ -172,7 +172,7 @@ def choose_strength(
     objective: Objective = "worst_group",
     max_loss: float = 0.01,
 ) -> Choice:
-    """Take the strength that serves the objective best on validation rows.
+    """Choose the strength that serves the objective best on validation rows.
 
     Args:
         rows: Validation rows.

@@ -160,7 +160,7 @@ def read_edit_file(path: str | Path) -> EditFile:
     path = Path(path)
     data = _read(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UserError(f"load_edits: expected a file written by `mumoe edit`, got {path.name}. Give such a file.")
+        raise UserError(f"load_edits: expected a file written by `mumoe edit`, got {path.name}. Pass such a file.")
     if data.get("version") != VERSION:
         raise UserError(
             f"load_edits: expected version {VERSION} in {path.name}, got {data.get('version')!r}. Update mumoe."

@@ -234,7 +234,7 @@ def propose(
         raise UserError("propose: expected a finding of one label, got one of all labels pooled. Audit more rows.")
     inside = handled(coefficients, finding.experts, threshold) & (labels == finding.label)
     if not bool(inside.any()):
-        raise UserError(f"propose: expected training rows handled by {finding.experts}, got none. Take another.")
+        raise UserError(f"propose: expected training rows handled by {finding.experts}, got none. Use another finding.")
     mean = joint_sum([host(a[inside]) for a in coefficients]) / int(inside.sum())
     return Rewrite.of(head, mean, float(mean.numel()) if finding.label == 1 else -float(mean.numel()))
 

@@ -238,7 +238,7 @@ def require_equal_lengths(who: str, **columns: npt.NDArray[Any]) -> None:
     """
     if len({len(column) for column in columns.values()}) > 1:
         lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
-        raise UserError(f"{who}: expected columns of equal length, got {lengths}. Take all from the same rows.")
+        raise UserError(f"{who}: expected columns of equal length, got {lengths}. Pass columns of the same rows.")
 
 
 def _require_full(
