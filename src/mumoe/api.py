@@ -323,9 +323,9 @@ class Run:
         Raises:
             UserError: As `inputs`.
         """
-        from mumoe.editing.runs import open_run as open_editing
+        from mumoe.editing.runs import editing_run
 
-        return open_editing(self._stored)
+        return editing_run(self._stored)
 
     # Pages and files --------------------------------------------------------------------------------------------
 

@@ -24,9 +24,9 @@ from mumoe.editing.edit_reports import COMPARED, STAGES, ChangeReport, FairnessC
 from mumoe.editing.edit_texts import parse_edit
 from mumoe.editing.expert_edits import ExpertEdit
 from mumoe.editing.rewriting import Reading, Strength, choose_rewriting, mean_coefficients, moved_by
-from mumoe.editing.runs import EditingRun, Problem, check_editable, open_run
+from mumoe.editing.runs import EditingRun, Problem, check_editable, editing_run
 from mumoe.editing.stack import EditStack
-from mumoe.editing.subgroup_fairness import Bootstrap, fairness_report, subgroup_accuracy
+from mumoe.editing.subgroup_fairness import Bootstrap, fairness_report, worst_value
 from mumoe.errors import UserError, unknown_argument
 from mumoe.records import to_plain
 from mumoe.training.opening import StoredRun
@@ -103,13 +103,15 @@ def measure_fairness(
     content = content_of(edits)
     if edits is not None:
         check_editable(stored, content.edits.values(), who=who)
-    run = open_run(stored)
+    run = editing_run(stored)
     problem = run.problem(target, sensitive, who=who)
     rows = problem.rows(split)
     if not len(rows):
         raise UserError(f"{who}: expected images in the {split} split, got none. Use another `split`.")
     logits = run.logits(rows, problem.position)
-    wanted = problem.value(value, who=who) if value != "" else _worst(problem, rows, logits > 0, label)
+    truth, values = problem.labels[rows], problem.values[rows]
+    worst = worst_value(truth, logits > 0, sensitive_features=values, label=label)
+    wanted = worst if value == "" else problem.value(value, who=who)
     subject = _Subject(run, problem, split, (label, wanted), Bootstrap(resamples, seed=seed), COMPARED)
     if edits is None:
         return subject.compared({COMPARED[0]: logits > 0})
@@ -124,13 +126,6 @@ def _as_chosen(content: EditFile, objective: Objective | None, max_loss: float |
         facts.get("choice") or facts.get("blind", {}).get("choice") or {"objective": "worst_group", "max_loss": 0.01}
     )
     return objective or chosen["objective"], chosen["max_loss"] if max_loss is None else max_loss
-
-
-def _worst(problem: Problem, rows: npt.NDArray[np.int64], guess: npt.NDArray[np.bool_], label: int) -> str:
-    """Sensitive value of the subgroup with this label that is right least often."""
-    found = subgroup_accuracy(problem.labels[rows], guess, sensitive_features=problem.values[rows])
-    mine = {group: share for group, share in found.items() if group.label == label}
-    return min(mine, key=mine.__getitem__).sensitive if mine else ""
 
 
 @dataclass(frozen=True)
@@ -232,7 +227,7 @@ def rewrite_subgroup(
     who = "Run.rewrite"
     _check_rewriting(strength, label, who)
     check_editable(stored, content_of(base).edits.values(), who=who)
-    run = open_run(stored)
+    run = editing_run(stored)
     layer, problem = run.require_layer(who), run.problem(target, sensitive, who=who)
     subgroup = (label, problem.value(value, who=who))
     subject = _Subject(run, problem, "test", subgroup, Bootstrap(resamples, seed=seed))
@@ -351,7 +346,7 @@ def edit_by_hand(
     texts = [text for text in operations if isinstance(text, str)]
     edits = [parse_edit(item, stored.classes, who=who) if isinstance(item, str) else item for item in operations]
     check_editable(stored, [*content_of(base).edits.values(), *edits], who=who)
-    run = open_run(stored)
+    run = editing_run(stored)
     layer = run.require_layer(who)
     problem = run.problem(target, sensitive, who=who) if sensitive else None
     stack = stack_on(layer, base)

@@ -59,6 +59,7 @@ __all__ = [
     "std_bias",
     "subgroup_accuracy",
     "target_accuracy",
+    "worst_value",
 ]
 
 METRICS = {
@@ -166,6 +167,13 @@ def subgroup_accuracy(y_true: Labels, y_pred: Labels, *, sensitive_features: Sen
     """
     groups, means = _accuracies("subgroup_accuracy", y_true, y_pred, sensitive_features)
     return {group: float(mean) for group, mean in zip(groups.groups, means, strict=True)}
+
+
+def worst_value(y_true: Labels, y_pred: Labels, *, sensitive_features: Sensitive, label: int) -> str:
+    """Sensitive value of the subgroup with this label that is right least often; empty if no row has the label."""
+    found = subgroup_accuracy(y_true, y_pred, sensitive_features=sensitive_features)
+    mine = {group.sensitive: share for group, share in found.items() if group.label == label}
+    return min(mine, key=mine.__getitem__, default="")
 
 
 def target_accuracy(y_true: Labels, y_pred: Labels, *, sensitive_features: Sensitive, target: Target) -> float:
