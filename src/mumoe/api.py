@@ -341,6 +341,7 @@ class Run:
         """
         from mumoe.dashboard.session import open_session, silent
 
+        self._require_trained("Run.session")
         return open_session(self._stored, report or silent, split=split)
 
     def report(self, out: str | Path, *, max_images: int = 20) -> ReportPages:
@@ -354,7 +355,18 @@ class Run:
             UserError: If a file of the run is damaged, or `out` holds something else than a report.
             JobError: If the folder cannot be written.
         """
+        self._require_trained("Run.report")
         return write_report({self.path: [self]}, out, max_images=max_images)
+
+    def _require_trained(self, who: str) -> None:
+        """Refuse a run with edits, of which there is no folder to read."""
+        from mumoe.editing.edited_run import EditedRun
+
+        if isinstance(self._stored, EditedRun):
+            raise UserError(
+                f"{who}: expected a run as it was trained, got one with edits. "
+                f"Save the edits to {self._stored.original.path / 'edits'} and use that run."
+            )
 
     def export(
         self,
