@@ -36,11 +36,11 @@ from safetensors.numpy import save_file
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
+import mumoe  # noqa: E402
 from benchmarks import measuring  # noqa: E402
 from browsing import launched  # noqa: E402
 from mumoe.analysis.findings import Effect, LayerStudy, Specialization, UnitStudy  # noqa: E402
 from mumoe.analysis.layer_study import write_coefficients  # noqa: E402
-from mumoe.editing.runs import open_run  # noqa: E402
 from mumoe.files import write_json  # noqa: E402
 from mumoe.training import TrainConfig, train  # noqa: E402
 
@@ -98,7 +98,7 @@ def make_run(folder: Path, classes: int, multi_label: bool) -> Path:
         out=str(folder / "run"),
     )
     train(config, progress=False)
-    run = open_run(folder / "run", progress=False)
+    run = mumoe.load(folder / "run", progress=False).editing()
     rows = run.data.indices("val")
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -363,7 +363,7 @@ def measure(name: str, keep: Path | None = None) -> dict[str, Any]:
 
 def measure_run(name: str, run: Path) -> dict[str, Any]:
     """The record of one setting whose run is made."""
-    opened = open_run(run, progress=False)
+    opened = mumoe.load(run, progress=False).editing()
     rows = opened.data.indices("val")
     a = opened.coefficients(rows[:2000], "benchmark")[0]
     starts, cpu = [], []

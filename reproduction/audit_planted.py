@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mumoe.demo.bias_heads import BiasTask, Settings, train_plain
 from mumoe.demo.planted_bias import BiasSet
-from mumoe.editing.audit import Audit, Finding, audit, handled
+from mumoe.editing.expert_audit import Audit, Finding, audit, handled
 from mumoe.files import write_json
 from mumoe.layers import MuMoE
 from mumoe.models.heads import build_head

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mumoe.editing.fairness import METRICS, FairnessReport
+from mumoe.editing.subgroup_fairness import METRICS, FairnessReport
 from mumoe.plots.style import save_figure
 from mumoe.plots.subgroup_accuracy import subgroup_figure
 from reproduction import exact

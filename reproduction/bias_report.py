@@ -19,7 +19,7 @@ from typing import Literal
 from mumoe.demo.bias_bench import CRITERIA, SeedResult
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet, planted_style
-from mumoe.editing.tables import fairness_table, subgroup_table
+from mumoe.editing.fairness_tables import fairness_table, subgroup_table
 from mumoe.files import write_json
 from mumoe.parsing import parse
 from mumoe.plots.style import save_svg

@@ -55,7 +55,7 @@ def natural_skin_tone(data: ImageData, features: npt.NDArray[np.float32]) -> Bia
 def celeba_bias(data: ImageData, features: npt.NDArray[np.float32], experiment: str) -> BiasSet:
     """One of the paper's experiments on CelebA in its official split; see `CELEBA_EXPERIMENTS`.
 
-    The attributes are annotators' guesses from photographs: see `mumoe.editing.fairness`.
+    The attributes are annotators' guesses from photographs: see `mumoe.editing.subgroup_fairness`.
 
     Raises:
         UserError: If the experiment is unknown, or the data is not multi-label or lacks an attribute.

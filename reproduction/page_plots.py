@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from mumoe.editing.fairness import FairnessReport
+    from mumoe.editing.subgroup_fairness import FairnessReport
 
 __all__ = ["accuracy_curves", "flops_figure", "parameter_figure", "score_figure"]
 

@@ -19,6 +19,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
+import mumoe
 from commands.made_up_analysis import make_data, make_features
 from commands.test_editing import CLASSES, WHO, write_features
 from demo.test_demo_job import SMALL, made_up
@@ -31,9 +32,8 @@ from mumoe.demo import demo_job as demo
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import planted_style
 from mumoe.editing import rewriting
-from mumoe.editing.fairness import Bootstrap
-from mumoe.editing.files import read_edit_file
-from mumoe.editing.runs import open_run
+from mumoe.editing.edit_files import read_edit_file
+from mumoe.editing.subgroup_fairness import Bootstrap
 from mumoe.training import TrainConfig, train
 from reproduction import bias as bias_recipe
 from reproduction.bias import Retraining, run_seed
@@ -182,7 +182,7 @@ def test_proposals_of_an_audit(edited: list[Path], tmp_path: Path, capsys) -> No
 
 
 def test_proposals_of_an_audit_have_the_mean_of_training_images(edited: list[Path], tmp_path: Path, capsys) -> None:
-    opened = open_run(edited[0], progress=False)
+    opened = mumoe.load(edited[0], progress=False).editing()
     means = {}
     for split in ("train", "val"):
         rows = opened.data.indices(split)

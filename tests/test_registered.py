@@ -17,7 +17,7 @@ from mumoe import cli, functional
 from mumoe.costs import count_flops, count_parameters, rank_for_budget, spec_costs
 from mumoe.deploy.formats import export
 from mumoe.deploy.model import ImageClassifier
-from mumoe.editing.edits import Ablate, SetOutput
+from mumoe.editing.expert_edits import Ablate, SetOutput
 from mumoe.editing.rewriting import mean_coefficients, rewriting
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from mumoe.deploy.predictions import Prediction
     from mumoe.editing.auditing import RunAudit
     from mumoe.editing.correcting import Edit
+    from mumoe.editing.edit_files import Edits
     from mumoe.editing.edit_reports import FairnessComparison
-    from mumoe.editing.edits import ExpertEdit
-    from mumoe.editing.files import Edits
+    from mumoe.editing.expert_edits import ExpertEdit
     from mumoe.editing.rewriting import Strength
     from mumoe.editing.runs import EditingRun
     from mumoe.models.heads import Head
@@ -320,9 +320,9 @@ class Run:
         Raises:
             UserError: As `inputs`.
         """
-        from mumoe.editing.runs import open_run as open_editing
+        from mumoe.editing.runs import editing_run
 
-        return open_editing(self._stored)
+        return editing_run(self._stored)
 
     # Pages and files --------------------------------------------------------------------------------------------
 
@@ -338,6 +338,7 @@ class Run:
         """
         from mumoe.dashboard.session import open_session, silent
 
+        self._require_trained("Run.session")
         return open_session(self._stored, report or silent, split=split)
 
     def report(self, out: str | Path, *, max_images: int = 20) -> ReportPages:
@@ -351,7 +352,18 @@ class Run:
             UserError: If a file of the run is damaged, or `out` holds something else than a report.
             JobError: If the folder cannot be written.
         """
+        self._require_trained("Run.report")
         return write_report({self.path: [self]}, out, max_images=max_images)
+
+    def _require_trained(self, who: str) -> None:
+        """Refuse a run with edits, of which there is no folder to read."""
+        from mumoe.editing.edited_run import EditedRun
+
+        if isinstance(self._stored, EditedRun):
+            raise UserError(
+                f"{who}: expected a run as it was trained, got one with edits. "
+                f"Save the edits to {self._stored.original.path / 'edits'} and use that run."
+            )
 
     def export(
         self,

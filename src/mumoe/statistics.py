@@ -1,7 +1,7 @@
 """Statistics that several rooms share: intervals of shares, exact tests of counts, corrections for many comparisons.
 
 Distributions are scipy's; what is written here has no vectorized form there. Arrays broadcast as in numpy. The
-bootstraps live beside what they resample (`analysis.class_effects`, `editing.fairness`).
+bootstraps live beside what they resample (`analysis.class_effects`, `editing.subgroup_fairness`).
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from mumoe.commands.analyze import Options, analyze_run
 from mumoe.deploy.converted import save_converted
 from mumoe.deploy.formats import export
 from mumoe.deploy.model import ImageClassifier
-from mumoe.editing.files import save_edits
+from mumoe.editing.edit_files import save_edits
+from mumoe.editing.edit_texts import parse_edit
 from mumoe.editing.stack import EditStack
-from mumoe.editing.texts import parse_edit
 from mumoe.training import StoredRun, TrainConfig, train
 from training.made_up_training import make_text
 

@@ -13,11 +13,12 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
+import mumoe
 from mumoe.cli import main
-from mumoe.editing import fairness
-from mumoe.editing.edits import Ablate, Rewrite, SetOutput, Swap
-from mumoe.editing.files import load_edits, read_edit_file
-from mumoe.editing.runs import edited_head, open_run
+from mumoe.editing import subgroup_fairness as fairness
+from mumoe.editing.edit_files import load_edits, read_edit_file
+from mumoe.editing.expert_edits import Ablate, Rewrite, SetOutput, Swap
+from mumoe.editing.runs import edited_head, editing_run
 from mumoe.models.heads import build_head
 from mumoe.training import StoredRun, TrainConfig, train
 from training.made_up_training import made_up_image
@@ -74,7 +75,7 @@ def test_fairness_prints_what_the_metrics_say(run, capsys):
     assert status == 0
     found = json.loads(out)["model"]
     assert found["target"] == {"label": 1, "sensitive": "1"}  # the worst of label 1, not named by anybody
-    opened = open_run(run, progress=False)
+    opened = mumoe.load(run, progress=False).editing()
     rows = opened.data.indices("test")
     with torch.no_grad():
         guess = opened.head(torch.from_numpy(opened.features[rows]))[:, 0] > 0
@@ -105,7 +106,7 @@ def test_edit_corrects_writes_and_exports(run, capsys, tmp_path):
     again = json.loads(out)["+ edits"]["metrics"]
     assert again["target_accuracy"]["value"] == pytest.approx(after)
     assert again["rewriting_score"] == about["metrics_after"]["metrics"]["rewriting_score"]
-    opened = open_run(run, progress=False)
+    opened = mumoe.load(run, progress=False).editing()
     x = torch.from_numpy(opened.features[:50].copy())
     state = load_file(exported)
     plain = build_head("CPMuMoE-r9-e8", 8, 3)
@@ -151,7 +152,7 @@ def test_edit_with_the_papers_lambda_and_on_top(run, capsys, tmp_path):
     assert content.edits["rewrite-2"].strength == -2
     assert "lambda -2" in out
     reported = content.provenance["metrics_after"]["metrics"]["accuracy"]["value"]
-    opened = open_run(run, progress=False)
+    opened = mumoe.load(run, progress=False).editing()
     rows = opened.data.indices("test")
     with load_edits(second, opened.layer):
         guess = opened.logits(rows, 0) > 0
@@ -168,7 +169,7 @@ def test_edit_with_lambda_zero_changes_nothing(run, capsys, tmp_path):
 
 def by_hand(run, strength, split):
     """(rows, 0/1 labels, male, predictions without and with eq. 6) from the weights alone, without any stack."""
-    opened = open_run(run, progress=False)
+    opened = mumoe.load(run, progress=False).editing()
     data, rows = opened.data, opened.data.indices(split)
     train = data.indices("train")
     men = train[(data.labels[train, 0] == 1) & (data.labels[train, 1] == 1)]
@@ -216,7 +217,7 @@ def test_edit_reports_what_the_stack_that_it_saves_does(run, capsys, tmp_path, m
     file = tmp_path / "edit.json"
     assert call(capsys, "edit", run, *WHO, "--lambda", 2, "--out", file)[0] == 0
     reported = read_edit_file(file).provenance["metrics_after"]["metrics"]["accuracy"]["value"]
-    opened = open_run(run, progress=False)
+    opened = mumoe.load(run, progress=False).editing()
     rows = opened.data.indices("test")
     with load_edits(file, opened.layer):
         right = (opened.logits(rows, 0) > 0) == opened.data.labels[rows, 0]
@@ -248,7 +249,7 @@ def test_audit_finds_the_planted_group(run, capsys, tmp_path):
     assert status == 0
     first = json.loads(out)["findings"][0]
     assert first["label"] == 1
-    opened = open_run(run, progress=False)
+    opened = mumoe.load(run, progress=False).editing()
     rows = opened.data.indices("test")
     a = opened.coefficients(rows, "test")[0]
     inside = np.ones(len(rows), dtype=bool)
@@ -333,7 +334,7 @@ def test_audit_of_many_classes_and_few_images_pools_them_and_says_so(tmp_path, c
     assert "all labels: " in out
     found = json.loads(call(capsys, "audit", run, "--json")[1])
     assert found["pooled"]
-    opened = open_run(run, progress=False)
+    opened = mumoe.load(run, progress=False).editing()
     rows = opened.data.indices("val")
     a = opened.coefficients(rows, "test")[0].numpy()
     right = opened.outputs(rows).argmax(1) == labels[rows]
@@ -356,16 +357,16 @@ def test_audit_without_images_says_so(run, capsys, tmp_path):
 
 
 def test_audit_shows_the_images_of_its_findings(run, capsys, tmp_path, monkeypatch):
-    def opened_with_images(path, **options):
-        found = open_run(path, **options)
+    def opened_with_images(stored):
+        found = editing_run(stored)
         return dataclasses.replace(found, data=dataclasses.replace(found.data, open_image=made_up_image))
 
-    monkeypatch.setattr("mumoe.editing.auditing.open_run", opened_with_images)
+    monkeypatch.setattr("mumoe.editing.auditing.editing_run", opened_with_images)
     status, out, _ = call(capsys, "audit", run, "--target", "blond", "--split", "test", "--top", 2, "--images", 3)
     assert status == 0
     folder = Path(run) / "audit" / "blond-test"
     assert out.endswith(f"Written: {folder / 'sheet.png'}\n")
-    opened = open_run(run, progress=False)
+    opened = mumoe.load(run, progress=False).editing()
     content = json.loads((folder / "findings.json").read_text())
     assert len(content["findings"]) == 2
     for found in content["findings"]:
@@ -465,7 +466,7 @@ def test_edits_by_hand_in_the_order_given_and_measured_on_validation(run, capsys
     texts = ("swap:4=5", "ablate:4", "set-output:2:smiling=3")
     status, out, _ = call(capsys, "edit", run, "--do", *texts, "--out", file, "--export", exported)
     assert status == 0
-    opened = open_run(run, progress=False)
+    opened = mumoe.load(run, progress=False).editing()
     stack = load_edits(file, opened.layer)
     assert list(stack.edits.values()) == [Swap(4, 5), Ablate(4), SetOutput((2,), 2, 3.0)]
     assert "swap-1: swap experts 4 and 5 of level 0\nablate-1: ablate expert 4 of level 0\n" in out
@@ -493,7 +494,7 @@ def test_edits_by_hand_in_the_order_given_and_measured_on_validation(run, capsys
 
 def test_edits_by_hand_with_a_subgroup_and_the_default_place(run, capsys, monkeypatch):
     asked = []
-    real = type(open_run(run, progress=False).data).indices
+    real = type(mumoe.load(run, progress=False).editing().data).indices
     monkeypatch.setattr(
         "mumoe.data.base.ImageData.indices", lambda self, split: asked.append(split) or real(self, split)
     )

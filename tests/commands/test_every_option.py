@@ -298,7 +298,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "ablated_windows": "test_windows_of_text_that_are_analyzed",
         "least_lost": "test_the_least_number_of_lost_answers_of_a_strong_expert",
     },
-    "audit": {"pictures": "test_the_sheet_of_an_audit_goes_where_it_is_asked_for"},
+    "audit": {"out": "test_the_sheet_of_an_audit_goes_where_it_is_asked_for"},
     "convert": {"pretrained": "test_convert_asks_for_published_weights"},
     "dashboard": dict.fromkeys(
         ("run", "data", "port", "split", "browser"), "test_the_dashboard_serves_what_it_is_asked_for"
@@ -397,7 +397,7 @@ def test_the_sheet_of_an_audit_goes_where_it_is_asked_for(worlds, tmp_path: Path
     plain = {"run": "run", "target": "round", "split": "train", "min_rows": 2, "images": 1, "quiet": True}
     plain |= {"threshold": 0.3}
     default = call("audit", plain, tmp_path / "a", worlds("pictures"))
-    elsewhere = call("audit", {**plain, "pictures": "sheets"}, tmp_path / "b", worlds("pictures"))
+    elsewhere = call("audit", {**plain, "out": "sheets"}, tmp_path / "b", worlds("pictures"))
     assert all(name.startswith("run/audit/round-train/") for name in default.files)
     assert all(name.startswith("sheets/") for name in elsewhere.files)
     assert default.files["run/audit/round-train/findings.json"] == elsewhere.files["sheets/findings.json"]

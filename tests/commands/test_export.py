@@ -12,8 +12,8 @@ import torch
 
 from mumoe import cli
 from mumoe.deploy.model import ImageClassifier
-from mumoe.editing.edits import Ablate, Rewrite
-from mumoe.editing.files import load_edits, save_edits
+from mumoe.editing.edit_files import load_edits, save_edits
+from mumoe.editing.expert_edits import Ablate, Rewrite
 from mumoe.editing.stack import EditStack
 from training.made_up_training import made_up_image
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from commands.test_editing import WHO, call, write_features
-from mumoe.editing.files import read_edit_file
+from mumoe.editing.edit_files import read_edit_file
 from mumoe.training import StoredRun, TrainConfig, train
 from mumoe.training.run import RunFolder
 

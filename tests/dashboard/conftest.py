@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import mumoe
 from dashboard.made_up_run import make_run
 from mumoe.analysis.layer_study import study_layer, write_coefficients
 from mumoe.dashboard.server import Running, serving
 from mumoe.dashboard.session import Session, open_session
-from mumoe.editing.runs import open_run
 from mumoe.files import write_json
 
 
 def analyze(path: Path) -> None:
     """What `mumoe analyze` writes, without its figures."""
-    run = open_run(path, progress=False)
+    run = mumoe.load(path, progress=False).editing()
     rows = run.data.indices("test")
 
     def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -9,7 +9,7 @@ import pytest
 from dashboard.made_up_run import CLASSES, STUDIOS
 from dashboard.talking import get, post, refused
 from mumoe import cli
-from mumoe.editing.files import load_edits, read_edit_file
+from mumoe.editing.edit_files import load_edits, read_edit_file
 
 WHO = {"head": "round", "sensitive": "studio", "value": "<i>inked</i>", "label": 1}
 ABLATION = {"name": "ablate-1", "kind": "ablate", "expert": 9, "level": 0, "strength": 1}
@@ -59,7 +59,7 @@ def test_numbers_are_those_of_mumoe_edit_by_hand(running, run, tmp_path, capsys)
 def test_numbers_are_those_of_mumoe_fairness(running, run, tmp_path, capsys, split):
     call("edit", run, "--do", *BY_HAND, "--out", tmp_path / "hand.json")
     capsys.readouterr()
-    who = [f"--{name}={WHO[name]}" for name in ("head", "sensitive", "value")]
+    who = [f"--target={WHO['head']}", *(f"--{name}={WHO[name]}" for name in ("sensitive", "value"))]
     call("fairness", run, *who, "--edits", tmp_path / "hand.json", "--split", split, "--json", "--resamples", 200)
     expected = json.loads(capsys.readouterr().out)["+ edits"]
     given = {"split": split, "edits": [ABLATION, SCALING], "subgroup": WHO}
@@ -80,7 +80,7 @@ def test_numbers_are_those_of_mumoe_fairness(running, run, tmp_path, capsys, spl
     ids=["nothing to gain", "lowered", "raised"],
 )
 def test_a_rewriting_is_the_one_of_mumoe_edit(running, run, tmp_path, capsys, subgroup):
-    who = [f"--{name}={value}" for name, value in subgroup.items()]
+    who = [f"--{'target' if name == 'head' else name}={value}" for name, value in subgroup.items()]
     call("edit", run, *who, "--out", tmp_path / "edit.json")
     stored = read_edit_file(tmp_path / "edit.json")
     job = done(running, subgroup=subgroup, edits=[], strength="auto")

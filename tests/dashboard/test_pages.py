@@ -17,7 +17,7 @@ from dashboard.made_up_run import EVIL, draw
 from mumoe.dashboard.experts import Filter, expert_columns
 from mumoe.dashboard.jobs import Report
 from mumoe.dashboard.server import Running, serving
-from mumoe.editing.files import read_edit_file
+from mumoe.editing.edit_files import read_edit_file
 from mumoe.errors import JobError
 
 ROWS = ".experts .row:not(.head)"
@@ -154,10 +154,10 @@ def recorded(provenance) -> list[list[str]]:
 
 def _accuracy(content) -> float:
     """Accuracy over both attributes; the file has that of one and its subgroups, so it is counted again."""
-    from mumoe.editing.runs import open_run
+    import mumoe
     from mumoe.editing.stack import EditStack
 
-    run = open_run(content.provenance["run"], progress=False)
+    run = mumoe.load(content.provenance["run"], progress=False).editing()
     rows = run.data.indices("val")
     stack = EditStack(run.layer, dict(content.edits))
     with stack:

@@ -10,7 +10,7 @@ from mumoe.analysis.layer_study import write_coefficients
 from mumoe.dashboard.measures import Scores
 from mumoe.dashboard.whatif import open_rows
 from mumoe.data.base import ImageData
-from mumoe.editing.edits import Ablate, Correct, Rewrite, Scale, SetOutput, Swap
+from mumoe.editing.expert_edits import Ablate, Correct, Rewrite, Scale, SetOutput, Swap
 from mumoe.editing.runs import EditingRun
 from mumoe.editing.stack import EditStack
 from mumoe.layers import MuMoE

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import mumoe
 from mumoe.deploy.card import public_name
 from mumoe.deploy.model import ImageClassifier
-from mumoe.editing.edits import Rewrite, SetOutput
+from mumoe.editing.expert_edits import Rewrite, SetOutput
 from mumoe.editing.stack import EditStack
 from mumoe.errors import JobError, UserError
 from mumoe.training import StoredRun

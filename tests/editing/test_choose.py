@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mumoe.editing import choose, fairness
+from mumoe.editing import choose
+from mumoe.editing import subgroup_fairness as fairness
 from mumoe.editing.choose import LabelledRows, LogitShift, choose_blind, choose_strength, trade_off_curve
-from mumoe.editing.fairness import Bootstrap
+from mumoe.editing.subgroup_fairness import Bootstrap
 from mumoe.errors import UserError
 from mumoe.records import to_plain
 
@@ -19,7 +20,7 @@ TRUTH = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1])
 SEX = np.array((["f"] * 4 + ["m"] * 4) * 2)
 LOGITS = np.array([-4, -4, -4, -4, -4, -4, -4, -1.5, 3, 3, 3, -1, -1, -2, -3, -9.0])
 DIRECTION = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1.0])
-ROWS = LabelledRows.of(TRUTH, SEX)
+ROWS = LabelledRows(TRUTH, SEX)
 SHIFT = LogitShift(LOGITS, DIRECTION)
 TARGET = (1, "m")
 
@@ -71,7 +72,7 @@ def test_curve_by_hand():
 def test_curve_equals_the_metrics():
     truth, sex, logits, direction = random_problem(1)
     shift = LogitShift(logits, direction)
-    for point in trade_off_curve(LabelledRows.of(truth, sex), shift, [1.0, 3.0], target=TARGET):
+    for point in trade_off_curve(LabelledRows(truth, sex), shift, [1.0, 3.0], target=TARGET):
         score = fairness.rewriting_score(
             truth, shift(point.strength), sensitive_features=sex, y_pred_before=shift(0), target=TARGET
         )
@@ -95,7 +96,7 @@ def test_loss_allowed_binds():
     truth = (rng.random(1000) < 0.2).astype(int)
     sex = np.where(rng.random(1000) < 0.15, "m", "f")
     logits = (2.0 * truth - 1) * 2 + rng.normal(size=1000) - 2.5 * ((truth == 1) & (sex == "m"))
-    rows, shift = LabelledRows.of(truth, sex), LogitShift(logits, np.ones(1000))
+    rows, shift = LabelledRows(truth, sex), LogitShift(logits, np.ones(1000))
     before = fairness.accuracy(truth, shift(0), sensitive_features=sex)
     found = {}
     for loss in (0.0, 0.02, 1.0):
@@ -129,12 +130,16 @@ def pipeline(truth, sex, logits, direction):
     """Choose on rows 200 to 400, report on the rest."""
     val, test = slice(200, 400), slice(400, None)
     shift = LogitShift(logits[val], direction[val])
-    rows = LabelledRows.of(truth[val], sex[val])
+    rows = LabelledRows(truth[val], sex[val])
     choice = choose_strength(rows, shift, shift.candidates(), target=TARGET, max_loss=0.02)
     blind = choose_blind(rows, logits[val], target=TARGET, max_loss=0.02)
     moved = LogitShift(logits[test], direction[test])(choice.strength)
     common = {"sensitive_features": sex[test], "target": TARGET, "bootstrap": Bootstrap(50)}
-    return choice, blind, fairness.fairness_report(truth[test], moved, y_pred_before=logits[test] > 0, **common)
+    return (
+        choice,
+        blind,
+        fairness.fairness_report(truth[test], moved, y_pred_before=logits[test] > 0, **common),
+    )
 
 
 def test_test_labels_choose_nothing():
@@ -150,7 +155,7 @@ def test_test_labels_choose_nothing():
 def test_a_blind_shift_is_the_best_one_threshold():
     """All shifts are tried by hand: the threshold that serves the objective best, whatever the subgroup's rows."""
     truth, sex, logits, _ = random_problem(5)
-    rows = LabelledRows.of(truth, sex)
+    rows = LabelledRows(truth, sex)
     found = choose_blind(rows, logits, target=TARGET, objective="rewriting_score")
     assert found.strength > 0
     before = (logits > 0).astype(int)
@@ -171,7 +176,7 @@ def test_a_blind_shift_is_the_best_one_threshold():
 
 def test_no_blind_shift_where_a_subgroup_has_no_row():
     kept = (TRUTH == 0) | (SEX == "f")
-    rows = LabelledRows.of(TRUTH[kept], SEX[kept])
+    rows = LabelledRows(TRUTH[kept], SEX[kept])
     assert choose_blind(rows, LOGITS[kept], target=TARGET) is None
     assert choose_blind(rows, LOGITS[kept], target=(1, "f")) is None
 

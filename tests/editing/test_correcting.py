@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 import mumoe
 from commands.test_editing import METADATA, trained, write_features
 from mumoe.editing.auditing import RunAudit
+from mumoe.editing.edit_files import load_edits, read_edit_file
 from mumoe.editing.edit_reports import ChangeReport, FairnessComparison, RewritingReport
-from mumoe.editing.fairness import METRICS
-from mumoe.editing.files import load_edits, read_edit_file
+from mumoe.editing.subgroup_fairness import METRICS
 from mumoe.errors import UserError
 from mumoe.training import TrainConfig, train
 
@@ -130,6 +130,8 @@ def test_fairness_of_the_model_and_of_edits(run, edit, tmp_path):
     # chosen as the edits were, whose objective and loss are on record
     assert run.fairness(**WHOM, value=1, edits=edit).blind == edit.report.blind
     assert run.fairness(**WHOM, value=1, edits=edit, objective="match").blind != edit.report.blind
+    assert run.fairness(**WHOM, value=1, edits=edit, max_loss=0.0).blind.max_loss == 0
+    assert run.fairness(**WHOM, value=1, edits=run.edit("ablate:1")).blind.max_loss == 0.01
     assert list(run.fairness(**WHOM, edits=edit, split="val").models) == ["model", "+ edits"]
     assert FairnessComparison.from_json(found.to_json()) == found
     assert len(found.plot().axes[0].get_yticks()) == 4
@@ -222,7 +224,7 @@ def test_a_wrong_call_names_the_argument(run, call, message):
     ("arguments", "message"),
     [
         (["fairness", "--target", "blnd", "--sensitive", "male"], "mumoe fairness: expected --target out of "),
-        (["fairness", "--head", "blond", "--sensitive", "mal"], "mumoe fairness: expected --sensitive out of "),
+        (["fairness", "--target", "blond", "--sensitive", "mal"], "mumoe fairness: expected --sensitive out of "),
         (["edit", "--do", "ablate:1", "--split", "vall"], "mumoe edit: expected --split out of test, train, val, got"),
         (["audit", "--target", "blond", "--threshold", "2"], "audit: expected --threshold above 0 and at most 1, got"),
         (["audit", "--target", "blond", "--min-rows", "1"], "audit: expected --min-rows >= 2, got 1."),

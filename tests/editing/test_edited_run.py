@@ -43,6 +43,9 @@ def test_a_run_on_features_with_edits(tmp_path):
     assert not (run.path / "analysis").exists()
     assert run.evaluate("test") == before
     assert all(torch.equal(tensor, weights[name]) for name, tensor in run.head.state_dict().items())
+    for pages in (edited.session, lambda: edited.report(tmp_path / "report")):
+        with pytest.raises(UserError, match="expected a run as it was trained, got one with edits"):
+            pages()
     again = mumoe.load(run.path, device="cpu", progress=False)
     assert torch.equal(again.with_edits(edit).head(x), edited.head(x))
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import mumoe
-from mumoe.editing.edits import Ablate, Correct, Scale, SetOutput, Swap
+from mumoe.editing.expert_edits import Ablate, Correct, Scale, SetOutput, Swap
 from mumoe.editing.rewriting import mean_coefficients, rewriting
 from mumoe.editing.stack import EditStack
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mumoe.data.base import ImageData
-from mumoe.editing.audit import Finding
-from mumoe.editing.fairness import Estimate
+from mumoe.editing.expert_audit import Finding
+from mumoe.editing.subgroup_fairness import Estimate
 from mumoe.errors import JobError
 from mumoe.plots import sheets
 from mumoe.plots.finding_sheet import Pictured, spread, write_findings

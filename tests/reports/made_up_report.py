@@ -8,10 +8,10 @@ import numpy as np
 
 from commands.made_up_analysis import make_data, make_features
 from mumoe.commands.analyze import Options, analyze_run
-from mumoe.editing.fairness import Bootstrap, fairness_report
-from mumoe.editing.files import save_edits
+from mumoe.editing.edit_files import save_edits
+from mumoe.editing.edit_texts import parse_edit
 from mumoe.editing.stack import EditStack
-from mumoe.editing.texts import parse_edit
+from mumoe.editing.subgroup_fairness import Bootstrap, fairness_report
 from mumoe.training import StoredRun, TrainConfig, train
 
 NAMES = ("red", "<b>green</b>", "blue & 'teal'", 'grey "x"', "=black", "never </script><script>alert(1)</script> seen")

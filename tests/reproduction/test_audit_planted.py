@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from editing.test_audit import planted
-from mumoe.editing.audit import audit
+from editing.test_expert_audit import planted
+from mumoe.editing.expert_audit import audit
 from reproduction.audit_planted import first_rank
 
 

@@ -11,8 +11,8 @@ from made_up_emoji import GROUPS, emoji, opened
 from mumoe.data.base import Attribute, ImageData
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import planted_style
-from mumoe.editing import fairness
-from mumoe.editing.fairness import Bootstrap
+from mumoe.editing import subgroup_fairness as fairness
+from mumoe.editing.subgroup_fairness import Bootstrap
 from mumoe.errors import UserError
 from reproduction.bias import Retraining, run_bias, run_seed
 from reproduction.bias_sets import celeba_bias, natural_skin_tone, without_cut

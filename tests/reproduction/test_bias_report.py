@@ -10,7 +10,7 @@ import pytest
 from made_up_emoji import emoji
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import planted_style
-from mumoe.editing.fairness import Bootstrap
+from mumoe.editing.subgroup_fairness import Bootstrap
 from mumoe.errors import UserError
 from mumoe.plots.subgroup_accuracy import subgroup_figure
 from mumoe.plots.tradeoff import trade_off_figure

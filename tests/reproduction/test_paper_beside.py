@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mumoe.editing.fairness import METRICS
+from mumoe.editing.subgroup_fairness import METRICS
 from reproduction.make import draw
 from reproduction.recipe import load_recipe, printed
 

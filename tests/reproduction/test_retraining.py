@@ -9,7 +9,7 @@ from torch import nn
 
 from mumoe.demo import bias_heads
 from mumoe.demo.bias_heads import BiasTask, Settings
-from mumoe.editing import fairness
+from mumoe.editing import subgroup_fairness as fairness
 from mumoe.errors import UserError
 from reproduction import retraining
 from reproduction.retraining import fit

@@ -22,11 +22,11 @@ from mumoe.dashboard.measures import Groups, accuracies, by_value
 from mumoe.dashboard.session import WHO, Session, Split, silent
 from mumoe.dashboard.whatif import Changed
 from mumoe.editing.choose import LabelledRows, LogitShift
-from mumoe.editing.files import as_entry, from_entry, load_edits, read_edit_file, save_edits
+from mumoe.editing.edit_files import as_entry, from_entry, load_edits, read_edit_file, save_edits
+from mumoe.editing.edit_texts import parse_edit
 from mumoe.editing.operations import separate
 from mumoe.editing.rewriting import choose_rewriting, mean_coefficients
 from mumoe.editing.stack import EditStack, fingerprint
-from mumoe.editing.texts import parse_edit
 from mumoe.errors import UserError, unknown_name
 
 __all__ = ["Subgroup", "compare", "list_edits", "load", "make_stack", "outcome", "parse", "rewrite", "save"]

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from mumoe.dashboard.whatif import Changed, Rows
 from mumoe.data.base import ImageData
-from mumoe.editing.fairness import Bootstrap, fairness_report, metrics_at, subgroup_accuracy
 from mumoe.editing.runs import Problem
+from mumoe.editing.subgroup_fairness import Bootstrap, fairness_report, metrics_at, worst_value
 from mumoe.editing.subgroups import Subgroups, find_subgroups
 from mumoe.errors import UserError, unknown_name
 
@@ -149,9 +149,7 @@ class Groups:
 
     def worst(self, answers: npt.NDArray[np.int64], label: int) -> str:
         """Sensitive value of the subgroup with this label that is right least often."""
-        found = subgroup_accuracy(self.truth, self._mine(answers), sensitive_features=self.values)
-        mine = {group: share for group, share in found.items() if group.label == label}
-        return min(mine, key=lambda group: mine[group]).sensitive
+        return worst_value(self.truth, self._mine(answers), sensitive_features=self.values, label=label)
 
     def compared(
         self,

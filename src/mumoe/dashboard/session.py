@@ -24,7 +24,7 @@ from mumoe.dashboard.jobs import Report
 from mumoe.dashboard.measures import Groups, Scores
 from mumoe.dashboard.whatif import Level, Rows, begun, decisions, open_rows
 from mumoe.data.base import SPLITS
-from mumoe.editing.runs import EditingRun, open_run
+from mumoe.editing.runs import EditingRun, editing_run
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import recovered
 from mumoe.layers import MuMoE
@@ -153,9 +153,8 @@ def open_session(run: str | Path | EditingRun | StoredRun, report: Report = sile
     report(0, 3, "Reading the run")
     path = pick_run(run, experts=True).path if isinstance(run, str | Path) else run.path
     analyzed = begun(lambda: read_experts(StoredRun(path), most_images=0))
-    opened = (
-        run if isinstance(run, EditingRun) else open_run(path if isinstance(run, str | Path) else run, progress=False)
-    )
+    stored = StoredRun(path, progress=False) if isinstance(run, str | Path) else run
+    opened = stored if isinstance(stored, EditingRun) else editing_run(stored)
     opened.head.cpu()
     if not isinstance(opened.head.layer, MuMoE | SparseMoE):
         raise UserError(

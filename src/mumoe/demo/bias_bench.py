@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from mumoe.demo.bias_heads import BiasTask, HeadFactory, Settings, train_plain
 from mumoe.demo.planted_bias import BiasSet
 from mumoe.editing.choose import Choice, LabelledRows, LogitShift, choose_strength
-from mumoe.editing.fairness import Bootstrap, FairnessReport, fairness_report
 from mumoe.editing.rewriting import choose_rewriting, mean_coefficients, moved_by
+from mumoe.editing.subgroup_fairness import Bootstrap, FairnessReport, fairness_report
 from mumoe.layers import MuMoE
 from mumoe.models.heads import build_head
 

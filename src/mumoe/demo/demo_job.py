@@ -28,7 +28,7 @@ from mumoe.demo.bias_bench import FeatureBench
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import planted_style
 from mumoe.devices import AUTO, resolve
-from mumoe.editing.fairness import FairnessReport
+from mumoe.editing.subgroup_fairness import FairnessReport
 from mumoe.errors import UserError
 from mumoe.files import write_json
 from mumoe.layers import MuMoE

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mumoe.data.emoji import CREDITS
 from mumoe.deploy.card import model_card, public_name
 from mumoe.deploy.saved_model import CONFIG, WEIGHTS, SavedModel, building, read_shapes
-from mumoe.editing.files import load_edits
+from mumoe.editing.edit_files import load_edits
 from mumoe.errors import JobError, UserError
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone

@@ -1,6 +1,8 @@
-"""Correct a model by editing its experts, and measure who profits and who pays.
+"""Correct a model by editing its experts, and measure who gains and who loses.
 
-`fairness` measures and never looks at a layer; `edits` changes experts and undoes it; `choose` picks an
-edit's strength on data it may look at; `baselines` trains what an edit has to beat; `audit` finds subgroups
-that nobody named.
+The layer: `operations` says what an edit does to a weight tensor, `expert_edits` has one class per kind of edit,
+`stack` applies, undoes and folds them, `edit_files` keeps them. The method: `rewriting` finds the experts of a
+subgroup, `choose` the strength, `subgroup_fairness` measures predictions and never looks at a layer, `expert_audit`
+finds groups that have no name. Trained runs: `correcting` and `auditing` are behind the methods of `mumoe.Run`, and
+`edited_run` is a run with edits.
 """

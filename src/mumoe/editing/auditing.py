@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mumoe.data.base import SPLITS
-from mumoe.editing.audit import Audit, Correction, Finding, audit, handled, propose
-from mumoe.editing.files import save_edits
-from mumoe.editing.runs import EditingRun, check_editable, open_run
+from mumoe.editing.edit_files import save_edits
+from mumoe.editing.expert_audit import Audit, Correction, Finding, audit, handled, propose
+from mumoe.editing.runs import EditingRun, check_editable, editing_run
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument
 from mumoe.models.feature_files import NoImages
@@ -181,7 +181,7 @@ def audit_run(
     if split not in SPLITS:
         raise unknown_argument(WHO, "split", split, SPLITS)
     check_editable(stored, who=WHO)
-    run = open_run(stored)
+    run = editing_run(stored)
     run.require_layer(WHO)
     rows = run.data.indices(split)  # type: ignore[arg-type]
     if not len(rows):

@@ -27,16 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.columns import require_value
-from mumoe.editing.fairness import Target, metrics_at
-from mumoe.editing.subgroups import (
-    Labels,
-    Sensitive,
-    as_labels,
-    find_subgroups,
-    require_equal_lengths,
-    sensitive_name,
-    sensitive_names,
-)
+from mumoe.editing.subgroup_fairness import Target, metrics_at
+from mumoe.editing.subgroups import Labels, as_labels, find_subgroups, sensitive_name
 from mumoe.errors import UserError, unknown_argument
 
 __all__ = [
@@ -74,25 +66,13 @@ class LabelledRows:
     y_true: npt.NDArray[Any]
     sensitive_features: npt.NDArray[Any]
 
-    @staticmethod
-    def of(y_true: Labels, sensitive_features: Sensitive) -> LabelledRows:
-        """Rows from any kind of column.
-
-        Raises:
-            UserError: If lengths differ or values are not labels.
-        """
-        truth = as_labels(y_true, "y_true", "LabelledRows")
-        names = sensitive_names(sensitive_features, "LabelledRows")
-        require_equal_lengths("LabelledRows", y_true=truth, sensitive_features=names)
-        return LabelledRows(truth, names)
-
     def __len__(self) -> int:
         return len(self.y_true)
 
 
 @dataclass(frozen=True)
 class TradeOffPoint:
-    """Metrics of the validation rows at one strength, by the names of `fairness.METRICS`."""
+    """Metrics of the validation rows at one strength, by the names of `subgroup_fairness.METRICS`."""
 
     strength: float
     metrics: Mapping[str, float]
@@ -192,7 +172,7 @@ def choose_strength(
     objective: Objective = "worst_group",
     max_loss: float = 0.01,
 ) -> Choice:
-    """Take the strength that serves the objective best on validation rows.
+    """Choose the strength that serves the objective best on validation rows.
 
     Args:
         rows: Validation rows.

@@ -19,14 +19,14 @@ from torch import Tensor
 from mumoe.data.base import SPLITS
 from mumoe.devices import host
 from mumoe.editing.choose import Choice, LabelledRows, LogitShift, Objective, choose_blind
+from mumoe.editing.edit_files import EditFile, Edits, content_of, save_edits, stack_on
 from mumoe.editing.edit_reports import COMPARED, STAGES, ChangeReport, FairnessComparison, RewritingReport
-from mumoe.editing.edits import ExpertEdit
-from mumoe.editing.fairness import Bootstrap, FairnessReport, fairness_report, subgroup_accuracy
-from mumoe.editing.files import EditFile, Edits, read_edit_file, save_edits, stack_on
+from mumoe.editing.edit_texts import parse_edit
+from mumoe.editing.expert_edits import ExpertEdit
 from mumoe.editing.rewriting import Reading, Strength, choose_rewriting, mean_coefficients, moved_by
-from mumoe.editing.runs import EditingRun, Problem, check_editable, open_run
+from mumoe.editing.runs import EditingRun, Problem, check_editable, editing_run
 from mumoe.editing.stack import EditStack
-from mumoe.editing.texts import parse_edit
+from mumoe.editing.subgroup_fairness import Bootstrap, fairness_report, worst_value
 from mumoe.errors import UserError, unknown_argument
 from mumoe.records import to_plain
 from mumoe.training.opening import StoredRun
@@ -100,39 +100,32 @@ def measure_fairness(
     """
     who = "Run.fairness"
     _check_split(split, who)
-    content = _content(edits)
-    if content is not None:
+    content = content_of(edits)
+    if edits is not None:
         check_editable(stored, content.edits.values(), who=who)
-    run = open_run(stored)
+    run = editing_run(stored)
     problem = run.problem(target, sensitive, who=who)
     rows = problem.rows(split)
     if not len(rows):
         raise UserError(f"{who}: expected images in the {split} split, got none. Use another `split`.")
     logits = run.logits(rows, problem.position)
-    wanted = problem.value(value, who=who) if value != "" else _worst(problem, rows, logits > 0, label)
+    truth, values = problem.labels[rows], problem.values[rows]
+    worst = worst_value(truth, logits > 0, sensitive_features=values, label=label)
+    wanted = worst if value == "" else problem.value(value, who=who)
     subject = _Subject(run, problem, split, (label, wanted), Bootstrap(resamples, seed=seed), COMPARED)
-    if edits is None or content is None:
+    if edits is None:
         return subject.compared({COMPARED[0]: logits > 0})
-    choice = content.provenance.get("choice") or {}
-    blind = subject.blind(objective or choice.get("objective", "worst_group"), max_loss or choice.get("max_loss", 0.01))
+    blind = subject.blind(*_as_chosen(content, objective, max_loss))
     return subject.compared(subject.decisions(logits, blind, stack_on(run.require_layer(who), edits)), blind)
 
 
-def _content(edits: Edits | None) -> EditFile | None:
-    """What is known of edits without the model."""
-    if edits is None:
-        return None
-    if isinstance(edits, str | Path):
-        return read_edit_file(edits)
-    stack = edits if isinstance(edits, EditStack) else edits.stack
-    return EditFile({}, stack.edits, getattr(edits, "provenance", {}))
-
-
-def _worst(problem: Problem, rows: npt.NDArray[np.int64], guess: npt.NDArray[np.bool_], label: int) -> str:
-    """Sensitive value of the subgroup with this label that is right least often."""
-    found = subgroup_accuracy(problem.labels[rows], guess, sensitive_features=problem.values[rows])
-    mine = {group: share for group, share in found.items() if group.label == label}
-    return min(mine, key=mine.__getitem__).sensitive if mine else ""
+def _as_chosen(content: EditFile, objective: Objective | None, max_loss: float | None) -> tuple[Objective, float]:
+    """The objective and the loss that are asked for, or else those by which the edits were chosen."""
+    facts = content.provenance
+    chosen = (
+        facts.get("choice") or facts.get("blind", {}).get("choice") or {"objective": "worst_group", "max_loss": 0.01}
+    )
+    return objective or chosen["objective"], chosen["max_loss"] if max_loss is None else max_loss
 
 
 @dataclass(frozen=True)
@@ -166,29 +159,31 @@ class _Subject:
             found[edited] = self.run.logits(self.problem.rows(self.split), self.problem.position) > 0
         return found
 
-    def reports(self, guesses: Mapping[str, npt.NDArray[Any]], *, compare: bool = False) -> dict[str, FairnessReport]:
-        """The report of each model's answers, those of others than the first compared with it; with `compare` all."""
-        rows, trained = self.problem.rows(self.split), self.names[0]
-        return {
+    def compared(
+        self, guesses: Mapping[str, npt.NDArray[Any]], blind: Choice | None = None, *, all_scored: bool = False
+    ) -> FairnessComparison:
+        """The record of each model's answers.
+
+        Args:
+            guesses: Name of a model to its answers, the model as trained first.
+            blind: How the blind shift was chosen.
+            all_scored: Whether the model as trained has a re-writing score too, which is 0.
+        """
+        problem, trained = self.problem, self.names[0]
+        rows = problem.rows(self.split)
+        reports = {
             name: fairness_report(
-                self.problem.labels[rows],
+                problem.labels[rows],
                 guess,
-                sensitive_features=self.problem.values[rows],
+                sensitive_features=problem.values[rows],
                 target=self.target,
-                y_pred_before=guesses[trained] if compare or name != trained else None,
+                y_pred_before=guesses[trained] if all_scored or name != trained else None,
                 bootstrap=self.bootstrap,
             )
             for name, guess in guesses.items()
         }
-
-    def compared(
-        self, guesses: Mapping[str, npt.NDArray[Any]], blind: Choice | None = None, *, compare: bool = False
-    ) -> FairnessComparison:
-        """The record of each model's answers."""
-        problem, reports = self.problem, self.reports(guesses, compare=compare)
-        left_out = problem.left_out(self.split)
-        names = (str(self.run.path), problem.head, problem.sensitive, self.split)
-        return FairnessComparison(*names, reports, blind, left_out)
+        about = (str(self.run.path), problem.head, problem.sensitive, self.split)
+        return FairnessComparison(*about, reports, blind, problem.left_out(self.split))
 
 
 # Rewriting ------------------------------------------------------------------------------------------------------
@@ -231,14 +226,13 @@ def rewrite_subgroup(
     """
     who = "Run.rewrite"
     _check_rewriting(strength, label, who)
-    content = _content(base)
-    check_editable(stored, content.edits.values() if content else (), who=who)
-    run = open_run(stored)
+    check_editable(stored, content_of(base).edits.values(), who=who)
+    run = editing_run(stored)
     layer, problem = run.require_layer(who), run.problem(target, sensitive, who=who)
     subgroup = (label, problem.value(value, who=who))
     subject = _Subject(run, problem, "test", subgroup, Bootstrap(resamples, seed=seed))
     _require_images(problem, ("val", "test") if strength == "auto" else ("test",), who)
-    stack = EditStack(layer) if base is None else stack_on(layer, base)
+    stack = stack_on(layer, base)
     images = problem.subgroup("train", subgroup, who)
     mean = mean_coefficients(layer, run.batches(images), reading=reading)
     validation = partial(_validation, run, problem, stack, mean)
@@ -247,7 +241,7 @@ def rewrite_subgroup(
     blind = subject.blind(objective, max_loss)
     logits = run.logits(problem.rows("test"), problem.position)
     name = stack.add(edit)
-    found = subject.compared(subject.decisions(logits, blind, stack), blind, compare=True)
+    found = subject.compared(subject.decisions(logits, blind, stack), blind, all_scored=True)
     report = RewritingReport(
         **{**vars(found), "left_out": problem.left_out(*SPLITS)},
         name=name,
@@ -333,7 +327,7 @@ def edit_by_hand(
 
     Args:
         stored: The run.
-        operations: Edits such as ``mumoe.Ablate(17)``, or texts such as ``ablate:17`` (see `editing.texts`).
+        operations: Edits such as ``mumoe.Ablate(17)``, or texts such as ``ablate:17`` (see `editing.edit_texts`).
         split: The split that is measured; choosing edits by the test split would spoil it.
         target: 0/1 attribute of a subgroup to measure besides; with `sensitive` and `value`.
         sensitive: The sensitive attribute.
@@ -351,12 +345,11 @@ def edit_by_hand(
     _check_subgroup({"target": target, "sensitive": sensitive, "value": value}, who)
     texts = [text for text in operations if isinstance(text, str)]
     edits = [parse_edit(item, stored.classes, who=who) if isinstance(item, str) else item for item in operations]
-    content = _content(base)
-    check_editable(stored, [*(content.edits.values() if content else ()), *edits], who=who)
-    run = open_run(stored)
+    check_editable(stored, [*content_of(base).edits.values(), *edits], who=who)
+    run = editing_run(stored)
     layer = run.require_layer(who)
     problem = run.problem(target, sensitive, who=who) if sensitive else None
-    stack = EditStack(layer) if base is None else stack_on(layer, base)
+    stack = stack_on(layer, base)
     names = [stack.add(edit) for edit in edits]
     rows = run.data.indices(split) if problem is None else problem.rows(split)  # type: ignore[arg-type]
     if not len(rows):
@@ -369,7 +362,7 @@ def edit_by_hand(
     if problem is not None:
         subject = _Subject(run, problem, split, (label, problem.value(value, who=who)), Bootstrap(resamples, seed=seed))
         columns = {"before": before[:, problem.position], "after": after[:, problem.position]}
-        fairness = subject.compared(columns, compare=True)
+        fairness = subject.compared(columns, all_scored=True)
     report = _changed(run, rows, before, after, {"split": split, "edits": described, "fairness": fairness})
     by_hand = texts if len(texts) == len(operations) else [described[name] for name in names]
     facts = {**_origin(run), "by_hand": by_hand, "split": split}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mumoe.editing.choose import Choice
-from mumoe.editing.fairness import Estimate, FairnessReport
-from mumoe.editing.tables import fairness_table, subgroup_table
+from mumoe.editing.fairness_tables import fairness_table, subgroup_table
+from mumoe.editing.subgroup_fairness import Estimate, FairnessReport
 from mumoe.plots.dots import dot_figure
 from mumoe.records import Record, record, render_table
 
@@ -74,7 +74,7 @@ class FairnessComparison(Record):
             }
 
     def metric_rows(self) -> list[dict[str, Any]]:
-        """One row per model, one column per metric, each of `mumoe.editing.fairness.METRICS`."""
+        """One row per model, one column per metric, each of `mumoe.editing.subgroup_fairness.METRICS`."""
         return [
             {"model": name, **{metric: found.value for metric, found in report.metrics.items()}}
             for name, report in self.models.items()
@@ -106,7 +106,8 @@ class FairnessComparison(Record):
             UserError: If matplotlib is not installed.
         """
         first = next(iter(self.models.values()))
-        names = [f"{self.target}={found.subgroup.label}, {found.subgroup.sensitive}" for found in first.subgroups]
+        groups = [found.subgroup for found in first.subgroups]
+        names = [f"{self.target}={group.label}, {self.sensitive}={group.sensitive}" for group in groups]
         series = {name: [found.accuracy for found in report.subgroups] for name, report in self.models.items()}
         return dot_figure(names, series, label="accuracy", title=self.headline())
 

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from mumoe.editing.files import Edits, stack_on
+from mumoe.editing.edit_files import Edits, stack_on
 from mumoe.editing.runs import edited_head
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mumoe.devices import host
 from mumoe.editing.choose import Choice, LabelledRows, LogitShift, Objective, choose_strength
-from mumoe.editing.edits import Rewrite
+from mumoe.editing.expert_edits import Rewrite
 from mumoe.errors import UserError, unknown_argument
 from mumoe.layers import MuMoE
 

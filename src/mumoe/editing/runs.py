@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +15,16 @@ from torch import Tensor
 from mumoe.costs import spec_costs
 from mumoe.data.base import ImageData
 from mumoe.data.columns import find_value
-from mumoe.devices import AUTO, host
+from mumoe.devices import host
 from mumoe.editing.choose import LabelledRows
-from mumoe.editing.edits import ExpertEdit
+from mumoe.editing.expert_edits import ExpertEdit
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument
 from mumoe.layers import MuMoE
 from mumoe.models.heads import Head
 from mumoe.training.opening import StoredRun
-from mumoe.training.run import pick_run
 
-__all__ = ["BLOCK", "EditingRun", "Problem", "check_editable", "edited_head", "open_run"]
+__all__ = ["BLOCK", "EditingRun", "Problem", "check_editable", "edited_head", "editing_run"]
 
 BLOCK = 4096
 """Rows that are computed at a time."""
@@ -76,18 +74,18 @@ class EditingRun:
                 report(start)
             yield self.inputs(rows[start : start + BLOCK])
 
-    @torch.no_grad()
     def logits(self, rows: npt.NDArray[np.int64], head: int) -> npt.NDArray[np.float64]:
         """(rows,) logits of one output, with whatever edits are applied."""
-        parts = [self.head.finish(self.head.layer(self.inputs(part)))[:, head] for part in _blocks(rows)]
-        logits: npt.NDArray[np.float64] = host(torch.cat(parts)).numpy()
+        logits: npt.NDArray[np.float64] = host(self._output(rows)[:, head]).numpy()
         return logits
 
-    @torch.no_grad()
     def outputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(rows, classes) logits, with whatever edits are applied."""
-        parts = [self.head.finish(self.head.layer(self.inputs(part))) for part in _blocks(rows)]
-        return torch.cat(parts).float().cpu().numpy()
+        return self._output(rows).float().cpu().numpy()
+
+    @torch.no_grad()
+    def _output(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        return torch.cat([self.head.finish(self.head.layer(self.inputs(part))) for part in _blocks(rows)])
 
     def answers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """(rows,) classes, or (rows, attributes) of 0 and 1, with whatever edits are applied."""
@@ -192,33 +190,17 @@ class Problem:
         return f"{self.sensitive} is unknown for {', '.join(parts)} images, left out" if parts else ""
 
 
-def open_run(
-    run: str | Path | StoredRun,
-    *,
-    data: Any = None,
-    device: str | torch.device = AUTO,
-    progress: bool = True,
-) -> EditingRun:
+def editing_run(run: StoredRun) -> EditingRun:
     """A run's head, data and features; those of a fine-tuned run come from its own backbone.
 
-    Args:
-        run: An opened run; or the folder of a run, or of a job, of which `pick_run` picks one with experts.
-        data: As for `mumoe.load`.
-        device: Where the head and the backbone run.
-        progress: Whether to show progress on stderr.
-
     Raises:
-        UserError: If the path is no run, its data are others, or it does not know its backbone.
+        UserError: If its data are others, or it does not know its backbone.
         JobError: If it has no whole checkpoint.
     """
-    opened = run
-    if not isinstance(opened, StoredRun):
-        path = pick_run(opened, experts=True).path
-        opened = StoredRun(path, data=data, device=device, progress=progress)
-    head, inputs = opened.head, opened.inputs
+    head, inputs = run.head, run.inputs
     assert inputs.features is not None
     layer = head.layer if isinstance(head.layer, MuMoE) and head.classifier is None else None
-    return EditingRun(opened.path, head, layer, inputs.data, inputs.features)
+    return EditingRun(run.path, head, layer, inputs.data, inputs.features)
 
 
 def check_editable(run: StoredRun, edits: Iterable[ExpertEdit] = (), *, who: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mumoe.editing.edits import ExpertEdit, with_strength
+from mumoe.editing.expert_edits import ExpertEdit, with_strength
 from mumoe.editing.fold import fold_layer
 from mumoe.editing.operations import EditedFactorization, Operation, original
 from mumoe.errors import UserError, unknown_name
@@ -27,7 +27,7 @@ __all__ = ["EditStack", "find_layer", "fingerprint"]
 class EditStack:
     """Edits of one layer, by name, in order; nothing happens to the layer until `apply`.
 
-    >>> from mumoe.editing.edits import Ablate
+    >>> from mumoe.editing.expert_edits import Ablate
     >>> layer = MuMoE(4, 2, num_experts=3, factorization="cp", rank=2).eval()
     >>> stack = EditStack(layer)
     >>> stack.add(Ablate(1), "without 1")
@@ -68,7 +68,7 @@ class EditStack:
         self._set({**self.edits, **edits})
 
     def remove(self, name: str) -> ExpertEdit:
-        """Take an edit out, wherever it is in the stack."""
+        """Remove an edit, wherever it is in the stack."""
         edit = self[name]
         self._set({key: value for key, value in self.edits.items() if key != name})
         return edit
@@ -108,7 +108,7 @@ class EditStack:
             self._wrapper = wrapper.train(part.training)
 
     def undo(self) -> None:
-        """Take the edits off: the layer has its own, untouched factors again. Undoing twice changes nothing.
+        """Remove the edits: the layer has its own, untouched factors again. Undoing twice changes nothing.
 
         Raises:
             UserError: If another stack was applied on top and is still there.
@@ -155,7 +155,7 @@ class EditStack:
             (self.apply if was else self.undo)()
 
     def _set(self, edits: dict[str, ExpertEdit]) -> None:
-        """Take other edits, if they all fit; an applied stack computes with them at once."""
+        """Replace the edits if the new ones all fit; an applied stack computes with them at once."""
         base = self.layer.factorization if self._wrapper is None else self._wrapper.base
         operations = self._operations(base, edits)
         if self._wrapper is not None:

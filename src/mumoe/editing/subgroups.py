@@ -22,7 +22,6 @@ __all__ = [
     "as_labels",
     "find_subgroups",
     "sensitive_name",
-    "sensitive_names",
 ]
 
 Labels: TypeAlias = "npt.ArrayLike | torch.Tensor | Sequence[Any]"
@@ -162,12 +161,6 @@ def as_labels(values: Labels, name: str, who: str) -> npt.NDArray[Any]:
     return np.array(column.values, np.str_)[column.codes]
 
 
-def sensitive_names(values: Sensitive, who: str) -> npt.NDArray[np.str_]:
-    """The name of each row's sensitive value; see `Subgroup.sensitive` for several attributes."""
-    keys, codes = _combinations(list(_sensitive_columns(values, who).values()))
-    return np.array([sensitive_name(key) for key in keys], dtype=np.str_)[codes]
-
-
 def sensitive_name(value: object) -> str:
     """The name of one sensitive value: ``("woman", "dark")`` is ``woman, dark``."""
     parts = value if isinstance(value, tuple | list) else (value,)
@@ -245,7 +238,7 @@ def require_equal_lengths(who: str, **columns: npt.NDArray[Any]) -> None:
     """
     if len({len(column) for column in columns.values()}) > 1:
         lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
-        raise UserError(f"{who}: expected columns of equal length, got {lengths}. Take all from the same rows.")
+        raise UserError(f"{who}: expected columns of equal length, got {lengths}. Pass columns of the same rows.")
 
 
 def _require_full(

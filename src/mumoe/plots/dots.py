@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mumoe.editing.fairness import Estimate
-from mumoe.errors import require
+from mumoe.editing.subgroup_fairness import Estimate
+from mumoe.plots.style import COLOURS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["dot_figure"]
 
-COLOURS = ("#3b6fb6", "#d98032", "#4c9a6a", "#8a63a8")
 SPREAD = 0.16
 """Distance between the series of one line, in lines."""
 
@@ -38,10 +37,7 @@ def dot_figure(
     Raises:
         UserError: If matplotlib is not installed.
     """
-    require("matplotlib", "reports", "dot_figure")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 1.3 + 0.34 * max(1, len(names))), layout="constrained")
+    figure = new_figure(7.2, 1.3 + 0.34 * max(1, len(names)))
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     for place, (name, estimates) in enumerate(series.items()):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mumoe.data.base import ImageData
-    from mumoe.editing.audit import Finding
+    from mumoe.editing.expert_audit import Finding
 
 __all__ = ["Pictured", "spread", "write_findings"]
 

@@ -13,7 +13,7 @@ from mumoe.plots.style import plain_axes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mumoe.editing.fairness import FairnessReport
+    from mumoe.editing.subgroup_fairness import FairnessReport
 
 __all__ = ["subgroup_figure"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mumoe.editing.fairness import METRICS, Estimate, FairnessReport, SubgroupResult
-from mumoe.editing.files import read_edit_file
+from mumoe.editing.edit_files import read_edit_file
+from mumoe.editing.subgroup_fairness import METRICS, Estimate, FairnessReport, SubgroupResult
 from mumoe.editing.subgroups import Subgroup
 from mumoe.errors import UserError
 from mumoe.files import read_json

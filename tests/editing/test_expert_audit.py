@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from mumoe.editing.audit import audit, handled, propose
+from mumoe.editing.expert_audit import audit, handled, propose
 from mumoe.errors import UserError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from mumoe.editing.fairness import METRICS, Estimate, FairnessReport
+from mumoe.editing.subgroup_fairness import METRICS, Estimate, FairnessReport
 from mumoe.errors import UserError, unknown_argument
 from mumoe.records import Format, render_table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from mumoe.editing.edits import Ablate, Correct, ExpertEdit, Scale, SetOutput, Swap
+from mumoe.editing.expert_edits import Ablate, Correct, ExpertEdit, Scale, SetOutput, Swap
 from mumoe.errors import UserError, unknown_name
 
 __all__ = ["FORMS", "parse_edit"]

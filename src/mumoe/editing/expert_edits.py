@@ -124,11 +124,9 @@ class Correct:
     def operation(self, part: nn.Module) -> Operation:
         sizes, outputs = _sizes(part)
         self.check(sizes, outputs)
-        index = [_combination(n, sizes, "Correct") for n, _ in self.terms]
         values = torch.tensor([value for _, value in self.terms], dtype=torch.float64) * self.strength
-        places = torch.tensor(index)
-        units = [nn.functional.one_hot(places[:, e], size).double().mT for e, size in enumerate(sizes)]
-        return AddedTerm(self.head, (units[0] * values, *units[1:]))
+        first, *others = _units([_combination(n, sizes, "Correct") for n, _ in self.terms], sizes)
+        return AddedTerm(self.head, (first * values, *others))
 
     def describe(self) -> str:
         shown = ", ".join(f"{_expert_text(n)}: {value * self.strength:+.4g}" for n, value in self.terms[:4])
@@ -141,7 +139,7 @@ class SetOutput:
     """Make one expert contribute a constant to one output, whatever the input, in place of its own logit.
 
     Attributes:
-        expert: Its index, as a tuple of one number per level.
+        expert: Its index: in a hierarchy a tuple of one number per level.
         head: The output.
         value: The constant.
         strength: 1 replaces, values between mix.
@@ -152,6 +150,10 @@ class SetOutput:
     head: int
     value: float
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.expert, int):
+            object.__setattr__(self, "expert", (self.expert,))
 
     def check(self, num_experts: Sequence[int], out_features: int) -> None:
         _require_head(self.head, out_features, "SetOutput")
@@ -166,10 +168,7 @@ class SetOutput:
             own = nn.functional.pad(own, (0, 1))
         wanted = torch.zeros_like(own)
         wanted[-1] = self.value
-        units = tuple(
-            nn.functional.one_hot(torch.tensor([n]), size).to(own).mT for size, n in zip(sizes, index, strict=True)
-        )
-        return AddedTerm(self.head, units, (wanted - own) * self.strength)
+        return AddedTerm(self.head, _units([index], sizes), (wanted - own) * self.strength)
 
     def describe(self) -> str:
         return f"set expert {_expert_text(self.expert)}'s output {self.head} to {self.value:.4g}"
@@ -283,6 +282,12 @@ def _sizes(part: nn.Module) -> tuple[tuple[int, ...], int]:
 
 def _combination(index: Sequence[int], num_experts: Sequence[int], who: str) -> tuple[int, ...]:
     return Ablation.parse([tuple(index)], None, num_experts, who).combinations[0]
+
+
+def _units(places: Sequence[Sequence[int]], sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Per level (N_e, K): column k is 1 at the expert of that level in place k, else 0."""
+    index = torch.tensor(places)
+    return tuple(nn.functional.one_hot(index[:, e], size).double().mT for e, size in enumerate(sizes))
 
 
 def _require_head(head: int, outputs: int, who: str) -> None:

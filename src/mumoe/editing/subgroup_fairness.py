@@ -19,22 +19,8 @@ work. Before and after are drawn together, so that rows which a correction leave
 change. By default the size of each subgroup is kept (*stratified*): the interval then answers for a
 population with the test set's composition, and no resample can lose a subgroup.
 
-What these numbers cannot show:
-
-- Whether the labels are right. Attributes such as CelebA's "Male", "Young" or "Blond_Hair" are guesses that
-  annotators made from a photograph. They are not the identity of the person shown, they force a spectrum into
-  two values, and their errors are not the same for everybody. A fair score on them is a fair score on
-  guesses.
-- Subgroups that nobody named. A model even over "male" and "female" can fail any finer group.
-- Harm. All errors weigh the same here, a gap of 0 can be reached by making everybody worse off (so read the
-  overall accuracy beside it), and the metrics contradict each other: equal rates of one kind force unequal
-  rates of another when base rates differ.
-- Anything beyond the test set. The interval covers the luck of the draw, not a shift between these images and
-  those that the model will meet, nor the luck of training (repeat over seeds for that), nor that a strength
-  was chosen on the same rows (choose on validation). An accuracy of exactly 0 or 1 has an interval of width
-  0: the bootstrap cannot draw what it has not seen, so do not take this for certainty in a small subgroup.
-- A sum of absolute changes, as in the MRS, only grows by noise, so its interval leans to the low side when
-  subgroups are small.
+What these numbers cannot show is in `docs/editing.md`: whether the labels are right, subgroups without a name, harm,
+and other data.
 """
 
 from __future__ import annotations
@@ -73,6 +59,7 @@ __all__ = [
     "std_bias",
     "subgroup_accuracy",
     "target_accuracy",
+    "worst_value",
 ]
 
 METRICS = {
@@ -110,7 +97,7 @@ class Bootstrap:
         if self.resamples < 0 or not 0 < self.confidence < 1:
             raise UserError(
                 f"Bootstrap: expected resamples >= 0 and 0 < confidence < 1, got {self.resamples} and "
-                f"{self.confidence}. Take for instance 1000 and 0.95."
+                f"{self.confidence}. Use for example 1000 and 0.95."
             )
 
 
@@ -182,6 +169,13 @@ def subgroup_accuracy(y_true: Labels, y_pred: Labels, *, sensitive_features: Sen
     return {group: float(mean) for group, mean in zip(groups.groups, means, strict=True)}
 
 
+def worst_value(y_true: Labels, y_pred: Labels, *, sensitive_features: Sensitive, label: int) -> str:
+    """Sensitive value of the subgroup with this label that is right least often; empty if no row has the label."""
+    found = subgroup_accuracy(y_true, y_pred, sensitive_features=sensitive_features)
+    mine = {group.sensitive: share for group, share in found.items() if group.label == label}
+    return min(mine, key=mine.__getitem__, default="")
+
+
 def target_accuracy(y_true: Labels, y_pred: Labels, *, sensitive_features: Sensitive, target: Target) -> float:
     """Accuracy of one subgroup, named by its (label, sensitive value); 0..1, 1 is best.
 
@@ -242,8 +236,8 @@ def rewriting_score(
 
     MRS = (after_t - before_t) - sum over the other subgroups i of |after_i - before_i|
 
-    At most 1 - before_t (the target perfect, nobody else touched); 0 when nothing changed; negative when the
-    others moved by more than the target gained. Improving the others counts against it as well.
+    At most 1 - before_t (the target perfect, the others unchanged); 0 when nothing changed; negative when the
+    others changed by more than the target gained. Improving the others counts against it as well.
 
     Args:
         y_true: (rows,) true labels.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mumoe.editing.edits import EDITS, Ablate, Correct, Scale, SetOutput, Swap
-from mumoe.editing.texts import FORMS, parse_edit
+from mumoe.editing.edit_texts import FORMS, parse_edit
+from mumoe.editing.expert_edits import EDITS, Ablate, Correct, Scale, SetOutput, Swap
 from mumoe.errors import UserError
 
 CLASSES = ("ant", "a: b=c", "bee")

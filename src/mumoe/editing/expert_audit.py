@@ -38,9 +38,9 @@ import torch
 from torch import Tensor
 
 from mumoe.devices import host
-from mumoe.editing.edits import Rewrite
-from mumoe.editing.fairness import Estimate
+from mumoe.editing.expert_edits import Rewrite
 from mumoe.editing.rewriting import joint_sum
+from mumoe.editing.subgroup_fairness import Estimate
 from mumoe.errors import UserError, unknown_argument
 from mumoe.plots.dots import dot_figure
 from mumoe.records import Record, record
@@ -234,7 +234,7 @@ def propose(
         raise UserError("propose: expected a finding of one label, got one of all labels pooled. Audit more rows.")
     inside = handled(coefficients, finding.experts, threshold) & (labels == finding.label)
     if not bool(inside.any()):
-        raise UserError(f"propose: expected training rows handled by {finding.experts}, got none. Take another.")
+        raise UserError(f"propose: expected training rows handled by {finding.experts}, got none. Use another finding.")
     mean = joint_sum([host(a[inside]) for a in coefficients]) / int(inside.sum())
     return Rewrite.of(head, mean, float(mean.numel()) if finding.label == 1 else -float(mean.numel()))
 

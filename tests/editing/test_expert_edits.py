@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mumoe
-from mumoe.editing.edits import (
+from mumoe.editing.expert_edits import (
     EDITS,
     Ablate,
     Correct,
@@ -485,3 +485,7 @@ def test_bad_calls():
     with pytest.raises(UserError, match=r"got 'level'\. Did you mean 'levels'"):
         mean_coefficients(layer, rows(), reading="level")
     assert set(EDITS) == {"ablate", "correct", "rewrite", "scale", "set-output", "swap"}
+
+
+def test_the_expert_of_a_layer_with_one_level_may_be_a_number():
+    assert SetOutput(3, 0, 2.0) == SetOutput((3,), 0, 2.0)

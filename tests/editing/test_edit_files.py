@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mumoe
-from mumoe.editing.edits import Ablate, Correct, Scale, SetOutput, Swap
-from mumoe.editing.files import load_edits, read_edit_file, save_edits
+from mumoe.editing.edit_files import load_edits, read_edit_file, save_edits
+from mumoe.editing.expert_edits import Ablate, Correct, Scale, SetOutput, Swap
 from mumoe.editing.rewriting import mean_coefficients, rewriting
 from mumoe.editing.stack import EditStack
 from mumoe.errors import JobError, UserError
@@ -112,16 +112,20 @@ def test_nothing_is_half_written(tmp_path, saved, monkeypatch):
         (lambda data: data.update(version=9), "expected version 1 in edits.json, got 9. Update mumoe."),
         (lambda data: data["edits"][1].update(kind="ablat"), "got 'ablat'. Did you mean 'ablate'?"),
         (lambda data: data["edits"][1].update(expret=1), "got 'expret'. Did you mean 'expert'?"),
-        (lambda data: data["edits"][1].pop("expert"), "expected complete edits in edits.json, got TypeError"),
-        (lambda data: data["edits"][1].update(expert="1"), "'1' where a number belongs"),
-        (lambda data: data["edits"][1].update(expert=1.5), "1.5 where a whole number belongs"),
+        (
+            lambda data: data["edits"][1].pop("expert"),
+            "expected Ablate, got values that do not fit: Object missing required field expert",
+        ),
+        (lambda data: data["edits"][1].update(expert="1"), "Expected int, got str - at .expert."),
+        (lambda data: data["edits"][1].update(expert=1.5), "Expected int, got float - at .expert."),
+        (lambda data: data["edits"][1].update(expert=True), "Expected int, got bool - at .expert."),
         (lambda data: data["edits"][1].update(expert=99), "expected an expert in 0..3, got 99"),
-        (lambda data: data["edits"][0].update(factors=[[["x"]]]), "'x' where a number belongs"),
-        (lambda data: data["edits"][0].update(factors=3), "3 where a list belongs"),
+        (lambda data: data["edits"][0].update(factors=[[["x"]]]), "Expected float, got str - at .factors[0][0][0]."),
+        (lambda data: data["edits"][0].update(factors=3), "Expected array, got int - at .factors."),
         (lambda data: data["edits"][0].update(factors=[[[1.0], [1.0, 2.0]], [[1.0]]]), "expected factors as matrices"),
         (lambda data: data["edits"].append(data["edits"][1]), "got ValueError a name twice"),
-        (lambda data: data["edits"][5].update(terms=[[1, 2, 3]]), "expected (expert, number) pairs"),
-        (lambda data: data["edits"][5].update(terms=[[[1, 2], [3.0]]]), "expected (expert, number) pairs"),
+        (lambda data: data["edits"][5].update(terms=[[1, 2, 3]]), "Expected array of length 2, got 3 - at .terms[0]."),
+        (lambda data: data["edits"][5].update(terms=[[[1, 2], [3.0]]]), "got array - at .terms[0][1]."),
         (lambda data: data.pop("edits"), "expected complete edits in edits.json, got KeyError 'edits'"),
     ],
 )

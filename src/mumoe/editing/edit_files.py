@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from mumoe.editing.edits import EDITS, ExpertEdit
+from mumoe.editing.expert_edits import EDITS, ExpertEdit
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import write_text
 from mumoe.layers import MuMoE
+from mumoe.records import read_typed
 
-__all__ = ["FORMAT", "EditFile", "as_entry", "from_entry", "load_edits", "read_edit_file", "save_edits", "stack_on"]
+__all__ = [
+    "FORMAT",
+    "EditFile",
+    "as_entry",
+    "content_of",
+    "from_entry",
+    "load_edits",
+    "read_edit_file",
+    "save_edits",
+    "stack_on",
+]
 
 FORMAT = "mumoe-edits"
 VERSION = 1
@@ -82,20 +92,20 @@ def load_edits(path: str | Path, layer: MuMoE) -> EditStack:
         UserError: If the file cannot be read, is no edit file, is damaged, or belongs to another model.
     """
     content = read_edit_file(path)
+    made_for = (str(content.layer.get("spec")), str(content.layer.get("fingerprint")))
+    _require_same(layer, *made_for, f" in {Path(path).name}")
+    stack = EditStack(layer)
+    stack.extend(content.edits)
+    return stack
+
+
+def _require_same(layer: MuMoE, spec: str, mark: str, where: str = "") -> None:
     have = fingerprint(layer)
-    if content.layer.get("fingerprint") != have:
+    if mark != have:
         raise UserError(
             f"load_edits: expected edits of this model ({layer.spec}, {have[:12]}), got edits of another "
-            f"({content.layer.get('spec')}, {str(content.layer.get('fingerprint'))[:12]}) in {Path(path).name}. "
-            "Use the run that they were made on."
+            f"({spec}, {mark[:12]}){where}. Use the run that they were made on."
         )
-    stack = EditStack(layer)
-    for name, edit in content.edits.items():
-        try:
-            stack.add(edit, name)
-        except (TypeError, IndexError) as error:
-            raise _damaged(Path(path), error) from error
-    return stack
 
 
 class Stacked(Protocol):
@@ -109,20 +119,35 @@ Edits = str | Path | EditStack | Stacked
 """A file of edits, a stack, or what holds one."""
 
 
-def stack_on(layer: MuMoE, edits: Edits) -> EditStack:
-    """A new stack on a layer with the edits of a file or of another stack.
+def content_of(edits: Edits | None) -> EditFile:
+    """What is known of edits without the model; of None no edits.
+
+    Raises:
+        UserError: As `read_edit_file`.
+    """
+    if isinstance(edits, str | Path):
+        return read_edit_file(edits)
+    stack = _held(edits)
+    return EditFile({}, {} if stack is None else stack.edits, getattr(edits, "provenance", {}))
+
+
+def _held(edits: EditStack | Stacked | None) -> EditStack | None:
+    return edits if edits is None or isinstance(edits, EditStack) else edits.stack
+
+
+def stack_on(layer: MuMoE, edits: Edits | None) -> EditStack:
+    """A new stack on a layer with the edits of a file or of another stack; of None without edits.
 
     Raises:
         UserError: As `load_edits`, also for the stack of another model.
     """
     if isinstance(edits, str | Path):
         return load_edits(edits, layer)
-    stack = edits if isinstance(edits, EditStack) else edits.stack
-    if stack.layer is not layer and fingerprint(stack.layer) != fingerprint(layer):
-        raise UserError(
-            f"stack_on: expected edits of this model ({layer.spec}), got edits of another ({stack.layer.spec}). "
-            "Use the run that they were made on."
-        )
+    stack = _held(edits)
+    if stack is None:
+        return EditStack(layer)
+    if stack.layer is not layer:
+        _require_same(layer, stack.layer.spec, fingerprint(stack.layer))
     return EditStack(layer, dict(stack.edits))
 
 
@@ -135,7 +160,7 @@ def read_edit_file(path: str | Path) -> EditFile:
     path = Path(path)
     data = _read(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UserError(f"load_edits: expected a file written by `mumoe edit`, got {path.name}. Give such a file.")
+        raise UserError(f"load_edits: expected a file written by `mumoe edit`, got {path.name}. Pass such a file.")
     if data.get("version") != VERSION:
         raise UserError(
             f"load_edits: expected version {VERSION} in {path.name}, got {data.get('version')!r}. Update mumoe."
@@ -182,38 +207,18 @@ def from_entry(item: Mapping[str, Any]) -> ExpertEdit:
     """The edit of a file's entry.
 
     Raises:
-        UserError: If its kind or a field is not known.
-        KeyError, TypeError, ValueError, IndexError: If something is missing or of the wrong type.
+        UserError: If its kind or a field is not known, or a value is missing or of the wrong type.
+        KeyError, TypeError, ValueError: If it is no entry, or a number is not finite.
     """
     fields = dict(item)
     kind = fields.pop("kind")
     fields.pop("name")
     if kind not in EDITS:
         raise unknown_name("load_edits", "kind of edit", str(kind), EDITS)
-    known = {entry.name: entry for entry in dataclasses.fields(EDITS[kind])}
+    known = [entry.name for entry in dataclasses.fields(EDITS[kind])]
     for name in fields:
         if name not in known:
             raise unknown_name("load_edits", f"field of {kind}", name, known)
-    edit: ExpertEdit = EDITS[kind](**{name: _plain(known[name].type, value) for name, value in fields.items()})
+    json.dumps(fields, allow_nan=False)  # refuses numbers that are not finite
+    edit: ExpertEdit = read_typed(EDITS[kind], fields, "load_edits")
     return edit
-
-
-def _plain(annotation: Any, value: Any) -> Any:
-    """Values as the dataclass declares them: lists to tuples; numbers that are numbers, and finite."""
-    if str(annotation).startswith("tuple"):
-        if not isinstance(value, list):
-            raise ValueError(f"{value!r} where a list belongs")
-        return _tuple(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} where a number belongs")
-    if annotation == "int" and not isinstance(value, int):
-        raise ValueError(f"{value!r} where a whole number belongs")
-    return float(value) if annotation == "float" else value
-
-
-def _tuple(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_tuple(item) for item in value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} where a number belongs")
-    return value

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mumoe.editing.fairness import Bootstrap, fairness_report
-from mumoe.editing.tables import fairness_table, subgroup_table
+from mumoe.editing.fairness_tables import fairness_table, subgroup_table
+from mumoe.editing.subgroup_fairness import Bootstrap, fairness_report
 from mumoe.errors import UserError
 
 TRUE = [0] * 8 + [1] * 8
