@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from mumoe.dashboard.apart import take_apart
-from mumoe.dashboard.experts import Filter, expert_images
+from mumoe.dashboard.expert_panel import Filter, expert_images
 from mumoe.dashboard.session import WHO, Session, Split
 from mumoe.dashboard.whatif import Changed
 from mumoe.data.base import SPLITS
