@@ -67,7 +67,7 @@ def test_a_run_of_the_other_kind_is_said(text_run, running):
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "analysis").mkdir()
     (tmp_path / "analysis" / "experts.json").write_text(content)
-    with pytest.raises(UserError, match="mumoe dashboard: expected"):
+    with pytest.raises(UserError, match="text view: "):
         open_tokens(tmp_path)
 
 
