@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mumoe.analysis.findings import Interval, Specialization, Usage
+from mumoe.editing.fairness import Estimate
 from mumoe.plots.sprites import ImageView
 from mumoe.plots.training_curves import TrainingCurve
 from mumoe.results import EvalResult, Spread
@@ -20,7 +21,6 @@ __all__ = [
     "CombinationView",
     "CostRow",
     "EditView",
-    "Estimated",
     "ExpertView",
     "FairnessView",
     "HeadFacts",
@@ -278,15 +278,6 @@ class CombinationView:
 
 
 @dataclass(frozen=True)
-class Estimated:
-    """A number and its bootstrap interval (None without one)."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
 class SubgroupRow:
     """Accuracy of one subgroup; `before` and `difference` are None where nothing was edited.
 
@@ -300,8 +291,8 @@ class SubgroupRow:
     label: str
     sensitive: str
     count: int
-    before: Estimated | None
-    after: Estimated
+    before: Estimate | None
+    after: Estimate
     difference: float | None
     target: bool
 
@@ -312,8 +303,8 @@ class MetricRow:
 
     name: str
     heading: str
-    before: Estimated | None
-    after: Estimated | None
+    before: Estimate | None
+    after: Estimate | None
 
 
 @dataclass(frozen=True)
