@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mumoe.dashboard import edits, expert_panel, image_panel
+from mumoe.dashboard import WHO, edits, expert_panel, image_panel
 from mumoe.dashboard.background import Tasks, one_line
 from mumoe.dashboard.guard import Guard, Secrets
-from mumoe.dashboard.session import WHO, Session, Split
+from mumoe.dashboard.session import Session, Split
 from mumoe.dashboard.token_view import TokenSession
 from mumoe.errors import JobError, UserError
 
