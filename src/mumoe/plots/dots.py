@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mumoe.editing.fairness import Estimate
-from mumoe.errors import require
+from mumoe.plots.style import new_figure
+from mumoe.plots.tradeoff import EDIT_COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mumoe.editing.fairness import Estimate
+
 __all__ = ["dot_figure"]
 
-COLOURS = ("#3b6fb6", "#d98032", "#4c9a6a", "#8a63a8")
 SPREAD = 0.16
 """Distance between the series of one line, in lines."""
 
@@ -38,14 +39,11 @@ def dot_figure(
     Raises:
         UserError: If matplotlib is not installed.
     """
-    require("matplotlib", "reports", "dot_figure")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 1.3 + 0.34 * max(1, len(names))), layout="constrained")
+    figure = new_figure(7.2, 1.3 + 0.34 * max(1, len(names)))
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     for place, (name, estimates) in enumerate(series.items()):
-        color, shift = COLOURS[place % len(COLOURS)], SPREAD * (place - (len(series) - 1) / 2)
+        color, shift = EDIT_COLOURS[place % len(EDIT_COLOURS)], SPREAD * (place - (len(series) - 1) / 2)
         for line, found in enumerate(estimates):
             if found.low is not None and found.high is not None:
                 axes.plot([found.low, found.high], [line + shift] * 2, color=color, linewidth=1.5, alpha=0.6)
