@@ -26,7 +26,7 @@ MOST_EXPERTS = 40
 """Experts, or combinations of them, shown for one image."""
 
 TOP = 3
-"""Labels shown besides those that are asked for."""
+"""Labels shown besides the requested ones."""
 
 
 @torch.no_grad()
@@ -87,9 +87,15 @@ def _experts(
     found = []
     for row, (index, coefficient) in enumerate(units):
         without = run.head.finish(_without(layer, x, levels, index))[0]
-        told = _prediction(run, without, chosen)
         terms_of = None if terms is None else [float(terms[row, c]) for c in chosen]
-        found.append({"index": list(index), "coefficient": coefficient, "terms": terms_of, "without": told})
+        found.append(
+            {
+                "index": list(index),
+                "coefficient": coefficient,
+                "terms": terms_of,
+                "without": _prediction(run, without, chosen),
+            }
+        )
     return found
 
 

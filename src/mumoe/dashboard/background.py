@@ -1,4 +1,4 @@
-"""Work that takes longer than a click: started by one request, watched by others."""
+"""Tasks that run in the background: started by one request, polled by others."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Task:
     exception: BaseException | None = field(default=None, repr=False)
 
     def report(self, done: int, total: int, note: str) -> None:
-        """Tell how far it is."""
+        """Record progress."""
         self.done, self.total, self.note = done, total, note
 
     def public(self) -> dict[str, Any]:
-        """What a page is told."""
+        """The state of the task as a page receives it."""
         return {name: getattr(self, name) for name in ("kind", "state", "note", "done", "total", "result", "error")}
 
 

@@ -1,4 +1,4 @@
-"""Images as lists, thumbnails, and pictures of one's own; always by their position in the data, never by a path."""
+"""Lists of images, thumbnails and uploaded pictures; images are named by their position in the data, never by path."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ KINDS = {
 """Which images a list holds; of attributes, one answer decides (mended and broken: any of them)."""
 
 MOST_BYTES = 20 * 2**20
-"""Size from which a picture of one's own is refused."""
+"""Largest upload in bytes."""
 
 PAGE = 500
-"""Most images of one request."""
+"""Upper bound on the images of one request."""
 
 MOST_UPLOADS = 8
-"""Pictures of one's own that are kept."""
+"""Uploaded pictures that are kept."""
 
 SIZES = (96, 192, 320)
 """Sides of thumbnails in pixels."""
@@ -166,7 +166,7 @@ def _positions(session: Session, labels: tuple[str, ...]) -> list[int]:
 
 
 def add_upload(session: Session, content: bytes) -> dict[str, Any]:
-    """A picture of one's own, as the model sees it: its number for `explain_upload`, and a small copy to show.
+    """Pass an uploaded picture through the backbone; returns its number for `explain_upload`, and a small copy to show.
 
     Raises:
         UserError: If it is no image that can be read, or the run knows no backbone.
@@ -196,7 +196,7 @@ def add_upload(session: Session, content: bytes) -> dict[str, Any]:
 def explain_upload(
     session: Session, number: int, *, labels: tuple[str, ...] = (), operations: Any = ()
 ) -> dict[str, Any]:
-    """A picture of one's own with the experts behind its logits.
+    """An uploaded picture with the experts behind its logits.
 
     Raises:
         UserError: If it was not uploaded, or others have taken its place.

@@ -29,7 +29,7 @@ __all__ = ["Running", "Work", "serve", "serving", "show_run"]
 ADDRESS = "127.0.0.1"
 
 Work = Callable[[Any], Session | TokenSession]
-"""Opens a run; is given the report to tell its progress to."""
+"""Opens a run; called with a function that reports progress."""
 
 
 def show_run(run: StoredRun, *, port: int = 0, split: str = "", browser: bool = True) -> None:
@@ -96,11 +96,11 @@ def redirecting_file(running: Running) -> Path:
 
 
 class Running:
-    """A server and where it is.
+    """A server, its port and its secrets.
 
     Args:
         work: Opens the session.
-        port: Its port; 0 takes a free one.
+        port: Its port; 0 uses a free one.
 
     Raises:
         UserError: If the port is taken.
@@ -133,7 +133,7 @@ class Running:
 
     @property
     def opening(self) -> Task:
-        """How far the opening of the run is."""
+        """The task that opens the run."""
         return self.dashboard.tasks[self.dashboard.opening or 0]
 
     def run(self) -> None:
@@ -166,12 +166,12 @@ def _bound(port: int) -> socket.socket:
         found.listen(128)  # a browser that is quicker than the server waits
     except (OSError, OverflowError) as error:
         found.close()
-        raise UserError(f"{WHO}: expected a free port, got {port} ({error}). Leave out --port to take any.") from error
+        raise UserError(f"{WHO}: expected a free port, got {port} ({error}). Leave out --port to use any.") from error
     return found
 
 
 def serve(work: Work, port: int, opened: Callable[[Running], None]) -> None:
-    """Serve in the foreground; `opened` is told where, before the first request.
+    """Serve in the foreground; `opened` is called with the server before the first request.
 
     Raises:
         UserError, JobError: If the port is taken or the run cannot be opened.

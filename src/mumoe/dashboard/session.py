@@ -42,7 +42,7 @@ BATCH = 500
 
 
 def silent(done: int, total: int, note: str) -> None:
-    """A report that nobody reads."""
+    """Report no progress."""
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def _draw_row(panels: Sequence[Axes], row: EffectRow, classes: Sequence[str], co
             panel.axis("off")
     if not strong:
         text = f"{row.name}: no expert costs a class {STRONG:.0%} of its right answers"
-        said = panels[0].text(0, 0.5, text, fontsize=9, color=PALE, transform=panels[0].transAxes)
-        said.set_in_layout(False)
+        note = panels[0].text(0, 0.5, text, fontsize=9, color=PALE, transform=panels[0].transAxes)
+        note.set_in_layout(False)
         return
     heading = panels[0].annotate(
         f"{row.name}   ({len(strong)} strong experts)",

@@ -34,11 +34,11 @@ def heat_map(study: TextStudy, *, experts: int = 8, lines: int = 3) -> bytes:
     height = _TOP + sum(_LINE * 2 + sum(_LINE * min(lines, len(e.top)) + 8 for e in found) for _, found in chosen)
     picture = Image.new("RGB", (_WIDTH, height + 12), "white")
     draw = ImageDraw.Draw(picture)
-    said = (
+    heading = (
         "Tokens with the largest coefficients, by expert; dark: coefficient 1; \\: a line's end. "
         "Right: rise of the loss, in nats, when it is ablated."
     )
-    draw.text((16, 16), said, fill=INK, font=font(16))
+    draw.text((16, 16), heading, fill=INK, font=font(16))
     y = _TOP
     for layer, found in chosen:
         draw.text((16, y), layer.layer, fill=INK, font=font(16))

@@ -67,8 +67,7 @@ class SeedView:
         step: Optimizer step of the checkpoint that is the result.
         evaluations: By split.
         curves: The training log.
-        specialized: Specialization in mode ``zero`` of the first kind of unit, without its effects; None without an
-            analysis.
+        specialized: Specialization in mode ``zero`` of the first kind of unit; None without an analysis.
         control: The same for units of the same load made up of random contributions.
         analysis_split: Split that was analyzed.
     """
@@ -248,7 +247,7 @@ class LevelView:
     Attributes:
         name: ``experts``, ``level 0`` .. or ``neurons``.
         usage: How they are used; None for neurons.
-        modes: Specialization by what takes an ablated unit's place, without effects; ``zero`` is the paper's.
+        modes: Specialization by what replaces an ablated unit; ``zero`` is the paper's.
         control: The same for units of the same load made up of random contributions.
         experts: Every one of them, in order.
     """
@@ -379,7 +378,7 @@ class RunView:
 
     Attributes:
         name: Short name, unique among the runs gathered together.
-        path: The folder that was asked for.
+        path: The folder that holds its runs.
         seeds: Its trainings, by seed.
         shown: Position in `seeds` of the one whose experts are shown.
         accuracy: Spread over seeds by split.
