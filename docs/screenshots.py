@@ -190,19 +190,20 @@ def shoot_dashboard(browser: Any, runs: Runs) -> None:
     """The dashboard: the list, an expert, an image taken apart, a subgroup that is rewritten, and tokens."""
     from mumoe.dashboard.server import serving
     from mumoe.dashboard.session import open_session
-    from mumoe.dashboard.texts import open_text
+    from mumoe.dashboard.token_view import open_tokens
+    from mumoe.training.opening import StoredRun
 
-    with serving(lambda report: open_session(runs.many / "seed-0", report)) as server:
+    with serving(lambda report: open_session(StoredRun(runs.many / "seed-0", progress=False), report)) as server:
         strong = f"#/expert/0/{_most_lost(runs.many / 'seed-0')}"
         shoot(browser, server.url, "dashboard-experts", height=860, prepare=_list)
         shoot(browser, server.url + strong, "dashboard-expert", height=900, looks=(WIDE, DARK), prepare=_ablate)
         shoot(browser, server.url + strong, "dashboard-expert", phone=1300, looks=(PHONE,))
         shoot(browser, server.url + "#/images", "dashboard-image", height=900, phone=1100, prepare=_take_apart)
-    with serving(lambda report: open_session(runs.bias, report)) as server:
+    with serving(lambda report: open_session(StoredRun(runs.bias, progress=False), report)) as server:
         strong = f"#/expert/0/{_most_lost(runs.bias)}"
         shoot(browser, server.url + strong, "dashboard-edits", height=1000, prepare=_rewrite, looks=(WIDE,))
         shoot(browser, server.url + "#/edits", "dashboard-edits", phone=1500, prepare=_rewrite, looks=(PHONE,))
-    with serving(lambda report: open_text(runs.text)) as server:
+    with serving(lambda report: open_tokens(runs.text)) as server:
         shoot(browser, server.url, "dashboard-tokens", height=900, phone=1300, prepare=_read)
 
 

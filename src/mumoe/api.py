@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from mumoe.analysis.findings import TextStudy
     from mumoe.analysis.study import Study
-    from mumoe.dashboard.session import Session
     from mumoe.deploy.formats import ExportReport
     from mumoe.deploy.model import HeadModel, ImageClassifier
     from mumoe.deploy.predictions import Prediction
@@ -326,20 +325,22 @@ class Run:
 
     # Pages and files --------------------------------------------------------------------------------------------
 
-    def session(self, report: Callable[[int, int, str], None] | None = None, *, split: str = "") -> Session:
-        """The run as the dashboard shows it: coefficients and right answers of each split that is looked at.
+    def dashboard(self, *, port: int = 0, split: str = "", browser: bool = True) -> None:
+        """Show the run in the browser until interrupted: browse experts and images, edit experts, see what changes.
 
         Args:
-            report: Called with how many of how many steps are done, and what is being done.
+            port: Port on 127.0.0.1; 0 uses a free one.
             split: Split to open first; by default validation, where there is one.
+            browser: Whether to open the page; its address is printed in any case.
 
         Raises:
-            UserError: As `inputs`, or if the head has no experts.
+            UserError: If the run has no experts, a package is missing, or the port is taken.
+            JobError: If the run has no whole checkpoint.
         """
-        from mumoe.dashboard.session import open_session, silent
+        from mumoe.dashboard.server import show_run
 
-        self._require_trained("Run.session")
-        return open_session(self._stored, report or silent, split=split)
+        self._require_trained("Run.dashboard")
+        show_run(self._stored, port=port, split=split, browser=browser)
 
     def report(self, out: str | Path, *, max_images: int = 20) -> ReportPages:
         """Write pages about the run, which open from disk: accuracy, costs, experts with their images, edits.

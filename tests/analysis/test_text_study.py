@@ -17,11 +17,12 @@ from made_up_training import make_text
 
 from mumoe.analysis import expert_layers
 from mumoe.analysis.findings import TextStudy
-from mumoe.analysis.text_pages import heat_map, shown, write_text_view
+from mumoe.analysis.text_pages import write_text_view
 from mumoe.analysis.text_study import steer, study_text
 from mumoe.data.text import TOKEN_CLASSES, classify, open_text
 from mumoe.errors import UserError
 from mumoe.models.gpt2 import GPT2Shape, create_gpt2, generate_text
+from mumoe.plots.token_sheet import heat_map, one_line
 from mumoe.records import to_plain
 
 LAYER = "transformer.h.1.mlp"
@@ -194,7 +195,7 @@ def test_the_view_shows_every_expert_that_reads(study, tmp_path):
     numbers = json.loads((tmp_path / "experts.json").read_text(encoding="utf-8"))
     assert numbers == json.loads(json.dumps(to_plain(study)))
     assert numbers["schema"] == 1
-    assert shown("a\n\0\x01") == "a¶§·"
+    assert one_line("a\n\0\x01") == "a¶§·"
     assert TextStudy.load(tmp_path / "experts.json") == study
 
 

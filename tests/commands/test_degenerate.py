@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import save_file
 
 from mumoe.cli import main
-from mumoe.dashboard import experts
+from mumoe.dashboard import expert_panel
 from mumoe.dashboard.session import open_session
 from mumoe.errors import JobError
 from mumoe.records import to_plain
@@ -107,12 +107,13 @@ def test_every_verb_answers(name, tmp_path, capsys):
 @pytest.mark.parametrize("name", RUNS)
 def test_the_dashboard_opens(name, tmp_path):
     run = trained(tmp_path, **RUNS[name])
-    session = open_session(run)
+    session = open_session(StoredRun(run, progress=False))
     for split in session.available():
         found = session.split(split)
         for level in range(len(session.num_experts)):
-            json.dumps(to_plain(experts.expert_columns(session, found, level, experts.Filter())), allow_nan=False)
-            json.dumps(to_plain(experts.expert_detail(session, found, level, 0)), allow_nan=False)
+            columns = expert_panel.expert_columns(session, found, level, expert_panel.Filter())
+            json.dumps(to_plain(columns), allow_nan=False)
+            json.dumps(to_plain(expert_panel.expert_detail(session, found, level, 0)), allow_nan=False)
 
 
 def test_analyze_checks_what_it_can_before_it_computes(tmp_path, capsys, monkeypatch):
@@ -144,5 +145,5 @@ def test_coefficients_that_are_no_numbers_are_one_line(tmp_path, capsys, monkeyp
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "expected coefficients that are numbers, got NaN" in err
     with pytest.raises(JobError, match="expected coefficients that are numbers, got NaN"):
-        open_session(run)
+        open_session(StoredRun(run, progress=False))
     assert not (run / "analysis" / "coefficients").exists()

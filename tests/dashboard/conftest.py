@@ -14,6 +14,7 @@ from mumoe.analysis.layer_study import study_layer, write_coefficients
 from mumoe.dashboard.server import Running, serving
 from mumoe.dashboard.session import Session, open_session
 from mumoe.files import write_json
+from mumoe.training.opening import StoredRun
 
 
 def analyze(path: Path) -> None:
@@ -40,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def session(run: Path) -> Session:
-    return open_session(run)
+    return open_session(StoredRun(run, progress=False))
 
 
 @pytest.fixture(scope="session")

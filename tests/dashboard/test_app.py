@@ -13,7 +13,7 @@ from PIL import Image
 
 from dashboard.made_up_run import CLASSES, EVIL, draw
 from dashboard.talking import get, post, refused, request
-from mumoe.dashboard import app, pictures
+from mumoe.dashboard import app, image_panel
 from mumoe.deploy.model import ImageClassifier
 from mumoe.deploy.predictions import explain
 
@@ -128,7 +128,7 @@ def test_an_own_picture_gets_what_predict_says(running, session, run):
         assert logit == pytest.approx(expected[CLASSES[position]].logit, abs=1e-5)
     shares = {share.index: share.contribution for share in expected[CLASSES[apart["classes"][0]]].experts}
     assert {item["index"][0]: item["terms"][0] for item in apart["experts"]} == pytest.approx(shares, abs=1e-5)
-    for _ in range(pictures.MOST_UPLOADS):
+    for _ in range(image_panel.MOST_UPLOADS):
         request(running, "POST", "/api/upload", buffer.getvalue())
     assert "Drop it in again" in refused(running, "/api/image", upload=found["upload"])
 
@@ -177,7 +177,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(running):
 
 
 def test_uploads_are_limited_whatever_they_say_of_their_length(running, monkeypatch):
-    monkeypatch.setattr(pictures, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(image_panel, "MOST_BYTES", 2**20)
     large = bytes(2**20 + 1)
     status, _, content = request(running, "POST", "/api/upload", large)
     assert (status, "at most 1 MB" in json.loads(content)["error"]) == (413, True)

@@ -20,6 +20,7 @@ from dashboard.talking import get
 from mumoe import cli
 from mumoe.dashboard.server import serving
 from mumoe.dashboard.session import open_session
+from mumoe.training.opening import StoredRun
 
 
 class Started:
@@ -111,13 +112,13 @@ def test_a_port_that_is_taken_is_told(run, capsys):
 
 def test_coefficients_are_kept_and_checked_against_the_gate(run):
     cache = run / "dashboard" / "coefficients-val"
-    with serving(lambda report: open_session(run, report)):
+    with serving(lambda report: open_session(StoredRun(run, progress=False), report)):
         written = cache.stat().st_mtime_ns
-    with serving(lambda report: open_session(run, report)):
+    with serving(lambda report: open_session(StoredRun(run, progress=False), report)):
         assert cache.stat().st_mtime_ns == written
     values = np.load(cache / "layer0-level0-values.npy")
     np.save(cache / "layer0-level0-values.npy", values[::-1].copy())
-    session = open_session(run)
+    session = open_session(StoredRun(run, progress=False))
     assert cache.stat().st_mtime_ns != written
     a = session.run.coefficients(session.split("val").images, "test")[0]
     np.testing.assert_allclose(session.split("val").levels[0].dense(torch.arange(120)), a, atol=1e-6)

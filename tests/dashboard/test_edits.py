@@ -28,6 +28,11 @@ def call(*arguments) -> None:
     assert cli.main([*map(str, arguments), "--quiet"]) == 0
 
 
+def flags(subgroup) -> list[str]:
+    """A subgroup on the command line."""
+    return [f"--{'target' if name == 'head' else name}={value}" for name, value in subgroup.items()]
+
+
 def done(running, **given):
     """The result of a rewriting."""
     number = post(running, "/api/rewrite", **given)["job"]
@@ -59,7 +64,7 @@ def test_numbers_are_those_of_mumoe_edit_by_hand(running, run, tmp_path, capsys)
 def test_numbers_are_those_of_mumoe_fairness(running, run, tmp_path, capsys, split):
     call("edit", run, "--do", *BY_HAND, "--out", tmp_path / "hand.json")
     capsys.readouterr()
-    who = [f"--target={WHO['head']}", *(f"--{name}={WHO[name]}" for name in ("sensitive", "value"))]
+    who = flags({name: WHO[name] for name in ("head", "sensitive", "value")})
     call("fairness", run, *who, "--edits", tmp_path / "hand.json", "--split", split, "--json", "--resamples", 200)
     expected = json.loads(capsys.readouterr().out)["+ edits"]
     given = {"split": split, "edits": [ABLATION, SCALING], "subgroup": WHO}
@@ -80,7 +85,7 @@ def test_numbers_are_those_of_mumoe_fairness(running, run, tmp_path, capsys, spl
     ids=["nothing to gain", "lowered", "raised"],
 )
 def test_a_rewriting_is_the_one_of_mumoe_edit(running, run, tmp_path, capsys, subgroup):
-    who = [f"--{'target' if name == 'head' else name}={value}" for name, value in subgroup.items()]
+    who = flags(subgroup)
     call("edit", run, *who, "--out", tmp_path / "edit.json")
     stored = read_edit_file(tmp_path / "edit.json")
     job = done(running, subgroup=subgroup, edits=[], strength="auto")

@@ -14,8 +14,8 @@ import pytest
 
 from browsing import browser, opened  # noqa: F401 (a fixture)
 from dashboard.made_up_run import EVIL, draw
-from mumoe.dashboard.experts import Filter, expert_columns
-from mumoe.dashboard.jobs import Report
+from mumoe.dashboard.background import Report
+from mumoe.dashboard.expert_panel import Filter, expert_columns
 from mumoe.dashboard.server import Running, serving
 from mumoe.editing.edit_files import read_edit_file
 from mumoe.errors import JobError

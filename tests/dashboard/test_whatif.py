@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mumoe.analysis.layer_study import write_coefficients
-from mumoe.dashboard.measures import Scores
+from mumoe.dashboard.scoring import Scores
 from mumoe.dashboard.whatif import open_rows
 from mumoe.data.base import ImageData
 from mumoe.editing.expert_edits import Ablate, Correct, Rewrite, Scale, SetOutput, Swap

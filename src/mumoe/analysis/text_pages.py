@@ -1,4 +1,4 @@
-"""The text view of a language model's experts: one HTML page, and a heat map as PNG.
+"""The text view of a language model's experts: one HTML page, and the heat map that `mumoe.plots` draws.
 
 Both show tokens on a ground as dark as the expert's coefficient there. The page opens from disk without a server and
 needs nothing else.
@@ -9,18 +9,14 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mumoe.analysis.findings import ExpertText, LayerText, TextStudy, TopToken
 from mumoe.files import to_plain, write_bytes
-from mumoe.plots.sheets import INK, PALE, encoded, font
+from mumoe.plots.token_sheet import heat_map, one_line
 
-if TYPE_CHECKING:
-    from PIL import ImageDraw
-
-__all__ = ["heat_map", "text_page", "write_text_view"]
+__all__ = ["text_page", "write_text_view"]
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -36,7 +32,6 @@ th:first-child, td:first-child { text-align: left; }
 """
 
 _STYLE += "".join(f".g{n} {{ background: rgba(11,110,153,{n * 0.075:.3f}); }}\n" for n in range(1, 11))
-_NAMES = {"\n": "¶", "\0": "§", "\ufffd": "·"}
 
 
 def write_text_view(study: TextStudy, folder: Path, credits: Sequence[str] = ()) -> tuple[Path, Path]:
@@ -103,69 +98,6 @@ def _quote(token: TopToken) -> str:
     for place, (piece, value) in enumerate(zip(token.pieces, token.coefficients, strict=True)):
         grade = math.ceil(10 * min(value, 1.0))
         ground = f" class=g{grade}" if grade else ""
-        text, tag = html.escape(shown(piece)), "b" if place == token.center else "i"
+        text, tag = html.escape(one_line(piece)), "b" if place == token.center else "i"
         spans.append(f"<{tag}{ground}>{text}</{tag}>" if ground or tag == "b" else text)
     return "".join(spans)
-
-
-def shown(piece: str, names: Mapping[str, str] = _NAMES) -> str:
-    """A token's text on one line; letters that `names` has are shown by other ones."""
-    return "".join(names.get(letter, letter if letter.isprintable() else "·") for letter in piece)
-
-
-# The picture
-
-_POINTS, _LINE, _LEFT, _TOP, _WIDTH = 15, 22, 150, 56, 1100
-_PLAIN = {"\n": "\\", "\0": "^", "\ufffd": "·"}
-"""What the default font has."""
-_GROUND = (11, 110, 153)
-
-
-def heat_map(study: TextStudy, *, experts: int = 8, lines: int = 3) -> bytes:
-    """A PNG of the experts that matter most in each layer, some quoted tokens each."""
-    from PIL import Image, ImageDraw
-
-    chosen = [(layer, layer.by_effect()[:experts]) for layer in study.layers]
-    height = _TOP + sum(_LINE * 2 + sum(_LINE * min(lines, len(e.top)) + 8 for e in found) for _, found in chosen)
-    picture = Image.new("RGB", (_WIDTH, height + 12), "white")
-    draw = ImageDraw.Draw(picture)
-    said = (
-        "Tokens with the largest coefficients, by expert; dark: coefficient 1; \\: a line's end. "
-        "Right: rise of the loss, in nats, when it is ablated."
-    )
-    draw.text((16, 16), said, fill=INK, font=font(16))
-    y = _TOP
-    for layer, found in chosen:
-        draw.text((16, y), layer.layer, fill=INK, font=font(16))
-        y += _LINE + 8
-        for expert in found:
-            y = _draw_expert(draw, expert, y, lines)
-        y += _LINE - 8
-    return encoded(picture, "PNG")
-
-
-def _draw_expert(draw: ImageDraw.ImageDraw, expert: ExpertText, y: int, lines: int) -> int:
-    draw.text((28, y), f"expert {expert.expert}", fill=INK, font=font(_POINTS))
-    if expert.effect is not None:
-        draw.text((_WIDTH - 70, y), f"{expert.effect.all:+.3f}", fill=PALE, font=font(_POINTS))
-    for token in expert.top[:lines]:
-        _draw_quote(draw, token, y)
-        y += _LINE
-    return y + 8
-
-
-def _draw_quote(draw: ImageDraw.ImageDraw, token: TopToken, y: int) -> None:
-    """The token in the middle of the line, as much around it as fits."""
-    measure = font(_POINTS).getlength
-    texts = [shown(piece, _PLAIN) for piece in token.pieces]
-    widths = [max(measure(text), 5.0) for text in texts]
-    middle, right = (_LEFT + _WIDTH - 90) / 2, _WIDTH - 90
-    x = middle - sum(widths[: token.center])
-    for place, (text, value, width) in enumerate(zip(texts, token.coefficients, widths, strict=True)):
-        if x >= _LEFT and x + width <= right:
-            shade = min(value, 1.0) * 0.8
-            ground = tuple(round(255 + (c - 255) * shade) for c in _GROUND)
-            frame = "#b3261e" if place == token.center else None
-            draw.rectangle((x, y - 1, x + width, y + _LINE - 4), fill=ground, outline=frame)
-            draw.text((x, y), text, fill="white" if shade > 0.55 else INK, font=font(_POINTS))
-        x += width

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
-import html
-import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from mumoe.commands.opening import opened
-from mumoe.errors import UserError, require
-from mumoe.files import private_file
+from mumoe.errors import UserError
 from mumoe.parsing import Argument
 
-if TYPE_CHECKING:
-    from mumoe.api import Run
-    from mumoe.dashboard.server import Running
-
-__all__ = ["Options", "redirecting_file", "run"]
+__all__ = ["Options", "run"]
 
 
 @dataclass(frozen=True)
@@ -61,21 +52,9 @@ def run(options: Options) -> None:
         raise UserError(f"mumoe dashboard: expected --port in 0..65535, got {options.port}. 0 takes a free one.")
     if options.split and options.split not in SPLITS:
         raise unknown_name("mumoe dashboard", "split", options.split, SPLITS)
-    for package in ("starlette", "uvicorn"):
-        require(package, "dashboard", "mumoe dashboard")
-    require("PIL", "vision", "mumoe dashboard")
     _read_ahead(Path(options.run), options.data)
-    run = opened(options, "mumoe dashboard", experts=True, progress=False)
-    _require_experts(run)
-    from mumoe.dashboard.server import serve
-    from mumoe.dashboard.texts import open_text
-
-    text = run.config.mode == "text"
-    serve(
-        lambda report: open_text(run.path) if text else run.session(report, split=options.split),
-        options.port,
-        lambda running: _opened(running, options.browser),
-    )
+    found = opened(options, "mumoe dashboard", experts=True, progress=False)
+    found.dashboard(port=options.port, split=options.split, browser=options.browser)
 
 
 def _read_ahead(run: Path, data: str) -> None:
@@ -90,52 +69,3 @@ def _read_ahead(run: Path, data: str) -> None:
         return
     if data.startswith("features:"):
         digest_ahead(Path(data.removeprefix("features:")))
-
-
-def _require_experts(run: Run) -> None:
-    """Refuse a run without experts before anything is served."""
-    if run.config.mode == "text":
-        _require_text(run.path)
-    elif run.config.head.startswith(("linear", "highrank-linear")):
-        raise UserError(
-            f"mumoe dashboard: expected a run with experts, got the head {run.config.head!r}, which has none. "
-            "Train one with --spec CPMuMoE-r256-e128."
-        )
-
-
-def _require_text(run: Path) -> None:
-    from mumoe.dashboard.texts import has_text
-
-    if not has_text(run):
-        raise UserError(
-            f"mumoe dashboard: expected a language model whose experts were measured, got {run}. "
-            f"Run: mumoe analyze {run}"
-        )
-
-
-def _opened(running: Running, browser: bool) -> None:
-    import webbrowser
-
-    sys.stdout.write(f"{running.url}\nThe address is for you alone. Ctrl-C ends the dashboard.\n")
-    sys.stdout.flush()
-    if browser:  # in a thread: some browsers return only when they are closed, and the server has not started yet
-        page = redirecting_file(running).as_uri()
-        threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
-
-
-def redirecting_file(running: Running) -> Path:
-    """A file that only this user can read and that leads to the page; it is removed when the process ends.
-
-    A browser's arguments are in the list of processes, which every user of the machine can read: the token must not be
-    among them.
-    """
-    address = html.escape(running.url, quote=True)
-    page = private_file(
-        '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
-        f'<meta http-equiv="refresh" content="0; url={address}"><title>mumoe dashboard</title>'
-        f'<a href="{address}">Open the dashboard</a>\n',
-        prefix="mumoe-dashboard-",
-        suffix=".html",
-    )
-    atexit.register(page.unlink, missing_ok=True)
-    return page

@@ -1,8 +1,16 @@
-"""A run's results in the browser: look at experts, change them, and see at once what that does.
+"""A run in the browser: browse its experts, edit them, and see what each edit changes.
 
 - `whatif` computes what edits do to every image, from what is cached.
-- `session` is one opened run; `experts`, `pictures`, `edits` and `apart` answer what a page asks of it.
-- `guard` lets nobody else in; `app` maps addresses to answers; `server` runs it.
+- `session` is one opened run; `expert_panel`, `image_panel`, `edits` and `apart` answer requests about it.
+- `guard` authenticates requests; `app` maps addresses to answers; `server` runs it.
 
 The front end under `static/` is plain JavaScript modules on Preact and htm, without a build step.
 """
+
+from mumoe.errors import require
+
+WHO = "mumoe dashboard"
+"""What errors name."""
+
+for _package in ("starlette", "uvicorn"):
+    require(_package, "dashboard", WHO)

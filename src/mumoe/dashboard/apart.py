@@ -7,7 +7,6 @@ answer is the layer's own, also where several levels or a linear layer behind th
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mumoe.baselines import SparseMoE
-from mumoe.deploy.predictions import expert_terms
+from mumoe.deploy.predictions import expert_terms, largest_experts
 from mumoe.editing.operations import EditedFactorization, Operation
 from mumoe.editing.runs import EditingRun
 from mumoe.layers import MuMoE
@@ -27,7 +26,7 @@ MOST_EXPERTS = 40
 """Experts, or combinations of them, shown for one image."""
 
 TOP = 3
-"""Labels shown besides those that are asked for."""
+"""Labels shown besides the requested ones."""
 
 
 @torch.no_grad()
@@ -50,33 +49,17 @@ def take_apart(
     levels = layer.coefficients(x)
     y = layer.contract(x, levels) if isinstance(layer, MuMoE) else layer(x)
     logits = run.head.finish(y)[0]
-    units = _units([level[0] for level in levels])
-    shown = units[:MOST_EXPERTS]
-    chosen = _chosen(logits, labels)
+    chosen = list(dict.fromkeys([*logits.topk(min(TOP, len(logits))).indices.tolist(), *labels]))
+    units = largest_experts([level[0] for level in levels], MOST_EXPERTS)
     found = _prediction(run, logits, chosen)
     found["classes"] = chosen
-    found["experts_total"] = len(units)
+    found["experts_total"] = math.prod(int((level[0] > 0).sum()) for level in levels)
     found["additive"] = run.head.classifier is None
-    found["experts"] = _experts(run, x, levels, shown, chosen)
+    found["experts"] = _experts(run, x, levels, units, chosen)
     if operations:
         part = EditedFactorization(layer.factorization, operations)
         found["edited"] = _prediction(run, run.head.finish(part(x, levels))[0], chosen)
     return found
-
-
-def _units(levels: Sequence[Tensor]) -> list[tuple[tuple[int, ...], float]]:
-    """Combinations of one expert per level with their coefficient, the largest first; zeros left out."""
-    alive = [[(n, float(a)) for n, a in enumerate(level.tolist()) if a > 0] for level in levels]
-    found = [
-        (tuple(n for n, _ in combination), math.prod(a for _, a in combination))
-        for combination in itertools.product(*alive)
-    ]
-    return sorted(found, key=lambda item: (-item[1], item[0]))
-
-
-def _chosen(logits: Tensor, labels: Sequence[int]) -> list[int]:
-    top = logits.topk(min(TOP, len(logits))).indices.tolist()
-    return list(dict.fromkeys([*top, *labels]))
 
 
 def _prediction(run: EditingRun, logits: Tensor, chosen: Sequence[int]) -> dict[str, Any]:
@@ -104,9 +87,15 @@ def _experts(
     found = []
     for row, (index, coefficient) in enumerate(units):
         without = run.head.finish(_without(layer, x, levels, index))[0]
-        told = _prediction(run, without, chosen)
         terms_of = None if terms is None else [float(terms[row, c]) for c in chosen]
-        found.append({"index": list(index), "coefficient": coefficient, "terms": terms_of, "without": told})
+        found.append(
+            {
+                "index": list(index),
+                "coefficient": coefficient,
+                "terms": terms_of,
+                "without": _prediction(run, without, chosen),
+            }
+        )
     return found
 
 

@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mumoe.dashboard import edits, experts, pictures
+from mumoe.dashboard import WHO, edits, expert_panel, image_panel
+from mumoe.dashboard.background import Tasks, one_line
 from mumoe.dashboard.guard import Guard, Secrets
-from mumoe.dashboard.jobs import Jobs, one_line
-from mumoe.dashboard.session import WHO, Session, Split
-from mumoe.dashboard.texts import TextSession
+from mumoe.dashboard.session import Session, Split
+from mumoe.dashboard.token_view import TokenSession
 from mumoe.errors import JobError, UserError
 
 __all__ = ["Dashboard", "make_app"]
@@ -44,13 +44,13 @@ class Dashboard:
     """
 
     def __init__(self, keys: Secrets) -> None:
-        self.keys, self.jobs = keys, Jobs()
+        self.keys, self.tasks = keys, Tasks()
         self.opening: int | None = None
-        self._thumbnails: pictures.Thumbnails | None = None
+        self._thumbnails: image_panel.Thumbnails | None = None
 
-    def start(self, work: Callable[[Any], Session | TextSession]) -> None:
+    def start(self, work: Callable[[Any], Session | TokenSession]) -> None:
         """Begin to open a session."""
-        self.opening = self.jobs.start("opening", work)
+        self.opening = self.tasks.start("opening", work)
 
     @property
     def session(self) -> Session:
@@ -65,22 +65,22 @@ class Dashboard:
         return found
 
     @property
-    def texts(self) -> TextSession:
+    def tokens(self) -> TokenSession:
         """The token view.
 
         Raises:
             UserError: If it is not open yet, could not be opened, or is of images.
         """
         found = self._opened()
-        if not isinstance(found, TextSession):
+        if not isinstance(found, TokenSession):
             raise UserError(f"{WHO}: expected a language model, got a run on images. It has no tokens.")
         return found
 
-    def _opened(self) -> Session | TextSession:
-        job = self.jobs[self.opening or 0]
+    def _opened(self) -> Session | TokenSession:
+        job = self.tasks[self.opening or 0]
         if job.state != "done":
             raise UserError(f"{WHO}: expected an open run, got one that is {job.state}. {job.error}".rstrip())
-        found: Session | TextSession = job.result
+        found: Session | TokenSession = job.result
         return found
 
     def split(self, given: Mapping[str, Any]) -> Split:
@@ -88,44 +88,44 @@ class Dashboard:
         return self.session.split(str(given.get("split") or self.session.default_split()))
 
     @property
-    def thumbnails(self) -> pictures.Thumbnails:
+    def thumbnails(self) -> image_panel.Thumbnails:
         """Small pictures."""
         if self._thumbnails is None:
-            self._thumbnails = pictures.Thumbnails(self.session)
+            self._thumbnails = image_panel.Thumbnails(self.session)
         return self._thumbnails
 
     # What is asked with GET
 
     def state(self, _: Mapping[str, str]) -> dict[str, Any]:
         """How far the opening is; once it is done, all that does not change."""
-        job = self.jobs[self.opening or 0].public()
+        job = self.tasks[self.opening or 0].public()
         opening = {key: job[key] for key in ("state", "note", "done", "total", "error")}
         found: dict[str, Any] = {"opening": opening, "page": self.keys.page}
         if job["state"] != "done":
             return found
         opened = self._opened()
-        return found | {"run": opened.describe() if isinstance(opened, TextSession) else describe(opened)}
+        return found | {"run": opened.describe() if isinstance(opened, TokenSession) else describe(opened)}
 
     def experts(self, given: Mapping[str, str]) -> Any:
         split, level = self.split(given), _number(given, "level")
-        return experts.expert_columns(self.session, split, level, _filter(given), given.get("gap", ""))
+        return expert_panel.expert_columns(self.session, split, level, _filter(given), given.get("gap", ""))
 
     def expert(self, given: Mapping[str, str]) -> Any:
         level, expert = _number(given, "level"), _number(given, "expert")
-        return experts.expert_detail(self.session, self.split(given), level, expert)
+        return expert_panel.expert_detail(self.session, self.split(given), level, expert)
 
     def job(self, given: Mapping[str, str]) -> Any:
-        job = self.jobs[_number(given, "number")].public()
+        job = self.tasks[_number(given, "number")].public()
         return {key: value for key, value in job.items() if key != "result" or job["kind"] != "opening"}
 
     def text_layer(self, given: Mapping[str, str]) -> Any:
-        return self.texts.columns(_number(given, "layer"))
+        return self.tokens.columns(_number(given, "layer"))
 
     def text_expert(self, given: Mapping[str, str]) -> Any:
-        return self.texts.expert(_number(given, "layer"), _number(given, "expert"))
+        return self.tokens.expert(_number(given, "layer"), _number(given, "expert"))
 
     def text_excerpt(self, given: Mapping[str, str]) -> Any:
-        return self.texts.excerpt(_number(given, "number"))
+        return self.tokens.excerpt(_number(given, "number"))
 
     def edit_files(self, _: Mapping[str, str]) -> Any:
         return edits.list_edits(self.session)
@@ -138,9 +138,9 @@ class Dashboard:
         entries = _entries(given)
         changed = edits.outcome(session, split, entries) if kind in ("mended", "broken") else None
         expert = (_number(given, "level"), _number(given, "expert")) if "expert" in given else None
-        rows, values = pictures.image_rows(session, split, _filter(given), kind=kind, expert=expert, changed=changed)
+        rows, values = image_panel.image_rows(session, split, _filter(given), kind=kind, expert=expert, changed=changed)
         offset, limit = _number(given, "offset"), _number(given, "limit", 60)
-        return pictures.list_images(session, split, rows, values, offset, limit)
+        return image_panel.list_images(session, split, rows, values, offset, limit)
 
     def image(self, given: Mapping[str, Any]) -> Any:
         """One image of the data, or one uploaded before, taken apart."""
@@ -148,8 +148,8 @@ class Dashboard:
         operations = self._operations(given)
         if "upload" in given:
             upload = _number(given, "upload")
-            return pictures.explain_upload(self.session, upload, labels=labels, operations=operations)
-        return pictures.explain_image(self.session, _number(given, "image"), labels=labels, operations=operations)
+            return image_panel.explain_upload(self.session, upload, labels=labels, operations=operations)
+        return image_panel.explain_image(self.session, _number(given, "image"), labels=labels, operations=operations)
 
     def compare(self, given: Mapping[str, Any]) -> Any:
         """Before and after edits."""
@@ -161,7 +161,7 @@ class Dashboard:
     def rewrite(self, given: Mapping[str, Any]) -> Any:
         """Begin to make a rewriting."""
         subgroup, entries, strength = _subgroup(given), _entries(given), str(given.get("strength", "paper"))
-        work = self.jobs.start(
+        work = self.tasks.start(
             "rewriting", lambda report: edits.rewrite(self.session, subgroup, entries, strength, report)
         )
         return {"job": work}
@@ -173,7 +173,7 @@ class Dashboard:
         def work(report: Any) -> str:
             return self.session.split(name, report).name
 
-        return {"job": self.jobs.start("split", work)}
+        return {"job": self.tasks.start("split", work)}
 
     def save(self, given: Mapping[str, Any]) -> Any:
         """Write an edit file."""
@@ -203,7 +203,7 @@ class Dashboard:
 
 def describe(session: Session) -> dict[str, Any]:
     """What a page needs to know of a run before it asks for anything."""
-    data, facts = session.run.data, session.facts
+    data, facts = session.run.data, session.stored.facts
     attributes = {name: list(column.values) for name, column in data.attributes.items()}
     return {
         "kind": "images",
@@ -225,8 +225,8 @@ def describe(session: Session) -> dict[str, Any]:
         "pictures": not data.name.startswith("features:"),
         "uploads": facts.get("backbone") is not None,
         "credits": list(data.credits),
-        "threshold": experts.THRESHOLD,
-        "most_bytes": pictures.MOST_BYTES,
+        "threshold": expert_panel.THRESHOLD,
+        "most_bytes": image_panel.MOST_BYTES,
     }
 
 
@@ -304,14 +304,14 @@ def _upload(dashboard: Dashboard) -> Answer:
     """A picture as the body itself."""
 
     async def handle(request: Request) -> Response:
-        content = await _body(request, pictures.MOST_BYTES)
+        content = await _body(request, image_panel.MOST_BYTES)
         if content is None:
             return _problem(
-                f"{WHO}: expected a picture of at most {pictures.MOST_BYTES >> 20} MB. Take a smaller one.", 413
+                f"{WHO}: expected a picture of at most {image_panel.MOST_BYTES >> 20} MB. Take a smaller one.", 413
             )
 
         def explain(_: Any) -> Any:
-            return pictures.add_upload(dashboard.session, content)
+            return image_panel.add_upload(dashboard.session, content)
 
         return await _told(explain, None)
 
@@ -396,8 +396,9 @@ def _entries(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return entries
 
 
-def _filter(given: Mapping[str, Any]) -> experts.Filter:
-    return experts.Filter(**{field.name: str(given.get(field.name) or "") for field in fields(experts.Filter)})
+def _filter(given: Mapping[str, Any]) -> expert_panel.Filter:
+    names = (field.name for field in fields(expert_panel.Filter))
+    return expert_panel.Filter(**{name: str(given.get(name) or "") for name in names})
 
 
 def _subgroup(given: Mapping[str, Any]) -> edits.Subgroup:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mumoe.dashboard.jobs import Report
-from mumoe.dashboard.measures import Groups, accuracies, by_value
+from mumoe.dashboard.background import Report
+from mumoe.dashboard.scoring import Groups, accuracies, by_value
 from mumoe.dashboard.session import WHO, Session, Split, silent
 from mumoe.dashboard.whatif import Changed
 from mumoe.editing.choose import LabelledRows, LogitShift

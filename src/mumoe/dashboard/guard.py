@@ -1,4 +1,4 @@
-"""Who may talk to the dashboard: the person at this machine, in the page that was opened with the token.
+"""Authentication of the dashboard: only the page that was opened with the token, on this machine, gets answers.
 
 Other programs of the machine, other pages in the same browser and, by DNS rebinding, pages of other hosts can all
 reach a port of 127.0.0.1. So every request must
@@ -8,7 +8,7 @@ reach a port of 127.0.0.1. So every request must
 - come from this page, where the browser says where it comes from (``Origin`` equal to ``Host``, ``Sec-Fetch-Site``);
 - know the token: in the address when the page is opened, then in a cookie that scripts cannot read and that is not
   sent along with requests of other sites;
-- and, if it changes anything, be a POST that carries a second secret in a header, which only this page was told.
+- and, if it changes anything, be a POST with a second secret in a header, which only this page received.
 
 There is no CORS header, and the content security policy lets the page load nothing from elsewhere.
 """
@@ -72,7 +72,7 @@ class Guard:
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie: each port has its own, as browsers do not tell ports of a host apart."""
+        """Name of the cookie: each port has its own, since browsers share cookies between the ports of a host."""
         return f"mumoe_{self.port}"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -127,7 +127,7 @@ class Guard:
 
 
 def _same(given: str, expected: str) -> bool:
-    """Whether two secrets are equal, in a time that tells nothing."""
+    """Whether two secrets are equal, compared in constant time."""
     return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
 
 

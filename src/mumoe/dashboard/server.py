@@ -1,35 +1,106 @@
-"""Run the application on 127.0.0.1 until it is interrupted, or in a thread for tests and benchmarks."""
+"""Serve a run on 127.0.0.1 until it is interrupted, or in a thread for tests and benchmarks."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import html
 import socket
+import sys
 import threading
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from mumoe.dashboard import WHO
 from mumoe.dashboard.app import Dashboard, make_app
+from mumoe.dashboard.background import Task
 from mumoe.dashboard.guard import Secrets
-from mumoe.dashboard.jobs import Job
-from mumoe.dashboard.session import Session
-from mumoe.dashboard.texts import TextSession
-from mumoe.errors import UserError
+from mumoe.dashboard.session import Session, open_session
+from mumoe.dashboard.token_view import TokenSession, has_tokens, open_tokens
+from mumoe.errors import UserError, require
+from mumoe.files import private_file
+from mumoe.training.opening import StoredRun
 
-__all__ = ["Running", "Work", "serve", "serving"]
+__all__ = ["Running", "Work", "serve", "serving", "show_run"]
 
 ADDRESS = "127.0.0.1"
 
-Work = Callable[[Any], Session | TextSession]
-"""Opens a run; is given the report to tell its progress to."""
+Work = Callable[[Any], Session | TokenSession]
+"""Opens a run; called with a function that reports progress."""
+
+
+def show_run(run: StoredRun, *, port: int = 0, split: str = "", browser: bool = True) -> None:
+    """Serve a run until interrupted, to the one browser that has the token of the page's address.
+
+    Args:
+        run: A run with experts; of a language model one that was analyzed.
+        port: Port on 127.0.0.1; 0 uses a free one.
+        split: Split to open first; by default validation, where there is one.
+        browser: Whether to open the page; else its address is printed alone.
+
+    Raises:
+        UserError: If a package is missing, the run has no experts or was not analyzed, or the port is taken.
+        JobError: If the run has no whole checkpoint.
+    """
+    require("PIL", "vision", WHO)
+    _require_experts(run)
+    text = run.config.mode == "text"
+    serve(
+        lambda report: open_tokens(run.path) if text else open_session(run, report, split=split),
+        port,
+        lambda running: _announce(running, browser),
+    )
+
+
+def _require_experts(run: StoredRun) -> None:
+    """Refuse a run that has nothing to show before anything is served."""
+    if run.config.mode == "text" and not has_tokens(run.path):
+        raise UserError(
+            f"{WHO}: expected a language model whose experts were measured, got {run.path}. "
+            f"Run: mumoe analyze {run.path}"
+        )
+    if run.config.head.startswith(("linear", "highrank-linear")):
+        raise UserError(
+            f"{WHO}: expected a run with experts, got the head {run.config.head!r}, which has none. "
+            "Train one with --spec CPMuMoE-r256-e128."
+        )
+
+
+def _announce(running: Running, browser: bool) -> None:
+    sys.stdout.write(f"{running.url}\nThe address is for you alone. Ctrl-C ends the dashboard.\n")
+    sys.stdout.flush()
+    if browser:  # in a thread: some browsers return only when they are closed, and the server has not started yet
+        page = redirecting_file(running).as_uri()
+        threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+
+
+def redirecting_file(running: Running) -> Path:
+    """A file that only this user can read and that leads to the page; it is removed when the process ends.
+
+    A browser's arguments are in the list of processes, which every user of the machine can read: the token must not be
+    among them.
+    """
+    address = html.escape(running.url, quote=True)
+    page = private_file(
+        '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
+        f'<meta http-equiv="refresh" content="0; url={address}"><title>mumoe dashboard</title>'
+        f'<a href="{address}">Open the dashboard</a>\n',
+        prefix="mumoe-dashboard-",
+        suffix=".html",
+    )
+    atexit.register(page.unlink, missing_ok=True)
+    return page
 
 
 class Running:
-    """A server and where it is.
+    """A server, its port and its secrets.
 
     Args:
         work: Opens the session.
-        port: Its port; 0 takes a free one.
+        port: Its port; 0 uses a free one.
 
     Raises:
         UserError: If the port is taken.
@@ -61,9 +132,9 @@ class Running:
         return f"http://{ADDRESS}:{self.port}/?token={self.keys.token}"
 
     @property
-    def opening(self) -> Job:
-        """How far the opening of the run is."""
-        return self.dashboard.jobs[self.dashboard.opening or 0]
+    def opening(self) -> Task:
+        """The task that opens the run."""
+        return self.dashboard.tasks[self.dashboard.opening or 0]
 
     def run(self) -> None:
         """Serve until interrupted, or until the run could not be opened.
@@ -95,14 +166,12 @@ def _bound(port: int) -> socket.socket:
         found.listen(128)  # a browser that is quicker than the server waits
     except (OSError, OverflowError) as error:
         found.close()
-        raise UserError(
-            f"mumoe dashboard: expected a free port, got {port} ({error}). Leave out --port to take any."
-        ) from error
+        raise UserError(f"{WHO}: expected a free port, got {port} ({error}). Leave out --port to use any.") from error
     return found
 
 
 def serve(work: Work, port: int, opened: Callable[[Running], None]) -> None:
-    """Serve in the foreground; `opened` is told where, before the first request.
+    """Serve in the foreground; `opened` is called with the server before the first request.
 
     Raises:
         UserError, JobError: If the port is taken or the run cannot be opened.

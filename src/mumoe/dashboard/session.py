@@ -20,8 +20,9 @@ from torch import Tensor
 from mumoe.analysis.coefficient_store import CoefficientLevel, CoefficientStore
 from mumoe.analysis.layer_study import write_coefficients
 from mumoe.baselines import SparseMoE
-from mumoe.dashboard.jobs import Report
-from mumoe.dashboard.measures import Groups, Scores
+from mumoe.dashboard import WHO
+from mumoe.dashboard.background import Report
+from mumoe.dashboard.scoring import Groups, Scores
 from mumoe.dashboard.whatif import Level, Rows, begun, decisions, open_rows
 from mumoe.data.base import SPLITS
 from mumoe.editing.runs import EditingRun, editing_run
@@ -30,11 +31,9 @@ from mumoe.files import recovered
 from mumoe.layers import MuMoE
 from mumoe.reports.expert_views import Analyzed, read_experts
 from mumoe.training.opening import StoredRun
-from mumoe.training.run import RunFolder, pick_run
 
 __all__ = ["WHO", "Session", "Split", "open_session", "silent"]
 
-WHO = "mumoe dashboard"
 CHECKED = 64
 """Rows whose stored coefficients are compared with the gate's."""
 
@@ -43,7 +42,7 @@ BATCH = 500
 
 
 def silent(done: int, total: int, note: str) -> None:
-    """A report that nobody reads."""
+    """Report no progress."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class Session:
     """A run that is being looked at by one person.
 
     Attributes:
-        run: Head, data and features.
-        facts: run.json.
+        stored: The run on disk.
+        run: Its head, data and features.
         analyzed: What `mumoe analyze` measured of its experts.
         splits: Splits that were opened.
         lock: Held by whoever opens a split or computes.
@@ -93,8 +92,8 @@ class Session:
         uploads: What the layer sees of the last pictures of one's own, by number.
     """
 
+    stored: StoredRun
     run: EditingRun
-    facts: dict[str, Any]
     analyzed: Analyzed
     splits: dict[str, Split] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -137,32 +136,29 @@ class Session:
             return self.splits[name]
 
 
-def open_session(run: str | Path | EditingRun | StoredRun, report: Report = silent, *, split: str = "") -> Session:
+def open_session(stored: StoredRun, report: Report = silent, *, split: str = "") -> Session:
     """Open a run for the dashboard, with one split ready. Features are extracted on the run's device; the head, which
     answers each click on a few rows, runs on the CPU.
 
     Args:
-        run: Folder of a run (or of a job, of which `pick_run` picks one), an opened run, or one that is ready to edit.
-        report: Told how far it is.
+        stored: The run.
+        report: Called with the steps done, the steps in all, and what is being done.
         split: Split to open first; by default `Session.default_split`.
 
     Raises:
-        UserError: If it is no run, has no experts, or has changed.
+        UserError: If the run has no experts, or has changed.
         JobError: If it has no whole checkpoint.
     """
     report(0, 3, "Reading the run")
-    path = pick_run(run, experts=True).path if isinstance(run, str | Path) else run.path
-    analyzed = begun(lambda: read_experts(StoredRun(path), most_images=0))
-    stored = StoredRun(path, progress=False) if isinstance(run, str | Path) else run
-    opened = stored if isinstance(stored, EditingRun) else editing_run(stored)
-    opened.head.cpu()
-    if not isinstance(opened.head.layer, MuMoE | SparseMoE):
+    analyzed = begun(lambda: read_experts(stored, most_images=0))
+    run = stored if isinstance(stored, EditingRun) else editing_run(stored)
+    run.head.cpu()
+    if not isinstance(run.head.layer, MuMoE | SparseMoE):
         raise UserError(
-            f"{WHO}: expected a run with experts, got a {type(opened.head.layer).__name__} head in {opened.path}. "
+            f"{WHO}: expected a run with experts, got a {type(run.head.layer).__name__} head in {run.path}. "
             "Train one with --spec CPMuMoE-r256-e128."
         )
-    facts = RunFolder.open(opened.path).facts()
-    session = Session(opened, facts, Analyzed())
+    session = Session(stored, run, Analyzed())
     session.split(split or session.default_split(), lambda done, total, note: report(2 * total + done, 3 * total, note))
     session.analyzed = analyzed.result()
     report(3, 3, "Ready")

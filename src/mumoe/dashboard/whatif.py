@@ -27,6 +27,7 @@ from torch import Tensor
 from mumoe.analysis.coefficient_store import CoefficientLevel
 from mumoe.analysis.contributions import Form, form_of
 from mumoe.analysis.outcomes import ROUNDING
+from mumoe.dashboard import WHO
 from mumoe.editing.operations import AddedTerm, CoefficientMap, EditedFactorization, Operation
 from mumoe.editing.runs import EditingRun
 
@@ -213,7 +214,7 @@ class Rows:
         """(n, classes) logits without added terms, and how large the numbers are that they are sums of."""
         maps = [operation for operation in operations if isinstance(operation, CoefficientMap)]
         experts, _ = self._carried(maps)
-        logits = torch.empty(len(rows), self.run.require_layer("mumoe dashboard").out_features)
+        logits = torch.empty(len(rows), self.run.require_layer(WHO).out_features)
         scale = torch.empty(len(rows))
         if self.form is None:
             for place in _blocks(len(rows), sum(level.num_experts for level in self.levels)):
@@ -232,7 +233,7 @@ class Rows:
 
     def plain(self, rows: Tensor, operations: Sequence[Operation]) -> Tensor:
         """(n, classes) of the layer itself with edits applied: slow, and what the rest is checked against."""
-        layer = self.run.require_layer("mumoe dashboard")
+        layer = self.run.require_layer(WHO)
         part = EditedFactorization(layer.factorization, operations) if operations else layer.factorization
         x = self.run.inputs(self.images[rows.numpy()])
         return part(x, [level.dense(rows).to(x) for level in self.levels])
@@ -279,7 +280,7 @@ def open_rows(run: EditingRun, images: npt.NDArray[np.int64], levels: Sequence[C
         images: (rows,) positions in the data.
         levels: Their coefficients, one level after the other.
     """
-    form = form_of(run.require_layer("mumoe dashboard").factorization)
+    form = form_of(run.require_layer(WHO).factorization)
     sorted_levels = begun(lambda: tuple(map(Level.of, levels)))
     hidden = torch.zeros(0, run.features.shape[1])
     with torch.no_grad():

@@ -40,6 +40,7 @@ __all__ = [
     "expert_terms",
     "explain",
     "find_images",
+    "largest_experts",
     "note",
     "predict_files",
 ]
@@ -170,7 +171,7 @@ def _shares(
     head: Head, z: Tensor, levels: Sequence[Tensor], labels: Sequence[int], most: int
 ) -> list[tuple[ExpertShare, ...]]:
     """The experts of one image for each label; the same experts each time, with their shares of that label."""
-    chosen = _largest(levels, most)
+    chosen = largest_experts(levels, most)
     if not chosen:
         return [()] * len(labels)
     terms = None if head.classifier is not None else expert_terms(head.layer, z, levels, [index for index, _ in chosen])
@@ -183,7 +184,7 @@ def _shares(
     ]
 
 
-def _largest(levels: Sequence[Tensor], most: int) -> list[tuple[tuple[int, ...], float]]:
+def largest_experts(levels: Sequence[Tensor], most: int) -> list[tuple[tuple[int, ...], float]]:
     """The combinations of one expert per level with the largest products of coefficients, zeros left out.
 
     A product of the largest needs only the `most` largest of each level, as no coefficient is negative.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mumoe.editing.subgroup_fairness import Estimate
-from mumoe.plots.style import COLOURS, new_figure
+from mumoe.plots.style import new_figure
+from mumoe.plots.tradeoff import EDIT_COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from mumoe.editing.subgroup_fairness import Estimate
 
 __all__ = ["dot_figure"]
 
@@ -41,7 +43,7 @@ def dot_figure(
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     for place, (name, estimates) in enumerate(series.items()):
-        color, shift = COLOURS[place % len(COLOURS)], SPREAD * (place - (len(series) - 1) / 2)
+        color, shift = EDIT_COLOURS[place % len(EDIT_COLOURS)], SPREAD * (place - (len(series) - 1) / 2)
         for line, found in enumerate(estimates):
             if found.low is not None and found.high is not None:
                 axes.plot([found.low, found.high], [line + shift] * 2, color=color, linewidth=1.5, alpha=0.6)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EffectRow", "effects_figure", "strong_effects"]
 
+COLUMNS, BARS = 4, 8
+"""Experts drawn of each model, and classes of each expert."""
+
 
 @dataclass(frozen=True)
 class EffectRow:
@@ -26,15 +29,7 @@ class EffectRow:
     effects: tuple[Effect, ...]
 
 
-def effects_figure(
-    rows: Sequence[EffectRow],
-    classes: Sequence[str],
-    *,
-    title: str,
-    note: str = "",
-    columns: int = 4,
-    bars: int = 8,
-) -> Figure:
+def effects_figure(rows: Sequence[EffectRow], classes: Sequence[str], *, title: str) -> Figure:
     """Figures 5 and 6: which classes lose how much of their right answers when one expert is ablated.
 
     Each row is a model; its columns are its first strong experts, in numerical order. A bar is d of eq. 5, the
@@ -45,35 +40,40 @@ def effects_figure(
     """
     if not rows:
         raise UserError("effects_figure: expected at least one analyzed model, got none. Analyze a run first.")
-    full = 0.2 * bars + 0.75
+    full = 0.2 * BARS + 0.75
     heights = [full if strong_effects(row) else 0.45 for row in rows]
-    figure = new_figure(3.1 * columns, sum(heights) + 0.9)
+    figure = new_figure(3.1 * COLUMNS, sum(heights) + 0.9)
     figure.set_layout_engine("constrained", h_pad=0.13)
-    grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, height_ratios=heights)
-    drawn = [effect for row in rows for effect in strong_effects(row)[:columns]]
-    gain = min((d for effect in drawn for _, d in _largest(effect, bars)), default=0.0)
+    grid = figure.subplots(len(rows), COLUMNS, squeeze=False, sharex=True, height_ratios=heights)
+    drawn = [effect for row in rows for effect in strong_effects(row)[:COLUMNS]]
+    gain = min((d for effect in drawn for _, d in _largest(effect)), default=0.0)
     grid[0, 0].set_xlim(max(-1.0, min(0.0, 1.05 * gain)), 1.0)
     for position, (row, panels) in enumerate(zip(rows, grid, strict=True)):
-        chosen = strong_effects(row)[:columns]
-        for column, panel in enumerate(panels):
-            if column < len(chosen):
-                _bars(panel, chosen[column], classes, bars, COLOURS[position % len(COLOURS)])
-            else:
-                panel.axis("off")
-        if not chosen:
-            text = f"{row.name}: no expert costs a class {STRONG:.0%} of its right answers"
-            said = panels[0].text(0, 0.5, text, fontsize=9, color=PALE, transform=panels[0].transAxes)
-            said.set_in_layout(False)
-            continue
-        heading = panels[0].annotate(
-            f"{row.name}   ({len(strong_effects(row))} strong experts)",
-            (0, 1), (0, 19), xycoords="axes fraction", textcoords="offset points",
-            fontsize=10, color=COLOURS[position % len(COLOURS)], fontweight="bold", annotation_clip=False,
-        )  # fmt: skip
-        heading.set_in_layout(False)
+        _draw_row(panels, row, classes, COLOURS[position % len(COLOURS)])
     figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
-    figure.supxlabel("share of the class's right answers lost" + (f".  {note}" if note else ""), fontsize=9, color=PALE)
+    figure.supxlabel("share of the class's right answers lost", fontsize=9, color=PALE)
     return figure
+
+
+def _draw_row(panels: Sequence[Axes], row: EffectRow, classes: Sequence[str], colour: str) -> None:
+    """The first strong experts of one model; a sentence where there are none."""
+    strong = strong_effects(row)
+    for column, panel in enumerate(panels):
+        if column < len(strong):
+            _bars(panel, strong[column], classes, colour)
+        else:
+            panel.axis("off")
+    if not strong:
+        text = f"{row.name}: no expert costs a class {STRONG:.0%} of its right answers"
+        note = panels[0].text(0, 0.5, text, fontsize=9, color=PALE, transform=panels[0].transAxes)
+        note.set_in_layout(False)
+        return
+    heading = panels[0].annotate(
+        f"{row.name}   ({len(strong)} strong experts)",
+        (0, 1), (0, 19), xycoords="axes fraction", textcoords="offset points",
+        fontsize=10, color=colour, fontweight="bold", annotation_clip=False,
+    )  # fmt: skip
+    heading.set_in_layout(False)
 
 
 def strong_effects(row: EffectRow) -> tuple[Effect, ...]:
@@ -81,17 +81,17 @@ def strong_effects(row: EffectRow) -> tuple[Effect, ...]:
     return tuple(effect for effect in row.effects if effect.strong)
 
 
-def _largest(effect: Effect, bars: int) -> list[tuple[int, float]]:
+def _largest(effect: Effect) -> list[tuple[int, float]]:
     """The classes that change most, the largest loss first."""
-    chosen = sorted(effect.losses, key=lambda loss: -abs(loss[1]))[:bars]
+    chosen = sorted(effect.losses, key=lambda loss: -abs(loss[1]))[:BARS]
     return sorted(chosen, key=lambda loss: -loss[1])
 
 
-def _bars(panel: Axes, effect: Effect, classes: Sequence[str], bars: int, colour: str) -> None:
-    shown = _largest(effect, bars)
+def _bars(panel: Axes, effect: Effect, classes: Sequence[str], colour: str) -> None:
+    shown = _largest(effect)
     panel.barh(range(len(shown)), [d for _, d in shown], color=colour, height=0.72)
     panel.set_yticks(range(len(shown)), [_short(classes[c]) for c, _ in shown], fontsize=8)
-    panel.set_ylim(bars - 0.4, -0.6)
+    panel.set_ylim(BARS - 0.4, -0.6)
     panel.spines[["top", "right"]].set_visible(False)
     panel.axvline(0, color=PALE, linewidth=0.8)
     panel.tick_params(axis="x", labelsize=8, colors=PALE, labelbottom=True)

@@ -35,7 +35,7 @@ class Pictured:
     """One finding with images to show.
 
     Attributes:
-        finding: What the audit said.
+        finding: The finding.
         wrong: Positions in the data of images that its experts handle and the model gets wrong.
         right: Positions of those that it gets right.
         wrong_total: How many there are.
@@ -59,7 +59,7 @@ def write_findings(
     folder: str | Path,
     findings: Sequence[Pictured],
     data: ImageData,
-    said: npt.NDArray[np.int64],
+    answers: npt.NDArray[np.int64],
     names: Sequence[str],
     *,
     alpha: float,
@@ -72,7 +72,7 @@ def write_findings(
         folder: Where they go.
         findings: In the order of the sheet.
         data: Opens the images and knows their ids and credits.
-        said: (images,) the model's label for each image of `data`; read for those shown.
+        answers: (images,) the model's label for each image of `data`; read for those shown.
         names: Name of each label.
         alpha: Level up to which a corrected p-value counts as significant.
         title: Heading of the sheet.
@@ -82,7 +82,7 @@ def write_findings(
         The path of the sheet.
     """
     folder = Path(folder)
-    names_of = _Names(data, said, names)
+    names_of = _Names(data, answers, names)
     with new_folder(folder, durable=False) as scratch:
         opened = write_thumbnails(scratch, data, (n for item in findings for n in (*item.wrong, *item.right)), size)
         write_json(scratch / "findings.json", names_of.content(findings))
@@ -95,11 +95,11 @@ class _Names:
     """The data, the model's label for each image, and names of labels."""
 
     data: ImageData
-    said: npt.NDArray[np.int64]
+    answers: npt.NDArray[np.int64]
     names: Sequence[str]
 
     def answer(self, image: int) -> str:
-        return self.names[int(self.said[image])]
+        return self.names[int(self.answers[image])]
 
     def truth(self, item: Pictured, image: int) -> str:
         """The true label of an image: the finding's, or its own where labels were pooled."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["load_chart", "load_figure"]
 
 
-def load_figure(usages: Sequence[tuple[str, Usage]], *, title: str, note: str = "") -> Figure:
+def load_figure(usages: Sequence[tuple[str, Usage]], *, title: str) -> Figure:
     """Figure 12: how many images each expert processes with a coefficient of at least a half.
 
     Raises:
@@ -38,12 +38,12 @@ def load_figure(usages: Sequence[tuple[str, Usage]], *, title: str, note: str = 
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.yaxis.get_major_locator().set_params(integer=True)
         panel.set_ylabel("images", fontsize=9, color=PALE)
-        said = (
+        summary = (
             f"{name}: {usage.experts_above_threshold} of {usage.experts:,} experts process an image with "
             f"a ≥ {usage.threshold:g};  {usage.dead} dead;  {usage.support_mean:.1f} experts per image"
         )
-        panel.set_title(said, fontsize=10, color=INK, loc="left")
-    panels[-1].set_xlabel("expert" + (f".  {note}" if note else ""), fontsize=9, color=PALE)
+        panel.set_title(summary, fontsize=10, color=INK, loc="left")
+    panels[-1].set_xlabel("expert", fontsize=9, color=PALE)
     figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left")
     return figure
 

@@ -48,8 +48,8 @@ def trade_off_chart(folder: Path, name: str, choice: Mapping[str, Any]) -> Chart
         bare_axes(panel)
         panel.plot([row["accuracy"] for row in rows], [row["target_accuracy"] for row in rows], color=BLUE)
         if chosen:
-            said = f"chosen: λ = {chosen['strength']:+.3g}"
-            panel.plot([chosen["accuracy"]], [chosen["target_accuracy"]], "o", color=RED, label=said)
+            label = f"chosen: λ = {chosen['strength']:+.3g}"
+            panel.plot([chosen["accuracy"]], [chosen["target_accuracy"]], "o", color=RED, label=label)
             panel.legend(frameon=False, fontsize=8.5, labelcolor=INK)
         panel.set_xlabel("accuracy of all validation images", fontsize=9, color=PALE)
         panel.set_ylabel("accuracy of the target subgroup", fontsize=9, color=PALE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,15 @@ from mumoe.editing.subgroup_fairness import METRICS, Estimate, FairnessReport, S
 from mumoe.editing.subgroups import Subgroup
 from mumoe.errors import UserError
 from mumoe.files import read_json
-from mumoe.reports.views import EditView, Estimated, FairnessView, MetricRow, Missing, PlainChange, SubgroupRow
+from mumoe.reports.views import EditView, FairnessView, MetricRow, Missing, PlainChange, SubgroupRow
 
 __all__ = ["fairness_view", "read_edits", "read_fairness"]
 
 
 def fairness_view(
-    before: FairnessReport | None,
-    after: FairnessReport,
-    *,
-    title: str,
-    file: str = "",
-    head: str = "",
-    sensitive: str = "",
+    before: FairnessReport | None, after: FairnessReport, *, title: str, file: str, head: str = "", sensitive: str = ""
 ) -> FairnessView:
-    """Subgroups and metrics of the model `after`, beside those of the model `before` it was edited, if it was.
-
-    Args:
-        before: Report of the model as it was trained.
-        after: Report of the model that is shown.
-        title: Whose they are.
-        file: Where they come from.
-        head: The attribute that is predicted.
-        sensitive: The sensitive attribute.
-    """
+    """Subgroups and metrics of the model `after`, beside those of the model `before` it was edited, if it was."""
     old = {_named(found.subgroup): found.accuracy for found in before.subgroups} if before else {}
     metrics = before.metrics if before else {}
     return FairnessView(
@@ -43,7 +27,7 @@ def fairness_view(
         file=file,
         subgroups=tuple(_subgroup(found, old.get(_named(found.subgroup)), after.target) for found in after.subgroups),
         metrics=tuple(
-            MetricRow(name, heading, _estimate(metrics.get(name)), _estimate(after.metrics[name]))
+            MetricRow(name, heading, metrics.get(name), after.metrics[name])
             for name, heading in METRICS.items()
             if name in after.metrics
         ),
@@ -60,26 +44,10 @@ def _named(group: Subgroup) -> tuple[str, str]:
     return str(group.label), str(group.sensitive)
 
 
-def _subgroup(found: SubgroupResult, old: Estimate | None, target: Subgroup) -> SubgroupRow:
-    after, (label, sensitive) = found.accuracy, _named(found.subgroup)
-    return SubgroupRow(
-        label=label,
-        sensitive=sensitive,
-        count=found.count,
-        before=_estimate(old),
-        after=Estimated(*_numbers(after)),
-        difference=None if old is None else after.value - old.value,
-        target=(label, sensitive) == _named(target),
-    )
-
-
-def _estimate(found: Estimate | None) -> Estimated | None:
-    return None if found is None else Estimated(*_numbers(found))
-
-
-def _numbers(found: Estimate) -> tuple[float, float | None, float | None]:
-    low, high = (None if end is None or math.isnan(end) else end for end in (found.low, found.high))
-    return found.value, low, high
+def _subgroup(found: SubgroupResult, before: Estimate | None, target: Subgroup) -> SubgroupRow:
+    (label, sensitive), after = _named(found.subgroup), found.accuracy
+    difference = None if before is None else after.value - before.value
+    return SubgroupRow(label, sensitive, found.count, before, after, difference, (label, sensitive) == _named(target))
 
 
 def read_edits(run: Path) -> tuple[tuple[EditView, ...], tuple[Missing, ...]]:

@@ -44,7 +44,7 @@ def gather(
     Args:
         runs: The runs, as `load_runs` opens those of a folder.
         name: What the pages call them.
-        path: The folder that was asked for.
+        path: The folder that holds them.
         data: Their images (see `open_images`); without them only images that the analysis drew are known.
         most_images: Images of each expert and kind.
 

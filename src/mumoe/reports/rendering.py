@@ -72,7 +72,7 @@ def _subgroup(found: FairnessView, label: str, sensitive: str) -> tuple[int, Sub
 
 
 def write_demo_page(out: Path, lines: Sequence[str], numbers: Mapping[str, Any], credits: Sequence[str]) -> Path:
-    """Write OUT/report.html: the sentences, the tables, the figures that stand beside it, and the credits."""
+    """Write OUT/report.html: sentences, tables, the figures beside it, and credits."""
     page = out / "report.html"
     page.write_text(render("demo.html", {"lines": lines, "numbers": numbers, "credits": credits}), encoding="utf-8")
     return page

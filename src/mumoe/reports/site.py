@@ -37,7 +37,7 @@ from mumoe.training.opening import StoredRun
 __all__ = ["MARK", "ReportPages", "check_out", "write_pages", "write_report"]
 
 MARK = "report.json"
-"""A file that tells a folder made here from any other."""
+"""A file that marks the folder of a report."""
 
 PER_PAGE = 48
 """Experts on one page of images."""
@@ -460,7 +460,7 @@ def _points(view: RunView) -> list[Point]:
 
 
 def _set_name(view: RunView) -> str:
-    """Name of its images; two sets of one name are told apart by their content."""
+    """Name of its images; the fingerprint distinguishes sets of one name."""
     return f"{short(view.facts.data)} ({view.facts.fingerprint[:6]})"
 
 

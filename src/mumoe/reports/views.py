@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mumoe.analysis.findings import Interval, Specialization, Usage
+from mumoe.editing.subgroup_fairness import Estimate
 from mumoe.plots.sprites import ImageView
 from mumoe.plots.training_curves import TrainingCurve
 from mumoe.results import EvalResult, Spread
@@ -20,7 +21,6 @@ __all__ = [
     "CombinationView",
     "CostRow",
     "EditView",
-    "Estimated",
     "ExpertView",
     "FairnessView",
     "HeadFacts",
@@ -67,8 +67,7 @@ class SeedView:
         step: Optimizer step of the checkpoint that is the result.
         evaluations: By split.
         curves: The training log.
-        specialized: Specialization in mode ``zero`` of the first kind of unit, without its effects; None without an
-            analysis.
+        specialized: Specialization in mode ``zero`` of the first kind of unit; None without an analysis.
         control: The same for units of the same load made up of random contributions.
         analysis_split: Split that was analyzed.
     """
@@ -248,7 +247,7 @@ class LevelView:
     Attributes:
         name: ``experts``, ``level 0`` .. or ``neurons``.
         usage: How they are used; None for neurons.
-        modes: Specialization by what takes an ablated unit's place, without effects; ``zero`` is the paper's.
+        modes: Specialization by what replaces an ablated unit; ``zero`` is the paper's.
         control: The same for units of the same load made up of random contributions.
         experts: Every one of them, in order.
     """
@@ -278,15 +277,6 @@ class CombinationView:
 
 
 @dataclass(frozen=True)
-class Estimated:
-    """A number and its bootstrap interval (None without one)."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
 class SubgroupRow:
     """Accuracy of one subgroup; `before` and `difference` are None where nothing was edited.
 
@@ -300,8 +290,8 @@ class SubgroupRow:
     label: str
     sensitive: str
     count: int
-    before: Estimated | None
-    after: Estimated
+    before: Estimate | None
+    after: Estimate
     difference: float | None
     target: bool
 
@@ -312,8 +302,8 @@ class MetricRow:
 
     name: str
     heading: str
-    before: Estimated | None
-    after: Estimated | None
+    before: Estimate | None
+    after: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -388,7 +378,7 @@ class RunView:
 
     Attributes:
         name: Short name, unique among the runs gathered together.
-        path: The folder that was asked for.
+        path: The folder that holds its runs.
         seeds: Its trainings, by seed.
         shown: Position in `seeds` of the one whose experts are shown.
         accuracy: Spread over seeds by split.

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.dashboard.measures import attribute_groups
-from mumoe.dashboard.session import WHO, Session, Split
+from mumoe.dashboard import WHO
+from mumoe.dashboard.scoring import attribute_groups
+from mumoe.dashboard.session import Session, Split
 from mumoe.dashboard.whatif import Level
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import to_plain

@@ -1,4 +1,4 @@
-"""Work that takes longer than a click: started by one request, watched by others."""
+"""Tasks that run in the background: started by one request, polled by others."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mumoe.dashboard import WHO
 from mumoe.errors import JobError, UserError
 
-__all__ = ["Job", "Jobs", "Report"]
+__all__ = ["Report", "Task", "Tasks", "one_line"]
 
 Report = Callable[[int, int, str], None]
 """(done, total, what is being done)"""
 
 
 @dataclass
-class Job:
+class Task:
     """One piece of work.
 
     Attributes:
@@ -39,19 +40,19 @@ class Job:
     exception: BaseException | None = field(default=None, repr=False)
 
     def report(self, done: int, total: int, note: str) -> None:
-        """Tell how far it is."""
+        """Record progress."""
         self.done, self.total, self.note = done, total, note
 
     def public(self) -> dict[str, Any]:
-        """What a page is told."""
+        """The state of the task as a page receives it."""
         return {name: getattr(self, name) for name in ("kind", "state", "note", "done", "total", "result", "error")}
 
 
-class Jobs:
-    """Jobs by number, one of each kind at a time."""
+class Tasks:
+    """Tasks by number, one of each kind at a time."""
 
     def __init__(self) -> None:
-        self._jobs: dict[int, Job] = {}
+        self._tasks: dict[int, Task] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
@@ -62,26 +63,26 @@ class Jobs:
             UserError: If work of this kind is under way.
         """
         with self._lock:
-            if any(job.kind == kind and job.state == "running" for job in self._jobs.values()):
-                raise UserError(f"mumoe dashboard: expected {kind} to be done before it starts again. Wait for it.")
-            number, job = next(self._numbers), Job(kind)
-            self._jobs[number] = job
-        threading.Thread(target=_work, args=(job, work), name=f"mumoe-{kind}", daemon=True).start()
+            if any(task.kind == kind and task.state == "running" for task in self._tasks.values()):
+                raise UserError(f"{WHO}: expected {kind} to be done before it starts again. Wait for it.")
+            number, task = next(self._numbers), Task(kind)
+            self._tasks[number] = task
+        threading.Thread(target=_work, args=(task, work), name=f"mumoe-{kind}", daemon=True).start()
         return number
 
-    def __getitem__(self, number: int) -> Job:
-        if number not in self._jobs:
-            raise UserError(f"mumoe dashboard: expected the number of a job, got {number}. Load the page again.")
-        return self._jobs[number]
+    def __getitem__(self, number: int) -> Task:
+        if number not in self._tasks:
+            raise UserError(f"{WHO}: expected the number of a task, got {number}. Load the page again.")
+        return self._tasks[number]
 
 
-def _work(job: Job, work: Callable[[Report], Any]) -> None:
+def _work(task: Task, work: Callable[[Report], Any]) -> None:
     try:
-        job.result = work(job.report)
-        job.state = "done"
+        task.result = work(task.report)
+        task.state = "done"
     except Exception as error:
-        job.exception, job.error = error, one_line(error)
-        job.state = "failed"
+        task.exception, task.error = error, one_line(error)
+        task.state = "failed"
 
 
 def one_line(error: BaseException) -> str:

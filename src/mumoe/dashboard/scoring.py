@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mumoe.dashboard import WHO
 from mumoe.dashboard.whatif import Changed, Rows
 from mumoe.data.base import ImageData
 from mumoe.editing.runs import Problem
@@ -22,8 +23,6 @@ from mumoe.editing.subgroups import Subgroups, find_subgroups
 from mumoe.errors import UserError, unknown_name
 
 __all__ = ["Groups", "Scores", "accuracies", "attribute_groups", "by_value"]
-
-WHO = "mumoe dashboard"
 
 
 @dataclass(frozen=True)

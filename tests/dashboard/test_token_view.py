@@ -10,7 +10,7 @@ from browsing import browser, opened  # noqa: F401 (a fixture)
 from dashboard.talking import get, request
 from mumoe.analysis.findings import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
 from mumoe.dashboard.server import serving
-from mumoe.dashboard.texts import open_text
+from mumoe.dashboard.token_view import open_tokens
 from mumoe.errors import UserError
 from mumoe.files import write_json
 
@@ -34,7 +34,7 @@ def make_study() -> TextStudy:
 def text_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("text")
     write_json(path / "analysis" / "experts.json", make_study())
-    with serving(lambda report: open_text(path)) as found:
+    with serving(lambda report: open_tokens(path)) as found:
         yield found
 
 
@@ -67,8 +67,8 @@ def test_a_run_of_the_other_kind_is_said(text_run, running):
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "analysis").mkdir()
     (tmp_path / "analysis" / "experts.json").write_text(content)
-    with pytest.raises(UserError, match="mumoe dashboard: expected"):
-        open_text(tmp_path)
+    with pytest.raises(UserError, match="text view: "):
+        open_tokens(tmp_path)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["wide", "phone"])

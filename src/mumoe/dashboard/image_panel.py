@@ -1,21 +1,22 @@
-"""Images as lists, thumbnails, and pictures of one's own; always by their position in the data, never by a path."""
+"""Lists of images, thumbnails and uploaded pictures; images are named by their position in the data, never by path."""
 
 from __future__ import annotations
 
 import base64
 import functools
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mumoe.dashboard import WHO
 from mumoe.dashboard.apart import take_apart
-from mumoe.dashboard.experts import Filter, expert_images
-from mumoe.dashboard.session import WHO, Session, Split
+from mumoe.dashboard.expert_panel import Filter, expert_images
+from mumoe.dashboard.session import Session, Split
 from mumoe.dashboard.whatif import Changed
 from mumoe.data.base import SPLITS
+from mumoe.data.decode import damage, decode
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.plots.sheets import encoded, thumbnail
 
@@ -40,13 +41,13 @@ KINDS = {
 """Which images a list holds; of attributes, one answer decides (mended and broken: any of them)."""
 
 MOST_BYTES = 20 * 2**20
-"""Size from which a picture of one's own is refused."""
+"""Largest upload in bytes."""
 
 PAGE = 500
-"""Most images of one request."""
+"""Upper bound on the images of one request."""
 
 MOST_UPLOADS = 8
-"""Pictures of one's own that are kept."""
+"""Uploaded pictures that are kept."""
 
 SIZES = (96, 192, 320)
 """Sides of thumbnails in pixels."""
@@ -165,23 +166,23 @@ def _positions(session: Session, labels: tuple[str, ...]) -> list[int]:
 
 
 def add_upload(session: Session, content: bytes) -> dict[str, Any]:
-    """A picture of one's own, as the model sees it: its number for `explain_upload`, and a small copy to show.
+    """Pass an uploaded picture through the backbone; returns its number for `explain_upload`, and a small copy to show.
 
     Raises:
         UserError: If it is no image that can be read, or the run knows no backbone.
     """
-    from mumoe.data.decode import damage, decode
-
-    backbone, transform = _network(session)
+    with session.lock:
+        backbone = session.stored.backbone
     try:
         picture = decode(content)
-        pixels = transform(picture)
+        pixels = backbone.transform()(picture)
     except Exception as error:
         raise UserError(
             f"{WHO}: expected a picture, got a file that cannot be read: {damage(error)}. Try another file."
         ) from error
     with torch.inference_mode():
-        x = session.run.head.prepare(backbone(pixels[None])).clone()
+        features = backbone(pixels[None].to(next(backbone.parameters()).device))
+        x = session.run.head.prepare(features.cpu()).clone()
     shown = base64.b64encode(encoded(thumbnail(picture, SIZES[-1]), "WEBP")).decode()
     with session.lock:
         number = max(session.uploads, default=0) + 1
@@ -195,7 +196,7 @@ def add_upload(session: Session, content: bytes) -> dict[str, Any]:
 def explain_upload(
     session: Session, number: int, *, labels: tuple[str, ...] = (), operations: Any = ()
 ) -> dict[str, Any]:
-    """A picture of one's own with the experts behind its logits.
+    """An uploaded picture with the experts behind its logits.
 
     Raises:
         UserError: If it was not uploaded, or others have taken its place.
@@ -204,20 +205,6 @@ def explain_upload(
         raise UserError(f"{WHO}: expected a picture that was dropped in, got number {number}. Drop it in again.")
     shown = _positions(session, labels)
     return take_apart(session.run, session.uploads[number], labels=shown, operations=operations) | {"truth": []}
-
-
-def _network(session: Session) -> tuple[Any, Any]:
-    """The run's backbone and its preprocessing, loaded when they are needed first."""
-    with session.lock:
-        return _loaded(session.folder)
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(folder: Any) -> tuple[Any, Any]:
-    from mumoe.deploy.model import ImageClassifier
-
-    model = ImageClassifier.from_run(folder)
-    return model.backbone, model.transform
 
 
 class Thumbnails:
@@ -229,8 +216,8 @@ class Thumbnails:
     """
 
     def __init__(self, session: Session, most: int = 4000) -> None:
-        self._session, self._most = session, most
-        self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._data = session.run.data
+        self._drawn = functools.lru_cache(most)(self._draw)
 
     def get(self, image: int, size: int) -> bytes:
         """A WebP picture.
@@ -241,17 +228,12 @@ class Thumbnails:
         """
         if size not in SIZES:
             raise unknown_name(WHO, "size", str(size), map(str, SIZES))
-        if not 0 <= image < len(self._session.run.data):
+        if not 0 <= image < len(self._data):
             raise UserError(f"{WHO}: expected an image of the data, got {image}. Count from 0.")
-        key = (image, size)
-        if key not in self._kept:
-            self._kept[key] = self._draw(image, size)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-        return self._kept[key]
+        return self._drawn(image, size)
 
     def _draw(self, image: int, size: int) -> bytes:
         try:
-            return encoded(thumbnail(self._session.run.data.open_image(image), size), "WEBP")
+            return encoded(thumbnail(self._data.open_image(image), size), "WEBP")
         except OSError as error:
             raise JobError(f"{WHO}: expected an image that can be opened, got {error}. Check the data.") from error

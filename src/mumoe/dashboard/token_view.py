@@ -1,0 +1,93 @@
+"""The token view of a language model: what `mumoe analyze` measured of its experts, expert by expert, text by text.
+
+Everything comes from the study in ``RUN/analysis/experts.json``; the model is not loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mumoe.analysis.findings import LayerText, TextStudy
+from mumoe.dashboard import WHO
+from mumoe.errors import UserError
+from mumoe.records import to_plain
+
+__all__ = ["TokenSession", "has_tokens", "open_tokens"]
+
+KEPT = ("split", "step", "tokenizer", "windows", "tokens", "loss", "bits_per_byte", "classes", "by_class")
+"""Fields of a study that a page needs before it asks for anything."""
+
+
+@dataclass
+class TokenSession:
+    """The token view of the run in a folder."""
+
+    folder: Path
+    study: TextStudy
+
+    def describe(self) -> dict[str, Any]:
+        """What a page needs to know before it asks for anything."""
+        return {
+            "kind": "text",
+            "path": str(self.folder),
+            "name": "/".join(self.folder.resolve().parts[-2:]),
+            **{name: to_plain(getattr(self.study, name)) for name in KEPT},
+            "layers": [
+                {name: getattr(layer, name) for name in ("layer", "num_experts", "ablated_windows")}
+                for layer in self.study.layers
+            ],
+            "excerpts": len(self.study.excerpts),
+        }
+
+    def columns(self, layer: int) -> dict[str, Any]:
+        """All measured experts of a layer, column by column."""
+        experts = self._layer(layer).experts
+        found: dict[str, Any] = {
+            name: [getattr(expert, name) for expert in experts] for name in ("expert", "mean", "used", "half")
+        }
+        found["effect"] = [expert.effect.all if expert.effect else None for expert in experts]
+        found["most"] = [_most(expert.by_class) for expert in experts]
+        found["example"] = [expert.top[0].pieces[expert.top[0].center] if expert.top else "" for expert in experts]
+        return found
+
+    def expert(self, layer: int, expert: int) -> Any:
+        """One expert with its tokens."""
+        for found in self._layer(layer).experts:
+            if found.expert == expert:
+                return to_plain(found)
+        raise UserError(f"{WHO}: expected an expert of {self._layer(layer).layer}, got {expert}. Choose another.")
+
+    def excerpt(self, number: int) -> Any:
+        """One window of text with every layer's coefficients."""
+        if not 0 <= number < len(self.study.excerpts):
+            raise UserError(f"{WHO}: expected a text in 0..{len(self.study.excerpts) - 1}, got {number}.")
+        return to_plain(self.study.excerpts[number])
+
+    def _layer(self, layer: int) -> LayerText:
+        layers = self.study.layers
+        if not 0 <= layer < len(layers):
+            raise UserError(f"{WHO}: expected a layer in 0..{len(layers) - 1}, got {layer}. Count from 0.")
+        return layers[layer]
+
+
+def _most(by_class: Mapping[str, float | None]) -> str:
+    """The kind of token that an expert has the largest mean coefficient on; empty for one that reads nothing."""
+    known = {name: value for name, value in by_class.items() if value}
+    return max(known, key=lambda name: known[name]) if known else ""
+
+
+def has_tokens(run: Path) -> bool:
+    """Whether a run has a token view."""
+    return (run / "analysis" / "experts.json").is_file()
+
+
+def open_tokens(run: Path) -> TokenSession:
+    """The token view of a run.
+
+    Raises:
+        UserError: If the file is damaged, or of another version.
+    """
+    return TokenSession(run, TextStudy.load(run / "analysis"))
