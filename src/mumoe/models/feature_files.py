@@ -40,7 +40,7 @@ from mumoe.models.features import Features
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["load_feature_data", "load_features"]
+__all__ = ["load_feature_data"]
 
 WHO = "features"
 Array = npt.NDArray[Any]
@@ -74,16 +74,6 @@ class NoImages:
         )
 
 
-def load_features(path: str | Path) -> Features:
-    """The features of a ``.npy``, ``.safetensors`` or ``.parquet`` file, without labels.
-
-    Raises:
-        UserError: If the file is missing, of another kind, damaged, or holds no finite 2-d floats.
-    """
-    table = _read(Path(path).expanduser())
-    return _features(table, Path(path).expanduser())
-
-
 def load_feature_data(
     path: str | Path, *, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2), split_seed: int = 0
 ) -> tuple[ImageData, Features]:
@@ -95,8 +85,8 @@ def load_feature_data(
         split_seed: Seed of that split.
 
     Raises:
-        UserError: As `load_features`; also for missing labels, columns of another length, and labels or
-            splits out of range.
+        UserError: If the file is missing, of another kind, damaged, or holds no finite 2-d floats; for missing
+            labels, columns of another length, and labels or splits out of range.
     """
     path = Path(path).expanduser()
     table = _read(path)
