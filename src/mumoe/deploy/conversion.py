@@ -20,6 +20,7 @@ from mumoe.deploy.source import CLASSES, quiet
 from mumoe.errors import JobError, UserError, nearest, require, unknown_name
 from mumoe.files import read_json
 from mumoe.models.surgery import Plan
+from mumoe.models.surgery.planning import output_of
 
 __all__ = ["Conversion", "OpenedNetwork", "convert", "open_network"]
 
@@ -100,10 +101,7 @@ def _output(model: nn.Module, example: Tensor | None, device: torch.device) -> T
     with torch.no_grad():
         result: Any = model.eval().to(device)(example.to(device))
     model.cpu()
-    if isinstance(result, Tensor):
-        return result.cpu()
-    found: Tensor | None = getattr(result, "logits", None)
-    found = getattr(result, "last_hidden_state", None) if found is None else found
+    found = output_of(result)
     return None if found is None else found.cpu()
 
 

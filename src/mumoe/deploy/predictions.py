@@ -27,6 +27,7 @@ from mumoe.devices import host
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE
 from mumoe.models.heads import Head
+from mumoe.records import Record, record
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -77,8 +78,8 @@ class LabelScore:
     experts: tuple[ExpertShare, ...]
 
 
-@dataclass(frozen=True)
-class Prediction:
+@record
+class Prediction(Record):
     """What a model says of one image.
 
     Attributes:
@@ -92,6 +93,25 @@ class Prediction:
     labels: tuple[LabelScore, ...]
     likeliest: LabelScore | None = None
     error: str = ""
+
+    def headline(self) -> str:
+        if self.likeliest is None:
+            return f"{self.image}: {self.error}"
+        return f"{self.image}: {self.likeliest.label} ({self.likeliest.probability:.4f})"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per label and expert behind it, or per label of a head without experts."""
+        return [
+            {"label": label.label, "probability": label.probability, "logit": label.logit, **share}
+            for label in self.labels
+            for share in map(_columns, label.experts or (None,))
+        ]
+
+
+def _columns(share: ExpertShare | None) -> dict[str, Any]:
+    if share is None:
+        return {}
+    return {"expert": share.index, "coefficient": share.coefficient, "contribution": share.contribution}
 
 
 def note(model: ImageClassifier) -> str:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from mumoe.devices import wide
 from mumoe.errors import JobError, UserError
 from mumoe.models.surgery.architectures import CAUSAL_ENDINGS
 from mumoe.models.surgery.parts import evaluating
-from mumoe.models.surgery.planning import Surgery, call
+from mumoe.models.surgery.planning import Surgery, call, output_of
 from mumoe.progress import Progress
+from mumoe.records import Record, record
 
 __all__ = ["BlockFit", "EndToEnd", "FitReport", "fit"]
 
@@ -63,9 +64,9 @@ class EndToEnd:
     loss: float | None = None
 
 
-@dataclass(frozen=True)
-class FitReport:
-    """What `fit` did; `asdict` of it is JSON.
+@record
+class FitReport(Record):
+    """What `fit` did.
 
     Attributes:
         blocks: Each module's error.
@@ -82,9 +83,13 @@ class FitReport:
     steps: int
     seconds: float = field(compare=False)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+    def headline(self) -> str:
+        """How far the network is from the old one."""
+        return f"difference of the outputs {self.before.difference:.4f}, after the fit {self.after.difference:.4f}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per module."""
+        return [vars(block) for block in self.blocks]
 
     def table(self) -> str:
         """The report as text."""
@@ -281,17 +286,12 @@ def _compare(surgery: Surgery, batches: list[Any]) -> tuple[float | None, EndToE
 
 def _output(result: Any) -> tuple[Tensor, bool]:
     """What the network returned as one tensor in the widest float of its device, and whether it is logits."""
-    if isinstance(result, Tensor):
-        return wide(result), True
-    logits = getattr(result, "logits", None)
-    if logits is not None:
-        return wide(logits), True
-    hidden = getattr(result, "last_hidden_state", None)
-    if hidden is None:
+    found = output_of(result)
+    if found is None:
         raise UserError(
             f"fit: expected a network that returns a tensor, logits or last_hidden_state, got {type(result).__name__}."
         )
-    return wide(hidden), False
+    return wide(found), found is not getattr(result, "last_hidden_state", None)
 
 
 def _predictions(old: Tensor, new: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mumoe.errors import UserError
@@ -20,7 +20,7 @@ from mumoe.models.surgery.architectures import Watched
 from mumoe.models.surgery.parts import Parts, as_linear, drop_hooks, quiet
 from mumoe.models.surgery.targets import LayerOptions, Target
 
-__all__ = ["COLUMNS", "INITS", "NUMBERS", "Plan", "Surgery", "call", "measure"]
+__all__ = ["COLUMNS", "INITS", "NUMBERS", "Plan", "Surgery", "call", "measure", "output_of"]
 
 
 @dataclass(frozen=True)
@@ -279,6 +279,12 @@ def call(model: nn.Module, arguments: Any) -> Any:
     if isinstance(arguments, Mapping):
         return model(**arguments)
     return model(*arguments) if isinstance(arguments, tuple | list) else model(arguments)
+
+
+def output_of(result: Any) -> Tensor | None:
+    """What a network returned as one tensor: itself, its logits or its last hidden state; None for anything else."""
+    found = [result, getattr(result, "logits", None), getattr(result, "last_hidden_state", None)]
+    return next((value for value in found if isinstance(value, Tensor)), None)
 
 
 def measure(plan: Plan, example: Any) -> Plan:
