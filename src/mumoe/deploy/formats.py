@@ -33,8 +33,8 @@ from mumoe.deploy.export_files import check_ready, export_targets, new_export
 from mumoe.deploy.model import HeadModel, ImageClassifier
 from mumoe.deploy.predictions import find_images
 from mumoe.errors import JobError, UserError, require
-from mumoe.models.surgery.parts import evaluating
 from mumoe.models.surgery.planning import put_modules
+from mumoe.modes import evaluating
 from mumoe.records import Record, record
 
 __all__ = ["TOLERANCE", "ExportReport", "export", "preprocessing"]
@@ -177,7 +177,7 @@ def _subject(model: nn.Module, example: Tensor | None, labels: Sequence[str]) ->
         return _our_subject(model)
     if not isinstance(example, Tensor) or example.ndim < 2 or not len(example):
         raise UserError("export: expected a batch of inputs as example, got none. Give export(model, path, x[:2]).")
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         output = model(example.to(_device(model)))
     if not isinstance(output, Tensor):
         raise UserError(f"export: expected a model that returns one tensor, got {type(output).__name__}. Wrap it.")
@@ -271,7 +271,7 @@ def _traced(subject: _Subject) -> torch.export.ExportedProgram:
     sparse = {name: layer for name, layer in model.named_modules() if name and isinstance(layer, SparseMoE)}
     try:
         put_modules(model, {name: _AllExperts(layer) for name, layer in sparse.items()})
-        with evaluating(model), torch.no_grad():
+        with evaluating(model):
             return torch.export.export(model.cpu(), (subject.example,), dynamic_shapes=_SHAPES, strict=False)
     except Exception as error:
         raise _untraceable(subject, error) from error
@@ -356,7 +356,7 @@ def _check(subject: _Subject, other: Forward, batches: Sequence[Tensor], target:
     """
     device = _device(subject.model)
     difference = largest = 0.0
-    with evaluating(subject.model), torch.no_grad():
+    with evaluating(subject.model):
         for batch in batches:
             expected, got = subject.model(batch.to(device)).cpu(), other(batch)
             if expected.shape != got.shape or not bool(got.isfinite().all()):

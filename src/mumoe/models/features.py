@@ -28,6 +28,7 @@ from mumoe.devices import widest
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.files import cache_root, recovered
 from mumoe.models.shares import Shares, process_count
+from mumoe.modes import keeping_modes
 from mumoe.progress import Progress
 
 if TYPE_CHECKING:
@@ -217,7 +218,6 @@ def _batches(
 @contextlib.contextmanager
 def _running(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[Tensor], Tensor]]:
     """The backbone as a function from a batch to float32 features on the CPU; it is given back unchanged."""
-    training = {module: module.training for module in backbone.modules()}
     tensors = [*backbone.parameters(), *backbone.buffers()]
     before = [(tensor, tensor.data) for tensor in tensors]
     amp = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
@@ -232,13 +232,12 @@ def _running(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> It
             layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
             kind = widest(device) if tensor.dtype == torch.float64 else tensor.dtype
             tensor.data = tensor.data.to(device, kind, memory_format=layout)
-        backbone.eval()
-        yield run
+        with keeping_modes(backbone):
+            backbone.eval()
+            yield run
     finally:
         for tensor, values in before:
             tensor.data = values
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _checked(output: Tensor, backbone: Backbone, start: int) -> Tensor:

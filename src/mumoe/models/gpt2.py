@@ -22,6 +22,7 @@ from torch import nn
 
 from mumoe.errors import UserError, require
 from mumoe.models.block_specs import BlockSpec, build_block, check_sizes, named_shape
+from mumoe.modes import evaluating
 
 if TYPE_CHECKING:
     from mumoe.data.tokenizing import Tokenizer
@@ -225,12 +226,7 @@ def generate_text(
     }
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": top_k}
-    before = model.training
-    model.eval()
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
-            found = model.generate(tokens, attention_mask=torch.ones_like(tokens), use_cache=True, **options)
-    finally:
-        model.train(before)
+    with evaluating(model), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        found = model.generate(tokens, attention_mask=torch.ones_like(tokens), use_cache=True, **options)
     return prompt + tokenizer.decode(found[0, len(ids) :].tolist())

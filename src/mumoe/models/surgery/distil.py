@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 from mumoe.devices import wide
 from mumoe.errors import JobError, UserError
 from mumoe.models.surgery.architectures import CAUSAL_ENDINGS
-from mumoe.models.surgery.parts import evaluating
 from mumoe.models.surgery.planning import Surgery, call, output_of
+from mumoe.modes import evaluating, keeping_modes
 from mumoe.progress import Progress
 from mumoe.records import Record, record
 
@@ -231,7 +231,6 @@ def _watching(surgery: Surgery, see: Callable[[str, Tensor, Tensor], None]) -> I
                 handle.remove()
 
 
-@torch.no_grad()
 def _unexplained(
     surgery: Surgery, names: Mapping[str, nn.Module], batches: list[Any]
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -258,7 +257,6 @@ def _unexplained(
     return unexplained, spread
 
 
-@torch.no_grad()
 def _compare(surgery: Surgery, batches: list[Any]) -> tuple[float | None, EndToEnd]:
     """The loss of the old network, and the new one against it."""
     shift = any(base.__name__.endswith(CAUSAL_ENDINGS) for base in type(surgery.model).__mro__)
@@ -337,11 +335,11 @@ def _train(
         optimizers[name].zero_grad()
 
     steps = 0
-    with _training(names), Progress("Distilling", total, enabled=progress) as bar:
+    with _training(nn.ModuleList(names.values())), Progress("Distilling", total, enabled=progress) as bar:
         for batch in itertools.chain.from_iterable(itertools.repeat(batches, epochs)):
             for optimizer in optimizers.values():
                 optimizer.param_groups[0]["lr"] = _rate(lr, steps, total)
-            with _watching(surgery, see) as model, torch.no_grad():
+            with _watching(surgery, see) as model:
                 call(model, _arguments(batch, _device(surgery))[0])
             steps += 1
             bar.advance(note=f"unexplained {sum(losses.values()) / max(len(losses), 1):.4f}")
@@ -363,13 +361,9 @@ def _rate(lr: float, step: int, total: int) -> float:
 
 
 @contextmanager
-def _training(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+def _training(modules: nn.Module) -> Iterator[None]:
     """Training mode without dropout, so that the function itself is learnt; all flags are put back."""
-    flags = [(module, module.training) for each in modules.values() for module in each.modules()]
-    for module, _ in flags:
-        module.training = not isinstance(module, _DropoutNd)
-    try:
+    with keeping_modes(modules):
+        for module in modules.modules():
+            module.training = not isinstance(module, _DropoutNd)
         yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

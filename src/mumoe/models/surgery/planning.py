@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -299,7 +298,7 @@ def measure(plan: Plan, example: Any) -> Plan:
     stands = {name: watched[target.name] for target in plan.targets for name in target.names}
     originals = {name: target.module for target in plan.targets for name in target.names}
     try:
-        with quiet(plan.model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with quiet(plan.model), FlopCounterMode(display=False) as counter:
             put_modules(plan.model, stands)
             call(plan.model, example)
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError, AttributeError) as error:
