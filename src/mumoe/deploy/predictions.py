@@ -172,7 +172,7 @@ def explain(
     return found
 
 
-def _check_numbers(top: int, experts: int, threshold: float) -> None:
+def _check_numbers(top: int = 3, experts: int = 3, threshold: float = 0.5) -> None:
     if top < 1:
         raise UserError(f"predict: expected top >= 1, got {top}. Leave it out for 3.")
     if experts < 0:
@@ -272,35 +272,28 @@ def predict_files(
     model: ImageClassifier,
     images: Sequence[str | os.PathLike[str] | Image.Image],
     *,
-    top: int = 3,
-    experts: int = 3,
-    threshold: float = 0.5,
     batch_size: int = 16,
+    **shown: Any,
 ) -> Iterator[Prediction]:
     """Predictions of image files or PIL images, in their order; one that cannot be read has `error` and no label.
 
     Args:
         model: The model.
         images: Image files, in any format of `mumoe.data.decode`, or images, named by their position.
-        top: As in `explain`.
-        experts: As in `explain`.
-        threshold: As in `explain`.
         batch_size: Images that go through the model at a time.
+        shown: `top`, `experts` and `threshold`, as in `explain`.
 
     Raises:
         UserError: If a number is out of range.
     """
-    _check_numbers(top, experts, threshold)
+    _check_numbers(**shown)
     if batch_size < 1:
         raise UserError(f"predict: expected batch_size >= 1, got {batch_size}. Leave it out for 16.")
-    return _predict(model, images, batch_size, {"top": top, "experts": experts, "threshold": threshold})
+    return _predict(model, images, batch_size, shown)
 
 
 def _predict(
-    model: ImageClassifier,
-    images: Sequence[str | os.PathLike[str] | Image.Image],
-    batch_size: int,
-    settings: Mapping[str, Any],
+    model: ImageClassifier, images: Sequence[Any], batch_size: int, shown: Mapping[str, Any]
 ) -> Iterator[Prediction]:
     transform = model.transform
     for start in range(0, len(images), batch_size):
@@ -311,7 +304,7 @@ def _predict(
         found: list[Prediction] = []
         if whole:
             batch = torch.stack([image for _, image in whole])
-            found = explain(model, batch, [name for name, _ in whole], **settings)
+            found = explain(model, batch, [name for name, _ in whole], **shown)
         good = iter(found)
         for name, image in zip(names, read, strict=True):
             yield next(good) if isinstance(image, Tensor) else Prediction(name, (), error=image)
