@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from mumoe.commands.opening import opened
+from mumoe.commands.open_run import opened
 from mumoe.errors import UserError, require
 from mumoe.files import private_file
 from mumoe.parsing import Argument

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from mumoe.commands.opening import place, require_run
+from mumoe.commands.open_run import place, require_run
 from mumoe.parsing import Argument
 
 __all__ = ["Options", "run"]
