@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Run", "load", "load_runs", "open_run", "resume", "train", "write_report"]
 
-Deployed = TypeVar("Deployed", "ImageClassifier", "HeadModel")
 Transform = Callable[["Image.Image"], Tensor]
 
 
@@ -152,7 +151,7 @@ class Run:
         """
         from mumoe.deploy.model import ImageClassifier
 
-        return self._deployed(ImageClassifier)
+        return ImageClassifier.from_run(self._stored)
 
     @property
     def model(self) -> nn.Module:
@@ -406,15 +405,7 @@ class Run:
             return self.classifier
         from mumoe.deploy.model import HeadModel
 
-        return self._deployed(HeadModel)
-
-    def _deployed(self, kind: type[Deployed]) -> Deployed:
-        """The model that is deployed; that of an edited run names its edits."""
-        from mumoe.editing.edited_run import EditedRun
-
-        if isinstance(self._stored, EditedRun):
-            return kind.from_run(self._stored.original).with_edits(self._stored.stack)
-        return kind.from_run(self._stored)
+        return HeadModel.from_run(self._stored)
 
 
 class Job:
