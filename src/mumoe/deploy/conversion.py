@@ -21,6 +21,7 @@ from mumoe.errors import JobError, UserError, nearest, require, unknown_name
 from mumoe.files import read_json
 from mumoe.models.surgery import Plan
 from mumoe.models.surgery.planning import output_of
+from mumoe.records import Record, record
 
 __all__ = ["Conversion", "OpenedNetwork", "convert", "open_network"]
 
@@ -43,8 +44,8 @@ class OpenedNetwork:
     example: Tensor | None
 
 
-@dataclass(frozen=True)
-class Conversion:
+@record
+class Conversion(Record):
     """What `convert` wrote.
 
     Attributes:
@@ -54,9 +55,21 @@ class Conversion:
             input of the network is known, so that nothing was compared.
     """
 
-    folder: Path
+    folder: str
     files: Mapping[str, int]
     difference: float | None
+
+    def headline(self) -> str:
+        if self.difference is None:
+            return "Not checked: no example of this network's inputs is known."
+        return (
+            "Loaded again: the same output to the bit, on a random input.\n"
+            f"Largest difference from the network before, over its largest output: {self.difference:.2g}."
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per file."""
+        return [{"file": file, "bytes": size} for file, size in self.files.items()]
 
 
 def convert(
@@ -88,10 +101,10 @@ def convert(
     loaded = _output(load_converted(path), network.example, place)
     files = {str(file): file.stat().st_size for file in sorted(path.iterdir())}
     if before is None or after is None or loaded is None:
-        return Conversion(path, files, None)
+        return Conversion(str(path), files, None)
     if not torch.equal(after, loaded):
         raise JobError(f"{path}: expected the same output from the loaded model, got another. Report this, please.")
-    return Conversion(path, files, float((after - before).abs().max() / before.abs().max().clamp(min=1e-30)))
+    return Conversion(str(path), files, float((after - before).abs().max() / before.abs().max().clamp(min=1e-30)))
 
 
 def _output(model: nn.Module, example: Tensor | None, device: torch.device) -> Tensor | None:

@@ -19,7 +19,7 @@ from mumoe.models.surgery.architectures import Watched
 from mumoe.models.surgery.parts import Parts, as_linear, drop_hooks, quiet
 from mumoe.models.surgery.targets import LayerOptions, Target
 
-__all__ = ["COLUMNS", "INITS", "NUMBERS", "Plan", "Surgery", "call", "measure", "output_of"]
+__all__ = ["INITS", "Plan", "Surgery", "call", "measure", "output_of"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,19 @@ class Plan:
             for line in lines
         ]
         return "\n".join([*text, self.legend])
+
+    def show(self) -> None:
+        """Draw the table on the terminal."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(caption=self.legend, caption_justify="left")
+        for column in COLUMNS:
+            table.add_column(column, justify="right" if column in NUMBERS else "left")
+        rows = self.rows()
+        for index, row in enumerate(rows):
+            table.add_row(*row.values(), end_section=index == len(rows) - 3)
+        Console().print(table)
 
     @property
     def legend(self) -> str:
