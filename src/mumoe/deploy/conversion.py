@@ -127,7 +127,7 @@ def open_network(name: str, *, pretrained: bool = False, num_classes: int | None
         num_classes: Of a timm model; None takes its own.
 
     Raises:
-        UserError: If it is none of these, or its weights cannot be had.
+        UserError: If it is none of these, or its weights are not available.
         JobError: If a folder's files are damaged.
     """
     folder = Path(name).expanduser()

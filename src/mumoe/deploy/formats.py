@@ -43,7 +43,7 @@ TOLERANCE = 1e-4
 """Largest difference of a logit that is accepted, relative to the largest logit where that is above 1."""
 
 FORMAT = 1
-"""Version of the description; raised when a reader of an older one would go wrong."""
+"""Version of the description; increased when readers of an older version would misread it."""
 
 _DEFAULT_CROP = 0.875
 """timm's, where a model states none."""
@@ -224,7 +224,7 @@ def preprocessing(data_config: Mapping[str, Any], classes: Sequence[str], *, mul
     Args:
         data_config: timm's: input_size, interpolation, mean, std, crop_pct, crop_mode.
         classes: Names of the logits, in order.
-        multi_label: Whether each logit stands for itself (sigmoid) or they compete (softmax).
+        multi_label: Whether each logit is a decision of its own (sigmoid) or classes exclude each other (softmax).
     """
     height, width = (int(side) for side in data_config["input_size"][-2:])
     share = data_config.get("crop_pct") or _DEFAULT_CROP

@@ -46,13 +46,13 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         head: Specification as in `build_head`.
         num_features: Width of the backbone's features.
         classes: Names of the logits, in order.
-        data_config: timm's preprocessing, as recorded with the weights; it wins over the installed timm's.
+        data_config: timm's preprocessing, as recorded with the weights; it takes precedence over the installed timm's.
         image_size: Side of the input in pixels where it is not the backbone's own.
         multi_label: Whether each class is an attribute of its own.
         position: ``final`` or ``penultimate``.
         gate: Activation of a MuMoE head's gate.
         norm: Normalization of that gate.
-        about: What the model card tells: data, seed, accuracy, versions. Not used in computing.
+        about: Facts for the model card: data, seed, accuracy, versions. Not used in computing.
 
     Shape:
         images (B, 3, H, W), preprocessed by `transform` -> logits (B, len(classes)).
@@ -156,7 +156,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
     def with_edits(self, edits: Edits) -> Self:
         """This model with edits folded into its head: an ordinary model, whose config names the grown ranks.
 
-        What was measured of this model is not said of the new one; its card lists the edits instead. The backbone
+        Measurements of this model are left out of the new one's card, which lists the edits instead. The backbone
         is shared.
 
         Args:
@@ -272,7 +272,7 @@ def _make_head(
 
 
 def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the card tells of a run; names and numbers, without paths of the machine it was trained on."""
+    """Facts of a run for its card: names and numbers, without paths of the machine it was trained on."""
     result = facts.get("result") or {}
     evaluations = result.get("evaluations") or {}
     kept = ("split", "accuracy", "loss", "count")

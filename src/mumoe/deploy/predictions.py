@@ -80,11 +80,11 @@ class LabelScore:
 
 @record
 class Prediction(Record):
-    """What a model says of one image.
+    """The labels of one image.
 
     Attributes:
         image: Path, or a name.
-        labels: Likeliest first; of attributes those of at least the threshold, perhaps none.
+        labels: Likeliest first; of attributes those of at least the threshold, possibly none.
         likeliest: The first of all labels; None when the image could not be read.
         error: Why the image could not be read, in a few words; empty when it was.
     """

@@ -80,7 +80,7 @@ def load_feature_data(
     """A feature file as a labelled set and its features; opening an image of it is a JobError.
 
     Args:
-        path: The file; this module's description says what it and the files beside it hold.
+        path: The file; see the module for what it and the files beside it hold.
         fractions: Shares of train, val and test where the file has no split.
         split_seed: Seed of that split.
 
@@ -257,8 +257,8 @@ def _column(column: Any, name: str, path: Path) -> Array:
 
 
 def _damaged(path: Path, expected: str, error: Exception) -> UserError:
-    said = " ".join(str(error).split())[:120]
-    return UserError(f"{WHO}: expected {expected}, got {path} ({said}). Write it again, without pickle.")
+    reason = " ".join(str(error).split())[:120]
+    return UserError(f"{WHO}: expected {expected}, got {path} ({reason}). Write it again, without pickle.")
 
 
 # Checking -------------------------------------------------------------------------------------------------

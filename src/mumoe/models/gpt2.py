@@ -145,7 +145,7 @@ def create_gpt2(
 ) -> GPT2MuMoE:
     """A GPT-2 with new weights, whose MLPs are ordinary ones or mixtures of experts.
 
-    The mixtures' rank is matched to an MLP with the same bias (none, as in the paper, unless asked for), so that the
+    The mixtures' rank is matched to an MLP with the same bias (none by default, as in the paper), so that the
     networks differ by the biases of Hugging Face's MLPs, 0.04% at 124M parameters, and the rounding of the rank.
 
     Args:
@@ -200,7 +200,7 @@ def generate_text(
         prompt: The beginning; an empty one starts a document.
         new_tokens: Tokens to write.
         temperature: Of the sampling; 0 takes the likeliest token each time.
-        top_k: Sample among so many of the likeliest tokens (0: all).
+        top_k: Number of the likeliest tokens to sample among; 0 for all.
         seed: Of the sampling; the global generators stay as they are.
 
     Raises:

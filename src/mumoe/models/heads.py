@@ -46,7 +46,7 @@ class Head(nn.Module):
         self.layer, self.activation, self.classifier = layer, activation, classifier
 
     def standardize(self, mean: Tensor, std: Tensor) -> None:
-        """Take statistics of the training features; a constant feature is left unscaled."""
+        """Set the statistics of the training features; a constant feature is left unscaled."""
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(std > 1e-6, 1 / std.clamp(min=1e-6), 1.0))
 

@@ -1,7 +1,7 @@
 """MLP-Mixer with every MLP, of tokens and of channels, a mixture of experts: timm's network, our blocks.
 
 The sizes of S/16 are the defaults: 8 layers of width 512, a token MLP of 256 and a channel MLP of 2048, 16-pixel
-patches of 224-pixel images, 18,528,264 parameters with 1,000 classes. Ranks are matched to each MLP by itself, so
+patches of 224-pixel images, 18,528,264 parameters with 1,000 classes. Ranks are matched to each MLP separately, so
 that the networks of a comparison have equally many parameters layer by layer.
 
 Wirings. The first version of the paper puts one mixture, without a nonlinearity of its own, in the place of a

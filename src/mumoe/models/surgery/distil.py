@@ -1,7 +1,7 @@
 """Train the new modules to compute what the old ones did (the setting of transcoders), and say how far they are.
 
 The old network runs over the data; each replaced module's input and output are seen by a hook, which makes one
-training step of the new module at once and lets the rows go. So memory stays that of one batch, whatever the data.
+training step of the new module and drops the rows. Memory stays that of one batch for any amount of data.
 Every module learns from the old network's activations, never from those of another new module.
 """
 
@@ -130,7 +130,7 @@ def fit(
         progress: Show progress and the time left.
 
     Raises:
-        UserError: If there is no batch to train or to measure on, or nothing to go through again.
+        UserError: If there is no batch to train or to measure on, or batches that several epochs need are an iterator.
         JobError: If a loss is not finite; the modules stay as they were then.
     """
     started = time.monotonic()
@@ -173,7 +173,7 @@ def _split(batches: Iterable[Any], held_out: Iterable[Any] | int, epochs: int) -
 
 
 class _Rest:
-    """What follows the first `skip` of an iterable, every time it is gone through."""
+    """An iterable without its first `skip` items."""
 
     def __init__(self, items: Iterable[Any], skip: int) -> None:
         self.items, self.skip = items, skip
@@ -349,7 +349,7 @@ def _train(
 
 
 def _count(batches: Any) -> int:
-    """Number of batches, 0 where nobody knows."""
+    """Number of batches; 0 if it is unknown."""
     try:
         return len(batches)
     except TypeError:

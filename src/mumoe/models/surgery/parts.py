@@ -154,7 +154,7 @@ def _read_layout(children: dict[str, nn.Module], layout: Layout) -> Parts | None
 
 
 def _read_sequential(children: list[nn.Module]) -> Parts | None:
-    """linear, activation, any more, linear, perhaps dropout."""
+    """Linear, activation, any others, linear, optional dropout."""
     where = [index for index, child in enumerate(children) if _is_linear(child)]
     if len(where) != 2 or where[0] != 0 or where[1] < 2:
         return None
@@ -173,7 +173,7 @@ def _fitting(parts: Parts) -> Parts | None:
 
 
 def refusal(module: nn.Module, parent: nn.Module | None = None) -> str:
-    """Why a module cannot be replaced, in words that finish "is ..."; empty when it can."""
+    """Why a module cannot be replaced, as the end of "it is ..."; empty if it can."""
     if isinstance(module, MuMoE | MuMoEBlock):
         return "a MuMoE already: undo the surgery that made it first"
     if isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer | nn.MultiheadAttention):
@@ -187,7 +187,7 @@ def refusal(module: nn.Module, parent: nn.Module | None = None) -> str:
 
 
 def computes(parts: Parts, module: nn.Module) -> bool:
-    """Whether the parts give the module's output on four made-up rows, in evaluation mode and without hooks.
+    """Whether the parts give the module's output on four generated rows, in evaluation mode and without hooks.
 
     Afterwards the weights that torch's own hooks compute are those of this forward.
     """
@@ -293,7 +293,7 @@ _GLOBAL = tuple(f"_global{kind}" for kind in _KINDS)
 
 @contextmanager
 def quiet(module: nn.Module) -> Iterator[None]:
-    """`evaluating` without anybody's hooks, which are put back afterwards."""
+    """`evaluating` without hooks, which are put back afterwards."""
     kept = [(child, kind, child.__dict__[kind]) for child in module.modules() for kind in _KINDS]
     everywhere = [(kind, dict(getattr(torch_module, kind))) for kind in _GLOBAL]
     try:

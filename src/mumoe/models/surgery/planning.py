@@ -139,7 +139,7 @@ class Surgery(AbstractContextManager["Surgery"]):
         self.active = True
 
     def undo(self) -> None:
-        """Put the very same old modules back, to the bit. Doing it twice is doing it once.
+        """Put the original modules back. A second call changes nothing.
 
         They did not take part in what happened in between, as a move to another device or dtype; only their
         training mode follows that of their replacements. Their hooks, which the replacements do not have, run again.
@@ -232,10 +232,10 @@ def build(target: Target, init: str = "random", sigma: float = 0.0) -> nn.Module
     """
     module = _random(target.parts, target.options)
     if init == "upcycle":
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             _copy_layers(module, target, sigma)
-        for warning in said:
+        for warning in caught:
             warnings.warn(f"{target.name}: {warning.message}", warning.category, stacklevel=4)
     return module.train(target.module.training)
 
