@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Run", "load", "load_runs", "open_run", "resume", "train", "write_report"]
 
-Deployed = TypeVar("Deployed", "ImageClassifier", "HeadModel")
 Transform = Callable[["Image.Image"], Tensor]
 
 
@@ -151,7 +150,7 @@ class Run:
         """
         from mumoe.deploy.model import ImageClassifier
 
-        return self._deployed(ImageClassifier)
+        return ImageClassifier.from_run(self._stored)
 
     @property
     def model(self) -> nn.Module:
@@ -186,30 +185,22 @@ class Run:
         return list(self.predictions(images, **options))
 
     def predictions(
-        self,
-        images: Sequence[str | Path | Image.Image],
-        *,
-        top: int = 3,
-        experts: int = 3,
-        threshold: float = 0.5,
-        batch_size: int = 16,
+        self, images: Sequence[str | Path | Image.Image], *, batch_size: int = 16, **shown: Any
     ) -> Iterator[Prediction]:
         """Predictions of image files or PIL images, in their order, a batch at a time.
 
         Args:
             images: Paths or images. One that cannot be read has `error` set and no label.
-            top: Number of labels, where labels compete.
-            experts: Number of experts of each label.
-            threshold: Least probability of an attribute.
             batch_size: Images that go through the model at a time.
+            shown: `top` (labels, where they compete; 3), `experts` (of each label; 3) and `threshold` (the least
+                probability of an attribute; 0.5).
 
         Raises:
             UserError: If a number is out of range, or as `classifier`.
         """
         from mumoe.deploy.predictions import predict_files
 
-        numbers = {"top": top, "experts": experts, "threshold": threshold, "batch_size": batch_size}
-        return predict_files(self.classifier, images, **numbers)  # type: ignore[arg-type]
+        return predict_files(self.classifier, images, batch_size=batch_size, **shown)
 
     def generate(self, prompt: str = "", tokens: int = 64, **settings: Any) -> str:
         """Text of a run of mode text after a prompt; settings as for `mumoe.analysis.generating.generate`.
@@ -424,15 +415,7 @@ class Run:
             return self.classifier
         from mumoe.deploy.model import HeadModel
 
-        return self._deployed(HeadModel)
-
-    def _deployed(self, kind: type[Deployed]) -> Deployed:
-        """The model that is deployed; that of an edited run names its edits."""
-        from mumoe.editing.edited_run import EditedRun
-
-        if isinstance(self._stored, EditedRun):
-            return kind.from_run(self._stored.original).with_edits(self._stored.stack)
-        return kind.from_run(self._stored)
+        return HeadModel.from_run(self._stored)
 
 
 class Job:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mumoe.deploy.model import ImageClassifier
-from mumoe.deploy.predictions import explain, find_images, note, predict_files
+from mumoe.deploy.predictions import Prediction, explain, find_images, note, predict_files
 from mumoe.errors import UserError
 from tests_support import mix, randomize, weight_by_formula
 from training.made_up_training import made_up_image
@@ -43,6 +43,16 @@ def some_images(count: int = 4) -> torch.Tensor:
 def prepared(model: ImageClassifier, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model.head.prepare(model.backbone(images))
+
+
+def test_a_prediction_is_a_record_with_a_row_for_each_expert_of_a_label() -> None:
+    for head in ("TRMuMoE-r4-e2x2x2", "DenseMuMoE-e3", "linear"):
+        found = explain(classifier(head), some_images(1), ["a.png"], top=2, experts=2)[0]
+        frame = found.to_frame()
+        assert len(frame) == sum(max(len(label.experts), 1) for label in found.labels) >= 2
+        assert frame["label"][0] == found.labels[0].label
+        assert found.headline().startswith(f"a.png: {found.labels[0].label} (")
+        assert Prediction.from_json(found.to_json()) == found
 
 
 @pytest.mark.parametrize("head", HEADS)

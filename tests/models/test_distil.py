@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from models.tiny_networks import network, output
 from mumoe.errors import JobError, UserError
-from mumoe.models.surgery import fit, replace_modules
+from mumoe.models.surgery import FitReport, fit, replace_modules
 
 
 def images(count: int = 12) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -33,7 +33,8 @@ def test_a_block_learns_what_the_old_one_computed():
     assert report.after.difference < 0.85 * report.before.difference
     assert report.after.divergence < report.before.divergence
     assert "whole network, agreement" in report.table()
-    assert report.as_dict()["blocks"][0]["name"] == "blocks.0.mlp"
+    assert list(report.to_frame()["name"]) == ["blocks.0.mlp", "blocks.1.mlp"]
+    assert FitReport.from_json(report.to_json()) == report
     assert surgery.active
     assert model.training
     assert surgery.replaced["blocks.0.mlp"].training

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from mumoe.errors import UserError
-from mumoe.models.feature_files import load_feature_data, load_features
+from mumoe.models.feature_files import load_feature_data
 
 X = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
 LABELS = np.arange(12) % 3
@@ -107,7 +107,7 @@ def test_labels_of_bytes_floats_and_numbers_as_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float64"])
 def test_features_of_other_floats_are_converted(tmp_path: Path, kind: str) -> None:
     features = torch.from_numpy(X).to(getattr(torch, kind))
-    found = load_features(tensors(tmp_path, features=features)).x
+    found = load_feature_data(tensors(tmp_path, features=features))[1].x
     assert found.dtype == np.float32
     assert np.array_equal(found, features.float().numpy())
     assert np.abs(found - X).max() < 0.5

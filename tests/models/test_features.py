@@ -24,7 +24,7 @@ from mumoe.data.base import ImageData
 from mumoe.errors import JobError, UserError
 from mumoe.models import features as module
 from mumoe.models.backbones import Backbone, create_backbone
-from mumoe.models.feature_files import load_feature_data, load_features
+from mumoe.models.feature_files import load_feature_data
 from mumoe.models.features import extract_features, feature_key
 
 
@@ -300,11 +300,10 @@ def test_files_of_features(tmp_path: Path, write: Any) -> None:
     assert len(set(data.ids)) == 30
     with pytest.raises(JobError, match="expected an image, got a set with features only"):
         data.open_image(0)
-    assert load_features(path).key == found.key
 
 
 def test_npy_is_memory_mapped(tmp_path: Path) -> None:
-    assert isinstance(load_features(write_npy(tmp_path)).x, np.memmap)
+    assert isinstance(load_feature_data(write_npy(tmp_path))[1].x, np.memmap)
 
 
 def test_split_is_made_and_names_become_classes(tmp_path: Path) -> None:
@@ -365,25 +364,25 @@ def test_wrong_content(tmp_path: Path, columns: dict[str, Any], text: str) -> No
 
 def test_wrong_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="got no file"):
-        load_features(tmp_path / "none.npy")
+        load_feature_data(tmp_path / "none.npy")
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(UserError, match=r"expected a kind of file out of \.npy, \.parquet, \.safetensors"):
-        load_features(tmp_path / "x.csv")
+        load_feature_data(tmp_path / "x.csv")
     for write in (write_npy, write_safetensors, write_parquet):
         path = write(tmp_path)
         path.write_bytes(path.read_bytes()[:60])
         with pytest.raises(UserError, match="Write it again, without pickle"):
-            load_features(path)
+            load_feature_data(path)
     save_file({"x": torch.zeros(2, 2)}, tmp_path / "y.safetensors")
     with pytest.raises(UserError, match=r"expected a tensor 'features' in .*, got \['x'\]"):
-        load_features(tmp_path / "y.safetensors")
+        load_feature_data(tmp_path / "y.safetensors")
 
 
 def test_ragged_and_missing_parquet_values(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"features": pa.array([[1.0, 2.0], [1.0]])}), path)
     with pytest.raises(UserError, match=r"expected lists of one length in 'features'"):
-        load_features(path)
+        load_feature_data(path)
     pq.write_table(pa.table({"features": pa.array([[1.0, 2.0], None])}), path)
     with pytest.raises(UserError, match="got 1 empty"):
-        load_features(path)
+        load_feature_data(path)

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
 from mumoe.errors import UserError, unknown_name
 from mumoe.layers import MuMoE, MuMoEBlock
+from mumoe.modes import evaluating
 
-__all__ = ["capture", "evaluating", "expert_layers", "find_layer", "watching_coefficients"]
+__all__ = ["capture", "expert_layers", "find_layer", "watching_coefficients"]
 
 Gated = MuMoE | MuMoEBlock
 
@@ -50,19 +50,6 @@ def find_layer(model: nn.Module, layer: str | None, who: str) -> tuple[str, Gate
     if layer not in layers:
         raise unknown_name(who, "MuMoE layer", layer, layers)
     return layer, layers[layer]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without a graph; every module's training flag is put back afterwards."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
 
 
 @contextlib.contextmanager

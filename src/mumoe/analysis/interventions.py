@@ -6,7 +6,7 @@ import itertools
 
 from torch import nn
 
-from mumoe.analysis.capturing import evaluating, find_layer
+from mumoe.analysis.capturing import find_layer
 from mumoe.analysis.contributions import ABLATABLE, parts_of
 from mumoe.analysis.final_layer import ablate_fast, ablate_plainly
 from mumoe.analysis.inside import Again, one_level, run_again, watched
@@ -14,6 +14,7 @@ from mumoe.analysis.outcomes import Batches, Interventions, Record, Rest
 from mumoe.analysis.settings import Mode
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE
+from mumoe.modes import evaluating
 
 __all__ = ["intervene", "makes_logits"]
 

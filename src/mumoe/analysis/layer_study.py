@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from mumoe.analysis.capturing import evaluating, find_layer
+from mumoe.analysis.capturing import find_layer
 from mumoe.analysis.class_effects import strong_losses
 from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
 from mumoe.analysis.contributions import ABLATABLE
@@ -21,6 +21,7 @@ from mumoe.analysis.settings import LEAST_LOST, MODES, Mode
 from mumoe.baselines import HighRankLinear, SparseMoE
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.layers import MuMoE, MuMoEBlock
+from mumoe.modes import evaluating
 
 __all__ = ["and_reading", "study_layer", "write_coefficients"]
 

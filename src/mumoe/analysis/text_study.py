@@ -26,12 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mumoe.analysis.capturing import Gated, evaluating, expert_layers, find_layer, watching_coefficients
+from mumoe.analysis.capturing import Gated, expert_layers, find_layer, watching_coefficients
 from mumoe.analysis.findings import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
 from mumoe.coefficients import Coefficients
 from mumoe.data.text import TOKEN_CLASSES, TextData, classify
 from mumoe.devices import host
 from mumoe.errors import UserError
+from mumoe.modes import evaluating
 
 __all__ = ["steer", "study_text"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mumoe.analysis.settings import WHO, check_settings
-from mumoe.commands.opening import opened, require_run
+from mumoe.commands.open_run import opened, require_run
 from mumoe.parsing import Argument
 
 if TYPE_CHECKING:

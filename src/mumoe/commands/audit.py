@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from mumoe.commands.opening import opened, require_run
+from mumoe.commands.open_run import opened, require_run
 from mumoe.files import check_writable
 from mumoe.parsing import Argument
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from mumoe.errors import UserError
 from mumoe.parsing import Argument
-
-if TYPE_CHECKING:
-    from mumoe.deploy.conversion import Conversion
-    from mumoe.models.surgery import Plan
 
 __all__ = ["Options", "run"]
 
@@ -92,10 +88,14 @@ def run(options: Options) -> None:
     planned = plan(
         network.model, *options.pattern, num_experts=options.experts, example=network.example, **chosen, **empty
     )
-    _show(planned)
+    if sys.stdout.isatty():
+        planned.show()
+    else:
+        sys.stdout.write(planned.table() + "\n")
     if not options.dry_run:
         done = convert(network, planned, options.output, max_shard_size=options.max_shard_size, device=device)
-        sys.stdout.write("\n".join(_lines(done)) + "\n")
+        files = [f"{path}  {size:,} bytes" for path, size in done.files.items()]
+        sys.stdout.write("\n".join([*files, done.headline()]) + "\n")
 
 
 def _check_output(options: Options) -> None:
@@ -121,29 +121,3 @@ def _rank(text: str) -> Any:
     if not text.isdecimal():
         raise UserError(f"mumoe convert: expected --rank matched, exact or a number, got {text!r}. Leave it out.")
     return int(text)
-
-
-def _show(planned: Plan) -> None:
-    if not sys.stdout.isatty():
-        sys.stdout.write(planned.table() + "\n")
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    from mumoe.models.surgery.planning import COLUMNS, NUMBERS
-
-    table = Table(caption=planned.legend, caption_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column in NUMBERS else "left")
-    rows = planned.rows()
-    for index, row in enumerate(rows):
-        table.add_row(*row.values(), end_section=index == len(rows) - 3)
-    Console().print(table)
-
-
-def _lines(done: Conversion) -> list[str]:
-    lines = [f"{path}  {size:,} bytes" for path, size in done.files.items()]
-    if done.difference is None:
-        return [*lines, "Not checked: no example of this network's inputs is known."]
-    lines.append("Loaded again: the same output to the bit, on a random input.")
-    return [*lines, f"Largest difference from the network before, over its largest output: {done.difference:.2g}."]

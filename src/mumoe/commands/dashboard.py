@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from mumoe.commands.opening import opened
+from mumoe.commands.open_run import opened
 from mumoe.errors import UserError
 from mumoe.parsing import Argument
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from mumoe.commands.opening import opened, require_run
+from mumoe.commands.open_run import opened, require_run
 from mumoe.errors import UserError
 from mumoe.files import check_writable, write_tensors
 from mumoe.parsing import Argument

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from mumoe.commands.opening import place, require_run
+from mumoe.commands.open_run import place, require_run
 from mumoe.parsing import Argument
 
 __all__ = ["Options", "run"]
@@ -48,15 +48,13 @@ def run(options: Options) -> None:
     require_run(options.run)
     from mumoe.deploy.export_files import check_ready
 
-    folder, opened = place(options, "mumoe export")
+    folder, opened = place(options, "mumoe export", options.edits)
     folder = folder / "export" / ("edited" if options.edits else "")
     target = Path(options.out) if options.out else folder / _NAMES[options.to]
     check_ready(options.to, target, options.overwrite)
     from mumoe.deploy.formats import export
 
     model = opened()
-    if options.edits:
-        model = model.with_edits(options.edits)
     if options.to != "safetensors":
         sys.stderr.write(f"Tracing {model.spec}; this may take a minute or two.\n")
     report = export(model, target, to=options.to, images=options.images, overwrite=options.overwrite)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from mumoe.commands.opening import opened, require_run
+from mumoe.commands.open_run import opened, require_run
 from mumoe.parsing import Argument
 
 __all__ = ["Options", "run"]

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from mumoe.commands.opening import opened
+from mumoe.commands.open_run import opened
 from mumoe.errors import UserError
 from mumoe.parsing import Argument
 

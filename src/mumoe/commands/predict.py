@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from mumoe.commands.opening import opened_classifier, require_run
+from mumoe.commands.open_run import opened_classifier, require_run
 from mumoe.errors import JobError, UserError
 from mumoe.parsing import Argument
 from mumoe.records import to_plain

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from mumoe.commands.opening import require_run
+from mumoe.commands.open_run import require_run
 from mumoe.errors import UserError
 from mumoe.parsing import Argument
 

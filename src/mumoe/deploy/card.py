@@ -40,7 +40,7 @@ def model_card(
         data: Metadata that the library sets; it is changed.
         config: What the model is built from, with ``about`` of its run.
         parameters: Numbers of parameters of the whole ``model`` and of its ``head``.
-        fields: Further metadata, which wins.
+        fields: Further metadata, which takes precedence.
     """
     about = config["about"]
     title = f"{config['head']} on {config['backbone']}"

@@ -20,6 +20,8 @@ from mumoe.deploy.source import CLASSES, quiet
 from mumoe.errors import JobError, UserError, nearest, require, unknown_name
 from mumoe.files import read_json
 from mumoe.models.surgery import Plan
+from mumoe.models.surgery.planning import output_of
+from mumoe.records import Record, record
 
 __all__ = ["Conversion", "OpenedNetwork", "convert", "open_network"]
 
@@ -42,8 +44,8 @@ class OpenedNetwork:
     example: Tensor | None
 
 
-@dataclass(frozen=True)
-class Conversion:
+@record
+class Conversion(Record):
     """What `convert` wrote.
 
     Attributes:
@@ -53,9 +55,21 @@ class Conversion:
             input of the network is known, so that nothing was compared.
     """
 
-    folder: Path
+    folder: str
     files: Mapping[str, int]
     difference: float | None
+
+    def headline(self) -> str:
+        if self.difference is None:
+            return "Not checked: no example of this network's inputs is known."
+        return (
+            "Loaded again: the same output to the bit, on a random input.\n"
+            f"Largest difference from the network before, over its largest output: {self.difference:.2g}."
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per file."""
+        return [{"file": file, "bytes": size} for file, size in self.files.items()]
 
 
 def convert(
@@ -87,10 +101,10 @@ def convert(
     loaded = _output(load_converted(path), network.example, place)
     files = {str(file): file.stat().st_size for file in sorted(path.iterdir())}
     if before is None or after is None or loaded is None:
-        return Conversion(path, files, None)
+        return Conversion(str(path), files, None)
     if not torch.equal(after, loaded):
         raise JobError(f"{path}: expected the same output from the loaded model, got another. Report this, please.")
-    return Conversion(path, files, float((after - before).abs().max() / before.abs().max().clamp(min=1e-30)))
+    return Conversion(str(path), files, float((after - before).abs().max() / before.abs().max().clamp(min=1e-30)))
 
 
 def _output(model: nn.Module, example: Tensor | None, device: torch.device) -> Tensor | None:
@@ -100,10 +114,7 @@ def _output(model: nn.Module, example: Tensor | None, device: torch.device) -> T
     with torch.no_grad():
         result: Any = model.eval().to(device)(example.to(device))
     model.cpu()
-    if isinstance(result, Tensor):
-        return result.cpu()
-    found: Tensor | None = getattr(result, "logits", None)
-    found = getattr(result, "last_hidden_state", None) if found is None else found
+    found = output_of(result)
     return None if found is None else found.cpu()
 
 
@@ -116,7 +127,7 @@ def open_network(name: str, *, pretrained: bool = False, num_classes: int | None
         num_classes: Of a timm model; None takes its own.
 
     Raises:
-        UserError: If it is none of these, or its weights cannot be had.
+        UserError: If it is none of these, or its weights are not available.
         JobError: If a folder's files are damaged.
     """
     folder = Path(name).expanduser()

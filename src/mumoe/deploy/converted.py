@@ -1,4 +1,4 @@
-"""A timm or Hugging Face model with MuMoE layers as files: saved, loaded, shared, with the same logits to the bit.
+"""A timm or Hugging Face model with MuMoE layers as files; a loaded model gives bit-identical logits.
 
 A saved model is a folder: ``config.json`` (the architecture and its MuMoE layers), ``model.safetensors`` (weights;
 several files with an index when they are large) and ``README.md`` (its model card). Loading reads names and numbers
@@ -39,8 +39,8 @@ class ConvertedModel(SavedModel):
     (offline) or a name on the hub; `push_to_hub` uploads the same files.
 
     Args:
-        source: The architecture, as `describe_source` tells it.
-        layers: Its MuMoE layers, as `describe_layers` tells them.
+        source: The architecture, as from `describe_source`.
+        layers: Its MuMoE layers, as from `describe_layers`.
 
     Attributes:
         model: The network itself, a timm or transformers model.

@@ -33,8 +33,8 @@ from mumoe.deploy.export_files import check_ready, export_targets, new_export
 from mumoe.deploy.model import HeadModel, ImageClassifier
 from mumoe.deploy.predictions import find_images
 from mumoe.errors import JobError, UserError, require
-from mumoe.models.surgery.parts import evaluating
 from mumoe.models.surgery.planning import put_modules
+from mumoe.modes import evaluating
 from mumoe.records import Record, record
 
 __all__ = ["TOLERANCE", "ExportReport", "export", "preprocessing"]
@@ -43,7 +43,7 @@ TOLERANCE = 1e-4
 """Largest difference of a logit that is accepted, relative to the largest logit where that is above 1."""
 
 FORMAT = 1
-"""Version of the description; raised when a reader of an older one would go wrong."""
+"""Version of the description; increased when readers of an older version would misread it."""
 
 _DEFAULT_CROP = 0.875
 """timm's, where a model states none."""
@@ -177,7 +177,7 @@ def _subject(model: nn.Module, example: Tensor | None, labels: Sequence[str]) ->
         return _our_subject(model)
     if not isinstance(example, Tensor) or example.ndim < 2 or not len(example):
         raise UserError("export: expected a batch of inputs as example, got none. Give export(model, path, x[:2]).")
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         output = model(example.to(_device(model)))
     if not isinstance(output, Tensor):
         raise UserError(f"export: expected a model that returns one tensor, got {type(output).__name__}. Wrap it.")
@@ -224,7 +224,7 @@ def preprocessing(data_config: Mapping[str, Any], classes: Sequence[str], *, mul
     Args:
         data_config: timm's: input_size, interpolation, mean, std, crop_pct, crop_mode.
         classes: Names of the logits, in order.
-        multi_label: Whether each logit stands for itself (sigmoid) or they compete (softmax).
+        multi_label: Whether each logit is a decision of its own (sigmoid) or classes exclude each other (softmax).
     """
     height, width = (int(side) for side in data_config["input_size"][-2:])
     share = data_config.get("crop_pct") or _DEFAULT_CROP
@@ -271,7 +271,7 @@ def _traced(subject: _Subject) -> torch.export.ExportedProgram:
     sparse = {name: layer for name, layer in model.named_modules() if name and isinstance(layer, SparseMoE)}
     try:
         put_modules(model, {name: _AllExperts(layer) for name, layer in sparse.items()})
-        with evaluating(model), torch.no_grad():
+        with evaluating(model):
             return torch.export.export(model.cpu(), (subject.example,), dynamic_shapes=_SHAPES, strict=False)
     except Exception as error:
         raise _untraceable(subject, error) from error
@@ -356,7 +356,7 @@ def _check(subject: _Subject, other: Forward, batches: Sequence[Tensor], target:
     """
     device = _device(subject.model)
     difference = largest = 0.0
-    with evaluating(subject.model), torch.no_grad():
+    with evaluating(subject.model):
         for batch in batches:
             expected, got = subject.model(batch.to(device)).cpu(), other(batch)
             if expected.shape != got.shape or not bool(got.isfinite().all()):

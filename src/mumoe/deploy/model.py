@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mumoe.data.emoji import CREDITS
 from mumoe.deploy.card import model_card, public_name
 from mumoe.deploy.saved_model import CONFIG, WEIGHTS, SavedModel, building, read_shapes
-from mumoe.editing.edit_files import load_edits
+from mumoe.editing.edit_files import Edits, stack_on
 from mumoe.errors import JobError, UserError
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
@@ -31,8 +31,6 @@ from mumoe.training.state import current_names
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from mumoe.editing.stack import EditStack
 
 __all__ = ["HeadModel", "ImageClassifier"]
 
@@ -48,13 +46,13 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         head: Specification as in `build_head`.
         num_features: Width of the backbone's features.
         classes: Names of the logits, in order.
-        data_config: timm's preprocessing, as recorded with the weights; it wins over the installed timm's.
+        data_config: timm's preprocessing, as recorded with the weights; it takes precedence over the installed timm's.
         image_size: Side of the input in pixels where it is not the backbone's own.
         multi_label: Whether each class is an attribute of its own.
         position: ``final`` or ``penultimate``.
         gate: Activation of a MuMoE head's gate.
         norm: Normalization of that gate.
-        about: What the model card tells: data, seed, accuracy, versions. Not used in computing.
+        about: Facts for the model card: data, seed, accuracy, versions. Not used in computing.
 
     Shape:
         images (B, 3, H, W), preprocessed by `transform` -> logits (B, len(classes)).
@@ -155,22 +153,27 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         model.backbone, model.head = backbone, head
         return model.to(opened.device).eval()
 
-    def with_edits(self, edits: str | Path | EditStack) -> Self:
+    def with_edits(self, edits: Edits) -> Self:
         """This model with edits folded into its head: an ordinary model, whose config names the grown ranks.
 
-        What was measured of this model is not said of the new one; its card lists the edits instead. The backbone
+        Measurements of this model are left out of the new one's card, which lists the edits instead. The backbone
         is shared.
 
         Args:
-            edits: A file that `mumoe edit` wrote for this model, or a stack on its layer.
+            edits: A file that `mumoe edit` wrote for this model, or a stack, or what holds one.
 
         Raises:
             UserError: If the head has no experts, or the edits cannot be read or are those of another model.
         """
-        stack = _stack_of(self, edits)
+        layer = self.head.layer
+        if not isinstance(layer, MuMoE):
+            raise UserError(
+                f"export: expected a head with experts to edit, got {self.spec}. "
+                "Leave the edits out, or use the run that they were made on."
+            )
+        stack = stack_on(layer, edits)
         folded = stack.fold()
-        about = {key: value for key, value in self.about.items() if key not in ("evaluations", "trained_parameters")}
-        about["edits"] = [*self.about.get("edits", []), *stack.describe()]
+        about = _edited(self.about, stack.describe())
         config: Any = self._hub_mixin_config
         model = type(self)(**{**config, "head": folded.spec, "about": about})
         head = {**self.head.state_dict(), **{f"layer.{name}": value for name, value in folded.state_dict().items()}}
@@ -250,26 +253,6 @@ class HeadModel(nn.Module):
         values: dict[str, Any] = {"multi_label": bool(facts["multi_label"]), "about": _about(config, facts)}
         return cls(run.head, config.head, int(facts["num_features"]), run.classes, **values)
 
-    def with_edits(self, edits: str | Path | EditStack) -> Self:
-        """This head with edits folded into its factors, as `ImageClassifier.with_edits`."""
-        stack = _stack_of(self, edits)
-        head = copy.deepcopy(self.head)
-        folded = head.layer = stack.fold()
-        about = {**self.about, "edits": [*self.about.get("edits", []), *stack.describe()]}
-        values: dict[str, Any] = {"multi_label": self.multi_label, "about": about}
-        return type(self)(head, folded.spec, self.input_size[0], self.classes, **values)
-
-
-def _stack_of(model: ImageClassifier | HeadModel, edits: str | Path | EditStack) -> EditStack:
-    """Edits of a model's layer, read if they are in a file."""
-    layer = model.head.layer
-    if not isinstance(layer, MuMoE):
-        raise UserError(
-            f"export: expected a head with experts to edit, got {model.spec}. "
-            "Leave the edits out, or use the run that they were made on."
-        )
-    return load_edits(edits, layer) if isinstance(edits, str | Path) else edits
-
 
 def _with_tuples(data_config: Mapping[str, Any]) -> dict[str, Any]:
     """timm's preprocessing as it was before JSON made lists of its tuples."""
@@ -289,11 +272,11 @@ def _make_head(
 
 
 def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the card tells of a run; names and numbers, without paths of the machine it was trained on."""
+    """Facts of a run for its card: names and numbers, without paths of the machine it was trained on."""
     result = facts.get("result") or {}
     evaluations = result.get("evaluations") or {}
     kept = ("split", "accuracy", "loss", "count")
-    return {
+    about = {
         "data": public_name(str(facts["data"]["name"])),
         "images": facts["data"]["images"],
         "credits": _credits(facts),
@@ -305,6 +288,13 @@ def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
         "evaluations": [{key: found[key] for key in kept} for found in evaluations.values()],
         "versions": facts.get("versions") or {},
     }
+    return _edited(about, facts["edits"]) if "edits" in facts else about
+
+
+def _edited(about: Mapping[str, Any], edits: Sequence[str]) -> dict[str, Any]:
+    # What was measured of the model before its edits is not stated of the edited one.
+    kept = {key: value for key, value in about.items() if key not in ("evaluations", "trained_parameters")}
+    return {**kept, "edits": [*about.get("edits", []), *edits]}
 
 
 def _credits(facts: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from mumoe.devices import host
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE
 from mumoe.models.heads import Head
+from mumoe.records import Record, record
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,13 +79,13 @@ class LabelScore:
     experts: tuple[ExpertShare, ...]
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of one image.
+@record
+class Prediction(Record):
+    """The labels of one image.
 
     Attributes:
         image: Path, or a name.
-        labels: Likeliest first; of attributes those of at least the threshold, perhaps none.
+        labels: Likeliest first; of attributes those of at least the threshold, possibly none.
         likeliest: The first of all labels; None when the image could not be read.
         error: Why the image could not be read, in a few words; empty when it was.
     """
@@ -93,6 +94,25 @@ class Prediction:
     labels: tuple[LabelScore, ...]
     likeliest: LabelScore | None = None
     error: str = ""
+
+    def headline(self) -> str:
+        if self.likeliest is None:
+            return f"{self.image}: {self.error}"
+        return f"{self.image}: {self.likeliest.label} ({self.likeliest.probability:.4f})"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per label and expert behind it, or per label of a head without experts."""
+        return [
+            {"label": label.label, "probability": label.probability, "logit": label.logit, **share}
+            for label in self.labels
+            for share in map(_columns, label.experts or (None,))
+        ]
+
+
+def _columns(share: ExpertShare | None) -> dict[str, Any]:
+    if share is None:
+        return {}
+    return {"expert": share.index, "coefficient": share.coefficient, "contribution": share.contribution}
 
 
 def note(model: ImageClassifier) -> str:
@@ -153,7 +173,7 @@ def explain(
     return found
 
 
-def _check_numbers(top: int, experts: int, threshold: float) -> None:
+def _check_numbers(top: int = 3, experts: int = 3, threshold: float = 0.5) -> None:
     if top < 1:
         raise UserError(f"predict: expected top >= 1, got {top}. Leave it out for 3.")
     if experts < 0:
@@ -253,35 +273,28 @@ def predict_files(
     model: ImageClassifier,
     images: Sequence[str | os.PathLike[str] | Image.Image],
     *,
-    top: int = 3,
-    experts: int = 3,
-    threshold: float = 0.5,
     batch_size: int = 16,
+    **shown: Any,
 ) -> Iterator[Prediction]:
     """Predictions of image files or PIL images, in their order; one that cannot be read has `error` and no label.
 
     Args:
         model: The model.
         images: Image files, in any format of `mumoe.data.decode`, or images, named by their position.
-        top: As in `explain`.
-        experts: As in `explain`.
-        threshold: As in `explain`.
         batch_size: Images that go through the model at a time.
+        shown: `top`, `experts` and `threshold`, as in `explain`.
 
     Raises:
         UserError: If a number is out of range.
     """
-    _check_numbers(top, experts, threshold)
+    _check_numbers(**shown)
     if batch_size < 1:
         raise UserError(f"predict: expected batch_size >= 1, got {batch_size}. Leave it out for 16.")
-    return _predict(model, images, batch_size, {"top": top, "experts": experts, "threshold": threshold})
+    return _predict(model, images, batch_size, shown)
 
 
 def _predict(
-    model: ImageClassifier,
-    images: Sequence[str | os.PathLike[str] | Image.Image],
-    batch_size: int,
-    settings: Mapping[str, Any],
+    model: ImageClassifier, images: Sequence[Any], batch_size: int, shown: Mapping[str, Any]
 ) -> Iterator[Prediction]:
     transform = model.transform
     for start in range(0, len(images), batch_size):
@@ -292,7 +305,7 @@ def _predict(
         found: list[Prediction] = []
         if whole:
             batch = torch.stack([image for _, image in whole])
-            found = explain(model, batch, [name for name, _ in whole], **settings)
+            found = explain(model, batch, [name for name, _ in whole], **shown)
         good = iter(found)
         for name, image in zip(names, read, strict=True):
             yield next(good) if isinstance(image, Tensor) else Prediction(name, (), error=image)

@@ -169,7 +169,7 @@ def _check_folder(folder: Path, files: Sequence[str], who: str, writer: str) -> 
 
 
 def one_line(error: Exception, most: int = 160) -> str:
-    """An error's message on one line, at most so many characters of it."""
+    """An error's message on one line, shortened to `most` characters."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 

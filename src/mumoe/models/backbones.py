@@ -44,7 +44,7 @@ class Backbone(nn.Module):
     """A timm model without its classifier, its preprocessing and its fingerprint.
 
     Attributes:
-        name: What the user asked for: a preset or timm's name.
+        name: The name it was created by: a preset or timm's name.
         model: The timm model; its output is pooled, before the logits.
         num_features: Length of the feature vectors.
         data_config: timm's preprocessing: input_size, interpolation, mean, std, crop_pct, crop_mode.

@@ -6,9 +6,9 @@ parameters come closest to those of the MLP) or ``CPMuMoE-r384-e64`` (this rank 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -18,12 +18,35 @@ from mumoe.factorizations import Rank
 from mumoe.layers import MuMoE, MuMoEBlock
 from mumoe.specs import BASELINES, read_spec
 
-__all__ = ["MLP", "BlockSpec", "Wiring", "build_block"]
+__all__ = ["MLP", "BlockSpec", "Wiring", "build_block", "check_sizes", "named_shape"]
 
 MLP = "mlp"
 
 Wiring = Literal["block", "layer"]
 """``block``: two mixtures under one gate with the nonlinearity between; ``layer``: one mixture in the MLP's place."""
+
+
+Shape = TypeVar("Shape")
+
+
+def named_shape(shape: Shape | str, known: Mapping[str, Shape], who: str) -> Shape:
+    """Sizes of a network, given or by name.
+
+    Raises:
+        UserError: If there is no such name.
+    """
+    if not isinstance(shape, str):
+        return shape
+    if shape not in known:
+        raise unknown_name(who, "shape", shape, known)
+    return known[shape]
+
+
+def check_sizes(sizes: Mapping[str, Any], who: str, optional: Sequence[str] = ()) -> None:
+    """Raise `UserError` unless all sizes are whole numbers of at least 1, optional ones of at least 0."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < (name not in optional):
+            raise UserError(f"{who}: expected {name} as a whole number >= 1, got {value!r}.")
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from mumoe.data.cache import sealed_folder
 from mumoe.errors import JobError, require
 from mumoe.files import cache_root, digest_file
 
-__all__ = ["TIMM_NAME", "create_embedded", "embedded_weights"]
+__all__ = ["TIMM_NAME", "embedded_weights"]
 
 TIMM_NAME = "tf_efficientnet_lite0"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -49,28 +49,6 @@ OTHER = {
     "_bn2": "bn3",
 }
 """Names within a block that expands; `FIRST` within the one that does not."""
-
-
-def create_embedded(*, num_classes: int = 0, cache_dir: str | os.PathLike[str] | None = None) -> nn.Module:
-    """The embedded model with its weights, in eval mode.
-
-    Args:
-        num_classes: 1000 for the ImageNet classifier, 0 for pooled features.
-        cache_dir: Where the converted weights are kept; see `mumoe.files.cache_root`.
-
-    Shape:
-        images (B, 3, H, W) -> (B, num_classes) or (B, 1280).
-
-    Raises:
-        UserError: If the package with the weights is not installed.
-        JobError: If its file is not the expected one.
-    """
-    model: nn.Module = timm.create_model(TIMM_NAME, pretrained=False, num_classes=num_classes)
-    state = load_file(embedded_weights(cache_dir))
-    if not num_classes:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.")}
-    model.load_state_dict(state, strict=True)
-    return model.eval()
 
 
 def embedded_weights(cache_dir: str | os.PathLike[str] | None = None) -> Path:

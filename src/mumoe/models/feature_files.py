@@ -40,7 +40,7 @@ from mumoe.models.features import Features
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["load_feature_data", "load_features"]
+__all__ = ["load_feature_data"]
 
 WHO = "features"
 Array = npt.NDArray[Any]
@@ -74,29 +74,19 @@ class NoImages:
         )
 
 
-def load_features(path: str | Path) -> Features:
-    """The features of a ``.npy``, ``.safetensors`` or ``.parquet`` file, without labels.
-
-    Raises:
-        UserError: If the file is missing, of another kind, damaged, or holds no finite 2-d floats.
-    """
-    table = _read(Path(path).expanduser())
-    return _features(table, Path(path).expanduser())
-
-
 def load_feature_data(
     path: str | Path, *, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2), split_seed: int = 0
 ) -> tuple[ImageData, Features]:
     """A feature file as a labelled set and its features; opening an image of it is a JobError.
 
     Args:
-        path: The file; this module's description says what it and the files beside it hold.
+        path: The file; see the module for what it and the files beside it hold.
         fractions: Shares of train, val and test where the file has no split.
         split_seed: Seed of that split.
 
     Raises:
-        UserError: As `load_features`; also for missing labels, columns of another length, and labels or
-            splits out of range.
+        UserError: If the file is missing, of another kind, damaged, or holds no finite 2-d floats; for missing
+            labels, columns of another length, and labels or splits out of range.
     """
     path = Path(path).expanduser()
     table = _read(path)
@@ -267,8 +257,8 @@ def _column(column: Any, name: str, path: Path) -> Array:
 
 
 def _damaged(path: Path, expected: str, error: Exception) -> UserError:
-    said = " ".join(str(error).split())[:120]
-    return UserError(f"{WHO}: expected {expected}, got {path} ({said}). Write it again, without pickle.")
+    reason = " ".join(str(error).split())[:120]
+    return UserError(f"{WHO}: expected {expected}, got {path} ({reason}). Write it again, without pickle.")
 
 
 # Checking -------------------------------------------------------------------------------------------------

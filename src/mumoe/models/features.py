@@ -2,7 +2,7 @@
 
 Training a head on cached features takes seconds where running the backbone takes minutes. The cache is keyed
 by everything that the numbers depend on: the images, the backbone's weights, its preprocessing and input
-size, and the number format of the computation. Change one of them and the features are extracted anew, into
+size, and the number format of the computation. When one of them changes, features are extracted again, into
 another folder. Labels and splits are not part of the key for sets whose `open_image` has a `fingerprint`.
 """
 
@@ -28,6 +28,7 @@ from mumoe.devices import widest
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.files import cache_root, recovered
 from mumoe.models.shares import Shares, process_count
+from mumoe.modes import keeping_modes
 from mumoe.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ __all__ = ["DTYPES", "Features", "extract_features", "feature_key", "find_featur
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FORMAT = 1
-"""Raise it when the same inputs would give other numbers, so that caches are made anew."""
+"""Increase it when the same inputs give other numbers: older caches are then not used."""
 
 FILE = "features.npy"
 
@@ -77,9 +78,9 @@ def extract_features(
 ) -> Features:
     """The backbone's features of every image of a set, from the cache or extracted into it.
 
-    Images are streamed: memory holds a few batches, whatever the size of the set. Two processes that ask for
-    the same features at once extract them once. A damaged file is noticed and made anew, with a warning. The
-    backbone is left in the mode, on the device and in the memory format that it came in.
+    Images are streamed: memory holds a few batches for a set of any size. Two processes that extract
+    the same features at once extract them once. A damaged cache is extracted again, with a warning. The
+    mode, device and memory format of the backbone are restored.
 
     Args:
         data: The images.
@@ -216,8 +217,7 @@ def _batches(
 
 @contextlib.contextmanager
 def _running(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> Iterator[Callable[[Tensor], Tensor]]:
-    """The backbone as a function from a batch to float32 features on the CPU; it is given back unchanged."""
-    training = {module: module.training for module in backbone.modules()}
+    """The backbone as a function from a batch to float32 features on the CPU; its state is restored afterwards."""
     tensors = [*backbone.parameters(), *backbone.buffers()]
     before = [(tensor, tensor.data) for tensor in tensors]
     amp = torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
@@ -232,13 +232,12 @@ def _running(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> It
             layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
             kind = widest(device) if tensor.dtype == torch.float64 else tensor.dtype
             tensor.data = tensor.data.to(device, kind, memory_format=layout)
-        backbone.eval()
-        yield run
+        with keeping_modes(backbone):
+            backbone.eval()
+            yield run
     finally:
         for tensor, values in before:
             tensor.data = values
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _checked(output: Tensor, backbone: Backbone, start: int) -> Tensor:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mumoe.errors import UserError, require, unknown_name
-from mumoe.models.block_specs import MLP, BlockSpec, build_block
+from mumoe.errors import UserError, require
+from mumoe.models.block_specs import BlockSpec, build_block, check_sizes, named_shape
+from mumoe.modes import evaluating
 
 if TYPE_CHECKING:
     from mumoe.data.tokenizing import Tokenizer
@@ -30,7 +31,7 @@ require("transformers", "text", "gpt2")
 
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel  # noqa: E402
 
-__all__ = ["GPT2S", "GPT2MuMoE", "GPT2MuMoEConfig", "GPT2Shape", "create_gpt2", "generate_text", "gpt2_parameters"]
+__all__ = ["GPT2S", "GPT2MuMoE", "GPT2MuMoEConfig", "GPT2Shape", "create_gpt2", "generate_text"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ class GPT2Shape:
 
     def check(self) -> GPT2Shape:
         """Return the shape, or raise a one-line `UserError`."""
-        for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < (name != "hidden"):
-                raise UserError(f"gpt2: expected {name} as a whole number >= 1, got {value!r}.")
+        check_sizes(vars(self), "gpt2", optional=["hidden"])
         if self.width % self.heads:
             raise UserError(
                 f"gpt2: expected a width that is a multiple of heads={self.heads}, got {self.width}. "
@@ -146,7 +145,7 @@ def create_gpt2(
 ) -> GPT2MuMoE:
     """A GPT-2 with new weights, whose MLPs are ordinary ones or mixtures of experts.
 
-    The mixtures' rank is matched to an MLP with the same bias (none, as in the paper, unless asked for), so that the
+    The mixtures' rank is matched to an MLP with the same bias (none by default, as in the paper), so that the
     networks differ by the biases of Hugging Face's MLPs, 0.04% at 124M parameters, and the rounding of the rank.
 
     Args:
@@ -161,7 +160,7 @@ def create_gpt2(
     Raises:
         UserError: For an unknown specification or name, sizes that do not fit, or a gate normalized over the batch.
     """
-    sizes = _shape(shape).check()
+    sizes = named_shape(shape, GPT2S, "gpt2").check()
     config = GPT2MuMoEConfig(
         vocab_size=sizes.vocabulary,
         n_positions=sizes.context,
@@ -183,27 +182,6 @@ def create_gpt2(
     return GPT2MuMoE(config)
 
 
-def _shape(shape: GPT2Shape | str) -> GPT2Shape:
-    if isinstance(shape, GPT2Shape):
-        return shape
-    if shape not in GPT2S:
-        raise unknown_name("gpt2", "shape", shape, GPT2S)
-    return GPT2S[shape]
-
-
-def gpt2_parameters(
-    mlp: str = "CPMuMoE-e256", *, shape: GPT2Shape | str = "gpt2", wiring: str = "block", bias: bool = False
-) -> int:
-    """Parameters of the network that `create_gpt2` makes, by formula; the tied embedding counts once."""
-    sizes = _shape(shape).check()
-    hidden, width = sizes.hidden or 4 * sizes.width, sizes.width
-    bias = bias or mlp == MLP  # Hugging Face's MLPs have biases
-    inner = BlockSpec.parse(mlp, wiring).parameters(width, hidden, width, bias=bias)
-    attention = 4 * width * (width + 1)
-    block = inner + attention + 4 * width
-    return (sizes.vocabulary + sizes.context) * width + sizes.depth * block + 2 * width
-
-
 def generate_text(
     model: Any,
     tokenizer: Tokenizer,
@@ -222,7 +200,7 @@ def generate_text(
         prompt: The beginning; an empty one starts a document.
         new_tokens: Tokens to write.
         temperature: Of the sampling; 0 takes the likeliest token each time.
-        top_k: Sample among so many of the likeliest tokens (0: all).
+        top_k: Number of the likeliest tokens to sample among; 0 for all.
         seed: Of the sampling; the global generators stay as they are.
 
     Raises:
@@ -248,12 +226,7 @@ def generate_text(
     }
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": top_k}
-    before = model.training
-    model.eval()
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
-            found = model.generate(tokens, attention_mask=torch.ones_like(tokens), use_cache=True, **options)
-    finally:
-        model.train(before)
+    with evaluating(model), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        found = model.generate(tokens, attention_mask=torch.ones_like(tokens), use_cache=True, **options)
     return prompt + tokenizer.decode(found[0, len(ids) :].tolist())

@@ -14,7 +14,7 @@ from mumoe.factorizations import FACTORIZATIONS
 from mumoe.layers import MuMoE
 from mumoe.specs import BASELINES, format_spec, read_spec
 
-__all__ = ["Head", "build_head", "matched_spec"]
+__all__ = ["Classifier", "Head", "build_head", "matched_spec"]
 
 
 class Head(nn.Module):
@@ -46,7 +46,7 @@ class Head(nn.Module):
         self.layer, self.activation, self.classifier = layer, activation, classifier
 
     def standardize(self, mean: Tensor, std: Tensor) -> None:
-        """Take statistics of the training features; a constant feature is left unscaled."""
+        """Set the statistics of the training features; a constant feature is left unscaled."""
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(std > 1e-6, 1 / std.clamp(min=1e-6), 1.0))
 
@@ -72,16 +72,22 @@ class Head(nn.Module):
         return self.finish(self.layer(prepared)), features.new_zeros(())
 
 
-def build_head(
-    spec: str,
-    in_features: int,
-    num_classes: int,
-    *,
-    position: str = "final",
-    hidden_features: int | None = None,
-    activation: str = "gelu",
-    **options: Any,
-) -> Head:
+class Classifier(nn.Module):
+    """Backbone, then head.
+
+    Shape:
+        images (B, 3, H, W) -> logits (B, num_classes).
+    """
+
+    def __init__(self, backbone: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))
+
+
+def build_head(spec: str, in_features: int, num_classes: int, *, position: str = "final", **options: Any) -> Head:
     """A head from its specification.
 
     Args:
@@ -89,9 +95,7 @@ def build_head(
             ``sparse-moe-e<experts>-k<k>``.
         in_features: Width of the features.
         num_classes: Number of classes.
-        position: ``final`` (the layer makes the logits) or ``penultimate`` (a linear layer follows, Figure 5).
-        hidden_features: Width of a penultimate layer; by default that of the features.
-        activation: After a penultimate layer: ``gelu`` or ``none``.
+        position: ``final`` (the layer makes the logits) or ``penultimate`` (GELU and a linear layer follow, Figure 5).
         options: Options of `MuMoE`, such as ``gate``, ``norm`` or ``gate_options``; other heads take none.
 
     Raises:
@@ -99,13 +103,10 @@ def build_head(
     """
     if position not in ("final", "penultimate"):
         raise UserError(f"build_head: expected position final or penultimate, got {position!r}. Take one of these.")
-    if activation not in ("gelu", "none"):
-        raise UserError(f"build_head: expected activation gelu or none, got {activation!r}. Take one of these.")
     if position == "final":
         return Head(_layer(spec, in_features, num_classes, options), in_features)
-    width = hidden_features or in_features
-    layer = _layer(spec, in_features, width, options)
-    return Head(layer, in_features, nn.Linear(width, num_classes), nn.GELU() if activation == "gelu" else None)
+    layer = _layer(spec, in_features, in_features, options)
+    return Head(layer, in_features, nn.Linear(in_features, num_classes), nn.GELU())
 
 
 def _layer(spec: str, in_features: int, out_features: int, options: dict[str, Any]) -> nn.Module:

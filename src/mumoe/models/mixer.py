@@ -1,7 +1,7 @@
 """MLP-Mixer with every MLP, of tokens and of channels, a mixture of experts: timm's network, our blocks.
 
 The sizes of S/16 are the defaults: 8 layers of width 512, a token MLP of 256 and a channel MLP of 2048, 16-pixel
-patches of 224-pixel images, 18,528,264 parameters with 1,000 classes. Ranks are matched to each MLP by itself, so
+patches of 224-pixel images, 18,528,264 parameters with 1,000 classes. Ranks are matched to each MLP separately, so
 that the networks of a comparison have equally many parameters layer by layer.
 
 Wirings. The first version of the paper puts one mixture, without a nonlinearity of its own, in the place of a
@@ -15,7 +15,7 @@ Source: Tolstikhin et al. 2021; Oldfield et al. 2024, appendix F, and the later 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from timm.layers.drop import DropPath
@@ -23,10 +23,10 @@ from timm.layers.mlp import Mlp
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
-from mumoe.errors import UserError, unknown_name
-from mumoe.models.block_specs import BlockSpec, build_block
+from mumoe.errors import UserError
+from mumoe.models.block_specs import BlockSpec, build_block, check_sizes, named_shape
 
-__all__ = ["MIXERS", "MixerShape", "create_mixer", "mixer_parameters", "resized"]
+__all__ = ["MIXERS", "MixerShape", "create_mixer"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,9 @@ class MixerShape:
     token_hidden: int = 256
     channel_hidden: int = 2048
 
-    @property
-    def tokens(self) -> int:
-        """Number of patches."""
-        return (self.image_size // self.patch_size) ** 2
-
     def check(self) -> MixerShape:
         """Return the shape, or raise a one-line `UserError`."""
-        for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"mixer: expected {name} as a whole number >= 1, got {value!r}.")
+        check_sizes(vars(self), "mixer")
         if self.image_size % self.patch_size:
             raise UserError(
                 f"mixer: expected an image_size that is a multiple of patch_size={self.patch_size}, "
@@ -108,7 +101,7 @@ def create_mixer(
     Raises:
         UserError: For an unknown specification, name or wiring, or sizes that do not fit.
     """
-    sizes = _shape(shape).check()
+    sizes = named_shape(shape, MIXERS, "mixer").check()
     spec = BlockSpec.parse(mlp, wiring)
     options: dict[str, Any] = {"device": device, "dtype": dtype}
     model = MlpMixer(
@@ -124,14 +117,6 @@ def create_mixer(
     )
     _set_drop_path(model, drop_path)
     return model
-
-
-def _shape(shape: MixerShape | str) -> MixerShape:
-    if isinstance(shape, MixerShape):
-        return shape
-    if shape not in MIXERS:
-        raise unknown_name("mixer", "shape", shape, MIXERS)
-    return MIXERS[shape]
 
 
 def _maker(spec: BlockSpec, gate: str, norm: str) -> Callable[..., nn.Module]:
@@ -153,26 +138,3 @@ def _set_drop_path(model: MlpMixer, most: float) -> None:
         rate = most * position / max(depth - 1, 1)
         if rate:
             block.drop_path = DropPath(rate)
-
-
-def mixer_parameters(
-    mlp: str = "CPMuMoE-e64",
-    *,
-    num_classes: int = 1000,
-    shape: MixerShape | str = "mixer-s16",
-    wiring: str = "block",
-) -> int:
-    """Parameters of the network that `create_mixer` makes, by formula."""
-    sizes = _shape(shape).check()
-    count = BlockSpec.parse(mlp, wiring).parameters
-    token = count(sizes.tokens, sizes.token_hidden, sizes.tokens)
-    channel = count(sizes.width, sizes.channel_hidden, sizes.width)
-    norms = 2 * sizes.width
-    stem = sizes.width * (3 * sizes.patch_size**2 + 1)
-    head = num_classes * (sizes.width + 1)
-    return stem + sizes.depth * (token + channel + 2 * norms) + norms + head
-
-
-def resized(shape: MixerShape | str, **changes: int) -> MixerShape:
-    """A named shape with some sizes changed."""
-    return replace(_shape(shape), **changes).check()

@@ -129,11 +129,11 @@ class Shares:
         return [found[:size].cpu() for found, size in zip(parts, sizes, strict=True)]
 
     def _failure(self, rank: int, mine: Exception | None) -> Exception:
-        """This process's own failure, or what the failed process says."""
+        """This process's own failure, or that of the failed process in words."""
         text = str(mine).encode()[:_MESSAGE] if mine else b""
         message = torch.tensor(list(text.ljust(_MESSAGE)), dtype=torch.uint8, device=self.device)
         dist.broadcast(message, src=rank)
         if mine is not None:
             return mine
-        said = bytes(message.tolist()).decode("utf-8", "replace").rstrip(" \ufffd")
-        return JobError(f"features: expected every process to extract its share, got from process {rank}: {said}")
+        reason = bytes(message.tolist()).decode("utf-8", "replace").rstrip(" \ufffd")
+        return JobError(f"features: expected every process to extract its share, got from process {rank}: {reason}")

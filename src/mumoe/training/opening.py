@@ -20,7 +20,7 @@ from torch import nn
 from mumoe.data.base import SPLITS
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.models.heads import Head
+from mumoe.models.heads import Classifier, Head
 from mumoe.results import EvalResult
 from mumoe.training import state
 from mumoe.training.checkpoint import CheckpointError, Snapshot, newest, read
@@ -238,8 +238,6 @@ class StoredRun:
             UserError: As `backbone`.
             JobError: As `network`.
         """
-        from mumoe.models.classifier import Classifier
-
         network = self.network
         if isinstance(network, WholeNetwork):
             return network.model

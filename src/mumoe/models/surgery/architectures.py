@@ -1,4 +1,4 @@
-"""What a network says about its modules: where known architectures have their MLPs, which are causal, which are read.
+"""Facts about a network's modules: the MLPs of known architectures, causal modules, modules whose weights are read.
 
 Some parents read a child's weight instead of calling it, so that no other module can take its place: T5 looks at
 ``self.wo.weight.dtype`` before it calls ``wo``; BEiT, EVA and Swin V2 multiply by ``self.qkv.weight``. Such reads are
@@ -109,7 +109,7 @@ def _architectures(presets: dict[str, Preset]) -> str:
 def is_causal(model: nn.Module, name: str) -> bool:
     """Whether the rows that a module sees are positions of a causal model.
 
-    It is the case within the known causal classes, and where the nearest attention says so (``is_causal``).
+    True within the known causal classes, and where the nearest attention has ``is_causal`` set.
     """
     path = name.split(".")
     ancestors = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
@@ -221,7 +221,7 @@ class Watched(nn.Module):
     """A module in its own place that can only be called, as its replacement: what else a parent reads is noted.
 
     Attributes:
-        reads: Names that were asked for and that no replacement has.
+        reads: Attributes that were read and that no replacement has.
         rows: Rows that went through, summed over calls.
     """
 

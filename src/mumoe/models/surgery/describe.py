@@ -23,7 +23,7 @@ def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Name -> how to build each MuMoE layer and block of a network, as JSON has it.
 
     Raises:
-        UserError: If a gate or factorization is not registered, so that no name says how to build it.
+        UserError: If a gate or factorization is not registered under a name.
     """
     return {
         name: _describe(name, module)

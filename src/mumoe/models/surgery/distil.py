@@ -1,7 +1,7 @@
 """Train the new modules to compute what the old ones did (the setting of transcoders), and say how far they are.
 
 The old network runs over the data; each replaced module's input and output are seen by a hook, which makes one
-training step of the new module at once and lets the rows go. So memory stays that of one batch, whatever the data.
+training step of the new module and drops the rows. Memory stays that of one batch for any amount of data.
 Every module learns from the old network's activations, never from those of another new module.
 """
 
@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader, SequentialSampler
 from mumoe.devices import wide
 from mumoe.errors import JobError, UserError
 from mumoe.models.surgery.architectures import CAUSAL_ENDINGS
-from mumoe.models.surgery.parts import evaluating
-from mumoe.models.surgery.planning import Surgery, call
+from mumoe.models.surgery.planning import Surgery, call, output_of
+from mumoe.modes import evaluating, keeping_modes
 from mumoe.progress import Progress
+from mumoe.records import Record, record
 
 __all__ = ["BlockFit", "EndToEnd", "FitReport", "fit"]
 
@@ -63,9 +64,9 @@ class EndToEnd:
     loss: float | None = None
 
 
-@dataclass(frozen=True)
-class FitReport:
-    """What `fit` did; `asdict` of it is JSON.
+@record
+class FitReport(Record):
+    """What `fit` did.
 
     Attributes:
         blocks: Each module's error.
@@ -82,9 +83,13 @@ class FitReport:
     steps: int
     seconds: float = field(compare=False)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+    def headline(self) -> str:
+        """How far the network is from the old one."""
+        return f"difference of the outputs {self.before.difference:.4f}, after the fit {self.after.difference:.4f}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per module."""
+        return [vars(block) for block in self.blocks]
 
     def table(self) -> str:
         """The report as text."""
@@ -125,7 +130,7 @@ def fit(
         progress: Show progress and the time left.
 
     Raises:
-        UserError: If there is no batch to train or to measure on, or nothing to go through again.
+        UserError: If there is no batch to train or to measure on, or batches that several epochs need are an iterator.
         JobError: If a loss is not finite; the modules stay as they were then.
     """
     started = time.monotonic()
@@ -168,7 +173,7 @@ def _split(batches: Iterable[Any], held_out: Iterable[Any] | int, epochs: int) -
 
 
 class _Rest:
-    """What follows the first `skip` of an iterable, every time it is gone through."""
+    """An iterable without its first `skip` items."""
 
     def __init__(self, items: Iterable[Any], skip: int) -> None:
         self.items, self.skip = items, skip
@@ -226,7 +231,6 @@ def _watching(surgery: Surgery, see: Callable[[str, Tensor, Tensor], None]) -> I
                 handle.remove()
 
 
-@torch.no_grad()
 def _unexplained(
     surgery: Surgery, names: Mapping[str, nn.Module], batches: list[Any]
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -253,7 +257,6 @@ def _unexplained(
     return unexplained, spread
 
 
-@torch.no_grad()
 def _compare(surgery: Surgery, batches: list[Any]) -> tuple[float | None, EndToEnd]:
     """The loss of the old network, and the new one against it."""
     shift = any(base.__name__.endswith(CAUSAL_ENDINGS) for base in type(surgery.model).__mro__)
@@ -281,17 +284,12 @@ def _compare(surgery: Surgery, batches: list[Any]) -> tuple[float | None, EndToE
 
 def _output(result: Any) -> tuple[Tensor, bool]:
     """What the network returned as one tensor in the widest float of its device, and whether it is logits."""
-    if isinstance(result, Tensor):
-        return wide(result), True
-    logits = getattr(result, "logits", None)
-    if logits is not None:
-        return wide(logits), True
-    hidden = getattr(result, "last_hidden_state", None)
-    if hidden is None:
+    found = output_of(result)
+    if found is None:
         raise UserError(
             f"fit: expected a network that returns a tensor, logits or last_hidden_state, got {type(result).__name__}."
         )
-    return wide(hidden), False
+    return wide(found), found is not getattr(result, "last_hidden_state", None)
 
 
 def _predictions(old: Tensor, new: Tensor) -> Tensor:
@@ -337,11 +335,11 @@ def _train(
         optimizers[name].zero_grad()
 
     steps = 0
-    with _training(names), Progress("Distilling", total, enabled=progress) as bar:
+    with _training(nn.ModuleList(names.values())), Progress("Distilling", total, enabled=progress) as bar:
         for batch in itertools.chain.from_iterable(itertools.repeat(batches, epochs)):
             for optimizer in optimizers.values():
                 optimizer.param_groups[0]["lr"] = _rate(lr, steps, total)
-            with _watching(surgery, see) as model, torch.no_grad():
+            with _watching(surgery, see) as model:
                 call(model, _arguments(batch, _device(surgery))[0])
             steps += 1
             bar.advance(note=f"unexplained {sum(losses.values()) / max(len(losses), 1):.4f}")
@@ -351,7 +349,7 @@ def _train(
 
 
 def _count(batches: Any) -> int:
-    """Number of batches, 0 where nobody knows."""
+    """Number of batches; 0 if it is unknown."""
     try:
         return len(batches)
     except TypeError:
@@ -363,13 +361,9 @@ def _rate(lr: float, step: int, total: int) -> float:
 
 
 @contextmanager
-def _training(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+def _training(modules: nn.Module) -> Iterator[None]:
     """Training mode without dropout, so that the function itself is learnt; all flags are put back."""
-    flags = [(module, module.training) for each in modules.values() for module in each.modules()]
-    for module, _ in flags:
-        module.training = not isinstance(module, _DropoutNd)
-    try:
+    with keeping_modes(modules):
+        for module in modules.modules():
+            module.training = not isinstance(module, _DropoutNd)
         yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

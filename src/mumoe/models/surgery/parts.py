@@ -27,6 +27,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from mumoe.errors import UserError
 from mumoe.layers import MuMoE, MuMoEBlock
+from mumoe.modes import evaluating
 
 __all__ = [
     "Parts",
@@ -34,7 +35,6 @@ __all__ = [
     "computes",
     "count_hooks",
     "drop_hooks",
-    "evaluating",
     "quiet",
     "read_parts",
     "refusal",
@@ -154,7 +154,7 @@ def _read_layout(children: dict[str, nn.Module], layout: Layout) -> Parts | None
 
 
 def _read_sequential(children: list[nn.Module]) -> Parts | None:
-    """linear, activation, any more, linear, perhaps dropout."""
+    """Linear, activation, any others, linear, optional dropout."""
     where = [index for index, child in enumerate(children) if _is_linear(child)]
     if len(where) != 2 or where[0] != 0 or where[1] < 2:
         return None
@@ -173,7 +173,7 @@ def _fitting(parts: Parts) -> Parts | None:
 
 
 def refusal(module: nn.Module, parent: nn.Module | None = None) -> str:
-    """Why a module cannot be replaced, in words that finish "is ..."; empty when it can."""
+    """Why a module cannot be replaced, as the end of "it is ..."; empty if it can."""
     if isinstance(module, MuMoE | MuMoEBlock):
         return "a MuMoE already: undo the surgery that made it first"
     if isinstance(parent, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer | nn.MultiheadAttention):
@@ -187,7 +187,7 @@ def refusal(module: nn.Module, parent: nn.Module | None = None) -> str:
 
 
 def computes(parts: Parts, module: nn.Module) -> bool:
-    """Whether the parts give the module's output on four made-up rows, in evaluation mode and without hooks.
+    """Whether the parts give the module's output on four generated rows, in evaluation mode and without hooks.
 
     Afterwards the weights that torch's own hooks compute are those of this forward.
     """
@@ -197,7 +197,7 @@ def computes(parts: Parts, module: nn.Module) -> bool:
     rows = torch.linspace(-1, 1, 4 * parts.widths[0], dtype=torch.float64).sin().reshape(4, -1)
     rows = (3 * rows).to(like.device, like.dtype)
     x = rows.T.reshape(1, -1, 2, 2) if parts.channels_first else rows[None]
-    with quiet(module), torch.no_grad():
+    with quiet(module):
         try:
             y = module(x)
             y = y[0].reshape(y.shape[1], 4).T if parts.channels_first else y[0]
@@ -276,7 +276,7 @@ def as_linear(linear: nn.Module) -> nn.Linear:
         )
     in_features, out_features, bias = sizes(linear)
     view = nn.Linear(in_features, out_features, bias, device="meta")
-    with quiet(linear), torch.no_grad():
+    with quiet(linear):
         view.weight = nn.Parameter(_matrix(linear).detach(), requires_grad=False)
         if bias:
             numbers: Any = linear.bias
@@ -293,7 +293,7 @@ _GLOBAL = tuple(f"_global{kind}" for kind in _KINDS)
 
 @contextmanager
 def quiet(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without anybody's hooks; hooks and every module's training flag are put back afterwards."""
+    """`evaluating` without hooks, which are put back afterwards."""
     kept = [(child, kind, child.__dict__[kind]) for child in module.modules() for kind in _KINDS]
     everywhere = [(kind, dict(getattr(torch_module, kind))) for kind in _GLOBAL]
     try:
@@ -308,18 +308,6 @@ def quiet(module: nn.Module) -> Iterator[None]:
             child.__dict__[kind] = hooks
         for kind, shared in everywhere:
             getattr(torch_module, kind).update(shared)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's training flag is put back afterwards."""
-    flags = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, flag in flags:
-            child.training = flag
 
 
 def count_hooks(module: nn.Module) -> int:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mumoe.errors import UserError
@@ -20,7 +19,7 @@ from mumoe.models.surgery.architectures import Watched
 from mumoe.models.surgery.parts import Parts, as_linear, drop_hooks, quiet
 from mumoe.models.surgery.targets import LayerOptions, Target
 
-__all__ = ["COLUMNS", "INITS", "NUMBERS", "Plan", "Surgery", "call", "measure"]
+__all__ = ["INITS", "Plan", "Surgery", "call", "measure", "output_of"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,19 @@ class Plan:
         ]
         return "\n".join([*text, self.legend])
 
+    def show(self) -> None:
+        """Draw the table on the terminal."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(caption=self.legend, caption_justify="left")
+        for column in COLUMNS:
+            table.add_column(column, justify="right" if column in NUMBERS else "left")
+        rows = self.rows()
+        for index, row in enumerate(rows):
+            table.add_row(*row.values(), end_section=index == len(rows) - 3)
+        Console().print(table)
+
     @property
     def legend(self) -> str:
         """How the table counts."""
@@ -127,7 +139,7 @@ class Surgery(AbstractContextManager["Surgery"]):
         self.active = True
 
     def undo(self) -> None:
-        """Put the very same old modules back, to the bit. Doing it twice is doing it once.
+        """Put the original modules back. A second call changes nothing.
 
         They did not take part in what happened in between, as a move to another device or dtype; only their
         training mode follows that of their replacements. Their hooks, which the replacements do not have, run again.
@@ -220,10 +232,10 @@ def build(target: Target, init: str = "random", sigma: float = 0.0) -> nn.Module
     """
     module = _random(target.parts, target.options)
     if init == "upcycle":
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             _copy_layers(module, target, sigma)
-        for warning in said:
+        for warning in caught:
             warnings.warn(f"{target.name}: {warning.message}", warning.category, stacklevel=4)
     return module.train(target.module.training)
 
@@ -281,6 +293,12 @@ def call(model: nn.Module, arguments: Any) -> Any:
     return model(*arguments) if isinstance(arguments, tuple | list) else model(arguments)
 
 
+def output_of(result: Any) -> Tensor | None:
+    """What a network returned as one tensor: itself, its logits or its last hidden state; None for anything else."""
+    found = [result, getattr(result, "logits", None), getattr(result, "last_hidden_state", None)]
+    return next((value for value in found if isinstance(value, Tensor)), None)
+
+
 def measure(plan: Plan, example: Any) -> Plan:
     """The plan with the rows of every target and the FLOPs of the model on an example; as it is without one.
 
@@ -293,7 +311,7 @@ def measure(plan: Plan, example: Any) -> Plan:
     stands = {name: watched[target.name] for target in plan.targets for name in target.names}
     originals = {name: target.module for target in plan.targets for name in target.names}
     try:
-        with quiet(plan.model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with quiet(plan.model), FlopCounterMode(display=False) as counter:
             put_modules(plan.model, stands)
             call(plan.model, example)
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError, AttributeError) as error:

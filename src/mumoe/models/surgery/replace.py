@@ -48,7 +48,7 @@ def named_targets(model: nn.Module) -> dict[str, str]:
 
 
 def _refusal(model: nn.Module, name: str, module: nn.Module) -> str:
-    """Why a module of a model cannot be replaced, in words that finish "is ..."; empty when it can."""
+    """Why a module of a model cannot be replaced, as the end of "it is ..."; empty if it can."""
     reader = read_outside(model, name) if name else ""
     if reader:
         return f"within {reader}: it could not be replaced without a change there"
@@ -78,7 +78,7 @@ def plan(
         patterns: Names of modules, with ``*`` for any characters, dots too (fnmatch). None at all takes
             ``preset="auto"``.
         num_experts: As in `MuMoE`.
-        preset: Name of an architecture in `PRESETS` whose MLPs are meant, or ``auto``; besides the patterns.
+        preset: Name of an architecture in `PRESETS` whose MLPs are replaced besides the patterns, or ``auto``.
         factorization: As in `MuMoE`.
         rank: None and ``matched`` take the ranks with which a module keeps its number of parameters, gate included;
             ``exact`` those that can hold every linear layer (the default of ``upcycle``, and more parameters).
@@ -91,7 +91,7 @@ def plan(
         gate_options: As in `MuMoE`.
         gate_init: As in `MuMoE`.
         sigma: Noise between upcycled experts, relative to their weights; 0 is exact.
-        causal: Whether the model is causal; None finds out (`is_causal`).
+        causal: Whether the model is causal; None determines it (`is_causal`).
         example: Arguments of one forward (a tensor, a tuple, or a dict by name). With it the FLOPs are those of
             this forward; without, those of one row.
 
@@ -171,7 +171,7 @@ def replace_head(
         spec: The layer, such as ``CPMuMoE-r256-e128``; without a rank it has the parameters of the linear layer.
         num_experts: As in `MuMoE`, in the place of a specification.
         num_classes: Number of classes of the new head where it is another; it starts at random.
-        options: As in `plan`; a specification says factorization and rank.
+        options: As in `plan`; a specification sets factorization and rank.
 
     Raises:
         UserError: If no head is found, or it cannot be replaced.
@@ -226,10 +226,10 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, ...]]
         names.setdefault(id(module), []).append(name)
     groups = [tuple(group) for group in names.values() if matched & set(group)]
     for group in groups:
-        if said := next(filter(None, (_refusal(model, name, modules[name]) for name in group)), ""):
+        if reason := next(filter(None, (_refusal(model, name, modules[name]) for name in group)), ""):
             pattern = next(p for p in patterns if any(fnmatch.fnmatchcase(name, p) for name in group))
             raise UserError(
-                f"{WHO}: expected {pattern!r} to match what can be replaced, got {group[0]!r}, which is {said}. "
+                f"{WHO}: expected {pattern!r} to match what can be replaced, got {group[0]!r}, which is {reason}. "
                 "All targets: named_targets(model)."
             )
     _check_overlap({name for group in groups for name in group})

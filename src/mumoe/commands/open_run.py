@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,24 +53,19 @@ def require_run(path: str) -> None:
         find_run(path)
 
 
-def place(options: Opening, who: str) -> tuple[Path, Callable[[], ImageClassifier | HeadModel]]:
-    """The folder of a saved model or of a run, and a function that loads what it exports.
+def place(options: Opening, who: str, edits: str = "") -> tuple[Path, Callable[[], ImageClassifier | HeadModel]]:
+    """The folder of a saved model or of a run, and a function that loads what it exports, with edits folded in.
 
     Raises:
         UserError: As `opened`, and for a converted network.
     """
-    from mumoe.deploy.saved import is_converted, is_saved
-    from mumoe.errors import UserError
+    from mumoe.deploy.saved import is_saved
 
-    folder = Path(options.run)
-    if is_converted(folder):
-        raise UserError(f"{who}: expected a run or a saved classifier, got the converted network {options.run!r}.")
-    if is_saved(folder):
-        from mumoe.api import load
-
-        return folder, lambda: cast("ImageClassifier", load(folder, device=options.device)[0])
+    if is_saved(Path(options.run)):
+        model = functools.partial(_saved_classifier, options, who)
+        return Path(options.run), lambda: model().with_edits(edits) if edits else model()
     run = opened(options, who)
-    return run.path, run.exportable
+    return run.path, lambda: (run.with_edits(edits) if edits else run).exportable()
 
 
 def opened_classifier(options: Opening, who: str) -> ImageClassifier:
@@ -80,9 +76,17 @@ def opened_classifier(options: Opening, who: str) -> ImageClassifier:
     """
     from mumoe.deploy.saved import is_saved
 
-    if is_saved(Path(options.run)):
-        return cast("ImageClassifier", place(options, who)[1]())
-    return opened(options, who).classifier
+    return _saved_classifier(options, who) if is_saved(Path(options.run)) else opened(options, who).classifier
+
+
+def _saved_classifier(options: Opening, who: str) -> ImageClassifier:
+    from mumoe.api import load
+    from mumoe.deploy.saved import is_converted
+    from mumoe.errors import UserError
+
+    if is_converted(Path(options.run)):
+        raise UserError(f"{who}: expected a run or a saved classifier, got the converted network {options.run!r}.")
+    return cast("ImageClassifier", load(options.run, device=options.device)[0])
 
 
 def note_for(who: str) -> Any:
