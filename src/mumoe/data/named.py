@@ -22,15 +22,21 @@ LOADERS = (folder, hub, official, packed, table)
 """The modules whose loaders register themselves when imported."""
 
 
-def _emoji() -> Loader:
-    loader: Loader = importlib.import_module("mumoe.data.emoji").load_emoji
+EMBEDDED = {"emoji": ("mumoe.data.emoji", "load_emoji"), "emoji-bias": ("mumoe.data.emoji_bias", "load_emoji_bias")}
+"""Sets from pinned packages -> their loader, imported when it is used."""
+
+
+def _embedded(name: str) -> Loader:
+    module, function = EMBEDDED[name]
+    loader: Loader = getattr(importlib.import_module(module), function)
     return loader
 
 
+@register("emoji-bias", "emoji with attributes, animals of one studio nearly absent from training")
 @register("emoji", "emoji as drawn by several studios, from pinned packages")
-def load_emoji(request: Request, **options: Any) -> ImageData:
-    """The embedded set; see `mumoe.data.emoji.load_emoji` for its options."""
-    return _emoji()(
+def load_embedded(request: Request, **options: Any) -> ImageData:
+    """An embedded set; see `mumoe.data.emoji` and `mumoe.data.emoji_bias` for their options."""
+    return _embedded(request.name)(
         cache_dir=request.cache_dir,
         split_seed=request.split_seed,
         progress=request.progress,
@@ -115,7 +121,7 @@ def find_entry(name: str, options: Mapping[str, Any]) -> tuple[Entry, str]:
     entry = DATASETS[key]
     if bool(entry.argument) != bool(argument) or (colon and not entry.argument):
         raise UserError(f"load_data: expected {_spelling(key)!r}, got {name!r}. Write it like that.")
-    _check_options(key, _emoji() if entry.load is load_emoji else entry.load, options)
+    _check_options(key, _embedded(key) if key in EMBEDDED else entry.load, options)
     return entry, argument
 
 
