@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mumoe.data.base import SPLITS, Attribute, ImageData
 from mumoe.data.emoji import StoredImages, load_emoji
 from mumoe.data.emoji_drawings import digest
-from mumoe.errors import UserError
+from mumoe.errors import UserError, unknown_name
 
 __all__ = ["TARGET", "load_emoji_bias"]
 
@@ -30,6 +30,7 @@ def load_emoji_bias(
     size: int = 96,
     min_per_attribute: int = 40,
     support: float = 0.003,
+    groups: str = "",
     progress: bool = True,
 ) -> ImageData:
     """The emoji set with attributes instead of classes, biased against the animals of one studio.
@@ -40,6 +41,7 @@ def load_emoji_bias(
         size: Side of the drawings in pixels.
         min_per_attribute: Unicode's subgroups with as many drawings are attributes beside its groups.
         support: Share of the training split that animals and plants by OpenMoji keep; 1 plants no bias.
+        groups: Unicode's groups to draw besides, separated by commas, such as ``Food & Drink``; empty: all.
         progress: Whether to show progress on stderr.
 
     Returns:
@@ -54,51 +56,64 @@ def load_emoji_bias(
     data = load_emoji(
         cache_dir=cache_dir, split_by="image", split_seed=split_seed, size=size, label="group", progress=progress
     )
-    labels, classes = _attributes(data, min_per_attribute)
+    kept = _drawn(data, groups)
     rare = data.attributes["studio"].codes == data.attributes["studio"].values.index(RARE)
-    biased = _kept(data, labels[:, classes.index(TARGET)].astype(bool) & rare, support, split_seed)
+    biased = rare & (data.labels == data.classes.index(TARGET)) & (data.split == SPLITS.index("train"))
+    kept = _without_most(kept, biased[kept], support, split_seed)
     style = Attribute(rare.astype(np.int64), ("other studios", RARE))
-    return _subset(dataclasses.replace(data, attributes={**data.attributes, "style": style}), labels, classes, biased)
+    return _subset(dataclasses.replace(data, attributes={**data.attributes, "style": style}), kept, min_per_attribute)
 
 
-def _attributes(data: ImageData, least: int) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
-    """(images, attributes) of 0 and 1: Unicode's groups and its large subgroups, and their names."""
-    group, subgroup = data.attributes["group"], data.attributes["subgroup"]
-    counts = np.bincount(subgroup.codes[subgroup.codes >= 0], minlength=len(subgroup.values))
-    large = np.flatnonzero(counts >= least)
-    columns = [group.codes[:, None] == np.arange(len(group.values)), subgroup.codes[:, None] == large]
-    return np.column_stack(columns).astype(np.uint8), (*group.values, *(subgroup.values[code] for code in large))
+def _drawn(data: ImageData, groups: str) -> npt.NDArray[np.int64]:
+    """Positions of the images of the named groups."""
+    names = [name.strip() for name in groups.split(",")] if groups else list(data.classes)
+    for name in names:
+        if name not in data.classes:
+            raise unknown_name("emoji-bias", "group", name, data.classes)
+    codes = [data.classes.index(name) for name in {TARGET, *names}]
+    return np.flatnonzero(np.isin(data.labels, codes)).astype(np.int64)
 
 
-def _kept(
-    data: ImageData, biased: npt.NDArray[np.bool_], support: float, seed: int
+def _without_most(
+    rows: npt.NDArray[np.int64], biased: npt.NDArray[np.bool_], support: float, seed: int
 ) -> npt.NDArray[np.int64]:
-    """Positions of the images to keep: of the rare ones in training a share of the training split, at least one."""
-    train = data.split == SPLITS.index("train")
-    rows = np.flatnonzero(train & biased)
-    most = max(1, round(support * int(train.sum())))
-    dropped = np.random.default_rng(seed).permutation(rows)[most:]
-    return np.setdiff1d(np.arange(len(data)), dropped).astype(np.int64)
+    """The rows without the biased ones but for a share of all rows, at least one."""
+    most = max(1, round(support * len(rows)))
+    dropped = np.random.default_rng(seed).permutation(rows[biased])[most:]
+    return np.setdiff1d(rows, dropped)
 
 
-def _subset(
-    data: ImageData, labels: npt.NDArray[np.uint8], classes: tuple[str, ...], rows: npt.NDArray[np.int64]
-) -> ImageData:
+def _attributes(
+    data: ImageData, rows: npt.NDArray[np.int64], least: int
+) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
+    """(rows, attributes) of 0 and 1: Unicode's groups and its large subgroups, and their names."""
+    columns, names = [], []
+    for name, fewest in (("group", 1), ("subgroup", least)):
+        column = data.attributes[name]
+        counts = np.bincount(column.codes[rows], minlength=len(column.values))
+        for code in np.flatnonzero(counts >= fewest):
+            columns.append(column.codes[rows] == code)
+            names.append(column.values[code])
+    return np.column_stack(columns).astype(np.uint8), tuple(names)
+
+
+def _subset(data: ImageData, rows: npt.NDArray[np.int64], least: int) -> ImageData:
+    labels, classes = _attributes(data, rows, least)
     images = data.open_image
     assert isinstance(images, StoredImages)
-    kept = tuple(images.rows[row] for row in rows)
-    opened = StoredImages(images.path, kept, digest(Path(images.path).parent.name, np.array(kept)))
-    columns = {name: Attribute(column.codes[rows], column.values) for name, column in data.attributes.items()}
+    kept = np.array(images.rows)[rows]
+    opened = StoredImages(images.path, tuple(kept.tolist()), digest(Path(images.path).parent.name, kept))
+    split = data.split[rows]
     return ImageData(
         name="emoji-bias",
         classes=classes,
         multi_label=True,
-        labels=labels[rows],
-        split=data.split[rows],
+        labels=labels,
+        split=split,
         ids=tuple(data.ids[row] for row in rows),
         open_image=opened,
-        fingerprint=digest(opened.fingerprint, "bias", labels[rows], data.split[rows]),
-        attributes=columns,
+        fingerprint=digest(opened.fingerprint, "bias", labels, split),
+        attributes={name: Attribute(column.codes[rows], column.values) for name, column in data.attributes.items()},
         credits=data.credits,
         image_size=data.image_size,
         split_by=data.split_by,

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from mumoe.data.emoji import TRAIN_OPTIONS
+from mumoe.data.named import EMBEDDED
 from mumoe.data.text import TextData, load_text
 from mumoe.errors import UserError
 from mumoe.training.config import TrainConfig, parse_options
@@ -264,19 +265,17 @@ def load_inputs(
 def settled(config: TrainConfig) -> TrainConfig:
     """The config with what its data set decides filled in, so that the run records it.
 
-    Emoji are split by image and drawn at 96 px, as in the demo, and the embedded backbone reads them at that size.
+    Emoji are drawn at 96 px, and the embedded backbone reads them at that size. Those of `emoji` are split by image,
+    as in the demo.
     """
-    if config.data != "emoji" or task_of(config).whole:
+    if config.data not in EMBEDDED or task_of(config).whole:
         return config
     given = parse_options(config.data_options)
-    missing: dict[str, Any] = {} if "held_out" in given else {"split_by": TRAIN_OPTIONS["split_by"]}
-    missing = {key: value for key, value in (missing | {"size": TRAIN_OPTIONS["size"]}).items() if key not in given}
+    defaults = TRAIN_OPTIONS if config.data == "emoji" and "held_out" not in given else {"size": TRAIN_OPTIONS["size"]}
+    missing = [f"{key}={value}" for key, value in defaults.items() if key not in given]
     side = given.get("size", TRAIN_OPTIONS["size"])
     own = not isinstance(side, int) or config.image_size or config.backbone != "efficientnet-lite0"
-    return config.replace(
-        data_options=(*config.data_options, *(f"{key}={value}" for key, value in missing.items())),
-        image_size=config.image_size if own else side,
-    )
+    return config.replace(data_options=(*config.data_options, *missing), image_size=config.image_size if own else side)
 
 
 def _check_rows(data: Data) -> None:
