@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -36,7 +37,9 @@ class Progress(AbstractContextManager["Progress"]):
 
     def __enter__(self) -> Progress:
         if self.enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules):
-            from tqdm.auto import tqdm
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a notebook has no ipywidgets: the bar is text then
+                from tqdm.auto import tqdm
 
             self._bar = tqdm(desc=self.description, total=self.total, dynamic_ncols=True, file=sys.stderr)
         return self

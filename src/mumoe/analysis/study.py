@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from mumoe.analysis.findings import Effect, Interval, LayerStudy, Specialization
 from mumoe.errors import UserError, require, unknown_name
 from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.expert_figure import Picture, expert_figure
-from mumoe.plots.style import rendered
 from mumoe.records import Record, record
 
 if TYPE_CHECKING:
@@ -105,7 +103,7 @@ class ExpertFacts(Record):
         """
         opened = [self._study.open_image(image) if self._study else None for image, _, _ in self.images]
         pictures = [Picture(item[1], item[2], image) for item, image in zip(self.images, opened, strict=True)]
-        return _displayed(expert_figure(self.headline(), pictures, self.classes_lost, self.logits))
+        return expert_figure(self.headline(), pictures, self.classes_lost, self.logits)
 
 
 @record
@@ -241,7 +239,7 @@ class Study(Record):
         """
         units = self.units(level)
         row = EffectRow(self.head, _part(units, mode, False).effects)
-        return _displayed(effects_figure([row], self.classes, title=self.title(units)))
+        return effects_figure([row], self.classes, title=self.title(units))
 
     def title(self, units: UnitStudy) -> str:
         """Title of the effects figure."""
@@ -371,9 +369,3 @@ def _sentence(units: str, mode: str, part: Specialization) -> str:
         f"{units}, {mode}: {part.with_effect} of {part.units:,} change anything, mean p {mean}{spread}; "
         f"{part.strong} strong{behind}{pure}"
     )
-
-
-def _displayed(figure: Figure) -> Figure:
-    """The figure, displayed by notebooks that have not set up matplotlib."""
-    vars(figure)["_repr_png_"] = functools.partial(rendered, figure, "png", {"dpi": 100})
-    return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,11 +48,13 @@ def rendered(figure: Figure, kind: str, options: dict[str, Any]) -> bytes:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches that belongs to no window."""
+    """A figure of this size in inches that belongs to no window; notebooks show it without setting up matplotlib."""
     require("matplotlib", "reports", "figures")
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    vars(figure)["_repr_png_"] = functools.partial(rendered, figure, "png", {"dpi": 100})
+    return figure
 
 
 def plain_axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
