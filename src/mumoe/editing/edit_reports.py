@@ -11,6 +11,8 @@ from mumoe.editing.choose import Choice
 from mumoe.editing.fairness_tables import fairness_table, subgroup_table
 from mumoe.editing.subgroup_fairness import Estimate, FairnessReport
 from mumoe.plots.dots import dot_figure
+from mumoe.plots.subgroup_accuracy import subgroup_figure
+from mumoe.plots.tradeoff import trade_off_figure
 from mumoe.records import Record, record, render_table
 
 if TYPE_CHECKING:
@@ -156,9 +158,6 @@ class RewritingReport(FairnessComparison):
         Raises:
             UserError: If matplotlib is not installed.
         """
-        from mumoe.plots.subgroup_accuracy import subgroup_figure
-        from mumoe.plots.tradeoff import trade_off_figure
-
         if self.choice is None:
             return subgroup_figure([self.models["after"]], title=self.headline())
         choices = {"experts": self.choice, **({"blind threshold": self.blind} if self.blind else {})}
