@@ -43,7 +43,7 @@ def test_a_run_on_features_with_edits(tmp_path):
     assert not (run.path / "analysis").exists()
     assert run.evaluate("test") == before
     assert all(torch.equal(tensor, weights[name]) for name, tensor in run.head.state_dict().items())
-    for pages in (edited.session, lambda: edited.report(tmp_path / "report")):
+    for pages in (edited.dashboard, lambda: edited.report(tmp_path / "report")):
         with pytest.raises(UserError, match="expected a run as it was trained, got one with edits"):
             pages()
     again = mumoe.load(run.path, device="cpu", progress=False)
@@ -85,6 +85,8 @@ def test_edits_of_another_model_and_runs_without_experts_are_refused(tmp_path):
     edit = other.edit("ablate:1")
     with pytest.raises(UserError, match="expected edits of this model"):
         run.with_edits(edit)
+    with edit.stack, pytest.raises(UserError, match="expected edits that are not applied"):
+        other.with_edits(edit)
     plain = mumoe.load(trained(tmp_path / "c", head="linear"), device="cpu", progress=False)
     with pytest.raises(UserError, match="expected a head with experts, got 'linear'"):
         plain.with_edits(edit)
