@@ -50,15 +50,17 @@ def test_a_run_on_features_with_edits(tmp_path):
     assert torch.equal(again.with_edits(edit).head(x), edited.head(x))
 
 
-def test_a_run_on_images_with_edits_predicts_saves_and_loads(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["features", "finetune"])
+def test_a_run_on_images_with_edits_predicts_saves_and_loads(tmp_path, monkeypatch, mode):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(IMAGES, tmp_path / "images")
     config = TrainConfig(data="folder:images", backbone="test_efficientnet", pretrained=False, image_size=32)
     config = config.replace(head="CPMuMoE-r4-e3", epochs=2, batch_size=16, out="run", device="cpu", cache_dir="cache")
-    train(config, progress=False)
+    train(config.replace(mode=mode), progress=False)
     run = mumoe.load("run", device="cpu", progress=False)
     edit = run.edit(mumoe.Ablate(0), mumoe.SetOutput((1,), 0, 3.0))
     edited = run.with_edits(edit)
+    assert edited.evaluate("val").accuracy == pytest.approx(edit.report.accuracy[1])
     (old,), (new,) = run.predict(["images/ant/0.png"]), edited.predict(["images/ant/0.png"])
     assert old.likeliest.logit != new.likeliest.logit
     edited.save("saved")
