@@ -208,6 +208,11 @@ def test_an_audit(run, tmp_path):
         (lambda run: run.rewrite("blond", "male", 1, strength="papr"), "got 'papr'. Did you mean 'paper'?"),
         (lambda run: run.rewrite("blond", "male", 1, strength=-1), "expected `strength` from 0, got -1."),
         (lambda run: run.rewrite("blond", "male", 1, reading="level"), "expected `reading` out of joint, levels, got"),
+        (lambda run: run.edit(), "Run.edit: expected at least one edit, got none."),
+        (
+            lambda run: run.edit("ablate:1", target="blond", sensitive="male", value=3),
+            "expected `value` out of 0, 1, got",
+        ),
         (lambda run: run.edit("ablate:99"), "Ablate: expected an expert in 0..7, got 99."),
         (lambda run: run.edit(mumoe.Ablate(1), target="blond"), "got `target` alone. Give all three or none."),
         (lambda run: run.audit("blnd"), "Run.audit: expected `target` out of blond, male, smiling, got 'blnd'."),

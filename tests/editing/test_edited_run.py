@@ -43,22 +43,24 @@ def test_a_run_on_features_with_edits(tmp_path):
     assert not (run.path / "analysis").exists()
     assert run.evaluate("test") == before
     assert all(torch.equal(tensor, weights[name]) for name, tensor in run.head.state_dict().items())
-    for pages in (edited.session, lambda: edited.report(tmp_path / "report")):
+    for pages in (edited.dashboard, lambda: edited.report(tmp_path / "report")):
         with pytest.raises(UserError, match="expected a run as it was trained, got one with edits"):
             pages()
     again = mumoe.load(run.path, device="cpu", progress=False)
     assert torch.equal(again.with_edits(edit).head(x), edited.head(x))
 
 
-def test_a_run_on_images_with_edits_predicts_saves_and_loads(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["features", "finetune"])
+def test_a_run_on_images_with_edits_predicts_saves_and_loads(tmp_path, monkeypatch, mode):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(IMAGES, tmp_path / "images")
     config = TrainConfig(data="folder:images", backbone="test_efficientnet", pretrained=False, image_size=32)
     config = config.replace(head="CPMuMoE-r4-e3", epochs=2, batch_size=16, out="run", device="cpu", cache_dir="cache")
-    train(config, progress=False)
+    train(config.replace(mode=mode), progress=False)
     run = mumoe.load("run", device="cpu", progress=False)
     edit = run.edit(mumoe.Ablate(0), mumoe.SetOutput((1,), 0, 3.0))
     edited = run.with_edits(edit)
+    assert edited.evaluate("val").accuracy == pytest.approx(edit.report.accuracy[1])
     (old,), (new,) = run.predict(["images/ant/0.png"]), edited.predict(["images/ant/0.png"])
     assert old.likeliest.logit != new.likeliest.logit
     edited.save("saved")
@@ -85,6 +87,8 @@ def test_edits_of_another_model_and_runs_without_experts_are_refused(tmp_path):
     edit = other.edit("ablate:1")
     with pytest.raises(UserError, match="expected edits of this model"):
         run.with_edits(edit)
+    with edit.stack, pytest.raises(UserError, match="expected edits that are not applied"):
+        other.with_edits(edit)
     plain = mumoe.load(trained(tmp_path / "c", head="linear"), device="cpu", progress=False)
     with pytest.raises(UserError, match="expected a head with experts, got 'linear'"):
         plain.with_edits(edit)

@@ -343,15 +343,21 @@ def edit_by_hand(
     who = "Run.edit"
     _check_split(split, who)
     _check_subgroup({"target": target, "sensitive": sensitive, "value": value}, who)
+    if not operations:
+        raise UserError(f"{who}: expected at least one edit, got none. Pass for example mumoe.Ablate(17).")
     texts = [text for text in operations if isinstance(text, str)]
     edits = [parse_edit(item, stored.classes, who=who) if isinstance(item, str) else item for item in operations]
     check_editable(stored, [*content_of(base).edits.values(), *edits], who=who)
     run = editing_run(stored)
     layer = run.require_layer(who)
-    problem = run.problem(target, sensitive, who=who) if sensitive else None
+    subject = None
+    if sensitive:
+        problem = run.problem(target, sensitive, who=who)
+        subgroup = (label, problem.value(value, who=who))
+        subject = _Subject(run, problem, split, subgroup, Bootstrap(resamples, seed=seed))
     stack = stack_on(layer, base)
     names = [stack.add(edit) for edit in edits]
-    rows = run.data.indices(split) if problem is None else problem.rows(split)  # type: ignore[arg-type]
+    rows = subject.problem.rows(split) if subject else run.data.indices(split)  # type: ignore[arg-type]
     if not len(rows):
         raise UserError(f"{who}: expected images in the {split} split, got none. Use another `split`.")
     before = run.answers(rows)
@@ -359,9 +365,8 @@ def edit_by_hand(
         after = run.answers(rows)
     described = {name: stack[name].describe() for name in names}
     fairness = None
-    if problem is not None:
-        subject = _Subject(run, problem, split, (label, problem.value(value, who=who)), Bootstrap(resamples, seed=seed))
-        columns = {"before": before[:, problem.position], "after": after[:, problem.position]}
+    if subject:
+        columns = {name: guess[:, subject.problem.position] for name, guess in (("before", before), ("after", after))}
         fairness = subject.compared(columns, all_scored=True)
     report = _changed(run, rows, before, after, {"split": split, "edits": described, "fairness": fairness})
     by_hand = texts if len(texts) == len(operations) else [described[name] for name in names]

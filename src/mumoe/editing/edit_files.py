@@ -139,7 +139,7 @@ def stack_on(layer: MuMoE, edits: Edits | None) -> EditStack:
     """A new stack on a layer with the edits of a file or of another stack; of None without edits.
 
     Raises:
-        UserError: As `load_edits`, also for the stack of another model.
+        UserError: As `load_edits`, also for the stack of another model, or one that is applied.
     """
     if isinstance(edits, str | Path):
         return load_edits(edits, layer)
@@ -148,6 +148,8 @@ def stack_on(layer: MuMoE, edits: Edits | None) -> EditStack:
         return EditStack(layer)
     if stack.layer is not layer:
         _require_same(layer, stack.layer.spec, fingerprint(stack.layer))
+    elif stack.applied:
+        raise UserError("stack_on: expected edits that are not applied, got applied ones. Undo them first.")
     return EditStack(layer, dict(stack.edits))
 
 

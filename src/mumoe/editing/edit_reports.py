@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,10 @@ import numpy as np
 from mumoe.editing.choose import Choice
 from mumoe.editing.fairness_tables import fairness_table, subgroup_table
 from mumoe.editing.subgroup_fairness import Estimate, FairnessReport
+from mumoe.errors import require
 from mumoe.plots.dots import dot_figure
+from mumoe.plots.subgroup_accuracy import subgroup_figure
+from mumoe.plots.tradeoff import trade_off_figure
 from mumoe.records import Record, record, render_table
 
 if TYPE_CHECKING:
@@ -57,12 +60,12 @@ class FairnessComparison(Record):
         return f"{self.target} by {self.sensitive} on {images:,} {self.split} images of {self.run}{unknown}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per model and subgroup."""
-        return [row for name, report in self.models.items() for row in self._subgroups(name, report)]
+        return self.subgroup_rows()
 
-    def _subgroups(self, name: str, report: FairnessReport) -> Iterator[dict[str, Any]]:
-        for found in report.subgroups:
-            yield {
+    def subgroup_rows(self) -> list[dict[str, Any]]:
+        """One row per model and subgroup."""
+        return [
+            {
                 "model": name,
                 self.target: found.subgroup.label,
                 self.sensitive: found.subgroup.sensitive,
@@ -72,6 +75,9 @@ class FairnessComparison(Record):
                 "high": found.accuracy.high,
                 "is_target": found.subgroup == report.target,
             }
+            for name, report in self.models.items()
+            for found in report.subgroups
+        ]
 
     def metric_rows(self) -> list[dict[str, Any]]:
         """One row per model, one column per metric, each of `mumoe.editing.subgroup_fairness.METRICS`."""
@@ -89,11 +95,10 @@ class FairnessComparison(Record):
         Raises:
             UserError: If pandas is not installed.
         """
-        frame = super().to_frame()
-        if metrics is None:
-            return frame
-        rows = self.metric_rows() if metrics else FairnessComparison.rows(self)
-        return type(frame)(rows)
+        pandas = require("pandas", "reports", f"{type(self).__name__}.to_frame")
+        tables = {None: self.rows, True: self.metric_rows, False: self.subgroup_rows}
+        frame: pd.DataFrame = pandas.DataFrame(tables[metrics]())
+        return frame
 
     def tables(self) -> str:
         """Subgroups and metrics as the text that the command line prints."""
@@ -156,9 +161,6 @@ class RewritingReport(FairnessComparison):
         Raises:
             UserError: If matplotlib is not installed.
         """
-        from mumoe.plots.subgroup_accuracy import subgroup_figure
-        from mumoe.plots.tradeoff import trade_off_figure
-
         if self.choice is None:
             return subgroup_figure([self.models["after"]], title=self.headline())
         choices = {"experts": self.choice, **({"blind threshold": self.blind} if self.blind else {})}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 
 from mumoe.editing.expert_edits import Ablate, Correct, ExpertEdit, Scale, SetOutput, Swap
 from mumoe.errors import UserError, unknown_name
@@ -18,6 +19,18 @@ FORMS = {
     "correct": "correct:5:CLASS=0.3",
 }
 """An example of each kind."""
+
+
+_WHOLE, _NUMBER = r"[+-]?\d+", r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_PLACE = rf"(?:({_WHOLE})/)?({_WHOLE})"
+_OUTPUT = rf"({_WHOLE}(?:,{_WHOLE})*):(.*)=({_NUMBER})"
+_PATTERNS = {
+    "ablate": _PLACE,
+    "scale": rf"{_PLACE}=({_NUMBER})",
+    "swap": rf"{_PLACE}=({_WHOLE})",
+    "set-output": _OUTPUT,
+    "correct": _OUTPUT,
+}
 
 
 def parse_edit(text: str, classes: Sequence[str], *, who: str = "parse_edit") -> ExpertEdit:
@@ -37,39 +50,21 @@ def parse_edit(text: str, classes: Sequence[str], *, who: str = "parse_edit") ->
     kind, _, rest = text.partition(":")
     if kind not in FORMS:
         raise unknown_name(who, "kind of edit", kind, FORMS)
-
-    def number(value: str, convert: Callable[[str], float] = float) -> float:
-        try:
-            found = convert(value)
-        except ValueError:
-            raise _malformed(who, kind, text) from None
-        if not math.isfinite(found):
-            raise _malformed(who, kind, text)
-        return found
-
-    def index(value: str) -> int:
-        return int(number(value, int))
-
-    def place(value: str) -> tuple[int, int]:
-        level, slash, expert = value.partition("/")
-        return (index(level), index(expert)) if slash else (0, index(value))
-
+    found = re.fullmatch(_PATTERNS[kind], rest)
+    if found is None or not math.isfinite(float(found.groups()[-1])):
+        raise UserError(f"{who}: expected an edit such as {FORMS[kind]}, got {text!r}. Write it in this form.")
+    if kind in ("set-output", "correct"):
+        experts, name, value = found.groups()
+        if name not in classes:
+            raise unknown_name(who, "class", name, classes)
+        combination, head = tuple(map(int, experts.split(","))), list(classes).index(name)
+        if kind == "correct":
+            return Correct.of(head, {combination: float(value)})
+        return SetOutput(combination, head, float(value))
+    level, expert, *others = found.groups()
+    place = {"level": int(level or 0)}
     if kind == "ablate":
-        level, expert = place(rest)
-        return Ablate(expert, level)
-    left, _, right = rest.rpartition("=")
-    if kind in ("scale", "swap"):
-        level, expert = place(left)
-        if kind == "scale":
-            return Scale(expert, float(number(right)), level)
-        return Swap(expert, index(right), level)
-    experts, _, name = left.partition(":")
-    combination, value = tuple(index(part) for part in experts.split(",")), float(number(right))
-    if name not in classes:
-        raise unknown_name(who, "class", name, classes)
-    head = list(classes).index(name)
-    return SetOutput(combination, head, value) if kind == "set-output" else Correct.of(head, {combination: value})
-
-
-def _malformed(who: str, kind: str, text: str) -> UserError:
-    return UserError(f"{who}: expected an edit such as {FORMS[kind]}, got {text!r}. Write it in this form.")
+        return Ablate(int(expert), **place)
+    if kind == "scale":
+        return Scale(int(expert), float(others[0]), **place)
+    return Swap(int(expert), int(others[0]), **place)

@@ -30,6 +30,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -195,22 +196,29 @@ def audit(
         raise UserError(f"audit: expected `min_rows` >= 2, got {min_rows}. 10 is the default.")
     candidates = list(_candidates(coefficients, threshold, pairs))
     names, table, values = _tables(candidates, right.bool(), labels, min_rows)
-    tested = _tested(table, values, min_rows)
-    floor, pooled = min_rows, False
-    if not len(tested):
-        pooled, largest = True, _sizes(table).max(initial=0)
-        floor = int(min(min_rows, largest))
-        tested = _pooled(table, floor) if floor >= 2 else tested
-    if not len(tested):
+    found, floor = _by_label(names, table, values, min_rows), min_rows
+    pooled = not found
+    if pooled:
+        table = _comparable(table)
+        sizes = table.sum(1)[:, [1, 3]].min(1)
+        floor = int(min(min_rows, sizes.max(initial=-1)))
+        found = [_pooled(names[g], table[g]) for g in np.flatnonzero(sizes >= floor)] if floor >= 2 else []
+    if not found:
         raise UserError(
             f"audit: expected experts that handle some of {len(labels):,} rows and not all, got none. "
-            "Lower the threshold, or use more rows."
+            "Lower the `threshold`, or use more rows."
         )
-    found = _findings(names, table, values, tested, pooled)
     p = np.array([finding.p_value for finding in found])
     corrected = holm(p) if correction == "holm" else benjamini_hochberg(p)
-    ranked = _ranked(found, corrected, alpha, most)
-    return Audit(ranked, len(found), threshold, alpha, correction, floor, pooled)
+    compared = [replace(finding, p_corrected=float(p)) for finding, p in zip(found, corrected, strict=True)]
+    ranked = sorted(compared, key=partial(_place, alpha=alpha))[:most]
+    return Audit(tuple(ranked), len(found), threshold, alpha, correction, floor, pooled)
+
+
+def _place(finding: Finding, alpha: float) -> tuple[bool, float]:
+    """Sorts significant findings first, by falling gap, then the others by rising p-value."""
+    significant = finding.p_corrected <= alpha
+    return not significant, -finding.gap.value if significant else finding.p_value
 
 
 def propose(
@@ -316,67 +324,31 @@ def _counts(members: Members, chosen: Tensor, hits: Tensor) -> Tensor:
     return torch.stack([both[upper[0], upper[1]], good[upper[0], upper[1]]], dim=1)
 
 
-def _tested(table: Counts, values: Sequence[int], least: int) -> Counts:
-    """(tests, 2) positions of group and label with enough rows on both sides, label after label."""
-    enough = (table[:, :, 1] >= least) & (table[:, :, 3] >= least)
-    label, group = np.nonzero(enough.T)
-    return np.stack([group, label], axis=1)
-
-
 def _comparable(table: Counts) -> Counts:
     """Counts with zeros for labels that have rows on one side alone: they cannot be compared."""
     both = (table[:, :, 1] > 0) & (table[:, :, 3] > 0)
     return np.where(both[:, :, None], table, 0)
 
 
-def _sizes(table: Counts) -> npt.NDArray[np.int64]:
-    """(groups,) comparable rows over all labels, of the smaller side."""
-    return np.asarray(_comparable(table).sum(1)[:, [1, 3]].min(1), dtype=np.int64)
+def _by_label(names: Sequence[Experts], table: Counts, values: Sequence[int], least: int) -> list[Finding]:
+    """Each group with each label of which enough rows are on both sides; p-values are not corrected yet."""
+    label, group = np.nonzero(((table[:, :, 1] >= least) & (table[:, :, 3] >= least)).T)
+    counts = table[group, label]
+    found = []
+    columns = (part.tolist() for part in (group, label, counts, fisher_less(*counts.T)))
+    for g, place, (k, n, k_rest, n_rest), p in zip(*columns, strict=True):
+        accuracy, rest = k / n, k_rest / n_rest
+        gap = Estimate(rest - accuracy, *newcombe(k, n, k_rest, n_rest))
+        found.append(Finding(names[g], values[place], n, accuracy, rest, gap, p, p))
+    return found
 
 
-def _pooled(table: Counts, least: int) -> Counts:
-    """(tests, 1) positions of groups with enough rows over all labels."""
-    return np.flatnonzero(_sizes(table) >= least)[:, None]
-
-
-def _findings(
-    names: Sequence[Experts], table: Counts, values: Sequence[int], tested: Counts, pooled: bool
-) -> list[Finding]:
-    """All tests, with p-values that are not corrected yet."""
-    if pooled:
-        return [_pooled_finding(names[g], _comparable(table[g : g + 1])[0]) for g in tested[:, 0].tolist()]
-    counts = table[tested[:, 0], tested[:, 1]]
-    p = fisher_less(*counts.T)
-    return [
-        _finding(names[group], values[label], row, float(value))
-        for (group, label), row, value in zip(tested.tolist(), counts.tolist(), p, strict=True)
-    ]
-
-
-def _finding(experts: Experts, label: int, counts: Sequence[int], p: float) -> Finding:
-    k, n, k_rest, n_rest = counts
-    accuracy, rest = k / n, k_rest / n_rest
-    gap = Estimate(rest - accuracy, *newcombe(k, n, k_rest, n_rest))
-    return Finding(experts, label, n, accuracy, rest, gap, p, p)
-
-
-def _pooled_finding(experts: Experts, counts: Counts) -> Finding:
+def _pooled(experts: Experts, counts: Counts) -> Finding:
+    """A group with all labels, compared label by label."""
     k, n, *_ = counts.sum(0).tolist()
     gap = Estimate(*stratified_gap(*counts.T))
     accuracy, p = k / n, stratified_less(*counts.T)
     return Finding(experts, None, n, accuracy, accuracy + gap.value, gap, p, p)
-
-
-def _ranked(
-    found: Sequence[Finding], corrected: npt.NDArray[np.float64], alpha: float, most: int
-) -> tuple[Finding, ...]:
-    gaps, p = (np.array(values) for values in zip(*((f.gap.value, f.p_value) for f in found), strict=True))
-    significant, others = np.flatnonzero(corrected <= alpha), np.flatnonzero(corrected > alpha)
-    order = [
-        *significant[np.argsort(-gaps[significant], kind="stable")],
-        *others[np.argsort(p[others], kind="stable")],
-    ]
-    return tuple(replace(found[i], p_corrected=float(corrected[i])) for i in order[:most])
 
 
 def _check(coefficients: Sequence[Tensor], right: Tensor, labels: Tensor, threshold: float, correction: str) -> None:

@@ -68,8 +68,8 @@ class EditingRun:
         return self.head.prepare(features.to(self.head.mean.device))
 
     def batches(self, rows: npt.NDArray[np.int64], report: Callable[[int], None] | None = None) -> Iterator[Tensor]:
-        """Inputs of the layer in blocks of bounded size; `report` is called with the rows done before each."""
-        for start in range(0, len(rows), BLOCK):
+        """Inputs of the layer in blocks of bounded size, at least one; `report` gets the rows done before each."""
+        for start in range(0, max(1, len(rows)), BLOCK):
             if report is not None:
                 report(start)
             yield self.inputs(rows[start : start + BLOCK])
@@ -85,7 +85,7 @@ class EditingRun:
 
     @torch.no_grad()
     def _output(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        return torch.cat([self.head.finish(self.head.layer(self.inputs(part))) for part in _blocks(rows)])
+        return torch.cat([self.head.finish(self.head.layer(x)) for x in self.batches(rows)])
 
     def answers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """(rows,) classes, or (rows, attributes) of 0 and 1, with whatever edits are applied."""
@@ -97,7 +97,7 @@ class EditingRun:
     def coefficients(self, rows: npt.NDArray[np.int64], who: str) -> tuple[Tensor, ...]:
         """One (rows, N_e) tensor per level, on the CPU."""
         layer = self.require_layer(who)
-        parts = [layer.coefficients(self.inputs(part)) for part in _blocks(rows)]
+        parts = [layer.coefficients(x) for x in self.batches(rows)]
         return tuple(torch.cat(level).cpu() for level in zip(*parts, strict=True))
 
     def problem(self, head: str, sensitive: str, *, who: str) -> Problem:
@@ -240,7 +240,3 @@ def _sensitive(data: ImageData, name: str, who: str) -> tuple[npt.NDArray[np.str
     if name in data.classes:
         return data.labels[:, data.classes.index(name)].astype(np.str_), np.ones(len(data), dtype=np.bool_)
     raise unknown_argument(who, "sensitive", name, [*data.attributes, *data.classes])
-
-
-def _blocks(rows: npt.NDArray[np.int64], size: int = BLOCK) -> list[npt.NDArray[np.int64]]:
-    return [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]

@@ -195,9 +195,7 @@ def equal_opportunity_difference(
     (between groups). Source: Hardt et al. 2016; appendix G.
 
     Args:
-        y_true: (rows,) true labels.
-        y_pred: (rows,) predicted labels.
-        sensitive_features: (rows,) sensitive values, or several attributes by name.
+        y_true, y_pred, sensitive_features: As for `subgroup_accuracy`.
         pos_label: The label that the opportunity is about.
     """
     groups, means = _accuracies("equal_opportunity_difference", y_true, y_pred, sensitive_features)
@@ -240,9 +238,7 @@ def rewriting_score(
     others changed by more than the target gained. Improving the others counts against it as well.
 
     Args:
-        y_true: (rows,) true labels.
-        y_pred: (rows,) labels predicted after the correction.
-        sensitive_features: (rows,) sensitive values, or several attributes by name.
+        y_true, y_pred, sensitive_features: As for `subgroup_accuracy`, with the labels predicted after the correction.
         y_pred_before: (rows,) labels predicted before it.
         target: (label, sensitive value) of the subgroup that it was meant for.
 
@@ -266,9 +262,7 @@ def fairness_report(
     """All metrics of one model with their intervals; equality of opportunity is about the target's label.
 
     Args:
-        y_true: (rows,) true labels.
-        y_pred: (rows,) predicted labels.
-        sensitive_features: (rows,) sensitive values, or several attributes by name.
+        y_true, y_pred, sensitive_features: As for `subgroup_accuracy`.
         target: (label, sensitive value) of the subgroup that a correction is, or would be, meant for.
         y_pred_before: (rows,) labels predicted before a correction; adds the re-writing score.
         bootstrap: How to draw the intervals; 1,000 stratified resamples by default.
