@@ -32,7 +32,7 @@ from mumoe.layers import MuMoE
 from mumoe.reports.expert_views import Analyzed, read_experts
 from mumoe.training.opening import StoredRun
 
-__all__ = ["WHO", "Session", "Split", "open_session", "silent"]
+__all__ = ["Session", "Split", "open_session", "silent"]
 
 CHECKED = 64
 """Rows whose stored coefficients are compared with the gate's."""
