@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mumoe.dashboard import WHO, edits, expert_panel, image_panel
+from mumoe.dashboard import WHO, edit_panel, expert_panel, image_panel
 from mumoe.dashboard.background import Tasks, one_line
 from mumoe.dashboard.guard import Guard, Secrets
 from mumoe.dashboard.session import Session, Split
@@ -128,7 +128,7 @@ class Dashboard:
         return self.tokens.excerpt(_number(given, "number"))
 
     def edit_files(self, _: Mapping[str, str]) -> Any:
-        return edits.list_edits(self.session)
+        return edit_panel.list_edits(self.session)
 
     # What is asked with POST
 
@@ -136,7 +136,7 @@ class Dashboard:
         """One page of a list of images."""
         session, split, kind = self.session, self.split(given), str(given.get("kind", "all"))
         entries = _entries(given)
-        changed = edits.outcome(session, split, entries) if kind in ("mended", "broken") else None
+        changed = edit_panel.outcome(session, split, entries) if kind in ("mended", "broken") else None
         expert = (_number(given, "level"), _number(given, "expert")) if "expert" in given else None
         rows, values = image_panel.image_rows(session, split, _filter(given), kind=kind, expert=expert, changed=changed)
         offset, limit = _number(given, "offset"), _number(given, "limit", 60)
@@ -154,7 +154,7 @@ class Dashboard:
     def compare(self, given: Mapping[str, Any]) -> Any:
         """Before and after edits."""
         resamples = min(max(_number(given, "resamples"), 0), 2000)
-        return edits.compare(
+        return edit_panel.compare(
             self.session, self.split(given), _entries(given), _subgroup(given), resamples=resamples
         ) | {"edits": self._described(given)}
 
@@ -162,7 +162,7 @@ class Dashboard:
         """Begin to make a rewriting."""
         subgroup, entries, strength = _subgroup(given), _entries(given), str(given.get("strength", "paper"))
         work = self.tasks.start(
-            "rewriting", lambda report: edits.rewrite(self.session, subgroup, entries, strength, report)
+            "rewriting", lambda report: edit_panel.rewrite(self.session, subgroup, entries, strength, report)
         )
         return {"job": work}
 
@@ -179,26 +179,26 @@ class Dashboard:
         """Write an edit file."""
         split, entries, name = self.split(given), _entries(given), str(given.get("name", ""))
         replace = given.get("replace") is True
-        return {"path": edits.save(self.session, split, entries, name, _subgroup(given), replace=replace)}
+        return {"path": edit_panel.save(self.session, split, entries, name, _subgroup(given), replace=replace)}
 
     def load(self, given: Mapping[str, Any]) -> Any:
         """Read an edit file."""
-        return {"entries": edits.load(self.session, str(given.get("name", "")))}
+        return {"entries": edit_panel.load(self.session, str(given.get("name", "")))}
 
     def parse(self, given: Mapping[str, Any]) -> Any:
         """The entry of an edit given as text."""
-        return {"entry": edits.parse(self.session, str(given.get("text", "")))}
+        return {"entry": edit_panel.parse(self.session, str(given.get("text", "")))}
 
     def _described(self, given: Mapping[str, Any]) -> list[str]:
         entries = _entries(given)
         if not entries:
             return []
-        stack = edits.make_stack(self.session, entries)
+        stack = edit_panel.make_stack(self.session, entries)
         return [edit.describe() for edit in stack.edits.values()]
 
     def _operations(self, given: Mapping[str, Any]) -> Any:
         entries = _entries(given)
-        return edits.make_stack(self.session, entries).operations() if entries else ()
+        return edit_panel.make_stack(self.session, entries).operations() if entries else ()
 
 
 def describe(session: Session) -> dict[str, Any]:
@@ -401,10 +401,10 @@ def _filter(given: Mapping[str, Any]) -> expert_panel.Filter:
     return expert_panel.Filter(**{name: str(given.get(name) or "") for name in names})
 
 
-def _subgroup(given: Mapping[str, Any]) -> edits.Subgroup:
+def _subgroup(given: Mapping[str, Any]) -> edit_panel.Subgroup:
     found = given.get("subgroup") or {}
     if not isinstance(found, dict):
         raise UserError(f"{WHO}: expected a subgroup as an object, got {type(found).__name__}. Load the page again.")
     label = _number(found, "label", 1)
     head, sensitive, value = (str(found.get(name) or "") for name in ("head", "sensitive", "value"))
-    return edits.Subgroup(head, sensitive, value, label)
+    return edit_panel.Subgroup(head, sensitive, value, label)

@@ -162,30 +162,25 @@ class Groups:
         Raises:
             UserError: If the target names no subgroup.
         """
-        old, new = self._mine(before), self._mine(after)
         if resamples:
-            return dict(zip(("before", "after"), self.reports(old, new, target, resamples), strict=True))
+            return dict(zip(("before", "after"), self.reports(before, after, target, resamples), strict=True))
+        old, new = self._mine(before), self._mine(after)
         aim = self.groups.index(*target, who=WHO)
         return {
             "before": self._plain(metrics_at(self.groups, aim, self.truth, old, old), old, aim),
             "after": self._plain(metrics_at(self.groups, aim, self.truth, new, old), new, aim),
         }
 
-    def reports(self, old: Any, new: Any, target: tuple[int, str], resamples: int) -> list[dict[str, Any]]:
-        """The reports of `mumoe fairness`, before and after."""
-        common: dict[str, Any] = {
-            "sensitive_features": self.values,
-            "target": target,
-            "bootstrap": Bootstrap(resamples),
-            "y_pred_before": old,
-        }
-        return [fairness_report(self.truth, guess, **common).to_dict() for guess in (old, new)]
-
-    def recorded(
-        self, before: npt.NDArray[np.int64], after: npt.NDArray[np.int64], target: tuple[int, str]
+    def reports(
+        self, before: npt.NDArray[np.int64], after: npt.NDArray[np.int64], target: tuple[int, str], resamples: int
     ) -> list[dict[str, Any]]:
-        """The reports that an edit file records."""
-        return self.reports(self._mine(before), self._mine(after), target, 1000)
+        """The reports of `mumoe fairness` before and after, as an edit file records them."""
+        old, new = self._mine(before), self._mine(after)
+        common: dict[str, Any] = {"target": target, "bootstrap": Bootstrap(resamples), "y_pred_before": old}
+        return [
+            fairness_report(self.truth, guess, sensitive_features=self.values, **common).to_dict()
+            for guess in (old, new)
+        ]
 
     def _mine(self, answers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return answers[self.known, self.problem.position]

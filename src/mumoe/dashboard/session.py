@@ -23,7 +23,7 @@ from mumoe.baselines import SparseMoE
 from mumoe.dashboard import WHO
 from mumoe.dashboard.background import Report
 from mumoe.dashboard.scoring import Groups, Scores
-from mumoe.dashboard.whatif import Level, Rows, begun, decisions, open_rows
+from mumoe.dashboard.whatif import Level, Rows, begun, open_rows
 from mumoe.data.base import SPLITS
 from mumoe.editing.runs import EditingRun, editing_run
 from mumoe.errors import UserError, unknown_name
@@ -32,7 +32,7 @@ from mumoe.layers import MuMoE
 from mumoe.reports.expert_views import Analyzed, read_experts
 from mumoe.training.opening import StoredRun
 
-__all__ = ["WHO", "Session", "Split", "open_session", "silent"]
+__all__ = ["Session", "Split", "open_session", "silent"]
 
 CHECKED = 64
 """Rows whose stored coefficients are compared with the gate's."""
@@ -173,9 +173,8 @@ def _open_split(session: Session, name: str, report: Report) -> Split:
     if run.layer is not None:
         rows = open_rows(run, images, stored)
         return Split(name, images, rows.levels, rows, Scores.of(rows))
-    decided = decisions(torch.from_numpy(run.outputs(images)), run.data.multi_label)
     truth = run.data.labels[images].astype(np.int64)
-    return Split(name, images, tuple(map(Level.of, stored)), None, Scores(run.data, truth, decided.numpy()))
+    return Split(name, images, tuple(map(Level.of, stored)), None, Scores(run.data, truth, run.answers(images)))
 
 
 def _stored(session: Session, name: str, images: npt.NDArray[np.int64]) -> list[CoefficientLevel] | None:

@@ -31,7 +31,7 @@ from mumoe.dashboard import WHO
 from mumoe.editing.operations import AddedTerm, CoefficientMap, EditedFactorization, Operation
 from mumoe.editing.runs import EditingRun
 
-__all__ = ["Changed", "Level", "Rows", "decisions", "open_rows"]
+__all__ = ["Changed", "Level", "Rows", "begun", "open_rows"]
 
 T = TypeVar("T")
 
@@ -167,7 +167,7 @@ class Rows:
             value = self._value(term, rows)
             logits[:, term.head] += value
             scale += value.abs()
-        decided = decisions(logits, self.run.data.multi_label)
+        decided = _decisions(logits, self.run.data.multi_label)
         self._settle(rows, logits, decided, scale, operations)
         return Changed(rows, logits, decided)
 
@@ -176,7 +176,7 @@ class Rows:
         rows = torch.arange(len(self))
         with torch.no_grad():
             self.logits, self.scale = self._compute(rows, ())
-            self.decided = decisions(self.logits, self.run.data.multi_label)
+            self.decided = _decisions(self.logits, self.run.data.multi_label)
             self._settle(rows, self.logits, self.decided, self.scale, ())
 
     def _carried(self, operations: Sequence[Operation]) -> tuple[dict[int, set[int]], list[AddedTerm]]:
@@ -263,13 +263,13 @@ class Rows:
     def _settle(
         self, rows: Tensor, logits: Tensor, decided: Tensor, scale: Tensor, operations: Sequence[Operation]
     ) -> None:
-        """Take decisions that rounding errors could turn from the layer itself."""
+        """Replace decisions that rounding errors could flip by those of the layer itself."""
         slack = scale * (ROUNDING * torch.finfo(logits.dtype).eps)
         close = (_margin(logits, self.run.data.multi_label) <= slack).nonzero()[:, 0]
         for place in _blocks(len(close), sum(level.num_experts for level in self.levels)):
             part = close[place]
             logits[part] = self.plain(rows[part], operations)
-            decided[part] = decisions(logits[part], self.run.data.multi_label)
+            decided[part] = _decisions(logits[part], self.run.data.multi_label)
 
 
 def open_rows(run: EditingRun, images: npt.NDArray[np.int64], levels: Sequence[CoefficientLevel]) -> Rows:
@@ -303,7 +303,7 @@ def begun(work: Callable[[], T]) -> Future[T]:
     return found
 
 
-def decisions(logits: Tensor, multi_label: bool) -> Tensor:
+def _decisions(logits: Tensor, multi_label: bool) -> Tensor:
     """(n,) classes, the first of equal logits winning, or (n, classes) 0 and 1, above 0 being 1."""
     return (logits > 0).long() if multi_label else logits.argmax(1)
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mumoe.dashboard import WHO
 from mumoe.dashboard.background import Report
 from mumoe.dashboard.scoring import Groups, accuracies, by_value
-from mumoe.dashboard.session import WHO, Session, Split, silent
+from mumoe.dashboard.session import Session, Split, silent
 from mumoe.dashboard.whatif import Changed
 from mumoe.editing.choose import LabelledRows, LogitShift
 from mumoe.editing.edit_files import as_entry, from_entry, load_edits, read_edit_file, save_edits
@@ -33,6 +34,9 @@ __all__ = ["Subgroup", "compare", "list_edits", "load", "make_stack", "outcome",
 
 MOST_EDITS = 200
 """Edits of one stack."""
+
+RESAMPLES = 1000
+"""Bootstrap resamples of the intervals in a file, as `mumoe edit` draws them."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_=,.-]{0,80}")
 
@@ -307,7 +311,7 @@ def _provenance(session: Session, split: Split, stack: EditStack, subgroup: Subg
     changed = split.require_rows().changed(stack.operations())
     if data.multi_label and subgroup.sensitive:
         groups, target = _groups(session, split, subgroup)
-        before, after = groups.recorded(split.scores.decided, split.scores.after(changed), target)
+        before, after = groups.reports(split.scores.decided, split.scores.after(changed), target, RESAMPLES)
         facts["subgroup"] = {
             "head": subgroup.head,
             "label": target[0],
