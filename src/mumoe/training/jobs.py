@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from mumoe.data.base import SPLITS
+from mumoe.data.base import SPLITS, SplitName
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.results import EvalResult, RunResult, TrainResult
 from mumoe.training import state
@@ -35,8 +35,6 @@ from mumoe.training.tasks import settled, task_of
 __all__ = ["evaluate", "job_result", "resume", "train"]
 
 _tell = logging.getLogger("mumoe.training").warning
-
-Split = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -241,7 +239,7 @@ def _finish(engine: Engine, parameters: int) -> RunResult:
     """Evaluate the checkpoint that is the result, and write it down."""
     if engine.config.select == "best" and engine.best is not None and engine.best["step"] != engine.step:
         _take_best(engine)
-    splits: list[Split] = [name for name in ("val", "test") if len(engine.data.indices(name))]
+    splits: list[SplitName] = [name for name in ("val", "test") if len(engine.data.indices(name))]
     result = RunResult(
         run=str(engine.run.path),
         head=engine.config.head,

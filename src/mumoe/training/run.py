@@ -22,7 +22,7 @@ from typing import Any
 from mumoe.errors import JobError, UserError, nearest
 from mumoe.files import clean_folder, read_json, write_errors, write_text
 from mumoe.training.config import TrainConfig, read_config, to_toml
-from mumoe.training.metrics_log import METRICS
+from mumoe.training.metrics_log import METRICS_FILE
 
 __all__ = [
     "SCHEMA",
@@ -77,7 +77,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
-        self.metrics = self.path / METRICS
+        self.metrics = self.path / METRICS_FILE
         self._lock: Any = None
 
     @classmethod

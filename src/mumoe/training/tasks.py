@@ -43,7 +43,7 @@ from mumoe.training.networks import (
     partner_spec,
 )
 from mumoe.training.sampler import derived_seed
-from mumoe.training.sources import FeatureSource, ImageSource, Source, TextSource
+from mumoe.training.sources import BatchSource, FeatureSource, ImageSource, TextSource
 
 __all__ = ["Task", "load_inputs", "settled", "task_of"]
 
@@ -120,7 +120,7 @@ class Task(ABC):
             return self.empty(inputs.num_features, len(inputs.data.classes), vocabulary, copy.deepcopy(inputs.backbone))
 
     @abstractmethod
-    def source(self, inputs: Inputs, device: torch.device | str) -> Source:
+    def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
         """Batches of the inputs."""
 
 
@@ -146,7 +146,7 @@ class FinetuneTask(Task):
     def empty(self, num_features: int, num_classes: int, vocabulary: int = 0, backbone: Any = None) -> Trained:
         return Network(make_head(self.config, num_features, num_classes), backbone)
 
-    def source(self, inputs: Inputs, device: torch.device | str) -> Source:
+    def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
         train, plain = inputs.backbone.transform(train=True), inputs.backbone.transform(train=False)
         return _image_source(self.config, inputs, train, plain, device)
 
@@ -173,7 +173,7 @@ class FeatureTask(FinetuneTask):
             network.head.standardize(*column_statistics(inputs.features, inputs.data.indices("train")))
         return network
 
-    def source(self, inputs: Inputs, device: torch.device | str) -> Source:
+    def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
         assert inputs.features is not None
         return FeatureSource(inputs.features, inputs.data.labels, device)
 
@@ -205,7 +205,7 @@ class ScratchTask(Task):
     def empty(self, num_features: int, num_classes: int, vocabulary: int = 0, backbone: Any = None) -> Trained:
         return make_mixer(self.config, num_classes)
 
-    def source(self, inputs: Inputs, device: torch.device | str) -> Source:
+    def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
         return _image_source(self.config, inputs, image_transform(self.config, True), self.transform(), device)
 
 
@@ -230,7 +230,7 @@ class TextTask(ScratchTask):
     def empty(self, num_features: int, num_classes: int, vocabulary: int = 0, backbone: Any = None) -> Trained:
         return make_gpt2(self.config, vocabulary)
 
-    def source(self, inputs: Inputs, device: torch.device | str) -> Source:
+    def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
         return TextSource(inputs.data, seed=self.config.seed, device=device)
 
 
@@ -294,5 +294,7 @@ def _check_features(features: FloatRows, data: Any) -> int:
     return int(features.shape[1])
 
 
-def _image_source(config: TrainConfig, inputs: Inputs, train: Any, plain: Any, device: torch.device | str) -> Source:
+def _image_source(
+    config: TrainConfig, inputs: Inputs, train: Any, plain: Any, device: torch.device | str
+) -> BatchSource:
     return ImageSource(inputs.data, train, plain, seed=config.seed, workers=config.workers, device=device)
