@@ -20,7 +20,7 @@ from mumoe.data.base import SPLITS, SplitName
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.results import EvalResult, RunResult, TrainResult
 from mumoe.training import state
-from mumoe.training.checkpoint import CheckpointError, read
+from mumoe.training.checkpoint import read_best
 from mumoe.training.compare import summarize
 from mumoe.training.config import TrainConfig, read_config
 from mumoe.training.distributed import make_accelerator
@@ -238,7 +238,10 @@ def _recorded(run: RunFolder, main: bool) -> Any:
 def _finish(engine: Engine, parameters: int) -> RunResult:
     """Evaluate the checkpoint that is the result, and write it down."""
     if engine.config.select == "best" and engine.best is not None and engine.best["step"] != engine.step:
-        _take_best(engine)
+        best = read_best(engine.run.checkpoints, engine.best["step"], state.check_fit(engine.network), _tell)
+        if best is not None:
+            state.restore_model(engine.network, best.tensors["model"])
+            engine.step = best.step
     splits: list[SplitName] = [name for name in ("val", "test") if len(engine.data.indices(name))]
     result = RunResult(
         run=str(engine.run.path),
@@ -252,18 +255,6 @@ def _finish(engine: Engine, parameters: int) -> RunResult:
     if engine.accelerator.is_main_process:
         engine.run.update(state="finished", error=None, result=asdict(result))
     return result
-
-
-def _take_best(engine: Engine) -> None:
-    assert engine.best is not None
-    step = int(engine.best["step"])
-    try:
-        found = read(engine.run.checkpoints / f"step-{step:08d}", state.check_fit(engine.network))
-    except CheckpointError as error:
-        _tell(f"{error} The last checkpoint is taken instead of the best.")
-        return
-    state.restore_model(engine.network, found.tensors["model"])
-    engine.step = step
 
 
 def read_result(run: RunFolder) -> RunResult:

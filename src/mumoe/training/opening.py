@@ -23,7 +23,7 @@ from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.models.heads import Classifier, Head
 from mumoe.results import EvalResult
 from mumoe.training import state
-from mumoe.training.checkpoint import CheckpointError, Snapshot, newest, read
+from mumoe.training.checkpoint import Snapshot, newest, read_best
 from mumoe.training.config import TrainConfig
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.evaluation import evaluate_split, evaluation_batch
@@ -154,7 +154,7 @@ class StoredRun:
             return Inputs(data, None, features, int(features.shape[1]))
         if (found := self._found_features()) is not None:
             return Inputs(data, self._backbone, found, int(found.shape[1]))
-        if not self.task.frozen:
+        if self.task.trains_backbone:
             _ = self.network  # its weights are the backbone's
         features = extracted(self.config, data, self.backbone, self.device, self.progress, together=True).x
         return Inputs(data, self.backbone, features, int(features.shape[1]))
@@ -193,7 +193,7 @@ class StoredRun:
 
     @functools.cached_property
     def _restored(self) -> tuple[Trained, int]:
-        backbone = None if self.task.whole or self.task.frozen else self.backbone
+        backbone = self.backbone if self.task.trains_backbone else None
         sizes = int(self.facts["num_features"]), len(self.classes), int(self.facts.get("vocabulary", 0))
         network = self.task.empty(*sizes, backbone)
         found = _chosen(self.folder, self.config, network)
@@ -259,8 +259,7 @@ class StoredRun:
         if not len(self.data.indices(split)):
             raise UserError(f"evaluate: expected images in the {split} split of {self.data.name}, got none.")
         network = self.network.to(accelerator.device)
-        trained = not self.task.whole and not self.task.frozen
-        inputs = Inputs(self.data, self.backbone, None, 0) if trained else self.inputs
+        inputs = Inputs(self.data, self.backbone, None, 0) if self.task.trains_backbone else self.inputs
         source = task_of(config).source(inputs, accelerator.device)
         size = evaluation_batch(config, network)
         facts = {"run": str(self.path), "step": self.step}
@@ -277,8 +276,5 @@ def _chosen(run: RunFolder, config: TrainConfig, network: nn.Module) -> Snapshot
         )
     best = found.state.get("best")
     if config.select == "best" and best and best["step"] != found.step:
-        try:
-            return read(run.checkpoints / f"step-{int(best['step']):08d}", check)
-        except CheckpointError as error:
-            _tell(f"{error} The last checkpoint is used instead of the best.")
+        return read_best(run.checkpoints, best["step"], check, _tell) or found
     return found

@@ -56,10 +56,12 @@ class Task(ABC):
     Attributes:
         whole: Whether a whole network is trained from random weights, without a head on a backbone.
         frozen: Whether a head is trained on features of a frozen backbone.
+        trains_backbone: Whether the backbone is trained with the head.
     """
 
     whole: ClassVar[bool] = False
     frozen: ClassVar[bool] = False
+    trains_backbone: ClassVar[bool] = False
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -127,6 +129,8 @@ class Task(ABC):
 class FinetuneTask(Task):
     """A head and the backbone below it, on images."""
 
+    trains_backbone = True
+
     def find(self, data: Data | None, backbone: nn.Module | None, features: FloatRows | None, progress: bool) -> Inputs:
         if data is None and features is None and self.config.data.startswith(FEATURES):
             data, features = load_precomputed(self.config)
@@ -154,7 +158,7 @@ class FinetuneTask(Task):
 class FeatureTask(FinetuneTask):
     """A head on cached features of a frozen backbone."""
 
-    frozen = True
+    frozen, trains_backbone = True, False
 
     def extract(self, inputs: Inputs, device: torch.device | str, progress: bool, *, together: bool) -> Inputs:
         if inputs.features is not None:
