@@ -28,7 +28,15 @@ from mumoe.training.engine import Engine
 from mumoe.training.inputs import Data, Inputs
 from mumoe.training.networks import parameter_count
 from mumoe.training.opening import StoredRun
-from mumoe.training.run import RunFolder, check_free, check_same_data, find_run, unknown_backbone, write_group_config
+from mumoe.training.run import (
+    RunFolder,
+    check_free,
+    check_same_data,
+    find_run,
+    started_head,
+    unknown_backbone,
+    write_group_config,
+)
 from mumoe.training.sampler import batches_per_epoch, least_rows
 from mumoe.training.tasks import settled, task_of
 
@@ -279,10 +287,8 @@ def job_result(path: str | Path) -> TrainResult:
     runs = [read_result(run) for run in find_run(path) if run.facts().get("state") == "finished"]
     if not runs:
         raise JobError(f"{path}: expected a finished run, got none. Resume with: mumoe train --resume {path}")
-    heads = [run.head for run in runs]
-    config = Path(path) / "config.toml"
-    first = read_config(config, unknown=lambda names: None).head if config.is_file() else heads[0]
-    return summarize(str(path), first if first in heads else heads[0], runs)
+    started = started_head(Path(path))
+    return summarize(str(path), next((run.head for run in runs if run.head == started), runs[0].head), runs)
 
 
 def evaluate(run: str | Path, split: str = "test", *, progress: bool = True, **given: Any) -> EvalResult:
