@@ -120,11 +120,7 @@ class StoredRun:
 
     @functools.cached_property
     def data(self) -> Any:
-        """The images or the text, under the name that the run was trained with.
-
-        Raises:
-            UserError: If they cannot be found, or are not those that the run was trained on.
-        """
+        """The images or the text, under the name that the run was trained with; others are a `UserError`."""
         found = self._precomputed[0] if self.on_feature_file and self._data is None else self._data
         if found is None:
             found = self.task.load_data(self.progress)
@@ -138,12 +134,7 @@ class StoredRun:
 
     @functools.cached_property
     def inputs(self) -> Inputs:
-        """The data, and what the head sees of each image: features of the backbone, frozen or trained in the run.
-
-        Raises:
-            UserError: As `data` and `backbone`.
-            JobError: If a run that trained its backbone has no whole checkpoint.
-        """
+        """The data, and what the head sees of each image: features of the backbone, frozen or trained in the run."""
         data = self.data
         if self.task.whole:
             return Inputs(data, None, None, 0)
@@ -173,11 +164,7 @@ class StoredRun:
 
     @functools.cached_property
     def backbone(self) -> Any:
-        """The network below the head. In a run that trained it, `network` puts the trained weights into it.
-
-        Raises:
-            UserError: If the run does not know its backbone, or the weights are not those that it was trained on.
-        """
+        """The network below the head. In a run that trained it, `network` puts the trained weights into it."""
         frozen = self.task.frozen
         if self._backbone is None and not self.knows_backbone:
             raise unknown_backbone(self.folder, self.config)
@@ -202,11 +189,7 @@ class StoredRun:
 
     @property
     def network(self) -> Trained:
-        """What was trained, in eval mode.
-
-        Raises:
-            JobError: If there is no whole checkpoint; damaged ones are named in a warning and the next is used.
-        """
+        """What was trained, in eval mode; a `JobError` without a whole checkpoint."""
         return self._restored[0]
 
     @property
@@ -216,12 +199,7 @@ class StoredRun:
 
     @property
     def head(self) -> Head:
-        """The head: features to logits.
-
-        Raises:
-            UserError: If the run trained a whole network.
-            JobError: As `network`.
-        """
+        """The head: features to logits; a `UserError` where a whole network was trained."""
         network = self.network
         if isinstance(network, WholeNetwork):
             raise UserError(
@@ -232,12 +210,7 @@ class StoredRun:
 
     @property
     def model(self) -> nn.Module:
-        """Images to logits; of a run in mode text, a GPT-2 of Hugging Face's kind.
-
-        Raises:
-            UserError: As `backbone`.
-            JobError: As `network`.
-        """
+        """Images to logits; of a run in mode text, a GPT-2 of Hugging Face's kind."""
         network = self.network
         if isinstance(network, WholeNetwork):
             return network.model
