@@ -19,7 +19,6 @@ from mumoe.results import TrainResult
 from mumoe.training import Interrupted, StoredRun, TrainConfig, evaluate, read_config, resume, train
 from mumoe.training.compare import compare, spread
 from mumoe.training.engine import Engine
-from mumoe.training.metrics_log import MetricsLog
 from mumoe.training.networks import column_statistics, make_head, parameter_count, partner_spec
 from mumoe.training.run import RunFolder, find_run
 
@@ -276,22 +275,6 @@ def test_a_damaged_run_json_is_told(config, data, features):
     path.write_text(path.read_text()[:50])
     with pytest.raises(JobError, match=r"run.json is not JSON"):
         _ = StoredRun(config.out, device="cpu").head
-
-
-def test_the_log_keeps_only_what_the_checkpoint_knows(tmp_path):
-    path = tmp_path / "m.jsonl"
-    log = MetricsLog(path)
-    log.write({"step": 1})
-    length = log.sync()
-    log.write({"step": 2})
-    log.close()
-    log = MetricsLog(path, length)
-    log.write({"step": 3})
-    log.close()
-    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
-    log = MetricsLog(path, 1000)
-    log.close()
-    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
 def test_a_disk_that_fills_up_while_training_keeps_what_was_saved(config, data, features, monkeypatch):
