@@ -9,7 +9,7 @@ import pytest
 from made_up_training import make_data
 
 from mumoe.data.base import Attribute
-from mumoe.training import StoredRun, evaluate, train
+from mumoe.training import StoredRun, train
 from mumoe.training.run import RunFolder
 
 
@@ -21,7 +21,7 @@ def test_a_run_on_a_backbone_with_random_weights_opens_again(config, data, tmp_p
         out = str(tmp_path / f"run-{seed}")
         result = train(random.replace(out=out, backbone_seed=seed, seed=7), data=data, progress=False)
         assert RunFolder.open(out).config().backbone_seed == seed
-        again = evaluate(out, data=data, progress=False)
+        again = StoredRun(out, data=data, progress=False).evaluate()
         assert again.loss == result.runs[0].evaluations["test"].loss
         prints.append(StoredRun(out, device="cpu").model.backbone.fingerprint)
     assert prints[0] != prints[1]

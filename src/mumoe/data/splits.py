@@ -147,18 +147,15 @@ def holdout_split(
     return carve(rest, values if labels is None else labels, VAL, fraction=val_fraction, seed=seed)
 
 
-def carve(
-    split: SplitCodes, labels: npt.ArrayLike, target: int, *, fraction: float, seed: int, source: int = TRAIN
-) -> SplitCodes:
-    """Move a stratified part of one split into another: a val for a set that has only train and test.
+def carve(split: SplitCodes, labels: npt.ArrayLike, target: int, *, fraction: float, seed: int) -> SplitCodes:
+    """Move a stratified part of train into another split: a val for a set that has only train and test.
 
     Args:
         split: A position in SPLITS per image; it is not changed.
         labels: Class of each image, as for `stratified_split`.
         target: The split that receives.
-        fraction: Share of `source` that moves.
+        fraction: Share of train that moves.
         seed: Seed of the shuffle.
-        source: The split that gives.
 
     Raises:
         UserError: If the fraction is not in [0, 1).
@@ -168,7 +165,7 @@ def carve(
             f"data: expected a share of the training images from 0 up to, but not, 1, got {fraction}. "
             "Give val_fraction=0.1, say."
         )
-    given = np.flatnonzero(split == source)
+    given = np.flatnonzero(split == TRAIN)
     part = stratified_split(np.asarray(labels)[given], fractions=(1 - fraction, fraction, 0.0), seed=seed)
     result = split.copy()
     result[given[part == VAL]] = target

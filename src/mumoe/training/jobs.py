@@ -1,4 +1,4 @@
-"""Jobs from one call: train over seeds and heads, resume after a stop, evaluate."""
+"""Jobs from one call: train over seeds and heads, resume after a stop."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mumoe.data.base import SPLITS, SplitName
-from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.results import EvalResult, RunResult, TrainResult
+from mumoe.data.base import SplitName
+from mumoe.errors import JobError, UserError
+from mumoe.results import RunResult, TrainResult
 from mumoe.training import state
 from mumoe.training.checkpoint import read_best
 from mumoe.training.compare import summarize
@@ -27,7 +27,6 @@ from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
 from mumoe.training.inputs import Data, Inputs
 from mumoe.training.networks import parameter_count
-from mumoe.training.opening import StoredRun
 from mumoe.training.run import (
     RunFolder,
     check_free,
@@ -40,7 +39,7 @@ from mumoe.training.run import (
 from mumoe.training.sampler import batches_per_epoch, least_rows
 from mumoe.training.tasks import settled, task_of
 
-__all__ = ["evaluate", "job_result", "resume", "train"]
+__all__ = ["job_result", "resume", "train"]
 
 _tell = logging.getLogger("mumoe.training").warning
 
@@ -289,10 +288,3 @@ def job_result(path: str | Path) -> TrainResult:
         raise JobError(f"{path}: expected a finished run, got none. Resume with: mumoe train --resume {path}")
     started = started_head(Path(path))
     return summarize(str(path), next((run.head for run in runs if run.head == started), runs[0].head), runs)
-
-
-def evaluate(run: str | Path, split: str = "test", *, progress: bool = True, **given: Any) -> EvalResult:
-    """The evaluation of a `StoredRun` on one split; `given` is what it takes."""
-    if split not in SPLITS:
-        raise unknown_name("evaluate", "split", split, SPLITS)
-    return StoredRun(run, progress=progress, **given).evaluate(split)
