@@ -13,7 +13,7 @@ from commands.every_world import single_features
 from commands.made_up_analysis import make_data, make_features
 from mumoe.analysis.sweeping import sweep
 from mumoe.errors import UserError
-from mumoe.training import evaluate
+from mumoe.training import StoredRun
 from mumoe.training.config import TrainConfig
 
 BASE = TrainConfig(data="made-up", epochs=2, batch_size=30, lr=0.02)
@@ -100,7 +100,7 @@ def test_each_seed_has_its_own_split(tmp_path: Path) -> None:
     marks = {}
     for cell in (tmp_path / "out" / "cells").iterdir():
         marks[cell.name] = json.loads((cell / "run.json").read_text())["data"]["fingerprint"]
-        again = evaluate(cell, "test", progress=False)
+        again = StoredRun(cell, progress=False).evaluate("test")
         assert again.accuracy == json.loads((cell / "cell.json").read_text())["accuracy"]["test"]
     assert len(marks) == 4
     for seed in (0, 1):

@@ -10,7 +10,7 @@ import torch
 import mumoe
 from mumoe.errors import UserError
 from mumoe.models.heads import Head
-from mumoe.training import StoredRun, TrainConfig, evaluate, train
+from mumoe.training import StoredRun, TrainConfig, train
 from training.made_up_training import CLASSES, made_up_image, make_data, make_features
 
 
@@ -25,7 +25,7 @@ def test_a_run_gives_its_model_and_transform(run: Path) -> None:
     with torch.inference_mode():
         logits = model(torch.stack([transform(made_up_image(row)) for row in rows]))
     accuracy = float((logits.argmax(-1).numpy() == data.labels[rows]).mean())
-    assert accuracy == pytest.approx(evaluate(run, data=data, progress=False).accuracy)
+    assert accuracy == pytest.approx(StoredRun(run, data=data, progress=False).evaluate().accuracy)
 
 
 def test_a_saved_folder_loads_as_the_run_does(run: Path, tmp_path: Path) -> None:

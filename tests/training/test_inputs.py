@@ -1,4 +1,4 @@
-"""What a job reads: random backbones that open again, the defaults of emoji, a line that describes the data."""
+"""What a job reads: random backbones that open again, a line that describes the data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 from made_up_training import make_data
 
 from mumoe.data.base import Attribute
-from mumoe.training import StoredRun, TrainConfig, evaluate, train
+from mumoe.training import StoredRun, train
 from mumoe.training.run import RunFolder
-from mumoe.training.tasks import settled
 
 
 def test_a_run_on_a_backbone_with_random_weights_opens_again(config, data, tmp_path, monkeypatch):
@@ -22,41 +21,10 @@ def test_a_run_on_a_backbone_with_random_weights_opens_again(config, data, tmp_p
         out = str(tmp_path / f"run-{seed}")
         result = train(random.replace(out=out, backbone_seed=seed, seed=7), data=data, progress=False)
         assert RunFolder.open(out).config().backbone_seed == seed
-        again = evaluate(out, data=data, progress=False)
+        again = StoredRun(out, data=data, progress=False).evaluate()
         assert again.loss == result.runs[0].evaluations["test"].loss
         prints.append(StoredRun(out, device="cpu").model.backbone.fingerprint)
     assert prints[0] != prints[1]
-
-
-def test_emoji_are_read_as_in_the_demo_unless_told_otherwise():
-    found = settled(TrainConfig(data="emoji"))
-    assert found.data_options == ("split_by=image", "size=96")
-    assert found.image_size == 96
-    assert settled(found) == found
-    told = TrainConfig(data="emoji", image_size=224, data_options=("split_by=character",))
-    assert settled(told) == told.replace(data_options=("split_by=character", "size=96"))
-    assert settled(TrainConfig(data="emoji", data_options=("size=48",))).image_size == 48
-    assert settled(TrainConfig(data="emoji", backbone="dino-s16")).image_size == 0
-    assert settled(TrainConfig(data="emoji", data_options=("held_out=noto",))).data_options == (
-        "held_out=noto",
-        "size=96",
-    )
-    other = TrainConfig(data="folder:pets")
-    assert settled(other) == other
-
-
-def test_train_records_them(monkeypatch, tmp_path):
-    """What the job is given, without the minutes that the job takes."""
-    from mumoe.training import jobs
-
-    seen = []
-    monkeypatch.setattr(jobs, "_run_job", lambda config, *_: seen.append(config))
-    train(TrainConfig(data="emoji", out=str(tmp_path / "run")), progress=False)
-    train(TrainConfig(data="emoji", out=str(tmp_path / "run")), data=make_data(), progress=False)
-    assert [(config.image_size, config.data_options) for config in seen] == [
-        (96, ("split_by=image", "size=96")),
-        (0, ()),
-    ]
 
 
 def test_a_line_describes_the_data():

@@ -16,10 +16,9 @@ from made_up_training import CLASSES, make_data, tiny_backbone
 
 from mumoe.errors import JobError, UserError
 from mumoe.results import TrainResult
-from mumoe.training import Interrupted, StoredRun, TrainConfig, evaluate, read_config, resume, train
+from mumoe.training import Interrupted, StoredRun, TrainConfig, read_config, resume, train
 from mumoe.training.compare import compare, spread
 from mumoe.training.engine import Engine
-from mumoe.training.metrics_log import MetricsLog
 from mumoe.training.networks import column_statistics, make_head, parameter_count, partner_spec
 from mumoe.training.run import RunFolder, find_run
 
@@ -133,8 +132,11 @@ def test_column_statistics_are_numpys():
 def test_evaluate_repeats_what_training_said(config, data, features):
     result = train(config, data=data, features=features, progress=False)
     for split in ("val", "test"):
-        assert evaluate(config.out, split, data=data, features=features) == result.runs[0].evaluations[split]
-    assert evaluate(config.out, "train", data=data, features=features).count == 72
+        assert StoredRun(config.out, data=data, features=features).evaluate(split) == result.runs[0].evaluations[split]
+    opened = StoredRun(config.out, data=data, features=features)
+    assert opened.evaluate("train").count == 72
+    with pytest.raises(UserError, match="Did you mean 'test'"):
+        opened.evaluate("tests")
 
 
 def test_a_fine_tuned_run_loads_backbone_and_head(config):
@@ -169,7 +171,7 @@ def test_other_images_than_the_run_was_started_with_are_refused(config, data, fe
     train(config, data=data, features=features, progress=False)
     changed = make_data(fingerprint="beef")
     with pytest.raises(UserError, match="expected the data that it was trained on"):
-        evaluate(config.out, data=changed, features=features)
+        StoredRun(config.out, data=changed, features=features).evaluate()
 
 
 def test_a_second_job_in_a_run_is_refused_and_the_first_goes_on(config, data, features, monkeypatch):
@@ -247,14 +249,12 @@ def test_features_of_another_set_are_refused(config, data, features):
         train(config, data=data, features=features[:-1], progress=False)
 
 
-def test_a_wrong_run_or_split_is_told(config, tmp_path, data, features):
+def test_a_wrong_run_is_told(config, tmp_path, data, features):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=r"which has no run.json"):
         resume(tmp_path / "run")
     with pytest.raises(UserError, match=r"Did you mean '.*/run'"):
-        evaluate(tmp_path / "rum")
-    with pytest.raises(UserError, match="Did you mean 'test'"):
-        evaluate(tmp_path / "run", "tests")
+        StoredRun(tmp_path / "rum")
     with pytest.raises(UserError, match=r"which has no run.json"):
         find_run(tmp_path / "run")
 
@@ -276,24 +276,6 @@ def test_a_damaged_run_json_is_told(config, data, features):
     path.write_text(path.read_text()[:50])
     with pytest.raises(JobError, match=r"run.json is not JSON"):
         _ = StoredRun(config.out, device="cpu").head
-
-
-def test_the_log_keeps_only_what_the_checkpoint_knows(tmp_path):
-    path = tmp_path / "m.jsonl"
-    log = MetricsLog(path)
-    log.write({"step": 1})
-    length = log.sync()
-    log.write({"step": 2})
-    log.close()
-    log = MetricsLog(path, length)
-    assert not log.short
-    log.write({"step": 3})
-    log.close()
-    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
-    log = MetricsLog(path, 1000)
-    assert log.short
-    log.close()
-    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
 def test_a_disk_that_fills_up_while_training_keeps_what_was_saved(config, data, features, monkeypatch):

@@ -15,7 +15,7 @@ from test_engine import bits, losses, rows, stop_at
 from mumoe.data.text import TOKEN_CLASSES, open_text
 from mumoe.errors import UserError
 from mumoe.models.mixer import MixerShape, create_mixer
-from mumoe.training import Interrupted, StoredRun, TrainConfig, evaluate, resume, train
+from mumoe.training import Interrupted, StoredRun, TrainConfig, resume, train
 from mumoe.training.evaluation import Tally, sum_of_losses
 from mumoe.training.mixing import mix, share_of
 from mumoe.training.optimizer import decayed, make_optimizer
@@ -116,7 +116,7 @@ def test_what_was_trained_is_loaded_and_evaluated_again(language, scratch, tmp_p
     trained = train(language, progress=False).runs[0].evaluations["test"]
     opened = StoredRun(language.out, device="cpu")
     model = opened.model
-    again = evaluate(language.out, "test", progress=False)
+    again = StoredRun(language.out, progress=False).evaluate("test")
     assert (again.loss, again.bits_per_byte) == (trained.loss, trained.bits_per_byte)
     data = open_text(Path(language.data.removeprefix("tokens:")), context=16)
     windows = torch.from_numpy(np.stack([data.window(row) for row in data.indices("test")]))

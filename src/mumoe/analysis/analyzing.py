@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -296,13 +295,13 @@ def _captured(model: nn.Module, inputs: Iterable[Tensor], layer: str, out: str |
     """The coefficients in `out`, or in a temporary folder that goes with the store."""
     if out is not None:
         return capture(model, inputs, Path(out) / "coefficients", layers=[layer])
-    folder = tempfile.mkdtemp(prefix="mumoe-")
+    folder = tempfile.TemporaryDirectory(prefix="mumoe-", ignore_cleanup_errors=True)
     try:
-        store = capture(model, inputs, Path(folder) / "coefficients", layers=[layer])
+        store = capture(model, inputs, Path(folder.name) / "coefficients", layers=[layer])
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.cleanup()
         raise
-    weakref.finalize(store, shutil.rmtree, folder, ignore_errors=True)
+    weakref.finalize(store, folder.cleanup)
     return store
 
 

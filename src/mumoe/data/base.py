@@ -17,10 +17,12 @@ from mumoe.printable import printable
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SPLITS", "Attribute", "ImageData"]
+__all__ = ["SPLITS", "Attribute", "ImageData", "SplitName"]
 
 SPLITS = ("train", "val", "test")
 """Names of the splits; `ImageData.split` holds their positions."""
+
+SplitName = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,6 @@ class ImageData:
             f"split {self.split_by or 'as given'}: {parts}" + (f"; unknown: {', '.join(without)}" if without else "")
         )
 
-    def indices(self, split: Literal["train", "val", "test"]) -> npt.NDArray[np.int64]:
+    def indices(self, split: SplitName) -> npt.NDArray[np.int64]:
         """Positions of the images of one split, in the order of the set."""
         return np.flatnonzero(self.split == SPLITS.index(split)).astype(np.int64)

@@ -125,9 +125,9 @@ def _add(listing: Listing, path: str, label: int, part: int) -> None:
     listing.split.append(part)
 
 
-def _first(names: Sequence[str], most: int = 3) -> str:
+def _first(names: Sequence[str]) -> str:
     """How many there are, and the first of them."""
-    return f"{len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _loose_images(who: str, folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mumoe.data import folder, hub, official, packed, table
 from mumoe.data.base import ImageData
-from mumoe.data.registry import DATASETS, Entry, Loader, Request, register
+from mumoe.data.registry import DATASETS, DataEntry, Loader, Request, register
 from mumoe.data.verify import DEPTHS
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import cache_root
@@ -109,7 +109,7 @@ def load_data(
     return data
 
 
-def find_entry(name: str, options: Mapping[str, Any]) -> tuple[Entry, str]:
+def find_entry(name: str, options: Mapping[str, Any]) -> tuple[DataEntry, str]:
     """The table's entry of a data name, and what follows the colon. Opens nothing.
 
     Raises:

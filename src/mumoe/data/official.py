@@ -196,9 +196,9 @@ def _food_list(path: Path) -> dict[str, list[str]]:
     return dict(content)
 
 
-def _classes_up_to(names: dict[int, str], limit: int = 1000) -> int:
+def _classes_up_to(names: dict[int, str]) -> int:
     """How many classes the labels ask for; a label far out of range must not ask for millions."""
-    return max((label for label in names if label < limit), default=-1) + 1
+    return max((label for label in names if label < 1000), default=-1) + 1
 
 
 def _celeba_attributes(who: str, path: Path) -> tuple[list[str], dict[str, list[bool]], list[str]]:

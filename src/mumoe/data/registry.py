@@ -17,7 +17,7 @@ from pathlib import Path
 from mumoe.data.base import ImageData
 from mumoe.errors import UserError
 
-__all__ = ["DATASETS", "Entry", "Request", "register"]
+__all__ = ["DATASETS", "DataEntry", "Request", "register"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ Loader = Callable[..., ImageData]
 
 
 @dataclass(frozen=True)
-class Entry:
+class DataEntry:
     """One registered name.
 
     Attributes:
@@ -73,7 +73,7 @@ class Entry:
     argument: str = ""
 
 
-DATASETS: dict[str, Entry] = {}
+DATASETS: dict[str, DataEntry] = {}
 """Name (without argument) to loader. Add with `register`. Import it from `mumoe.data` to find it filled."""
 
 
@@ -94,7 +94,7 @@ def register(name: str, text: str, *, argument: str = "") -> Callable[[Loader], 
         raise UserError(f"register: expected a data name without a colon, got {name!r}. Use argument=...")
 
     def add(load: Loader) -> Loader:
-        DATASETS[name] = Entry(load, text, argument)
+        DATASETS[name] = DataEntry(load, text, argument)
         return load
 
     return add

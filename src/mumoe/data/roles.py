@@ -35,7 +35,7 @@ __all__ = [
     "IMAGE_WORDS",
     "LABEL_WORDS",
     "Roles",
-    "Rows",
+    "TableRows",
     "choose_roles",
     "find_column",
     "names_of",
@@ -66,7 +66,7 @@ class Roles:
 
 
 @dataclass
-class Rows:
+class TableRows:
     """The rows that could be read.
 
     Attributes:
@@ -158,7 +158,7 @@ def read_rows(
     place: Callable[[int], str],
     *,
     classes: str | Sequence[str] = (),
-) -> Rows:
+) -> TableRows:
     """Read labels, splits and subgroups.
 
     Args:
@@ -190,7 +190,7 @@ def read_rows(
     attributes = {name: _group(columns[name], kept) for name in roles.groups}
     for position, name in enumerate(roles.targets):
         attributes[name] = yes_no(labels[kept, position])
-    return Rows(kept, names, labels[kept], split[kept].astype(np.int64), attributes, problems)
+    return TableRows(kept, names, labels[kept], split[kept].astype(np.int64), attributes, problems)
 
 
 def _unknown_line(name: str, values: Sequence[str], rows: Sequence[int], place: Callable[[int], str]) -> str:

@@ -25,11 +25,13 @@ __all__ = ["TEST", "TRAIN", "VAL", "carve", "group_split", "holdout_split", "str
 TRAIN, VAL, TEST = 0, 1, 2
 """Positions of the splits in `mumoe.data.base.SPLITS`."""
 
-Split = npt.NDArray[np.int8]
+SplitCodes = npt.NDArray[np.int8]
 Codes = npt.NDArray[np.int64]
 
 
-def stratified_split(labels: npt.ArrayLike, *, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0) -> Split:
+def stratified_split(
+    labels: npt.ArrayLike, *, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0
+) -> SplitCodes:
     """Split images at random so that every class is shared out in the same proportions.
 
     Each class gets its share of images outside train rounded up or down, and these are shared between val and
@@ -65,7 +67,7 @@ def group_split(
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
     seed: int = 0,
     labels: npt.ArrayLike | None = None,
-) -> Split:
+) -> SplitCodes:
     """Split whole groups: all images of a group (a character, a person) land in the same split.
 
     Groups are taken class by class in random order, and each goes to the split that lacks most images, so the
@@ -117,7 +119,7 @@ def holdout_split(
     val_fraction: float = 0.1,
     seed: int = 0,
     labels: npt.ArrayLike | None = None,
-) -> Split:
+) -> SplitCodes:
     """Hold out one value of an attribute, a studio say, as the test split; the rest is train and val.
 
     Args:
@@ -145,18 +147,15 @@ def holdout_split(
     return carve(rest, values if labels is None else labels, VAL, fraction=val_fraction, seed=seed)
 
 
-def carve(
-    split: Split, labels: npt.ArrayLike, target: int, *, fraction: float, seed: int, source: int = TRAIN
-) -> Split:
-    """Move a stratified part of one split into another: a val for a set that has only train and test.
+def carve(split: SplitCodes, labels: npt.ArrayLike, target: int, *, fraction: float, seed: int) -> SplitCodes:
+    """Move a stratified part of train into another split: a val for a set that has only train and test.
 
     Args:
         split: A position in SPLITS per image; it is not changed.
         labels: Class of each image, as for `stratified_split`.
         target: The split that receives.
-        fraction: Share of `source` that moves.
+        fraction: Share of train that moves.
         seed: Seed of the shuffle.
-        source: The split that gives.
 
     Raises:
         UserError: If the fraction is not in [0, 1).
@@ -166,7 +165,7 @@ def carve(
             f"data: expected a share of the training images from 0 up to, but not, 1, got {fraction}. "
             "Give val_fraction=0.1, say."
         )
-    given = np.flatnonzero(split == source)
+    given = np.flatnonzero(split == TRAIN)
     part = stratified_split(np.asarray(labels)[given], fractions=(1 - fraction, fraction, 0.0), seed=seed)
     result = split.copy()
     result[given[part == VAL]] = target
@@ -202,7 +201,7 @@ def _every(count: int, fraction: float, start: float) -> Codes:
     return np.flatnonzero(np.diff(steps) > 0).astype(np.int64)
 
 
-def _keep_one_for_training(split: Split, strata: Codes, order: Codes) -> None:
+def _keep_one_for_training(split: SplitCodes, strata: Codes, order: Codes) -> None:
     """Give train the first (in random order) of each stratum that it has nothing of."""
     present, first = np.unique(strata[order], return_index=True)
     bare = ~np.isin(present, strata[split == TRAIN])
@@ -218,7 +217,7 @@ def _most_frequent(members: Codes, strata: Codes, groups: int) -> Codes:
     return strata_of_groups
 
 
-def _fill(sizes: Codes, order: Codes, shares: npt.NDArray[np.float64]) -> Split:
+def _fill(sizes: Codes, order: Codes, shares: npt.NDArray[np.float64]) -> SplitCodes:
     """Send each group in turn to the split that lacks most of what it should have by then."""
     split = np.zeros(len(sizes), np.int8)
     lacking = np.zeros(3)

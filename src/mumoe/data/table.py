@@ -26,11 +26,11 @@ from mumoe.data.registry import Request, register
 from mumoe.data.roles import IMAGE_WORDS, choose_roles, find_column, read_rows
 from mumoe.errors import UserError
 
-__all__ = ["Table", "read_table"]
+__all__ = ["CsvTable", "read_table"]
 
 
 @dataclass(frozen=True)
-class Table:
+class CsvTable:
     """A delimited file.
 
     Attributes:
@@ -93,7 +93,7 @@ def load_csv(
     )
 
 
-def read_table(who: str, path: Path) -> Table:
+def read_table(who: str, path: Path) -> CsvTable:
     """Read a delimited file whose first line names the columns.
 
     Raises:
@@ -117,7 +117,7 @@ def read_table(who: str, path: Path) -> Table:
         ) from error
 
 
-def _columns(who: str, path: Path, reader: Any) -> Table:
+def _columns(who: str, path: Path, reader: Any) -> CsvTable:
     header = [name.strip() for name in next(reader, [])]
     repeated = sorted({name for name in header if header.count(name) > 1})
     if not any(header) or repeated:
@@ -134,4 +134,4 @@ def _columns(who: str, path: Path, reader: Any) -> Table:
         reason = f" that can be read ({problems[0]})" if problems else ""
         raise UserError(f"{who}: expected rows below the header of {str(path)!r}, got none{reason}. Add them.")
     values = [list(column) for column in zip(*rows, strict=True)]
-    return Table(dict(zip(header, values, strict=True)), numbers, problems)
+    return CsvTable(dict(zip(header, values, strict=True)), numbers, problems)

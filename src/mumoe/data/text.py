@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from keyword import kwlist
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.data.base import SPLITS
+from mumoe.data.base import SPLITS, SplitName
 from mumoe.data.stdlib_text import stdlib_folder
 from mumoe.data.tokenizing import FORMAT, META, Tokenizer, open_tokenizer
 from mumoe.errors import JobError, UserError, unknown_name
@@ -127,7 +127,7 @@ class TextData:
             f"split by document: {parts}"
         )
 
-    def indices(self, split: Literal["train", "val", "test"]) -> npt.NDArray[np.int64]:
+    def indices(self, split: SplitName) -> npt.NDArray[np.int64]:
         """Rows of a split; those of train come first, then val, then test."""
         start = sum(self.rows[name] for name in SPLITS[: SPLITS.index(split)])
         return np.arange(start, start + self.rows[split], dtype=np.int64)

@@ -5,7 +5,6 @@ from .config import PRESETS as PRESETS
 from .config import TrainConfig as TrainConfig
 from .config import read_config as read_config
 from .config import to_toml as to_toml
-from .jobs import evaluate as evaluate
 from .jobs import resume as resume
 from .jobs import train as train
 from .opening import StoredRun as StoredRun

@@ -34,6 +34,7 @@ __all__ = [
     "newest",
     "prune",
     "read",
+    "read_best",
     "specs",
     "write",
 ]
@@ -133,6 +134,15 @@ def newest(folder: Path, check: Check, report: Callable[[str], None]) -> Snapsho
             f"The newest: {last} Train again into another folder."
         )
     return None
+
+
+def read_best(folder: Path, step: int, check: Check, report: Callable[[str], None]) -> Snapshot | None:
+    """The checkpoint of the best step; if it is not whole, the reason goes to `report`."""
+    try:
+        return read(folder / f"step-{step:08d}", check)
+    except CheckpointError as error:
+        report(f"{error} The last checkpoint is used instead of the best.")
+        return None
 
 
 def read(path: Path, check: Check) -> Snapshot:

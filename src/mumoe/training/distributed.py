@@ -7,7 +7,6 @@ the count and the sum of the rows are summed over processes, then the centred sq
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -33,8 +32,6 @@ __all__ = [
 ]
 
 _tell = logging.getLogger("mumoe.training").warning
-
-_PIN = "ACCELERATE_TORCH_DEVICE"
 
 
 def world_size() -> int:
@@ -124,7 +121,9 @@ def make_accelerator(config: TrainConfig) -> Any:
     # A second training in this process may ask for another precision, or for another device.
     states.AcceleratorState._reset_state(reset_partial_state=device is not None)
     mixed = {"fp32": "no"}.get(config.precision, config.precision)
-    with _without_launcher_sharding(), _pinned(device):
+    # `accelerate launch --use_fsdp` means our `shard`: one way to shard, on CPU as well.
+    settings = {"ACCELERATE_USE_FSDP": "false"} | ({} if device is None else {"ACCELERATE_TORCH_DEVICE": device})
+    with tools.patch_environment(**settings):
         try:
             copies = tools.DistributedDataParallelKwargs(broadcast_buffers=False)
             cpu = config.device == "cpu" or not torch.accelerator.is_available()
@@ -157,21 +156,6 @@ def _own_device(config: TrainConfig) -> torch.device | None:
     return None
 
 
-@contextlib.contextmanager
-def _pinned(device: torch.device | None) -> Iterator[None]:
-    """accelerate's choice of the device, while it makes it."""
-    before = os.environ.get(_PIN)
-    if device is not None:
-        os.environ[_PIN] = str(device)
-    try:
-        yield
-    finally:
-        if device is not None and before is None:
-            os.environ.pop(_PIN, None)
-        elif before is not None:
-            os.environ[_PIN] = before
-
-
 def _warn_of_lone_process() -> None:
     """Tell that accelerate launch, asked for several processes on a CPU, starts one unless MPI runs it."""
     asked = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and os.environ["ACCELERATE_USE_CPU"] == "True"
@@ -187,17 +171,6 @@ def _no_precision(config: TrainConfig, got: str) -> UserError:
     return UserError(
         f"train: expected a device that computes in {config.precision}, got: {got}. Take --precision {other}."
     )
-
-
-@contextlib.contextmanager
-def _without_launcher_sharding() -> Iterator[None]:
-    """`accelerate launch --use_fsdp` means our `shard`: one way to shard, on CPU as well."""
-    before = os.environ.pop("ACCELERATE_USE_FSDP", None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ["ACCELERATE_USE_FSDP"] = before
 
 
 def wants_shard(config: TrainConfig) -> bool:

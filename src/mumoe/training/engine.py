@@ -10,11 +10,12 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mumoe.data.base import SplitName
 from mumoe.devices import widest
 from mumoe.errors import JobError
 from mumoe.progress import Progress
@@ -32,7 +33,7 @@ from mumoe.training.run import RunFolder
 from mumoe.training.sampler import batches_per_epoch, derived_seed, epoch_batches, least_rows, shares
 from mumoe.training.schedule import learning_rate
 from mumoe.training.signals import Interrupted, StopRequest
-from mumoe.training.sources import Source
+from mumoe.training.sources import BatchSource
 from mumoe.training.trackers import Trackers
 
 __all__ = ["Engine"]
@@ -57,7 +58,7 @@ class Engine:
         self,
         config: TrainConfig,
         network: Trained,
-        source: Source,
+        source: BatchSource,
         data: Data,
         run: RunFolder,
         accelerator: Any,
@@ -285,7 +286,7 @@ class Engine:
         self.best = {"step": self.step, "accuracy": result.accuracy}
         return True
 
-    def evaluate(self, split: Literal["train", "val", "test"]) -> EvalResult:
+    def evaluate(self, split: SplitName) -> EvalResult:
         """Evaluate the network as it is now on one split (collective); the last answer is not computed again."""
         if (split, self.step) in self._evaluated:
             return self._evaluated[split, self.step]

@@ -16,7 +16,7 @@ from mumoe.devices import widest
 from mumoe.results import EvalResult
 from mumoe.training.config import TrainConfig
 from mumoe.training.sampler import Indices
-from mumoe.training.sources import Source
+from mumoe.training.sources import BatchSource
 
 __all__ = ["Tally", "evaluate_network", "evaluate_split", "evaluation_batch", "sum_of_losses"]
 
@@ -105,7 +105,7 @@ def evaluation_batch(config: TrainConfig, network: Any) -> int:
 
 
 def evaluate_split(
-    network: nn.Module, source: Source, data: Any, split: str, accelerator: Any, batch_size: int, **facts: Any
+    network: nn.Module, source: BatchSource, data: Any, split: str, accelerator: Any, batch_size: int, **facts: Any
 ) -> EvalResult:
     """Evaluate a network on one split of an image set or a text (collective)."""
     kinds = None
@@ -122,7 +122,7 @@ def evaluate_split(
 @torch.no_grad()
 def evaluate_network(
     network: nn.Module,
-    source: Source,
+    source: BatchSource,
     rows: Indices,
     num_classes: int,
     accelerator: Any,

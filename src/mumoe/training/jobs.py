@@ -1,4 +1,4 @@
-"""Jobs from one call: train over seeds and heads, resume after a stop, evaluate."""
+"""Jobs from one call: train over seeds and heads, resume after a stop."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from mumoe.data.base import SPLITS
-from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.results import EvalResult, RunResult, TrainResult
+from mumoe.data.base import SplitName
+from mumoe.errors import JobError, UserError
+from mumoe.results import RunResult, TrainResult
 from mumoe.training import state
-from mumoe.training.checkpoint import CheckpointError, read
+from mumoe.training.checkpoint import read_best
 from mumoe.training.compare import summarize
 from mumoe.training.config import TrainConfig, read_config
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
 from mumoe.training.inputs import Data, Inputs
 from mumoe.training.networks import parameter_count
-from mumoe.training.opening import StoredRun
-from mumoe.training.run import RunFolder, check_free, check_same_data, find_run, unknown_backbone, write_group_config
+from mumoe.training.run import (
+    RunFolder,
+    check_free,
+    check_same_data,
+    find_run,
+    started_head,
+    unknown_backbone,
+    write_group_config,
+)
 from mumoe.training.sampler import batches_per_epoch, least_rows
 from mumoe.training.tasks import settled, task_of
 
-__all__ = ["evaluate", "job_result", "resume", "train"]
+__all__ = ["job_result", "resume", "train"]
 
 _tell = logging.getLogger("mumoe.training").warning
-
-Split = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -240,8 +245,11 @@ def _recorded(run: RunFolder, main: bool) -> Any:
 def _finish(engine: Engine, parameters: int) -> RunResult:
     """Evaluate the checkpoint that is the result, and write it down."""
     if engine.config.select == "best" and engine.best is not None and engine.best["step"] != engine.step:
-        _take_best(engine)
-    splits: list[Split] = [name for name in ("val", "test") if len(engine.data.indices(name))]
+        best = read_best(engine.run.checkpoints, engine.best["step"], state.check_fit(engine.network), _tell)
+        if best is not None:
+            state.restore_model(engine.network, best.tensors["model"])
+            engine.step = best.step
+    splits: list[SplitName] = [name for name in ("val", "test") if len(engine.data.indices(name))]
     result = RunResult(
         run=str(engine.run.path),
         head=engine.config.head,
@@ -254,18 +262,6 @@ def _finish(engine: Engine, parameters: int) -> RunResult:
     if engine.accelerator.is_main_process:
         engine.run.update(state="finished", error=None, result=asdict(result))
     return result
-
-
-def _take_best(engine: Engine) -> None:
-    assert engine.best is not None
-    step = int(engine.best["step"])
-    try:
-        found = read(engine.run.checkpoints / f"step-{step:08d}", state.check_fit(engine.network))
-    except CheckpointError as error:
-        _tell(f"{error} The last checkpoint is taken instead of the best.")
-        return
-    state.restore_model(engine.network, found.tensors["model"])
-    engine.step = step
 
 
 def read_result(run: RunFolder) -> RunResult:
@@ -290,14 +286,5 @@ def job_result(path: str | Path) -> TrainResult:
     runs = [read_result(run) for run in find_run(path) if run.facts().get("state") == "finished"]
     if not runs:
         raise JobError(f"{path}: expected a finished run, got none. Resume with: mumoe train --resume {path}")
-    heads = [run.head for run in runs]
-    config = Path(path) / "config.toml"
-    first = read_config(config, unknown=lambda names: None).head if config.is_file() else heads[0]
-    return summarize(str(path), first if first in heads else heads[0], runs)
-
-
-def evaluate(run: str | Path, split: str = "test", *, progress: bool = True, **given: Any) -> EvalResult:
-    """The evaluation of a `StoredRun` on one split; `given` is what it takes."""
-    if split not in SPLITS:
-        raise unknown_name("evaluate", "split", split, SPLITS)
-    return StoredRun(run, progress=progress, **given).evaluate(split)
+    started = started_head(Path(path))
+    return summarize(str(path), next((run.head for run in runs if run.head == started), runs[0].head), runs)

@@ -12,9 +12,9 @@ from typing import Any
 from mumoe.files import sync_file
 from mumoe.results import TrainResult
 
-__all__ = ["METRICS", "MetricsLog", "job_curves", "read_curve", "read_metrics"]
+__all__ = ["METRICS_FILE", "MetricsLog", "job_curves", "read_curve", "read_metrics"]
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 Curve = list[tuple[int, float]]
 
@@ -27,15 +27,11 @@ class MetricsLog:
     Args:
         path: The file.
         length: Bytes to keep of what is there: a resumed job cuts off what came after its checkpoint.
-
-    Attributes:
-        short: Whether the file held less than that, so that lines are missing.
     """
 
     def __init__(self, path: Path, length: int = 0) -> None:
         self.path = path
         self._file = open(path, "ab")  # noqa: SIM115 (closed in close)
-        self.short = os.path.getsize(path) < length
         self._file.truncate(min(length, os.path.getsize(path)))
         self._file.seek(0, os.SEEK_END)
 
@@ -79,7 +75,7 @@ def job_curves(result: TrainResult) -> tuple[str, dict[str, list[Curve]]]:
     for name in LABELS:
         curves: dict[str, list[Curve]] = {}
         for run in result.runs:
-            curves.setdefault(run.head, []).append(read_curve(Path(run.run) / METRICS, name))
+            curves.setdefault(run.head, []).append(read_curve(Path(run.run) / METRICS_FILE, name))
         if all(len(curve) > 1 for seeds in curves.values() for curve in seeds):
             break
     return LABELS[name], curves

@@ -23,7 +23,7 @@ from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.models.heads import Classifier, Head
 from mumoe.results import EvalResult
 from mumoe.training import state
-from mumoe.training.checkpoint import CheckpointError, Snapshot, newest, read
+from mumoe.training.checkpoint import Snapshot, newest, read_best
 from mumoe.training.config import TrainConfig
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.evaluation import evaluate_split, evaluation_batch
@@ -120,11 +120,7 @@ class StoredRun:
 
     @functools.cached_property
     def data(self) -> Any:
-        """The images or the text, under the name that the run was trained with.
-
-        Raises:
-            UserError: If they cannot be found, or are not those that the run was trained on.
-        """
+        """The images or the text, under the name that the run was trained with; others are a `UserError`."""
         found = self._precomputed[0] if self.on_feature_file and self._data is None else self._data
         if found is None:
             found = self.task.load_data(self.progress)
@@ -138,12 +134,7 @@ class StoredRun:
 
     @functools.cached_property
     def inputs(self) -> Inputs:
-        """The data, and what the head sees of each image: features of the backbone, frozen or trained in the run.
-
-        Raises:
-            UserError: As `data` and `backbone`.
-            JobError: If a run that trained its backbone has no whole checkpoint.
-        """
+        """The data, and what the head sees of each image: features of the backbone, frozen or trained in the run."""
         data = self.data
         if self.task.whole:
             return Inputs(data, None, None, 0)
@@ -154,7 +145,7 @@ class StoredRun:
             return Inputs(data, None, features, int(features.shape[1]))
         if (found := self._found_features()) is not None:
             return Inputs(data, self._backbone, found, int(found.shape[1]))
-        if not self.task.frozen:
+        if self.task.trains_backbone:
             _ = self.network  # its weights are the backbone's
         features = extracted(self.config, data, self.backbone, self.device, self.progress, together=True).x
         return Inputs(data, self.backbone, features, int(features.shape[1]))
@@ -173,11 +164,7 @@ class StoredRun:
 
     @functools.cached_property
     def backbone(self) -> Any:
-        """The network below the head. In a run that trained it, `network` puts the trained weights into it.
-
-        Raises:
-            UserError: If the run does not know its backbone, or the weights are not those that it was trained on.
-        """
+        """The network below the head. In a run that trained it, `network` puts the trained weights into it."""
         frozen = self.task.frozen
         if self._backbone is None and not self.knows_backbone:
             raise unknown_backbone(self.folder, self.config)
@@ -193,7 +180,7 @@ class StoredRun:
 
     @functools.cached_property
     def _restored(self) -> tuple[Trained, int]:
-        backbone = None if self.task.whole or self.task.frozen else self.backbone
+        backbone = self.backbone if self.task.trains_backbone else None
         sizes = int(self.facts["num_features"]), len(self.classes), int(self.facts.get("vocabulary", 0))
         network = self.task.empty(*sizes, backbone)
         found = _chosen(self.folder, self.config, network)
@@ -202,11 +189,7 @@ class StoredRun:
 
     @property
     def network(self) -> Trained:
-        """What was trained, in eval mode.
-
-        Raises:
-            JobError: If there is no whole checkpoint; damaged ones are named in a warning and the next is used.
-        """
+        """What was trained, in eval mode; a `JobError` without a whole checkpoint."""
         return self._restored[0]
 
     @property
@@ -216,12 +199,7 @@ class StoredRun:
 
     @property
     def head(self) -> Head:
-        """The head: features to logits.
-
-        Raises:
-            UserError: If the run trained a whole network.
-            JobError: As `network`.
-        """
+        """The head: features to logits; a `UserError` where a whole network was trained."""
         network = self.network
         if isinstance(network, WholeNetwork):
             raise UserError(
@@ -232,12 +210,7 @@ class StoredRun:
 
     @property
     def model(self) -> nn.Module:
-        """Images to logits; of a run in mode text, a GPT-2 of Hugging Face's kind.
-
-        Raises:
-            UserError: As `backbone`.
-            JobError: As `network`.
-        """
+        """Images to logits; of a run in mode text, a GPT-2 of Hugging Face's kind."""
         network = self.network
         if isinstance(network, WholeNetwork):
             return network.model
@@ -259,8 +232,7 @@ class StoredRun:
         if not len(self.data.indices(split)):
             raise UserError(f"evaluate: expected images in the {split} split of {self.data.name}, got none.")
         network = self.network.to(accelerator.device)
-        trained = not self.task.whole and not self.task.frozen
-        inputs = Inputs(self.data, self.backbone, None, 0) if trained else self.inputs
+        inputs = Inputs(self.data, self.backbone, None, 0) if self.task.trains_backbone else self.inputs
         source = task_of(config).source(inputs, accelerator.device)
         size = evaluation_batch(config, network)
         facts = {"run": str(self.path), "step": self.step}
@@ -277,8 +249,5 @@ def _chosen(run: RunFolder, config: TrainConfig, network: nn.Module) -> Snapshot
         )
     best = found.state.get("best")
     if config.select == "best" and best and best["step"] != found.step:
-        try:
-            return read(run.checkpoints / f"step-{int(best['step']):08d}", check)
-        except CheckpointError as error:
-            _tell(f"{error} The last checkpoint is used instead of the best.")
+        return read_best(run.checkpoints, best["step"], check, _tell) or found
     return found

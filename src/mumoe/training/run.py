@@ -22,7 +22,7 @@ from typing import Any
 from mumoe.errors import JobError, UserError, nearest
 from mumoe.files import clean_folder, read_json, write_errors, write_text
 from mumoe.training.config import TrainConfig, read_config, to_toml
-from mumoe.training.metrics_log import METRICS
+from mumoe.training.metrics_log import METRICS_FILE
 
 __all__ = [
     "SCHEMA",
@@ -32,6 +32,7 @@ __all__ = [
     "disk_errors",
     "find_run",
     "pick_run",
+    "started_head",
     "unknown_backbone",
     "versions",
     "write_group_config",
@@ -77,7 +78,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
-        self.metrics = self.path / METRICS
+        self.metrics = self.path / METRICS_FILE
         self._lock: Any = None
 
     @classmethod
@@ -241,12 +242,12 @@ def pick_run(path: str | Path, *, experts: bool = False, note: Callable[[str], N
 
     Heads are compared by their mean accuracy on the validation split over the seeds that are finished. Without one
     that is finished, or without a validation split, it is the head that the job was started with, else the first by
-    name. Which run of a job it is, and which there are, is logged in one line.
+    name.
 
     Args:
         path: A run, or the folder of several seeds or heads.
-        who: Named in that line.
         experts: Whether a head without experts is used only if there is no other.
+        note: Called with one line on which run of a job is used, and which there are.
 
     Raises:
         UserError: If there is no run.
@@ -259,8 +260,8 @@ def pick_run(path: str | Path, *, experts: bool = False, note: Callable[[str], N
         by_head.setdefault(str(run.path.parent), []).append(run)
     heads = {name: runs for name, runs in by_head.items() if not experts or _has_experts(runs[0])} or by_head
     accuracy = {name: _validation_accuracy(runs) for name, runs in heads.items()}
-    first = _started_with(Path(path), heads)
-    best = max(heads, key=lambda name: (accuracy[name], name == first))
+    started = started_head(Path(path))
+    best = max(heads, key=lambda name: (accuracy[name], heads[name][0].facts().get("head") == started))
     run = RunFolder.open(heads[best][0].path)
     kind = "head with experts" if experts and len(heads) < len(by_head) else "head"
     why = "the first seed"
@@ -286,14 +287,10 @@ def _validation_accuracy(runs: Sequence[RunFolder]) -> float:
     return sum(values) / len(values) if values else -1.0
 
 
-def _started_with(job: Path, heads: Mapping[str, Sequence[RunFolder]]) -> str:
-    """The head that a job was started with, by the folder of its runs."""
-    if (job / "config.toml").is_file():
-        head = read_config(job / "config.toml", unknown=lambda names: None).head
-        for name, runs in heads.items():
-            if runs[0].facts().get("head") == head:
-                return name
-    return next(iter(heads))
+def started_head(job: Path) -> str:
+    """The head that a job of several runs was started with; empty where that is not recorded."""
+    config = job / "config.toml"
+    return read_config(config, unknown=lambda names: None).head if config.is_file() else ""
 
 
 def _choices(job: Path, by_head: Mapping[str, Sequence[RunFolder]]) -> str:

@@ -18,12 +18,12 @@ from mumoe.data.text import TextData
 from mumoe.errors import JobError
 from mumoe.training.sampler import Indices, derived_seed
 
-__all__ = ["FeatureSource", "ImageSource", "Source", "TextSource", "label_tensor"]
+__all__ = ["BatchSource", "FeatureSource", "ImageSource", "TextSource", "label_tensor"]
 
 _KEEP_ON_DEVICE = 1 << 30
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """What the loop and the evaluation read."""
 
     def stream(self, batches: Sequence[Indices], epoch: int | None) -> Iterator[tuple[Tensor, Tensor]]:

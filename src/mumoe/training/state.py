@@ -25,7 +25,7 @@ __all__ = [
     "restore_random",
 ]
 
-Entry = TypeVar("Entry")
+Held = TypeVar("Held")
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW remembers of each parameter."""
@@ -66,7 +66,7 @@ def current_names(network: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return {before[id(mark)]: name for name, mark in marks.items()}
 
 
-def _renamed(network: nn.Module, entries: Mapping[str, Entry], moments: bool = False) -> dict[str, Entry]:
+def _renamed(network: nn.Module, entries: Mapping[str, Held], moments: bool = False) -> dict[str, Held]:
     """Entries by name under their current names; with `moments` the names are ``PARAMETER/moment``."""
     owners = {name: name.rpartition("/")[0] if moments else name for name in entries}
     now = current_names(network, dict.fromkeys(owners.values()))

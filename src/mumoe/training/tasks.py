@@ -44,7 +44,7 @@ from mumoe.training.networks import (
     partner_spec,
 )
 from mumoe.training.sampler import derived_seed
-from mumoe.training.sources import FeatureSource, ImageSource, Source, TextSource
+from mumoe.training.sources import BatchSource, FeatureSource, ImageSource, TextSource
 
 __all__ = ["Task", "load_inputs", "settled", "task_of"]
 
@@ -57,10 +57,12 @@ class Task(ABC):
     Attributes:
         whole: Whether a whole network is trained from random weights, without a head on a backbone.
         frozen: Whether a head is trained on features of a frozen backbone.
+        trains_backbone: Whether the backbone is trained with the head.
     """
 
     whole: ClassVar[bool] = False
     frozen: ClassVar[bool] = False
+    trains_backbone: ClassVar[bool] = False
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -121,12 +123,14 @@ class Task(ABC):
             return self.empty(inputs.num_features, len(inputs.data.classes), vocabulary, copy.deepcopy(inputs.backbone))
 
     @abstractmethod
-    def source(self, inputs: Inputs, device: torch.device | str) -> Source:
+    def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
         """Batches of the inputs."""
 
 
 class FinetuneTask(Task):
     """A head and the backbone below it, on images."""
+
+    trains_backbone = True
 
     def find(self, data: Data | None, backbone: nn.Module | None, features: FloatRows | None, progress: bool) -> Inputs:
         if data is None and features is None and self.config.data.startswith(FEATURES):
@@ -147,7 +151,7 @@ class FinetuneTask(Task):
     def empty(self, num_features: int, num_classes: int, vocabulary: int = 0, backbone: Any = None) -> Trained:
         return Network(make_head(self.config, num_features, num_classes), backbone)
 
-    def source(self, inputs: Inputs, device: torch.device | str) -> Source:
+    def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
         train, plain = inputs.backbone.transform(train=True), inputs.backbone.transform(train=False)
         return _image_source(self.config, inputs, train, plain, device)
 
@@ -155,7 +159,7 @@ class FinetuneTask(Task):
 class FeatureTask(FinetuneTask):
     """A head on cached features of a frozen backbone."""
 
-    frozen = True
+    frozen, trains_backbone = True, False
 
     def extract(self, inputs: Inputs, device: torch.device | str, progress: bool, *, together: bool) -> Inputs:
         if inputs.features is not None:
@@ -174,7 +178,7 @@ class FeatureTask(FinetuneTask):
             network.head.standardize(*column_statistics(inputs.features, inputs.data.indices("train")))
         return network
 
-    def source(self, inputs: Inputs, device: torch.device | str) -> Source:
+    def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
         assert inputs.features is not None
         return FeatureSource(inputs.features, inputs.data.labels, device)
 
@@ -206,7 +210,7 @@ class ScratchTask(Task):
     def empty(self, num_features: int, num_classes: int, vocabulary: int = 0, backbone: Any = None) -> Trained:
         return make_mixer(self.config, num_classes)
 
-    def source(self, inputs: Inputs, device: torch.device | str) -> Source:
+    def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
         return _image_source(self.config, inputs, image_transform(self.config, True), self.transform(), device)
 
 
@@ -231,7 +235,7 @@ class TextTask(ScratchTask):
     def empty(self, num_features: int, num_classes: int, vocabulary: int = 0, backbone: Any = None) -> Trained:
         return make_gpt2(self.config, vocabulary)
 
-    def source(self, inputs: Inputs, device: torch.device | str) -> Source:
+    def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
         return TextSource(inputs.data, seed=self.config.seed, device=device)
 
 
@@ -293,5 +297,7 @@ def _check_features(features: FloatRows, data: Any) -> int:
     return int(features.shape[1])
 
 
-def _image_source(config: TrainConfig, inputs: Inputs, train: Any, plain: Any, device: torch.device | str) -> Source:
+def _image_source(
+    config: TrainConfig, inputs: Inputs, train: Any, plain: Any, device: torch.device | str
+) -> BatchSource:
     return ImageSource(inputs.data, train, plain, seed=config.seed, workers=config.workers, device=device)

@@ -55,11 +55,6 @@ class Trackers(AbstractContextManager["Trackers"]):
         if known:
             self.run.update(trackers=known)
 
-    @property
-    def short(self) -> bool:
-        """Whether metrics.jsonl had lost lines since the checkpoint."""
-        return self.enabled and self._log.short
-
     def write(self, row: Mapping[str, Any]) -> None:
         """Log one row; `step` must be among its values. Speed goes to the curves only, since it varies."""
         self._values |= {key: value for key, value in row.items() if "loss" in key or "accuracy" in key}
