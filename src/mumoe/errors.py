@@ -19,6 +19,7 @@ __all__ = [
     "check_levels",
     "check_size",
     "nearest",
+    "reason_of",
     "require",
     "unknown_argument",
     "unknown_name",
@@ -31,6 +32,11 @@ class UserError(ValueError):
 
 class JobError(RuntimeError):
     """A job that was asked for rightly and could not be finished; what it had finished is kept."""
+
+
+def reason_of(error: BaseException, most: int | None = None) -> str:
+    """An error's message on one line, shortened to `most` characters; the name of its class if it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,18 @@ def test_each_seed_has_its_own_split(tmp_path: Path) -> None:
 def test_the_split_that_is_analyzed_is_guarded(started: Path) -> None:
     with pytest.raises(UserError, match=r"\(split='test'\), got split='val'"):
         do(started, BASE, split="val")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_settings_that_an_older_sweep_lacks_are_the_defaults(started: Path, tmp_path: Path) -> None:
+    shutil.copytree(started, tmp_path / "older")
+    record = json.loads((started / "sweep.json").read_text())
+    for name in ("project", "augment", "track"):
+        del record["settings"][name]
+    (tmp_path / "older" / "sweep.json").write_text(json.dumps(record))
+    assert len(do(tmp_path / "older", BASE, **made_up()).points) == 1
+    with pytest.raises(UserError, match=r"\(augment='.*'\), got augment='rand-n2-m10'"):
+        do(tmp_path / "older", BASE.replace(augment="rand-n2-m10"))
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -100,6 +100,15 @@ def test_counts_of_the_plan_are_those_of_the_modules(name):
     assert counter.get_total_flops() // 2 == expected
 
 
+def test_a_plan_is_drawn_with_every_row(capsys):
+    planned = plan(network("vit")[0], num_experts=2)
+    planned.show()
+    drawn = capsys.readouterr().out
+    for row in planned.rows():
+        assert row["parameters"] in drawn
+    assert "FLOPs: multiply-adds of" in drawn
+
+
 def test_parameters_are_matched_at_ordinary_sizes():
     model = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(512, 2048), nn.GELU(), nn.Linear(2048, 512))})
     for factorization in ("cp", "tr"):

@@ -173,7 +173,8 @@ class Study(Record):
 
     def headline(self) -> str:
         first = self.units().modes["zero"]
-        return f"{self.head}: accuracy {first.accuracy:.4f} on {first.images:,} images of the {self.split} split"
+        split = f" of the {self.split} split" if self.split else ""
+        return f"{self.head}: accuracy {first.accuracy:.4f} on {first.images:,} images{split}"
 
     def rows(self, mode: str = "zero", control: bool = False) -> list[dict[str, Any]]:
         """One row per expert, those without effect included; see `to_frame` for the columns."""

@@ -26,7 +26,7 @@ from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.style import save_figure
 from mumoe.plots.trend import Point, summary, trend_figure
 from mumoe.progress import Progress
-from mumoe.records import Record, read_typed, record
+from mumoe.records import Record, read_typed, record, to_plain
 from mumoe.training.config import TrainConfig, from_mapping
 from mumoe.training.inputs import Inputs
 from mumoe.training.jobs import resume, train
@@ -211,7 +211,9 @@ class _Job:
             write_json(path, {"settings": settings, **chosen})
             return
         before = read_json(path, WHO)
-        first = {"least_lost": 1, **before.get("settings", {}), **{key: before[key] for key in chosen if key in before}}
+        defaults = to_plain(dataclasses.asdict(TrainConfig()))  # of settings that an older sweep does not record
+        known_before = {key: before[key] for key in chosen if key in before}
+        first = {**defaults, "least_lost": 1, **before.get("settings", {}), **known_before}
         for key, value in {**settings, **chosen}.items():
             known = first.get(key)
             if known != (list(value) if isinstance(value, tuple) else value):

@@ -15,7 +15,7 @@ from mumoe.records import to_plain
 
 if TYPE_CHECKING:
     from mumoe.deploy.model import ImageClassifier
-    from mumoe.deploy.predictions import ExpertShare, LabelScore, Prediction
+    from mumoe.deploy.predictions import LabelScore, Prediction
 
 __all__ = ["Options", "run"]
 
@@ -97,22 +97,16 @@ def _lines(found: Prediction, options: Options, model: ImageClassifier) -> list[
 
 
 def _expert_lines(label: LabelScore, experts: int) -> list[str]:
-    """Experts and their shares; what is left over is shown unless no expert is left."""
-    lines = [
-        f"    expert {_index(share)}: coefficient {share.coefficient:.4f}{_share(share)}" for share in label.experts
-    ]
+    """Experts and their shares; the rest of the logit is shown unless no expert is left."""
+    lines = []
+    for share in label.experts:
+        index = share.index if isinstance(share.index, int) else f"({', '.join(map(str, share.index))})"
+        term = "" if share.contribution is None else f", contributes {share.contribution:+.3f}"
+        lines.append(f"    expert {index}: coefficient {share.coefficient:.4f}{term}")
     shown = [share.contribution for share in label.experts if share.contribution is not None]
     if shown and len(label.experts) == experts:
         lines.append(f"    all other experts: {label.logit - sum(shown):+.3f}")
     return lines
-
-
-def _index(share: ExpertShare) -> str:
-    return str(share.index) if isinstance(share.index, int) else f"({', '.join(map(str, share.index))})"
-
-
-def _share(share: ExpertShare) -> str:
-    return "" if share.contribution is None else f", contributes {share.contribution:+.3f}"
 
 
 def _one_line(name: str) -> str:

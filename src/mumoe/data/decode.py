@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mumoe.errors import JobError
+from mumoe.errors import JobError, reason_of
 
 __all__ = [
     "EXTENSIONS",
@@ -145,8 +145,7 @@ def damage(error: Exception) -> str:
         return f"more than {MAX_PIXELS} pixels"
     if "truncated" in str(error).lower():
         return "the image is truncated"
-    words = " ".join(str(error).split())
-    return words if isinstance(error, EOFError) and words else f"damaged ({words or type(error).__name__})"
+    return reason_of(error) if isinstance(error, EOFError) and str(error) else f"damaged ({reason_of(error)})"
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -28,7 +28,7 @@ from mumoe.data.roles import choose_roles, find_column, read_rows
 from mumoe.data.same import same_files
 from mumoe.data.splits import TRAIN
 from mumoe.data.verify import Checked, check_blobs, is_full
-from mumoe.errors import JobError, UserError, require
+from mumoe.errors import JobError, UserError, reason_of, require
 from mumoe.files import cache_root
 
 __all__ = ["RowImages"]
@@ -166,7 +166,7 @@ def _open(library: Any, request: Request, config: str, revision: str) -> Any:
         with contextlib.nullcontext() if request.download else _offline(library):
             return library.load_dataset(request.argument, config or None, revision=revision or None)
     except Exception as error:
-        words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        words = reason_of(error).rstrip(".")
         if request.download:
             raise JobError(f"{request.name}: expected to load the set, got: {words}. Try again.") from error
         raise UserError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mumoe.data.registry import Request
-from mumoe.errors import JobError, UserError, nearest, require
+from mumoe.errors import JobError, UserError, nearest, reason_of, require
 
 __all__ = ["SPLIT_WORDS", "existing", "files_below", "lines", "list_folder", "locate", "torchvision_fetch"]
 
@@ -147,7 +147,7 @@ def _download(request: Request, fetch: Callable[[str], object]) -> None:
     except UserError:
         raise
     except Exception as error:
-        words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        words = reason_of(error).rstrip(".")
         raise JobError(
             f"{request.name}: expected to download into {str(request.root)!r}, got: {words}. "
             "Try again, or fetch the files by hand."

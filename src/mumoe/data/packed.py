@@ -20,7 +20,7 @@ from mumoe.data.build import ArrayImages, build
 from mumoe.data.layout import existing, locate, torchvision_fetch
 from mumoe.data.registry import Request, register
 from mumoe.data.splits import TEST, TRAIN
-from mumoe.errors import UserError, require
+from mumoe.errors import UserError, reason_of, require
 
 __all__ = ["read_cifar", "read_idx"]
 
@@ -96,8 +96,7 @@ def read_cifar(path: Path) -> dict[str, Any]:
         except UserError:
             raise
         except Exception as error:
-            words = " ".join(str(error).split())
-            raise _not_official(path, f"a damaged one ({words or type(error).__name__})") from error
+            raise _not_official(path, f"a damaged one ({reason_of(error)})") from error
     if not isinstance(content, dict):
         raise _not_official(path, type(content).__name__)
     return content

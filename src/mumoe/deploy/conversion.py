@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.deploy.converted import ConvertedModel, load_converted, save_converted
-from mumoe.deploy.saved_model import one_line
 from mumoe.deploy.source import CLASSES, quiet
-from mumoe.errors import JobError, UserError, nearest, require, unknown_name
+from mumoe.errors import JobError, UserError, nearest, reason_of, require, unknown_name
 from mumoe.files import read_json
 from mumoe.models.surgery import Plan
 from mumoe.models.surgery.planning import output_of
@@ -156,7 +155,7 @@ def _open_timm(name: str, pretrained: bool, num_classes: int | None) -> OpenedNe
         model = timm.create_model(name, pretrained=pretrained, **arguments).eval()
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(
-            f"convert: expected a model timm can make, got {name!r} ({one_line(error, 120)}). "
+            f"convert: expected a model timm can make, got {name!r} ({reason_of(error, 120)}). "
             "Leave --pretrained out, or check it."
         ) from error
     return OpenedNetwork(model, arguments, _example(model))
@@ -178,7 +177,7 @@ def _open_transformers(folder: Path, config: Any) -> OpenedNetwork:
             model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except Exception as error:
         raise JobError(
-            f"{folder}: expected a whole model with safetensors, got: {one_line(error)}. Save it again."
+            f"{folder}: expected a whole model with safetensors, got: {reason_of(error, 160)}. Save it again."
         ) from error
     return OpenedNetwork(model.eval(), None, _example(model))
 

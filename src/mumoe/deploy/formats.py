@@ -32,7 +32,7 @@ from mumoe.deploy.converted import load_converted, save_converted
 from mumoe.deploy.export_files import check_ready, export_targets, new_export
 from mumoe.deploy.model import HeadModel, ImageClassifier
 from mumoe.deploy.predictions import find_images
-from mumoe.errors import JobError, UserError, require
+from mumoe.errors import JobError, UserError, reason_of, require
 from mumoe.models.surgery.planning import put_modules
 from mumoe.modes import evaluating
 from mumoe.records import Record, record
@@ -281,9 +281,8 @@ def _traced(subject: _Subject) -> torch.export.ExportedProgram:
 
 
 def _untraceable(subject: _Subject, error: Exception) -> JobError:
-    reason = " ".join(str(error).split())[:240] or type(error).__name__
     return JobError(
-        f"export: expected a model that torch.export can trace, got {subject.name}: {reason}. "
+        f"export: expected a model that torch.export can trace, got {subject.name}: {reason_of(error, 240)}. "
         "Use --to safetensors, which needs no trace."
     )
 

@@ -25,7 +25,6 @@ from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
 from mumoe.training.config import TrainConfig
-from mumoe.training.networks import is_mumoe
 from mumoe.training.opening import StoredRun
 from mumoe.training.state import current_names
 
@@ -88,7 +87,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
                 f"got {num_features}. Install the timm version that the model was made with."
             )
         self.backbone.data_config = _with_tuples(data_config)
-        self.head = _make_head(head, num_features, classes, position, gate, norm)
+        self.head = build_head(head, num_features, len(classes), position=position, gate=gate, norm=norm)
         self.classes, self.multi_label, self.position = tuple(classes), multi_label, position
         self.spec, self.about = head, copy.deepcopy(dict(about or {}))
         values = (backbone, head, num_features, list(classes), dict(data_config))
@@ -184,9 +183,9 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
     @classmethod
     def _check(cls, name: str, values: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Compare the head on the meta device with the header: no config allocates more than the file has."""
-        known = ("head", "num_features", "classes", "position", "gate", "norm")
+        options = {key: values[key] for key in ("position", "gate", "norm") if key in values}
         with building(name, cls.NOUN), torch.device("meta"):
-            head = _make_head(**{key: values[key] for key in known if key in values})
+            head = build_head(values["head"], values["num_features"], len(values["classes"]), **options)
         shapes = {key[5:]: shape for key, shape in read_shapes(files).items() if key.startswith("head.")}
         found = {key: shapes[old] for old, key in current_names(head, list(shapes)).items()}
         for key, tensor in head.state_dict().items():
@@ -257,18 +256,6 @@ class HeadModel(nn.Module):
 def _with_tuples(data_config: Mapping[str, Any]) -> dict[str, Any]:
     """timm's preprocessing as it was before JSON made lists of its tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data_config.items()}
-
-
-def _make_head(
-    head: str,
-    num_features: int,
-    classes: Sequence[str],
-    position: str = "final",
-    gate: str = "entmax15",
-    norm: str = "batch",
-) -> Head:
-    options: dict[str, Any] = {"gate": gate, "norm": norm} if is_mumoe(head) else {}
-    return build_head(head, num_features, len(classes), position=position, **options)
 
 
 def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:

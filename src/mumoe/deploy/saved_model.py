@@ -20,10 +20,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from mumoe.errors import JobError, UserError, nearest
+from mumoe.errors import JobError, UserError, nearest, reason_of
 from mumoe.files import read_json, recovered
 
-__all__ = ["CONFIG", "WEIGHTS", "SavedModel", "building", "one_line", "reading_weights"]
+__all__ = ["CONFIG", "WEIGHTS", "SavedModel", "building", "read_shapes", "reading_weights"]
 
 CONFIG = constants.CONFIG_NAME
 WEIGHTS = constants.SAFETENSORS_SINGLE_FILE
@@ -74,7 +74,7 @@ class SavedModel(
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise UserError(
                 f"{cls.LOADER}: expected a saved model, got {name!r}, which is no folder and cannot be had "
-                f"from the hub ({one_line(error)}). Give the folder that {cls.WRITER} wrote."
+                f"from the hub ({reason_of(error, 160)}). Give the folder that {cls.WRITER} wrote."
             ) from error
 
     @classmethod
@@ -168,11 +168,6 @@ def _check_folder(folder: Path, files: Sequence[str], who: str, writer: str) -> 
 # Errors ---------------------------------------------------------------------------------------------------
 
 
-def one_line(error: Exception, most: int = 160) -> str:
-    """An error's message on one line, shortened to `most` characters."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
-
-
 @contextmanager
 def building(name: str, what: str) -> Iterator[None]:
     """Turn what a config.json with any content may raise while a model is built from it into a `JobError`."""
@@ -193,8 +188,10 @@ def reading_weights(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        raise JobError(f"{path}: expected a whole safetensors file, got: {one_line(error)}. Get it again.") from error
+        raise JobError(
+            f"{path}: expected a whole safetensors file, got: {reason_of(error, 160)}. Get it again."
+        ) from error
     except (UserError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise JobError(
-            f"{path}: expected the weights of its config.json, got: {one_line(error, 240)}. Get it again."
+            f"{path}: expected the weights of its config.json, got: {reason_of(error, 240)}. Get it again."
         ) from error

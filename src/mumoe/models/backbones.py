@@ -22,7 +22,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
-from mumoe.errors import UserError, nearest, unknown_name
+from mumoe.errors import UserError, nearest, reason_of, unknown_name
 from mumoe.models.embedded import TIMM_NAME, embedded_weights
 
 if TYPE_CHECKING:
@@ -171,9 +171,8 @@ def _download(full_name: str) -> nn.Module:
         overlay = _hub_file(full_name)
         model: nn.Module = timm.create_model(full_name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
     except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
-            f"backbone: expected the pretrained weights of {full_name!r}, got no download ({reason}). "
+            f"backbone: expected the pretrained weights of {full_name!r}, got no download ({reason_of(error, 120)}). "
             "Give a local file with --weights FILE.safetensors, or take the embedded efficientnet-lite0."
         ) from error
     return model
@@ -220,7 +219,7 @@ def _at_size(model: nn.Module, size: int, full_name: str, seed: int | None) -> n
             _try_forward(found, size)
             return found
         except _REFUSALS as error:
-            reasons.append(" ".join(str(error).split())[:160])
+            reasons.append(reason_of(error, 160))
     raise UserError(
         f"backbone: expected an image_size that {full_name!r} takes, got {size} ({reasons[-1]}). "
         f"{_other_size(model, size)}Its own is {own}."

@@ -33,7 +33,7 @@ from mumoe.data.base import SPLITS, Attribute, ImageData
 from mumoe.data.columns import UNKNOWN, Column, is_missing, object_array, plain_number, read_column, texts_of
 from mumoe.data.layout import SPLIT_WORDS
 from mumoe.data.splits import stratified_split
-from mumoe.errors import JobError, UserError, require, unknown_name
+from mumoe.errors import JobError, UserError, reason_of, require, unknown_name
 from mumoe.files import digest_file
 from mumoe.models.features import Features
 
@@ -257,8 +257,9 @@ def _column(column: Any, name: str, path: Path) -> Array:
 
 
 def _damaged(path: Path, expected: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:120]
-    return UserError(f"{WHO}: expected {expected}, got {path} ({reason}). Write it again, without pickle.")
+    return UserError(
+        f"{WHO}: expected {expected}, got {path} ({reason_of(error, 120)}). Write it again, without pickle."
+    )
 
 
 # Checking -------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def build_head(spec: str, in_features: int, num_classes: int, *, position: str =
         in_features: Width of the features.
         num_classes: Number of classes.
         position: ``final`` (the layer makes the logits) or ``penultimate`` (GELU and a linear layer follow, Figure 5).
-        options: Options of `MuMoE`, such as ``gate``, ``norm`` or ``gate_options``; other heads take none.
+        options: Options of `MuMoE`, such as ``gate``, ``norm`` or ``gate_options``; ignored by other heads.
 
     Raises:
         UserError: If the specification or an option is not known; the forms are shown.

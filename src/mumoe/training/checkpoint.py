@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mumoe.errors import JobError
+from mumoe.errors import JobError, reason_of
 from mumoe.files import digest_file, digest_files, new_folder, read_json, remove_folder, write_tensors
 from mumoe.training.run import disk_errors
 
@@ -160,12 +160,10 @@ def read(path: Path, check: Check) -> Snapshot:
         tensors = {part: _read_tensors(path / f"{part}.safetensors") for part in parts}
         check({part: specs(values) for part, values in tensors.items()}, state)
     except (ValueError, TypeError, KeyError, OverflowError, OSError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path}: expected a whole checkpoint, got: {_words(error)}.") from None
+        raise CheckpointError(
+            f"checkpoint {path}: expected a whole checkpoint, got: {reason_of(error, 300).rstrip('.')}."
+        ) from None
     return Snapshot(_step_of(path), tensors, state)
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")
 
 
 def _step_of(path: Path) -> int:

@@ -31,7 +31,6 @@ __all__ = [
     "context_of",
     "image_side",
     "image_transform",
-    "is_mumoe",
     "make_gpt2",
     "make_head",
     "make_mixer",
@@ -57,19 +56,14 @@ def column_statistics(x: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(squares / len(rows))).float()
 
 
-def is_mumoe(spec: str) -> bool:
-    """Whether a specification names one of the layer's factorizations."""
-    return spec.partition("-")[0] in {kind.title for kind in FACTORIZATIONS.values()}
-
-
 def make_head(config: TrainConfig, num_features: int, num_classes: int) -> Head:
     """Build the head that a config asks for.
 
     Raises:
         UserError: If the specification, the gate or the norm is not known.
     """
-    options: Mapping[str, Any] = {"gate": config.gate, "norm": config.norm} if is_mumoe(config.head) else {}
-    return build_head(config.head, num_features, num_classes, position=config.position, **options)
+    options: dict[str, Any] = {"position": config.position, "gate": config.gate, "norm": config.norm}
+    return build_head(config.head, num_features, num_classes, **options)
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mumoe.data.base import ImageData
 from mumoe.data.text import TextData
-from mumoe.errors import JobError
+from mumoe.errors import JobError, reason_of
 from mumoe.training.sampler import Indices, derived_seed
 
 __all__ = ["BatchSource", "FeatureSource", "ImageSource", "TextSource", "label_tensor"]
@@ -152,7 +152,7 @@ class _Images(Dataset[tuple[Tensor | str, int]]):
                 return self.transform(image), index
         except Exception as error:
             # A worker's exception would come out with the worker's traceback.
-            why = " ".join(str(error).split())[:200]
+            why = reason_of(error, 200)
             return f"expected to open and transform {self.data.ids[index]!r}, got {why}. Repair or remove it.", index
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mumoe.errors import UserError
+from mumoe.errors import UserError, reason_of
 from mumoe.layers import MuMoE, MuMoEBlock, MuMoEGatedBlock
 from mumoe.models.surgery.architectures import Watched
 from mumoe.models.surgery.parts import Parts, as_linear, drop_hooks, quiet
@@ -321,9 +321,8 @@ def measure(plan: Plan, example: Any) -> Plan:
                     f"plan: expected modules that are only called, got {name!r}, whose {stand.reads[-1]!r} the model "
                     "reads. Leave it out."
                 ) from error
-        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"plan: expected an example that {type(plan.model).__name__} takes, got: {reason}. "
+            f"plan: expected an example that {type(plan.model).__name__} takes, got: {reason_of(error, 160)}. "
             "Give one batch, a tuple of arguments, or a dict of them."
         ) from error
     finally:
