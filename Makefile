@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 # Packages are installed without bytecode; what is imported is compiled once, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check fmt docs bench screenshots pythons setup browser clean
+.PHONY: help demo test check fmt docs bench screenshots notebooks pythons setup browser clean
 help:
 	@echo "make demo    set up and run the main job on embedded data"
 	@echo "make test    set up and run all tests (TESTS=tests/reports: some of them)"
@@ -19,6 +19,7 @@ help:
 	@echo "make docs    build the site into docs/_build/html; warnings are errors"
 	@echo "make bench   measure against baselines (2 minutes; FULL=1 for all sizes) and write the docs' tables"
 	@echo "make screenshots   make every screenshot of docs/images anew"
+	@echo "make notebooks   run the notebooks of examples/ and keep what they show"
 
 # Set-up: .venv/demo and .venv/test say what is installed, in either order; the second holds the first.
 OLD := make: expected Python 3.11 or newer, got
@@ -70,6 +71,9 @@ bench: .venv/test
 
 screenshots: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m docs.screenshots
+
+notebooks: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m docs.notebooks
 
 clean:
 	rm -rf .venv .pythons .mypy_cache .ruff_cache .pytest_cache build dist

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mumoe.analysis.settings import WHO, check_settings
-from mumoe.commands.open_run import opened, require_run
+from mumoe.commands.open_run import RunOptions, opened, require_run
 from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
@@ -21,17 +21,10 @@ SETTINGS = (*_OF_IMAGES, "windows", "ablated_windows")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(RunOptions):
     """Measure what each expert of a run does; the results go to RUN/analysis."""
 
-    COMMON: ClassVar = {
-        "split": "val",
-        "modes": "zero mean",
-        "experts": "3 17 49",
-        "images": "12",
-        "out": "analysis",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"split": "val", "modes": "zero mean", "experts": "3 17 49", "images": "12", "out": "analysis"}
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run with a MuMoE, sparse-moe or highrank-linear head, or of a language model with MuMoE blocks; or of
@@ -58,14 +51,8 @@ class Options:
     """windows of text that are read, of a language model"""
     ablated_windows: int = 64
     """windows on which each expert of a language model is ablated"""
-    data: str = ""
-    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
-    device: str = "auto"
-    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     out: Annotated[str, Argument(("-o", "--out"))] = ""
     """folder for the results (default: RUN/analysis)"""
-    quiet: bool = False
-    """show no progress"""
 
 
 def run(options: Options) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from mumoe.commands.open_run import opened, require_run
+from mumoe.commands.open_run import RunOptions, opened, require_run
 from mumoe.files import check_writable
 from mumoe.parsing import Argument
 
@@ -22,20 +22,11 @@ WHO = "mumoe audit"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(RunOptions):
     """Rank experts and their combinations by how far below the rest the accuracy of their images is."""
 
-    COMMON: ClassVar = {
-        "target": "Blond_Hair",
-        "split": "val",
-        "top": "20",
-        "images": "0",
-        "propose": "edits",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"target": "Blond_Hair", "split": "val", "top": "20", "images": "0", "propose": "edits"}
 
-    run: Annotated[str, Argument(positional=True, metavar="RUN")]
-    """folder of a run, or of the job that holds it"""
     target: str = ""
     """attribute to audit in a multi-label run (a single-label run is audited class by class)"""
     split: str = "val"
@@ -60,12 +51,6 @@ class Options:
     """folder for one edit file for each significant finding shown (multi-label)"""
     json: bool = False
     """print JSON instead"""
-    data: str = ""
-    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
-    device: str = "auto"
-    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
-    quiet: bool = False
-    """show no progress"""
 
 
 def run(options: Options) -> None:

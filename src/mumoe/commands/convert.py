@@ -24,7 +24,6 @@ class Options:
         "output": "converted",
         "dry_run": "",
     }
-    """Shown first in help, with an example of each."""
 
     model: Annotated[str, Argument(positional=True, metavar="MODEL")]
     """timm model, folder of a Hugging Face model, or folder that this verb wrote"""

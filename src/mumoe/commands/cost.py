@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 class Options:
     """Parameters and multiply-adds of one layer, for every factorization (Table 1 of the paper)."""
 
-    COMMON: ClassVar = {
-        "in_features": "768",
-        "out_features": "1000",
-        "experts": "512",
-        "ranks": "cp=256 tr=4x512x4",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"in_features": "768", "out_features": "1000", "experts": "512", "ranks": "cp=256 tr=4x512x4"}
 
     in_features: Annotated[int, Argument(("--in-features",))]
     """Width of the input."""

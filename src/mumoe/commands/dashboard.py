@@ -22,12 +22,7 @@ class Options:
     address that it printed with port 9999 in place of 8000.
     """
 
-    COMMON: ClassVar = {
-        "split": "test",
-        "port": "8000",
-        "data": "folder:/new/place",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"split": "test", "port": "8000", "data": "folder:/new/place"}
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run with experts, or of the job that holds it"""

@@ -13,11 +13,7 @@ from mumoe.parsing import Argument
 class Options:
     """Train, evaluate, ablate and rewrite experts on embedded images; writes a report. About three minutes."""
 
-    COMMON: ClassVar = {
-        "out": "demo",
-        "seeds": "1",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"out": "demo", "seeds": "1"}
 
     out: Annotated[str, Argument(("-o", "--out"))] = "runs/demo"
     """folder to write; that of an earlier demo is replaced"""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from mumoe.commands.open_run import opened, require_run
+from mumoe.commands.open_run import RunOptions, opened, require_run
 from mumoe.errors import UserError
 from mumoe.files import check_writable, write_tensors
 from mumoe.parsing import Argument
@@ -22,7 +22,7 @@ WHO = "mumoe edit"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(RunOptions):
     """Correct a biased run without training: rewrite the experts that a subgroup is sent to.
 
     The mean coefficients come from training images, lambda is chosen on validation images, and test images are
@@ -36,10 +36,7 @@ class Options:
         "do": "ablate:17 scale:3=0.5",
         "out": "blond.json",
     }
-    """Shown first in help, with an example of each."""
 
-    run: Annotated[str, Argument(positional=True, metavar="RUN")]
-    """folder of a run, or of the job that holds it"""
     target: str = ""
     """the attribute whose logit is corrected"""
     sensitive: str = ""
@@ -71,12 +68,6 @@ class Options:
     """bootstrap resamples of the intervals (0: none)"""
     seed: int = 0
     """of the bootstrap"""
-    data: str = ""
-    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
-    device: str = "auto"
-    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
-    quiet: bool = False
-    """show no progress"""
 
 
 def run(options: Options) -> None:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from mumoe.commands.open_run import RunOptions
 from mumoe.data.base import SPLITS
 from mumoe.errors import unknown_name
 from mumoe.parsing import Argument
@@ -18,15 +19,10 @@ __all__ = ["Options", "run"]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(RunOptions):
     """Evaluate a run, or every run of a job over several seeds or heads."""
 
-    COMMON: ClassVar = {
-        "split": "val",
-        "json": "",
-        "classes": "20",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"split": "val", "json": "", "classes": "20"}
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of the run, or of the job that holds it"""
@@ -36,12 +32,6 @@ class Options:
     """print one JSON object per run instead"""
     classes: int = 5
     """how many of the hardest classes to name (0: none)"""
-    data: str = ""
-    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
-    device: str = "auto"
-    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
-    quiet: bool = False
-    """show no progress"""
 
 
 def run(options: Options) -> None:

@@ -19,12 +19,7 @@ _NAMES = {"onnx": "model.onnx", "safetensors": "safetensors", "torch-export": "m
 class Options:
     """Write a trained model for other runtimes, with its preprocessing, and check what was written."""
 
-    COMMON: ClassVar = {
-        "to": "onnx",
-        "out": "model.onnx",
-        "edits": "blond.json",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"to": "onnx", "out": "model.onnx", "edits": "blond.json"}
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, of the job that holds it, or of a saved model"""

@@ -5,29 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from mumoe.commands.open_run import opened, require_run
-from mumoe.parsing import Argument
+from mumoe.commands.open_run import RunOptions, opened, require_run
 
 __all__ = ["Options", "run"]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(RunOptions):
     """Measure whom a run's model fails: every combination of a 0/1 attribute and a sensitive one."""
 
-    COMMON: ClassVar = {
-        "target": "Blond_Hair",
-        "sensitive": "Male",
-        "edits": "blond.json",
-        "split": "val",
-        "json": "",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"target": "Blond_Hair", "sensitive": "Male", "edits": "blond.json", "split": "val", "json": ""}
 
-    run: Annotated[str, Argument(positional=True, metavar="RUN")]
-    """folder of a run, or of the job that holds it"""
     target: str
     """the attribute that is predicted"""
     sensitive: str
@@ -46,12 +36,6 @@ class Options:
     """of the bootstrap"""
     json: bool = False
     """print JSON instead of tables"""
-    data: str = ""
-    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
-    device: str = "auto"
-    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
-    quiet: bool = False
-    """show no progress"""
 
 
 def run(options: Options) -> None:

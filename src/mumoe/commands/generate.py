@@ -17,13 +17,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Write text with a trained language model."""
 
-    COMMON: ClassVar = {
-        "prompt": "'def f('",
-        "tokens": "200",
-        "temperature": "0",
-        "scale": "0:17=3",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"prompt": "'def f('", "tokens": "200", "temperature": "0", "scale": "0:17=3"}
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run of mode text, or of the job that holds it"""

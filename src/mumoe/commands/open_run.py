@@ -5,14 +5,31 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+
+from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
     from mumoe.api import Run
     from mumoe.deploy.model import HeadModel, ImageClassifier
 
-__all__ = ["note_for", "opened", "opened_classifier", "place", "require_run"]
+__all__ = ["RunOptions", "note_for", "opened", "opened_classifier", "place", "require_run"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a verb that reads a run and its data."""
+
+    run: Annotated[str, Argument(positional=True, metavar="RUN")]
+    """folder of a run, or of the job that holds it"""
+    data: str = field(default="", kw_only=True)
+    """the data where they are now, e.g. folder:/new/place (empty: where the run found them)"""
+    device: str = field(default="auto", kw_only=True)
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
+    quiet: bool = field(default=False, kw_only=True)
+    """show no progress"""
 
 
 class Opening(Protocol):

@@ -26,12 +26,7 @@ _MOST_NAMED = 5
 class Options:
     """Name what is in images, with the experts behind it and their terms of the logit."""
 
-    COMMON: ClassVar = {
-        "top": "5",
-        "experts": "10",
-        "json": "",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"top": "5", "experts": "10", "json": ""}
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
     """folder of a run, of the job that holds it, or of a saved model"""

@@ -18,11 +18,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Write a folder of pages about runs, to open from disk or send as a zip; several runs are compared."""
 
-    COMMON: ClassVar = {
-        "out": "report",
-        "max_images": "8",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"out": "report", "max_images": "8"}
 
     runs: Annotated[tuple[str, ...], Argument(positional=True, metavar="RUN [RUN ...]")]
     """folders of runs, or of several seeds or heads"""

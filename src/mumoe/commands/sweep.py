@@ -26,7 +26,6 @@ class Options:
         "seeds": "5",
         "out": "runs/sweep",
     }
-    """Shown first in help, with an example of each."""
 
     out: Annotated[str, Argument(("-o", "--out"))] = "runs/sweep"
     """folder of the sweep; called again, it goes on where it was stopped"""

@@ -15,12 +15,7 @@ __all__ = ["Options", "run"]
 class Options:
     """Write files of text as a folder of tokens, for mumoe train --mode text --data tokens:FOLDER."""
 
-    COMMON: ClassVar = {
-        "out": "tokens",
-        "tokenizer": "tokenizer.json",
-        "val": "0.01",
-    }
-    """Shown first in help, with an example of each."""
+    COMMON: ClassVar = {"out": "tokens", "tokenizer": "tokenizer.json", "val": "0.01"}
 
     files: Annotated[tuple[str, ...], Argument(positional=True, metavar="FILE [FILE ...]")]
     """text files (each a document), .jsonl and .parquet files (each row a document), or folders of such"""

@@ -30,7 +30,6 @@ class Options(TrainConfig):
         "seeds": "3",
         "out": "runs/birds",
     }
-    """Shown first in help, with an example of each."""
 
     config: str = ""
     """TOML file with settings"""
