@@ -119,6 +119,16 @@ def test_a_verb_takes_a_job_and_says_which_run_it_took(old: Path, capsys) -> Non
     assert (old / "job" / "CPMuMoE-r4-e3x2" / "seed-0" / "analysis" / "analysis.json").is_file()
 
 
+def test_a_job_of_which_one_run_is_there_is_a_job(old: Path) -> None:
+    job = mumoe.load(old / "job" / "linear", progress=False)
+    assert [run.path.name for run in job.runs] == ["seed-0", "seed-1"]
+    shutil.rmtree(old / "job" / "linear" / "seed-1")
+    job = mumoe.load(old / "job" / "linear", progress=False)
+    assert isinstance(job, mumoe.Job)
+    assert job.best.path == old / "job" / "linear" / "seed-0"
+    assert isinstance(mumoe.load(job.best.path, progress=False), mumoe.Run)
+
+
 def test_every_head_counts_where_no_experts_are_needed(old: Path) -> None:
     """With better results on record, the linear head is picked, but not by a verb that looks at experts."""
     for seed in (0, 1):

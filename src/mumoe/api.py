@@ -580,7 +580,7 @@ def load(
         progress: Whether to show progress on stderr.
 
     Returns:
-        A `Run`; a `Job` for a folder of several runs. For a folder of `save_pretrained` an `ImageClassifier` and its
+        A `Run`; a `Job` for a folder that holds runs. For a folder of `save_pretrained` an `ImageClassifier` and its
         transform, for one of `save_converted` the network and None.
 
     Raises:
@@ -594,8 +594,9 @@ def load(
     if is_saved(folder):
         return _load_saved(folder, resolve(device))
     given = {"data": data, "backbone": backbone, "features": features, "device": device, "progress": progress}
-    runs = load_runs(folder, **given)
-    return runs[0] if len(runs) == 1 else Job(folder, given)
+    job = Job(folder, given)
+    first = job.runs[0]
+    return first if first.path == folder else job
 
 
 def write_report(jobs: Mapping[Path, Sequence[Run]], out: str | Path, *, max_images: int = 20) -> ReportPages:

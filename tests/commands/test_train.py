@@ -79,6 +79,8 @@ def test_resume_goes_on_with_the_runs_own_settings(called, tmp_path, capsys):
     assert called[1] == (str(tmp_path), "folder:x", "cpu", False)
     assert main(["train", "--resume", str(tmp_path), "--lr", "1"]) == 2
     assert "expected --resume alone, since a run keeps its settings, got --lr too" in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path), "--spec", "linear"]) == 2
+    assert "got --spec too. Drop --spec, or start" in capsys.readouterr().err
 
 
 def test_options_know_the_file_in_both_spellings(tmp_path):

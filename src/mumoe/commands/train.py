@@ -1,4 +1,4 @@
-"""`mumoe train`: train a head on a backbone, over seeds and against partners, or go on with a stopped run."""
+"""`mumoe train`: train a head on a backbone, over seeds and against partners, or resume a stopped run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mumoe.errors import UserError, require, unknown_name
-from mumoe.results import TrainResult
-from mumoe.training.config import PRESETS, TrainConfig, read_config
+from mumoe.parsing import flag_of
+from mumoe.training.config import PRESETS, TrainConfig, parse_options, read_config
 
 __all__ = ["Options", "default", "run"]
 
@@ -69,12 +69,13 @@ def _value(arguments: Sequence[str], flag: str) -> str:
 
 
 def run(options: Options) -> None:
-    """Train or go on, then say what came out."""
+    """Train or resume, then print the results."""
     if options.resume:
         _refuse_settings(options)
     else:
         _check(options)
     from mumoe import api  # torch: seconds
+    from mumoe.training.compare import summary_lines
 
     common: dict[str, Any] = {"progress": not options.quiet, "announce": _announce}
     if options.resume:
@@ -85,7 +86,7 @@ def run(options: Options) -> None:
     else:
         job = api.train(**dataclasses.asdict(options.replace()), **common)
     if _is_main_process():
-        sys.stdout.write("\n".join(_lines(job.result)) + "\n")
+        sys.stdout.write("\n".join(summary_lines(job.result)) + "\n")
 
 
 def _announce(line: str) -> None:
@@ -95,7 +96,6 @@ def _announce(line: str) -> None:
 
 def _check(options: Options) -> None:
     """Refuse what is known to be wrong without torch: the data's name, a path with nothing there, a folder in use."""
-    from mumoe.training.config import parse_options
     from mumoe.training.run import check_free
 
     options.replace().check()
@@ -118,11 +118,10 @@ def _refuse_settings(options: Options) -> None:
 
         RunFolder.open(options.resume)
     plain = Options()
-    for item in dataclasses.fields(options):
-        if item.name not in ("resume", "quiet", "device", "data") and getattr(options, item.name) != getattr(
-            plain, item.name
-        ):
-            flag = "--" + item.name.replace("_", "-")
+    names = [item.name for item in dataclasses.fields(options)]
+    for name in names:
+        if name not in ("resume", "quiet", "device", "data") and getattr(options, name) != getattr(plain, name):
+            flag = flag_of(Options, name)
             raise UserError(
                 f"mumoe train: expected --resume alone, since a run keeps its settings, got {flag} too. "
                 f"Drop {flag}, or start a new run with --config {options.resume}/config.toml {flag} ..."
@@ -133,28 +132,3 @@ def _is_main_process() -> bool:
     import torch.distributed as dist
 
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def _lines(result: TrainResult) -> list[str]:
-    width = max(len(head) for head in result.accuracy)
-    parameters = {run.head: run.parameters for run in result.runs}
-    lines = []
-    for head, splits in result.accuracy.items():
-        numbers = "  ".join(f"{split} {spread}" for split, spread in splits.items())
-        lines.append(f"{head:<{width}}  {parameters[head]:>11,} parameters  accuracy {numbers}")
-        lines += _bits(result, head)
-    lines += [comparison.headline() for comparison in result.comparisons]
-    return [*lines, f"Written to {result.out}. Look closer: mumoe evaluate {result.out}"]
-
-
-def _bits(result: TrainResult, head: str) -> list[str]:
-    """A language model's bits per byte, mean over seeds."""
-    from mumoe.training.compare import spread
-
-    found = []
-    runs = [run for run in result.runs if run.head == head]
-    for split in runs[0].evaluations:
-        values = [run.evaluations[split].bits_per_byte for run in runs]
-        known = [value for value in values if value is not None]
-        found += [f"{split} {spread(known)}"] if known else []
-    return [f"  bits per byte {'  '.join(found)}"] if found else []

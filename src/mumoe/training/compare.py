@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mumoe.results import Comparison, RunResult, Spread, TrainResult
 from mumoe.statistics import t_quantile
 
-__all__ = ["compare", "spread", "summarize"]
+__all__ = ["compare", "spread", "summarize", "summary_lines"]
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -55,3 +55,27 @@ def _seeds(runs: Sequence[RunResult]) -> list[int]:
 
 def _accuracies(runs: Sequence[RunResult], split: str) -> list[float]:
     return [run.evaluations[split].accuracy for run in runs]
+
+
+def summary_lines(result: TrainResult) -> list[str]:
+    """What `mumoe train` prints of a job: each head with its accuracies, and the comparisons."""
+    width = max(len(head) for head in result.accuracy)
+    parameters = {run.head: run.parameters for run in result.runs}
+    lines = []
+    for head, splits in result.accuracy.items():
+        numbers = "  ".join(f"{split} {spread}" for split, spread in splits.items())
+        lines.append(f"{head:<{width}}  {parameters[head]:>11,} parameters  accuracy {numbers}")
+        lines += _bits(result, head)
+    lines += [comparison.headline() for comparison in result.comparisons]
+    return [*lines, f"Written to {result.out}. Look closer: mumoe evaluate {result.out}"]
+
+
+def _bits(result: TrainResult, head: str) -> list[str]:
+    """A language model's bits per byte, mean over seeds."""
+    found = []
+    runs = [run for run in result.runs if run.head == head]
+    for split in runs[0].evaluations:
+        values = [run.evaluations[split].bits_per_byte for run in runs]
+        known = [value for value in values if value is not None]
+        found += [f"{split} {spread(known)}"] if known else []
+    return [f"  bits per byte {'  '.join(found)}"] if found else []
