@@ -1,4 +1,4 @@
-"""Run the notebooks of examples/ from the beginning and keep what they show, without progress bars: `make notebooks`."""
+"""Run the notebooks of examples/ from the beginning and keep what they show, without progress: `make notebooks`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from mumoe.commands.open_run import RunOptions, opened, require_run
+from mumoe.commands.open_run import RunOptions, opened, require_run, settings_of
 from mumoe.files import check_writable
 from mumoe.parsing import Argument
 
@@ -58,8 +58,7 @@ def run(options: Options) -> None:
     require_run(options.run)
     if options.propose:
         check_writable(Path(options.propose) / "finding-1.json", who=WHO, remedy="Choose another folder for --propose.")
-    names = ("split", "threshold", "pairs", "min_rows", "alpha", "correction")
-    settings = {name: getattr(options, name) for name in names}
+    settings = settings_of(options, "split", "threshold", "pairs", "min_rows", "alpha", "correction")
     found = opened(options, WHO, experts=True).audit(options.target, **settings)
     written = found.propose(options.propose, options.top) if options.propose else []
     shown = found.pictured(options.top, options.images)

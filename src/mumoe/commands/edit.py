@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from mumoe.commands.open_run import RunOptions, opened, require_run
+from mumoe.commands.open_run import RunOptions, opened, require_run, settings_of
 from mumoe.errors import UserError
 from mumoe.files import check_writable, write_tensors
 from mumoe.parsing import Argument
@@ -88,22 +88,14 @@ def run(options: Options) -> None:
 
 
 def _rewritten(options: Options, opened_run: Run) -> Edit:
-    names = ("label", "objective", "max_loss", "reading", "resamples", "seed")
-    settings = {name: getattr(options, name) for name in names}
-    return opened_run.rewrite(
-        options.target,
-        options.sensitive,
-        options.value,
-        strength=_strength(options.strength),
-        base=options.base or None,
-        **settings,
-    )
+    names = ("target", "sensitive", "value", "label", "objective", "max_loss", "reading", "resamples", "seed")
+    strength = _strength(options.strength)
+    return opened_run.rewrite(strength=strength, base=options.base or None, **settings_of(options, *names))
 
 
 def _by_hand(options: Options, opened_run: Run) -> Edit:
     names = ("split", "target", "sensitive", "value", "label", "resamples", "seed")
-    settings = {name: getattr(options, name) for name in names}
-    return opened_run.edit(*options.do, base=options.base or None, **settings)
+    return opened_run.edit(*options.do, base=options.base or None, **settings_of(options, *names))
 
 
 def _check(options: Options) -> None:

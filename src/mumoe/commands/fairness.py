@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mumoe.commands.open_run import RunOptions, opened, require_run
+from mumoe.commands.open_run import RunOptions, opened, require_run, settings_of
 
 __all__ = ["Options", "run"]
 
@@ -41,8 +41,7 @@ class Options(RunOptions):
 def run(options: Options) -> None:
     """Measure and print."""
     require_run(options.run)
-    names = ("label", "value", "split", "resamples", "seed")
-    settings = {name: getattr(options, name) for name in names}
+    settings = settings_of(options, "label", "value", "split", "resamples", "seed")
     run = opened(options, "mumoe fairness")
     found = run.fairness(options.target, options.sensitive, edits=options.edits or None, **settings)
     if options.json:

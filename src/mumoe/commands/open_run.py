@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mumoe.api import Run
     from mumoe.deploy.model import HeadModel, ImageClassifier
 
-__all__ = ["RunOptions", "note_for", "opened", "opened_classifier", "place", "require_run"]
+__all__ = ["RunOptions", "note_for", "opened", "opened_classifier", "place", "require_run", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ def opened(options: Opening, who: str, *, experts: bool = False, **given: Any) -
     if name := getattr(options, "data", ""):
         settings["data"] = name
     return open_run(path, **{**settings, **given})
+
+
+def settings_of(options: Opening, *names: str) -> dict[str, Any]:
+    """The named options, as a verb passes them on."""
+    return {name: getattr(options, name) for name in names}
 
 
 def require_run(path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -47,7 +48,10 @@ def default(arguments: Sequence[str]) -> Options:
     Raises:
         UserError: If the preset is unknown or the file is wrong.
     """
-    preset, config = _value(arguments, "--preset"), _value(arguments, "--config")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--preset", "--config"):
+        first.add_argument(flag, nargs="?", default="", const="")
+    preset, config = vars(first.parse_known_args(list(arguments))[0]).values()
     values: dict[str, Any] = {}
     if preset:
         if preset not in PRESETS:
@@ -55,17 +59,6 @@ def default(arguments: Sequence[str]) -> Options:
         values = dict(PRESETS[preset])
     settings = read_config(config, values) if config else TrainConfig(**values)
     return Options(**dataclasses.asdict(settings))
-
-
-def _value(arguments: Sequence[str], flag: str) -> str:
-    """What follows a flag, as ``--flag value`` or ``--flag=value``; the last one counts."""
-    found = ""
-    for position, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            found = argument.partition("=")[2]
-        elif argument == flag and position + 1 < len(arguments):
-            found = arguments[position + 1]
-    return found
 
 
 def run(options: Options) -> None:
