@@ -6,6 +6,7 @@ the jobs (none: all).
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def with_stop(job) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(180, exit=True)  # processes that wait for each other say where
     torch.set_num_threads(1)
     for name in sys.argv[3:] or JOBS:
         run(name, Path(sys.argv[1]), Path(sys.argv[2]))

@@ -127,13 +127,9 @@ def test_two_nodes_compute_what_one_process_computes(both, tmp_path):
     common = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", free_port()]
     job = [str(Path(__file__).with_name("several.py")), str(tmp_path), "", "batch"]
     nodes = [start([*common, "--node-rank", str(rank), *job]) for rank in range(2)]
-    try:
-        for node in nodes:
-            _, said = node.communicate(timeout=200)
-            assert node.returncode == 0, said[-5000:]
-    finally:
-        for node in nodes:
-            node.kill()
+    ended = [node.communicate(timeout=300) for node in nodes]
+    said = "\n".join(text[-5000:] for _, text in ended)
+    assert [node.returncode for node in nodes] == [0, 0], said
     assert curve(tmp_path / "batch") == pytest.approx(curve(both[0] / "batch"), abs=1e-5)
     assert len(list((tmp_path / "batch" / "checkpoints").iterdir())) > 0
 
