@@ -20,6 +20,7 @@ from mumoe.data.base import ImageData
 from mumoe.errors import JobError
 from mumoe.models import features
 from mumoe.models.backbones import create_backbone
+from mumoe.training.distributed import leave
 
 COUNT, BATCH = 11, 2
 
@@ -84,7 +85,7 @@ def main(folder: Path) -> None:
             kind = "JobError" if isinstance(error, JobError) else type(error).__name__
             ended[name] = {"error": f"{kind}: {error}"}
     (folder / f"{rank}.json").write_text(json.dumps(ended))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

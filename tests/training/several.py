@@ -16,6 +16,7 @@ import torch
 from made_up_training import make_data, make_features, tiny_backbone
 
 from mumoe.training import TrainConfig, resume, train
+from mumoe.training.distributed import leave
 from mumoe.training.engine import Engine
 from mumoe.training.signals import Interrupted
 
@@ -100,8 +101,9 @@ def with_stop(job) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     faulthandler.dump_traceback_later(180, exit=True)  # processes that wait for each other say where
     torch.set_num_threads(1)
     for name in sys.argv[3:] or JOBS:
         run(name, Path(sys.argv[1]), Path(sys.argv[2]))
-    torch.distributed.destroy_process_group()
+    leave()

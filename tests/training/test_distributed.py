@@ -12,10 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import several
 import torch
 from made_up_training import make_data, make_text
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from mumoe.gating import BatchNorm
@@ -132,6 +134,23 @@ def test_two_nodes_compute_what_one_process_computes(both, tmp_path):
     assert [node.returncode for node in nodes] == [0, 0], said
     assert curve(tmp_path / "batch") == pytest.approx(curve(both[0] / "batch"), abs=1e-5)
     assert len(list((tmp_path / "batch" / "checkpoints").iterdir())) > 0
+
+
+@pytest.mark.slow
+def test_the_command_on_two_processes_prints_once_and_ends_both(tmp_path):
+    """With status 0: what a process does while Python shuts down does not count."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90)
+    tensors = {"features": (rng.normal(size=(90, 6)) + labels[:, None]).astype(np.float32), "labels": labels}
+    save_file(tensors, tmp_path / "x.safetensors")
+    words = f"train --data features:{tmp_path / 'x.safetensors'} --spec linear --epochs 2 --batch-size 16 --device cpu"
+    node = start(
+        ["--standalone", "--nproc-per-node", "2", "-m", "mumoe.cli", *words.split(), "-o", str(tmp_path / "run")]
+    )
+    out, said = node.communicate(timeout=300)
+    assert node.returncode == 0, said[-3000:]
+    assert out.count("Written to") == 1
+    assert RunFolder.open(tmp_path / "run").facts()["state"] == "finished"
 
 
 def test_a_launch_that_starts_one_process_only_is_told(config, data, features, monkeypatch, caplog):

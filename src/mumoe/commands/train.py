@@ -69,6 +69,7 @@ def run(options: Options) -> None:
         _check(options)
     from mumoe import api  # torch: seconds
     from mumoe.training.compare import summary_lines
+    from mumoe.training.distributed import leave
 
     common: dict[str, Any] = {"progress": not options.quiet, "announce": _announce}
     if options.resume:
@@ -80,6 +81,7 @@ def run(options: Options) -> None:
         job = api.train(**dataclasses.asdict(options.replace()), **common)
     if _is_main_process():
         sys.stdout.write("\n".join(summary_lines(job.result)) + "\n")
+    leave()
 
 
 def _announce(line: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from mumoe.training.config import TrainConfig
 __all__ = [
     "SynchronizedBatchNorm",
     "agree",
+    "leave",
     "make_accelerator",
     "shard",
     "sum_over_processes",
@@ -37,6 +39,21 @@ _tell = logging.getLogger("mumoe.training").warning
 def world_size() -> int:
     """Number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def leave() -> None:
+    """End this process with status 0 if it is one of several, once all of them are here; else do nothing.
+
+    The interpreter is not shut down: Gloo's threads may still hold tensors then, and abort the process
+    (pytorch/pytorch#190489), so that the launcher reports a finished job as failed.
+    """
+    if world_size() == 1:
+        return
+    dist.barrier()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class _SumOverProcesses(torch.autograd.Function):
