@@ -60,7 +60,8 @@ def test_timms_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_hugging_faces_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     names = names_of(SCRIPTS[0].with_name("hf_trainer.py"))
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -168,7 +168,7 @@ class _Wrong(Exception):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Report what argparse finds by itself: a flag without its value, or a switch with one."""
+        """Reword the errors that argparse itself detects: a flag without its value, or a switch with one."""
         flag, _, what = message.removeprefix("argument ").rpartition(": ")
         flag = flag.rpartition("/")[2]
         if what == "expected one argument":

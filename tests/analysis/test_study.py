@@ -18,8 +18,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "commands"))
 
 from made_up_analysis import CLASSES, make_data, make_features, make_run
 
-pandas = pytest.importorskip("pandas")
-
 
 def opened(folder):
     return mumoe.load(folder, data=make_data(), features=make_features(make_data()), progress=False)

@@ -481,7 +481,7 @@ def test_edits_by_hand_in_the_order_given_and_measured_on_validation(run, capsys
     assert about["metrics_after"]["accuracy"] == pytest.approx(after.mean())
     assert about["metrics_after"]["classes"]["smiling"] == pytest.approx(after[:, 2].mean())
     assert after.mean() < before.mean() - 0.01
-    assert f"{(after & ~before).sum()} answers mended, {(before & ~after).sum()} broken" in out
+    assert f"{(after & ~before).sum()} answers corrected, {(before & ~after).sum()} newly wrong" in out
     assert f"  smiling: {before[:, 2].mean():.3f} -> {after[:, 2].mean():.3f}\n" in out
     plain = build_head("CPMuMoE-r9-e8", 8, 3)
     plain.load_state_dict(load_file(exported))
@@ -518,7 +518,7 @@ def test_an_edit_by_hand_of_a_single_label_run(tmp_path, capsys):
     about = read_edit_file(file).provenance
     assert about["metrics_before"]["accuracy"] > 0.8
     assert about["metrics_after"]["classes"] == {"blond": 1.0, "male": 0.0}  # nothing is left but ties
-    assert " images mended, " in out
+    assert " images corrected, " in out
 
 
 @pytest.mark.parametrize(

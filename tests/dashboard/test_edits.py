@@ -57,7 +57,7 @@ def test_numbers_are_those_of_mumoe_edit_by_hand(running, run, tmp_path, capsys)
     assert found["classes"]["after"] == pytest.approx(list(after["classes"].values()), abs=1e-12)
     assert found["images"] == after["images"]
     said = capsys.readouterr().out
-    assert f"{found['mended']} answers mended, {found['broken']} broken" in said
+    assert f"{found['mended']} answers corrected, {found['broken']} newly wrong" in said
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

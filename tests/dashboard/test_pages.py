@@ -179,7 +179,7 @@ def test_a_subgroup_is_rewritten_and_the_images_it_mends_are_shown(browser, runn
         assert watched.still().get_by_role("region", name="Fairness metrics").inner_text() != full
         slider = page.get_by_label("rewrite-1: lambda", exact=True)
         assert float(slider.input_value()) == pytest.approx(1, abs=float(slider.get_attribute("step")))
-        page.get_by_role("button", name=re.compile("broken")).click()
+        page.get_by_role("button", name=re.compile("newly wrong")).click()
         page.get_by_role("heading", name="Edits").wait_for()
         assert page.get_by_label("Show", exact=True).input_value() == "broken"
         page.get_by_text(re.compile(r"\d+ images? of val\.")).wait_for()

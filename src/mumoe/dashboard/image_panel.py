@@ -35,8 +35,8 @@ KINDS = {
     "all": "all images",
     "right": "images with the right answer",
     "wrong": "images with a wrong answer",
-    "mended": "images that the edits mend",
-    "broken": "images that the edits break",
+    "mended": "images that the edits correct",
+    "broken": "images that the edits make wrong",
 }
 """Which images a list holds; of attributes, one answer decides (mended and broken: any of them)."""
 

@@ -194,8 +194,8 @@ class ChangeReport(Record):
         images: Number of images.
         accuracy: Accuracy before and after.
         classes: The same for each class, or each attribute.
-        mended: Answers that are right with the edits alone.
-        broken: Answers that were right without them.
+        mended: Answers that the edits correct.
+        broken: Answers that the edits make wrong.
         multi_label: Whether each image has an answer for every attribute.
         fairness: The subgroups before and after, where a sensitive attribute was named.
     """
@@ -214,7 +214,7 @@ class ChangeReport(Record):
     def headline(self) -> str:
         before, after = self.accuracy
         what = "answers" if self.multi_label else "images"
-        return f"accuracy {before:.4f} -> {after:.4f}: {self.mended:,} {what} mended, {self.broken:,} broken"
+        return f"accuracy {before:.4f} -> {after:.4f}: {self.mended:,} {what} corrected, {self.broken:,} newly wrong"
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per class, those whose accuracy changes most first."""

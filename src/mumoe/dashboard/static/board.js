@@ -210,8 +210,8 @@ function Overall({ run, split, result, slow, onOpenImages }) {
   return html`<div class="overall" aria-live="polite">
     <div class="figure"><span>Accuracy on ${split}</span><b>${percent(after, 2)}</b>
       <span class="from">before ${percent(before, 2)} <${Change} before=${before} after=${after} digits=${2} /> points</span></div>
-    <p class="note"><button type="button" class="link" onClick=${() => onOpenImages("mended")}>${plural(result.mended, what)} mended</button>,
-      ${" "}<button type="button" class="link" onClick=${() => onOpenImages("broken")}>${count(result.broken)} broken</button>
+    <p class="note"><button type="button" class="link" onClick=${() => onOpenImages("mended")}>${plural(result.mended, what)} corrected</button>,
+      ${" "}<button type="button" class="link" onClick=${() => onOpenImages("broken")}>${count(result.broken)} newly wrong</button>
       ${" "}of ${count(result.answers)}. ${slow ? "Computing." : html`<span class="time">${result.milliseconds} ms</span>`}</p></div>`;
 }
 

@@ -11,8 +11,8 @@ const KINDS = [
   ["all", "all"],
   ["wrong", "wrong answers"],
   ["right", "right answers"],
-  ["mended", "mended by the edits"],
-  ["broken", "broken by the edits"],
+  ["mended", "corrected by the edits"],
+  ["broken", "made wrong by the edits"],
 ];
 
 export function ImageList({ run, split, edits, kind, setKind, opened, onOpen }) {
