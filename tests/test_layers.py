@@ -193,12 +193,12 @@ def test_at_init_later_levels_are_copies(kind, init):
 
 def test_paper_init_has_unit_columns():
     for kind in ("cp", "tucker"):
-        part = mumoe.MuMoE(7, 6, 4, kind, 3).factorization
+        part = mumoe.MuMoE(7, 6, 4, kind, 3, init="paper").factorization
         for factor in part.factors[:2]:
             torch.testing.assert_close(factor.norm(dim=0), torch.ones(3))
-    ring = mumoe.MuMoE(7, 6, 4, "tr", 3).factorization
+    ring = mumoe.MuMoE(7, 6, 4, "tr", 3, init="paper").factorization
     torch.testing.assert_close(ring.cores[0].norm(dim=1), torch.ones(4, 3))
-    silent = mumoe.MuMoE(7, 6, 4, "tr", 3, sigma=[0.0]).factorization
+    silent = mumoe.MuMoE(7, 6, 4, "tr", 3, init="paper", sigma=[0.0]).factorization
     torch.testing.assert_close(silent.cores[2], torch.eye(4)[:, None, :].expand(4, 4, 4))
 
 

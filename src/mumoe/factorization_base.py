@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,15 +14,19 @@ from torch import Tensor, nn
 from mumoe.errors import UserError, check_size, unknown_name
 
 __all__ = [
+    "DRAWS",
     "FACTORIZATIONS",
     "INITS",
+    "NORM_RATIO",
+    "SQUARED_COEFFICIENTS",
     "Factorization",
     "Rank",
     "Ranks",
+    "check_init",
     "get_factorization",
-    "initializer",
     "noise_levels",
     "register_factorization",
+    "shrink",
 ]
 
 Rank = int | Mapping[str, int | Sequence[int]]
@@ -75,17 +80,37 @@ def _uniform_(factor: Tensor, fan_in: int, dim: int) -> None:
     factor.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
 
 
-INITS: dict[str, Callable[[Tensor, int, int], None]] = {"paper": _unit_columns_, "uniform": _uniform_}
-"""``paper``: unit columns, appendix B.1 of version 1. ``uniform``: U(+-1/sqrt(fan_in)), the later version.
+INITS = ("scaled", "zero", "paper", "uniform")
+"""``scaled``: every expert has the variance of an `nn.Linear`. ``zero``: the same with an output factor of zeros, so
+that the layer starts at 0. ``paper``: unit columns, appendix B.1 of version 1. ``uniform``: U(+-1/sqrt(fan_in)), the
+later version of the paper. The variance of the last two grows with rank, levels and experts."""
 
-Each draws one factor in place, from its fan-in and the dimension that its columns run along."""
+DRAWS: dict[str, Callable[[Tensor, int, int], None]] = {"paper": _unit_columns_, "uniform": _uniform_}
+"""Each draws one factor in place, from its fan-in and the dimension that its columns run along."""
+
+FIRST_NOISE, LATER_NOISE = 0.4, 0.1
+"""Default noise of ``scaled`` between the experts of the first level and of later ones, relative to what they share.
+Small enough for the mixture of any coefficients to have nearly the variance of one expert (within 5 %), large enough
+for every level's gate to get a gradient."""
+
+NORM_RATIO = 25.0
+"""Squared ratio that ``scaled`` aims at between the gradient norms of the outer factors and of those of the experts."""
+
+SQUARED_COEFFICIENTS = 0.15
+"""Sum of the squares of a row's coefficients that ``scaled`` reckons with: entmax15 of unit logits of 128 experts."""
 
 
-def initializer(init: str) -> Callable[[Tensor, int, int], None]:
-    """The initialization of that name."""
+def check_init(init: str) -> str:
+    """The name of an initialization, or a `UserError`."""
     if init not in INITS:
         raise unknown_name("MuMoE", "init", init, INITS)
-    return INITS[init]
+    return init
+
+
+def shrink(noise: float) -> float:
+    """What the entries 1 + noise * e are divided by to have a mean square of 1, halfway from one expert to a mixture
+    of very many."""
+    return math.sqrt(1 + noise**2 / 2)
 
 
 # What all have in common ----------------------------------------------------------------------------------
@@ -269,27 +294,59 @@ class Factorization(nn.Module, ABC):
     # Values
 
     @torch.no_grad()
-    def reset_parameters(self, init: str = "paper", sigma: Sequence[float] | None = None) -> None:
+    def reset_parameters(self, init: str = "scaled", sigma: Sequence[float] | None = None) -> None:
         """Draw new factors.
 
         Args:
             init: One of `INITS`, for the factors of inputs and outputs.
-            sigma: Noise between the experts of each level, which are the same otherwise; by default 1, 0, 0, ..
+            sigma: Noise between the experts of each level, which are the same otherwise; by default 0.4, 0.1, 0.1, ..
+                for ``scaled`` and ``zero``, and the paper's 1, 0, 0, .. for the others.
         """
-        draw_ = initializer(init)
-        for factor, fan_in, dim in self.drawn():
-            draw_(factor, fan_in, dim)
-        for level, noise in enumerate(noise_levels(sigma, len(self.num_experts))):
-            self.draw_experts(level, noise)
+        levels = len(self.num_experts)
+        if check_init(init) in DRAWS:
+            for factor, fan_in, dim in self.drawn():
+                DRAWS[init](factor, fan_in, dim)
+            for level, noise in enumerate(noise_levels(sigma, levels)):
+                self.draw_experts(level, noise)
+            return
+        self.draw_scaled(noise_levels((FIRST_NOISE, *[LATER_NOISE] * (levels - 1)) if sigma is None else sigma, levels))
+        if init == "zero":
+            self.silence()
 
     @abstractmethod
     def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
-        """What `INITS` draws: factor, fan-in, and the dimension that its columns run along."""
+        """What ``paper`` and ``uniform`` draw: factor, fan-in, and the dimension that its columns run along."""
 
     def draw_experts(self, level: int, sigma: float) -> None:
         """The expert factor of a level: every expert the same, plus noise."""
         factor = self.get_parameter(self.mode(level)[0])
         factor.normal_(1.0, sigma) if sigma else factor.fill_(1.0)
+
+    def draw_scaled(self, sigma: Sequence[float]) -> None:
+        """Draw factors so that an expert's entries have the variance of an `nn.Linear`, 1 / (3 in_features).
+
+        Here for classes that have no formula of their own: as ``uniform``, then scaled by what a few experts come to.
+        """
+        self.reset_parameters("uniform", sigma)
+        sizes = self.num_experts
+        some = [[(sample * size) // 8 for size in sizes] for sample in range(8)]
+        square = torch.stack([self.expert(index).float().square().mean() for index in some]).mean()
+        for factor, _, _ in itertools.islice(self.drawn(), 1):
+            factor.mul_(torch.rsqrt(3 * self.in_features * square))
+
+    def silence(self) -> None:
+        """Set the factor of the outputs to 0: the layer is 0, and yet every factor learns from the second step on."""
+        for factor, _, _ in itertools.islice(self.drawn(), 1):
+            factor.zero_()
+
+    def draw_outer(self, paths: float, experts: float) -> None:
+        """Draw output and input factors for a sum of so many products, whose expert factors have this root mean square.
+
+        Both get the same deviation, with which their gradients have the same norm.
+        """
+        deviation = (3 * paths * self.in_features * experts**2) ** -0.25
+        for name in ("out", "in"):
+            self.get_parameter(f"{name}_{self.suffix}").normal_(std=deviation)
 
     @abstractmethod
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:

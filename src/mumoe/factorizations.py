@@ -8,6 +8,7 @@ initialization, single experts, folding of edits), so adding one means writing o
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -18,15 +19,18 @@ from torch import Tensor, nn
 from mumoe import functional
 from mumoe.errors import UserError
 from mumoe.factorization_base import (
+    DRAWS,
     FACTORIZATIONS,
     INITS,
+    NORM_RATIO,
+    SQUARED_COEFFICIENTS,
     Factorization,
     Rank,
     Ranks,
     get_factorization,
-    initializer,
     noise_levels,
     register_factorization,
+    shrink,
 )
 
 __all__ = [
@@ -106,6 +110,14 @@ class CP(_Factored):
     def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
         return [(self.out_factor, self.out_factor.shape[1], 0), (self.in_factor, self.in_factor.shape[0], 0)]
 
+    def draw_scaled(self, sigma: Sequence[float]) -> None:
+        paths = self.out_factor.shape[1]
+        size = _expert_size(paths * self.in_features, len(sigma))
+        for level, noise in enumerate(sigma):
+            self.draw_experts(level, noise)
+            self.get_parameter(self.mode(level)[0]).mul_(size / shrink(noise))
+        self.draw_outer(paths, size ** len(sigma))
+
     @torch.no_grad()
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
         self.reset_parameters("paper", sigma)
@@ -179,6 +191,14 @@ class Hadamard(CP):
     def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
         return [(self.in_factor, self.in_factor.shape[0], 0)]
 
+    def draw_scaled(self, sigma: Sequence[float]) -> None:
+        levels = len(sigma)
+        size = min(1.0, (NORM_RATIO * SQUARED_COEFFICIENTS / (3 * self.in_features)) ** (1 / (2 * levels + 2)))
+        for level, noise in enumerate(sigma):
+            self.draw_experts(level, noise)
+            self.get_parameter(self.mode(level)[0]).mul_(size / shrink(noise))
+        self.in_factor.normal_(std=(3 * self.in_features) ** -0.5 / size**levels)
+
     @torch.no_grad()
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
         self.reset_parameters("paper", sigma)
@@ -250,6 +270,34 @@ class Tucker(_Factored):
     def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
         columns = (self.core, self.core.shape[1], 1)  # along the input's rank
         return [columns, (self.out_factor, self.out_factor.shape[1], 0), (self.in_factor, self.in_factor.shape[0], 0)]
+
+    def draw_scaled(self, sigma: Sequence[float]) -> None:
+        """The core is near a diagonal in its first two modes, the same for all components of the experts."""
+        levels, shape = len(sigma), self.core.shape
+        rank, components = min(shape[:2]), shape[2:]
+        norm = math.sqrt(rank * self.in_features / 3)
+        least = rank * norm**2 * (SQUARED_COEFFICIENTS / 3) ** levels / (3 * NORM_RATIO**2)
+        least **= 1 / (3 + levels)  # squared norm of the gradients of core and expert factors
+        total = min(1.0, NORM_RATIO * least / norm)  # what the diagonal comes to in an expert
+        size = math.sqrt(SQUARED_COEFFICIENTS / (3 * least))
+        sizes = [
+            size * math.sqrt((1 + FEW_EXPERTS / count) / r)
+            for count, r in zip(self.num_experts, components, strict=True)
+        ]
+        for level, noise in enumerate(sigma):
+            self.draw_experts(level, noise)
+            self.get_parameter(self.mode(level)[0]).mul_(sizes[level] / shrink(noise))
+        diagonal = total / math.prod(map(operator.mul, sizes, components))
+        self.core.normal_(std=diagonal * CORE_NOISE * math.sqrt(math.prod(components) / max(shape[:2])))
+        index = torch.arange(rank)
+        self.core[index, index] += diagonal
+        same = math.prod(
+            (1 + noise**2 / count) / shrink(noise) ** 2 for noise, count in zip(sigma, components, strict=True)
+        )
+        self.draw_outer(rank * (same + CORE_NOISE**2), total)
+
+    def silence(self) -> None:
+        self.out_factor.zero_()
 
     @torch.no_grad()
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
@@ -349,16 +397,24 @@ class TensorRing(_Factored):
         fan_in = self.out_core.shape[1] * self.out_core.shape[2]
         return [(self.out_core, fan_in, 0), (self.in_core, self.in_core.shape[0], 0)]
 
+    def draw_scaled(self, sigma: Sequence[float]) -> None:
+        chain = torch.eye(self.in_core.shape[2])
+        for core in self.factors[2:]:
+            chain = chain @ _wrapped(chain.new_ones(max(core.shape[1:])), core.shape[1:])
+        paths = self.in_core.shape[1] * float(chain.square().sum())
+        size = _expert_size(paths * self.in_features, len(sigma))
+        for level, noise in enumerate(sigma):
+            self.draw_experts(level, noise)
+            self.get_parameter(self.mode(level)[0]).mul_(size / shrink(noise))
+        self.draw_outer(paths, size ** len(sigma))
+
     def draw_experts(self, level: int, sigma: float) -> None:
         """Every slice the identity plus noise on its diagonal, which wraps round in an oblong slice."""
         core = self.get_parameter(self.mode(level)[0])
-        before, after = core.shape[1:]
-        index = torch.arange(max(before, after))
-        diagonal = torch.ones(core.shape[0], len(index), dtype=core.dtype, device=core.device)
+        diagonal = torch.ones(core.shape[0], max(core.shape[1:]), dtype=core.dtype, device=core.device)
         if sigma:
             diagonal.add_(torch.randn_like(diagonal), alpha=sigma)
-        core.zero_()
-        core[:, index % before, index % after] = diagonal
+        core.copy_(_wrapped(diagonal, core.shape[1:]))
 
     @torch.no_grad()
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
@@ -461,12 +517,26 @@ class Dense(Factorization):
         return []
 
     @torch.no_grad()
-    def reset_parameters(self, init: str = "paper", sigma: Sequence[float] | None = None) -> None:
-        """All experts of further levels share one matrix, drawn as an `nn.Linear` with rows of norm 1 (``paper``)."""
-        outputs, inputs = self.weight.shape[-2:]
-        matrix = torch.empty(outputs, inputs, dtype=self.weight.dtype, device=self.weight.device)
-        matrix.normal_(std=inputs**-0.5) if init == "paper" else initializer(init)(matrix, inputs, 1)
+    def reset_parameters(self, init: str = "scaled", sigma: Sequence[float] | None = None) -> None:
+        """All experts share one matrix, its rows of norm 1 for ``paper`` and else as in `nn.Linear`, plus noise."""
+        if init not in DRAWS:
+            super().reset_parameters(init, sigma)
+            return
+        matrix, inputs = self._matrix(), self.weight.shape[-1]
+        matrix.normal_(std=inputs**-0.5) if init == "paper" else DRAWS[init](matrix, inputs, 1)
         self.copy_linear(matrix, noise_levels(sigma, len(self.num_experts)))
+
+    def _matrix(self) -> Tensor:
+        return torch.empty(self.weight.shape[-2:], dtype=self.weight.dtype, device=self.weight.device)
+
+    def draw_scaled(self, sigma: Sequence[float]) -> None:
+        matrix = self._matrix()
+        DRAWS["uniform"](matrix, self.in_features, 1)
+        self.copy_linear(matrix, sigma)
+        self.weight.div_(math.prod(map(shrink, sigma)))
+
+    def silence(self) -> None:
+        self.weight.zero_()
 
     @torch.no_grad()
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
@@ -482,6 +552,31 @@ class Dense(Factorization):
     def add_term(self, out: Tensor, inputs: Tensor, experts: Sequence[Tensor]) -> Factorization:
         joint = _joint(experts).sum(-1).unflatten(0, self.num_experts)
         return self.rebuilt({"weight": self.weight.detach() + joint[..., None, None] * torch.outer(out, inputs)})
+
+
+CORE_NOISE = 0.2
+"""Noise of ``scaled`` on a Tucker core, relative to the root mean square of its diagonal in an expert's matrix."""
+
+
+FEW_EXPERTS = 30
+"""Number of experts of a level below which their gradients, each from many rows, add up instead of averaging out."""
+
+
+def _expert_size(width: float, levels: int) -> float:
+    """Root mean square of the expert factors with which their gradient is about as large as that of the outer factors.
+
+    For a sum of P products of an input factor over `in` columns, width = P * in.
+    """
+    return float(min(1.0, (NORM_RATIO * SQUARED_COEFFICIENTS / math.sqrt(3 * width)) ** (1 / (levels + 2))))
+
+
+def _wrapped(diagonal: Tensor, shape: Sequence[int]) -> Tensor:
+    """(.., max(shape)) -> (.., *shape): matrices with that diagonal, which wraps round in an oblong one."""
+    before, after = shape
+    index = torch.arange(max(before, after))
+    matrix = diagonal.new_zeros(*diagonal.shape[:-1], before, after)
+    matrix[..., index % before, index % after] = diagonal
+    return matrix
 
 
 def _joint(factors: Sequence[Tensor]) -> Tensor:

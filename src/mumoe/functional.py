@@ -25,6 +25,7 @@ __all__ = [
     "entmax",
     "entmax15",
     "hadamard_contract",
+    "mutual_information",
     "relu_topk",
     "ring_contract",
     "softrank",
@@ -539,3 +540,52 @@ def _outer(vectors: Sequence[Tensor]) -> Tensor:
     for vector in vectors[1:]:
         joint = (joint[:, :, None] * vector[:, None, :]).flatten(1)
     return joint
+
+
+# ---------------------------------------------------------------------------------------------------------
+# How much experts say about labels
+# ---------------------------------------------------------------------------------------------------------
+
+
+def mutual_information(coefficients: Tensor, labels: Tensor, num_labels: int) -> Tensor:
+    """Mutual information of label and expert in nats, where a row with label c picks expert n with probability a_n.
+
+    I = sum_{c,n} J_cn log(J_cn / (p_c q_n)) with J = mean over rows of y a', p and q its sums over experts and labels.
+    With several labels a row, the mean over labels of the information of "has it or not". Estimated on few rows it is
+    too large; as a term of a loss it is taken on the rows of a batch. Tokens count as rows, and their tags as labels.
+
+    Args:
+        coefficients: a, at least 0, with rows that sum to 1; differentiable.
+        labels: The label of each row, or 0 and 1 for each label; a row of negative labels is left out.
+        num_labels: Number of labels.
+
+    Shape:
+        coefficients (..., num_experts), labels (...) int or (..., num_labels) -> scalar in float32 or better.
+
+    >>> a = torch.eye(4)
+    >>> round(float(mutual_information(a, torch.arange(4), 4)), 4) == round(math.log(4), 4)
+    True
+    """
+    a = coefficients.flatten(0, -2) if coefficients.ndim > 2 else coefficients
+    with torch.autocast(a.device.type, enabled=False):
+        a = a if a.dtype == torch.float64 else a.float()
+        several = labels.ndim == coefficients.ndim
+        labels = labels.reshape(-1, num_labels) if several else labels.reshape(-1)
+        known = (labels >= 0).all(-1) if several else labels >= 0
+        a, labels = a[known], labels[known]
+        rows = max(len(a), 1)
+        if not several:
+            joint = a.new_zeros(num_labels, a.shape[1]).index_add(0, labels, a) / rows
+            return _information(joint, joint.sum(1, keepdim=True), joint.sum(0))
+        own = labels.to(a.dtype)
+        has, experts = own.mT @ a / rows, a.sum(0) / rows
+        share = own.sum(0)[:, None] / rows
+        return (_information(has, share, experts) + _information(experts - has, 1 - share, experts)) / num_labels
+
+
+def _information(joint: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """sum joint log(joint / (first second)), with a finite gradient where they are 0."""
+    return (joint * ((joint + _TINY).log() - (first + _TINY).log() - (second + _TINY).log())).sum()
+
+
+_TINY = 1e-9

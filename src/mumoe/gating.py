@@ -11,10 +11,11 @@ gives the same coefficients without a (rows, num_experts) matrix.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -271,7 +272,7 @@ def _make_activation(gate: str | nn.Module, options: Mapping[str, Any]) -> nn.Mo
         return copy.deepcopy(gate)
     if gate not in GATES:
         raise unknown_name("MuMoE", "gate", gate, GATES)
-    accepted = list(inspect.signature(GATES[gate]).parameters)
+    accepted = [*inspect.signature(GATES[gate]).parameters, *OWN_OPTIONS]
     for name in options:
         if name not in accepted:
             close = nearest(name, accepted)
@@ -333,7 +334,9 @@ class Gate(nn.Module):
         num_experts: Number of experts, or one per level.
         gate: Name of an activation in `GATES`, or a module, of which every level gets a copy.
         norm: ``batch`` (running statistics, in training those of the batch), ``layer`` or ``none``.
-        options: Keyword options of the activation, such as ``{"alpha": 1.3}`` or ``{"k": 4}``.
+        options: Keyword options of the activation, such as ``{"alpha": 1.3}`` or ``{"k": 4}``; and two of the gate:
+            ``scale``, by which the normalized logits are multiplied (below 1 more experts share a row), and
+            ``dropout``, the probability with which an input of the gate is zeroed in training.
         init: ``normal`` (standard deviation 1 / sqrt(in_features)) or ``zeros`` (uniform coefficients).
         router: Module (rows, in_features) -> (rows, num_experts[0]) logits, or a list of one per level. None makes
             linear layers, with a bias only for an activation that asks for it (`ReLUTopK`).
@@ -371,8 +374,11 @@ class Gate(nn.Module):
         self.in_features, self.num_experts = in_features, check_levels(num_experts, "Gate")
         self.name = gate if isinstance(gate, str) else type(gate).__name__
         self.norm, self.options, self.init, self.route = norm, dict(options or {}), init, route
+        own = {**OWN_OPTIONS, **{key: value for key, value in self.options.items() if key in OWN_OPTIONS}}
+        self.scale, self.dropout = _in_range("scale", own["scale"], math.inf), _in_range("dropout", own["dropout"], 1)
         where = {"device": device, "dtype": dtype}
-        activations = [_make_activation(gate, self.options) for _ in self.num_experts]
+        others = {key: value for key, value in self.options.items() if key not in OWN_OPTIONS}
+        activations = [_make_activation(gate, others) for _ in self.num_experts]
         bias = bool(getattr(activations[0], "router_bias", False))
         self.routers = nn.ModuleList(_make_routers(router, in_features, self.num_experts, bias, where))
         self.norms = nn.ModuleList(_make_norm(norm, size, device, dtype) for size in self.num_experts)
@@ -406,6 +412,10 @@ class Gate(nn.Module):
         return tuple([self._logits(level, x) for level in range(len(self.num_experts))])
 
     def _logits(self, level: int, x: Tensor) -> Tensor:
+        y = self._normalized(level, x)
+        return y if self.scale == 1 else y * self.scale
+
+    def _normalized(self, level: int, x: Tensor) -> Tensor:
         router, norm, wide = self.routers[level], self.norms[level], _wide(x)
         with full_precision(x):
             if type(norm) is BatchNorm and norm.training and len(x) > 1 and is_plain(router):
@@ -418,10 +428,20 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Coefficients, ...]:
         levels: list[Coefficients] = []
-        for level in range(len(self.num_experts)):
-            found = self._sparse_level(level, x) if takes_sparse(self, level, x) else None
-            levels.append(self._dense_level(level, x) if found is None else found)
+        for level, norm in enumerate(self.norms):
+            if self.training and self.dropout:
+                with _forgetting(norm):
+                    levels.append(self._level(level, F.dropout(x, self.dropout)))
+                if isinstance(norm, BatchNorm):
+                    with torch.no_grad():  # evaluation has no dropout, so its statistics are those without
+                        self._normalized(level, x)
+            else:
+                levels.append(self._level(level, x))
         return tuple(levels)
+
+    def _level(self, level: int, x: Tensor) -> Coefficients:
+        found = self._sparse_level(level, x) if takes_sparse(self, level, x) else None
+        return self._dense_level(level, x) if found is None else found
 
     def _dense_level(self, level: int, x: Tensor) -> Coefficients:
         with full_precision(x):
@@ -438,6 +458,9 @@ class Gate(nn.Module):
             eps = norm.eps
         elif not isinstance(norm, nn.Identity):
             mean, rstd = norm.running_mean.to(x.dtype), torch.rsqrt(norm.running_var.to(x.dtype) + norm.eps)
+        if self.scale != 1:
+            ones = x.new_ones(self.num_experts[level])
+            mean, rstd = (0 * ones if mean is None else mean), self.scale * (ones if rstd is None else rstd)
         weight, bias = router.weight.to(x.dtype), None if router.bias is None else router.bias.to(x.dtype)
         share = 1.0 if self.route == "sparse" else DENSE_SHARE
         found = sparse_gate.sparse_coefficients(x, weight, bias, Plan(kind, k, mean, rstd, eps), share)
@@ -477,6 +500,35 @@ def make_gate(
             f"{gate.num_experts} and options {dict(options or {})}. Make it with Gate(width, num_experts, ...)."
         )
     return gate.to(device=device, dtype=dtype) if device is not None or dtype is not None else gate
+
+
+OWN_OPTIONS = {"scale": 1.0, "dropout": 0.0}
+"""Options of the gate itself, beside those of its activation."""
+
+
+def _in_range(name: str, value: Any, end: float) -> float:
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < end
+    if not ok or (name == "scale" and value == 0):
+        wanted = "above 0" if name == "scale" else "from 0 to below 1"
+        raise UserError(
+            f"MuMoE: expected gate_options[{name!r}] {wanted}, got {value!r}. Leave it out for the default."
+        )
+    return float(value)
+
+
+@contextlib.contextmanager
+def _forgetting(norm: nn.Module) -> Iterator[None]:
+    """Within the context, a batch norm leaves its running statistics as they are."""
+    if not isinstance(norm, BatchNorm):
+        yield
+        return
+    momentum, norm.momentum = norm.momentum, 0.0
+    try:
+        yield
+    finally:
+        norm.momentum = momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.sub_(1)
 
 
 def _dtype_of(router: nn.Module, default: torch.dtype) -> torch.dtype:

@@ -16,6 +16,7 @@ from mumoe.ablation import Ablation, ablated, ablations, active, contract_ablate
 from mumoe.coefficients import Coefficients, DenseCoefficients, as_coefficients
 from mumoe.costs import rank_for_block
 from mumoe.errors import UserError, check_levels, check_size
+from mumoe.factorization_base import check_init
 from mumoe.factorizations import Factorization, Rank, get_factorization
 from mumoe.gating import Gate, make_gate
 from mumoe.specs import check_rows, join_spec, parse_spec
@@ -79,11 +80,16 @@ class _Gated(nn.Module):
     ) -> None:
         """Make the factorizations named in `LAYERS`, of these widths and ranks."""
         kind = get_factorization(factorization, type(self).__name__)
-        self.init, self.sigma = init, sigma
+        self.init, self.sigma = check_init(init), sigma
         for name, width, rank in zip(self.LAYERS, widths, ranks, strict=True):
-            part = kind(*width, self.num_experts, rank, **options)
-            part.reset_parameters(init, sigma)
-            setattr(self, name, part)
+            setattr(self, name, kind(*width, self.num_experts, rank, **options))
+        self._draw_layers()
+
+    def _draw_layers(self) -> None:
+        """Draw the factors; ``zero`` silences the last layer alone, for a block of silent layers learns nothing."""
+        for part in self.parts:
+            last = part is self.parts[-1]
+            part.reset_parameters("scaled" if self.init == "zero" and not last else self.init, self.sigma)
 
     @property
     def parts(self) -> tuple[Factorization, ...]:
@@ -93,8 +99,7 @@ class _Gated(nn.Module):
     def reset_parameters(self) -> None:
         """Draw gate and factors anew."""
         self.gate.reset_parameters()
-        for part in self.parts:
-            part.reset_parameters(self.init, self.sigma)
+        self._draw_layers()
 
     def _rows(self, x: Tensor) -> Tensor:
         """x as (rows, in_features)."""
@@ -195,11 +200,14 @@ class MuMoE(_Gated):
         gate: Activation of the gate by name, or a module: see `gating.GATES`. Or a whole `Gate`, with a router, a route
             or a width of its own (then forward needs ``gate_input``); it replaces norm, gate_init and gate_options.
         norm: Normalization of the gate's logits: ``batch``, ``layer`` or ``none``.
-        init: ``paper`` (appendix B.1) or ``uniform``.
-        sigma: Noise between the experts of each level at init; the default 1, 0, 0.. makes every expert of
-            a later level a copy.
+        init: ``scaled`` (every expert has the variance of an `nn.Linear`, whatever the factorization, rank and number
+            of experts, and so has the output), ``zero`` (the same, but the output factor is 0, and so is the output),
+            ``paper`` (appendix B.1) or ``uniform``, whose outputs grow with all of these.
+        sigma: Noise between the experts of each level at init: 0.4, 0.1, 0.1, .. for ``scaled`` and ``zero``; for the
+            others the paper's 1, 0, 0, .., which makes every expert of a later level a copy.
         gate_init: ``normal`` or ``zeros``.
-        gate_options: Options of the activation, such as ``{"alpha": 1.3}``.
+        gate_options: Options of the activation, such as ``{"alpha": 1.3}``, and of the `Gate`: ``scale``, ``dropout``.
+        drop: Probability of dropout on the experts' input in training; the gate has its own, ``gate_options``.
 
     Shape:
         (..., in_features) -> (..., out_features), any number of leading dimensions.
@@ -229,14 +237,18 @@ class MuMoE(_Gated):
         bias: bool = True,
         gate: str | nn.Module = "entmax15",
         norm: str = "batch",
-        init: str = "paper",
+        init: str = "scaled",
         sigma: Sequence[float] | None = None,
         gate_init: str = "normal",
         gate_options: Mapping[str, Any] | None = None,
+        drop: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= drop < 1:
+            raise UserError(f"MuMoE: expected 0 <= drop < 1, got {drop}. 0.5 helps where features are few.")
+        self.drop = float(drop)
         self.in_features = check_size(in_features, "in_features", "MuMoE")
         self.out_features = check_size(out_features, "out_features", "MuMoE")
         self.num_experts = check_levels(num_experts, "MuMoE")
@@ -269,6 +281,7 @@ class MuMoE(_Gated):
         rows = self._rows(x)
         own = gate_input is None and self.gate.in_features == self.in_features
         a = self.gate(rows if own else self._gate_rows(x, x if gate_input is None else gate_input))
+        rows = F.dropout(rows, self.drop) if self.drop and self.training else rows
         y = self._contract(self.factorization, rows, a)
         if return_coefficients is False:
             return y.reshape(*x.shape[:-1], self.out_features)
@@ -448,7 +461,7 @@ class MuMoEBlock(_Gated):
         channels_first: bool = False,
         gate: str | nn.Module = "entmax15",
         norm: str = "batch",
-        init: str = "paper",
+        init: str = "scaled",
         sigma: Sequence[float] | None = None,
         gate_init: str = "normal",
         gate_options: Mapping[str, Any] | None = None,

@@ -50,7 +50,8 @@ class Plan:
         k: Experts to keep, for the last two.
         mean: (num_experts,) what is subtracted from the logits; None for nothing.
         rstd: (num_experts,) what they are multiplied by afterwards; None for nothing.
-        eps: Added to the variance of the batch, whose statistics then normalize the logits; None for `mean`, `rstd`.
+        eps: Added to the variance of the batch, whose statistics then normalize the logits before they are multiplied
+            by `rstd`; None for `mean` and `rstd` alone.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Plan:
         if self.eps is not None:
             centred = logits - logits.mean(0)
             logits = centred * torch.rsqrt(centred.square().mean(0) + self.eps)
+            logits = logits if self.rstd is None else logits * self.rstd
         elif self.mean is not None and self.rstd is not None:
             logits = (logits - self.mean) * self.rstd
         if self.kind in ALPHAS:
@@ -157,8 +159,11 @@ class _Values(torch.autograd.Function):
                 found = iter(torch.autograd.grad(values, inputs, grads[0], create_graph=True, allow_unused=True))
                 return *(next(found) if want else None for want in wanted), None, None
             dy = _through_activation(plan.kind, slack, grads[0], rows, len(offsets) - 1)
+            scale = None if var is None else rstd
             if var is not None:
                 rstd = torch.rsqrt(var + plan.eps)
+            if scale is not None:
+                rstd, normalized = rstd * scale, normalized / scale[indices].square()
             raw = dy if rstd is None else dy * rstd[indices]
             rows_of_x = x if var is None else x - x.mean(0)
             grad_x, grad_weight = _sparse_products(raw, indices, offsets, rows_of_x, weight, *wanted[:2])
@@ -264,6 +269,8 @@ def _find(
             kept = logits.clone() if logits.shape[1] == len(weight) else None
             statistics.append(_moments(logits))
             logits.sub_(statistics[-1][0]).mul_(torch.rsqrt(statistics[-1][1] + eps))
+            if rstd is not None:
+                logits.mul_(rstd[some])
         elif mean is not None and rstd is not None:
             logits.sub_(mean[some]).mul_(rstd[some])
         if not search.take(some.start, logits.shape[1]):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mumoe.errors import UserError, require, unknown_name
+from mumoe.errors import UserError, require
 from mumoe.parsing import flag_of
-from mumoe.training.config import PRESETS, TrainConfig, parse_options, read_config
+from mumoe.training.config import TrainConfig, from_mapping, parse_options, read_config
 
 __all__ = ["Options", "default", "run"]
 
@@ -35,7 +35,8 @@ class Options(TrainConfig):
     config: str = ""
     """TOML file with settings"""
     preset: str = ""
-    """settings by name: paper (fine-tune everything as Oldfield et al. 2024)"""
+    """settings by name: accurate (the default in mode features), specialized (experts that matter more, a little less
+    accurate), finetune (the default in mode finetune), paper (fine-tune everything as Oldfield et al. 2024), plain"""
     resume: str = ""
     """folder of a stopped run to resume; besides it only --device and --data (the same data at another place) count"""
     quiet: bool = False
@@ -49,15 +50,11 @@ def default(arguments: Sequence[str]) -> Options:
         UserError: If the preset is unknown or the file is wrong.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--preset", "--config"):
+    for flag in ("--preset", "--config", "--mode"):
         first.add_argument(flag, nargs="?", default="", const="")
-    preset, config = vars(first.parse_known_args(list(arguments))[0]).values()
-    values: dict[str, Any] = {}
-    if preset:
-        if preset not in PRESETS:
-            raise unknown_name("mumoe train", "preset", preset, PRESETS)
-        values = dict(PRESETS[preset])
-    settings = read_config(config, values) if config else TrainConfig(**values)
+    preset, config, mode = vars(first.parse_known_args(list(arguments))[0]).values()
+    values = {name: value for name, value in (("preset", preset), ("mode", mode)) if value}
+    settings = read_config(config, values) if config else from_mapping(values, "mumoe train")
     return Options(**dataclasses.asdict(settings))
 
 
@@ -112,7 +109,7 @@ def _refuse_settings(options: Options) -> None:
         from mumoe.training.run import RunFolder
 
         RunFolder.open(options.resume)
-    plain = Options()
+    plain = default(())
     names = [item.name for item in dataclasses.fields(options)]
     for name in names:
         if name not in ("resume", "quiet", "device", "data") and getattr(options, name) != getattr(plain, name):

@@ -25,6 +25,7 @@ from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
 from mumoe.training.config import TrainConfig
+from mumoe.training.networks import gate_options
 from mumoe.training.opening import StoredRun
 from mumoe.training.state import current_names
 
@@ -51,6 +52,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         position: ``final`` or ``penultimate``.
         gate: Activation of a MuMoE head's gate.
         norm: Normalization of that gate.
+        gate_options: Its further options, such as ``{"scale": 0.5}``.
         about: Facts for the model card: data, seed, accuracy, versions. Not used in computing.
 
     Shape:
@@ -77,6 +79,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         position: str = "final",
         gate: str = "entmax15",
         norm: str = "batch",
+        gate_options: Mapping[str, float] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -87,16 +90,16 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
                 f"got {num_features}. Install the timm version that the model was made with."
             )
         self.backbone.data_config = _with_tuples(data_config)
-        self.head = build_head(head, num_features, len(classes), position=position, gate=gate, norm=norm)
+        options: dict[str, Any] = {"position": position, "gate": gate, "norm": norm}
+        options |= {"gate_options": dict(gate_options)} if gate_options else {}
+        self.head = build_head(head, num_features, len(classes), **options)
         self.classes, self.multi_label, self.position = tuple(classes), multi_label, position
         self.spec, self.about = head, copy.deepcopy(dict(about or {}))
         values = (backbone, head, num_features, list(classes), dict(data_config))
         self._hub_mixin_config = dict(zip(self.REQUIRED, values, strict=True)) | {
             "image_size": image_size,
             "multi_label": multi_label,
-            "position": position,
-            "gate": gate,
-            "norm": norm,
+            **options,
             "about": self.about,
         }
         self.eval()
@@ -147,6 +150,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
             position=config.position,
             gate=config.gate,
             norm=config.norm,
+            gate_options=gate_options(config),
             about=_about(config, facts),
         )
         model.backbone, model.head = backbone, head
@@ -183,7 +187,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
     @classmethod
     def _check(cls, name: str, values: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Compare the head on the meta device with the header: no config allocates more than the file has."""
-        options = {key: values[key] for key in ("position", "gate", "norm") if key in values}
+        options = {key: values[key] for key in ("position", "gate", "norm", "gate_options") if key in values}
         with building(name, cls.NOUN), torch.device("meta"):
             head = build_head(values["head"], values["num_features"], len(values["classes"]), **options)
         shapes = {key[5:]: shape for key, shape in read_shapes(files).items() if key.startswith("head.")}

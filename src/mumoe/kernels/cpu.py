@@ -398,8 +398,8 @@ def support(x, weight, mean, rstd, kind, k, eps, dense_share):
         rstd: (num_experts,) what they are multiplied by afterwards; None for nothing.
         kind: ``entmax15``, ``sparsemax``, ``topk`` or ``relu_topk``.
         k: Experts to keep, for the last two.
-        eps: Added to the variance of the batch, by whose statistics the logits are then normalized; None for `mean`
-            and `rstd`.
+        eps: Added to the variance of the batch, by whose statistics the logits are then normalized before they are
+            multiplied by `rstd`; None for `mean` and `rstd` alone.
         dense_share: Share of the experts in the support above which None is returned.
 
     Returns:
@@ -421,6 +421,7 @@ def support(x, weight, mean, rstd, kind, k, eps, dense_share):
         torch.mm(x, weight[part].t(), out=logits)
         if eps is not None:
             centre, scale = _statistics(logits.numpy(), *statistics[:, part], eps)
+            scale = scale if rstd is None else scale * rstd[part]
         else:
             centre, scale = (None, None) if mean is None else (mean[part], rstd[part])
         lists = _scanned(logits, first, centre, scale, code, k, lists, part.stop == experts)

@@ -187,7 +187,8 @@ def _blocks(x, weight, mean, rstd, eps, statistics):
         if eps is not None:
             variance, centre = torch.var_mean(block, 0, correction=0)
             statistics.append((centre, variance))
-            yield first, block, centre, (variance + eps).rsqrt()
+            scale = (variance + eps).rsqrt()
+            yield first, block, centre, scale if rstd is None else scale * rstd[part]
         else:
             yield first, block, *((None, None) if mean is None else (mean[part], rstd[part]))
 

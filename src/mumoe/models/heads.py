@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mumoe.baselines import HighRankLinear, SparseMoE
@@ -25,6 +26,7 @@ class Head(nn.Module):
         in_features: Width of the features.
         classifier: The linear layer behind it, in penultimate position.
         activation: Between the two in penultimate position.
+        drop: Probability of dropout on what the layer reads in training. A `MuMoE` layer has its own.
 
     Attributes:
         mean, scale: Buffers of the standardization (x - mean) * scale, the identity until `standardize`.
@@ -39,16 +41,24 @@ class Head(nn.Module):
         in_features: int,
         classifier: nn.Module | None = None,
         activation: nn.Module | None = None,
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
+        self.drop = drop
         self.register_buffer("mean", torch.zeros(in_features))
         self.register_buffer("scale", torch.ones(in_features))
         self.layer, self.activation, self.classifier = layer, activation, classifier
 
     def standardize(self, mean: Tensor, std: Tensor) -> None:
-        """Set the statistics of the training features; a constant feature is left unscaled."""
+        """Set the statistics of the training features.
+
+        A deviation counts as at least a tenth of the median one: a feature that is nearly constant in training would
+        otherwise be thousands of deviations away on another image. A constant feature among such is left unscaled.
+        """
+        varied = std[std > 1e-6]
+        floor = float(0.1 * varied.median()) if len(varied) else 0.0
         self.mean.copy_(mean)
-        self.scale.copy_(torch.where(std > 1e-6, 1 / std.clamp(min=1e-6), 1.0))
+        self.scale.copy_(torch.where(std > 1e-6, 1 / std.clamp(min=max(floor, 1e-6)), 1.0))
 
     def prepare(self, features: Tensor) -> Tensor:
         """What the layer sees."""
@@ -61,15 +71,24 @@ class Head(nn.Module):
         return self.classifier(output if self.activation is None else self.activation(output))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.finish(self.layer(self.prepare(features)))
+        return self.finish(self.layer(self._dropped(self.prepare(features))))
+
+    def _dropped(self, prepared: Tensor) -> Tensor:
+        return F.dropout(prepared, self.drop) if self.drop and self.training else prepared
 
     def forward_with_loss(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and the layer's own load-balancing loss, 0 where it has none."""
-        prepared = self.prepare(features)
+        prepared = self._dropped(self.prepare(features))
         if isinstance(self.layer, SparseMoE):
             output, loss = self.layer(prepared, return_loss=True)
             return self.finish(output), loss
         return self.finish(self.layer(prepared)), features.new_zeros(())
+
+    def forward_with_coefficients(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and the coefficients (B, N_1) of a `MuMoE` layer's first level."""
+        layer: Any = self.layer
+        output, coefficients = layer(self.prepare(features), return_coefficients="sparse")
+        return self.finish(output), coefficients[0].to_dense()
 
 
 class Classifier(nn.Module):
@@ -87,7 +106,9 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
 
-def build_head(spec: str, in_features: int, num_classes: int, *, position: str = "final", **options: Any) -> Head:
+def build_head(
+    spec: str, in_features: int, num_classes: int, *, position: str = "final", drop: float = 0.0, **options: Any
+) -> Head:
     """A head from its specification.
 
     Args:
@@ -96,6 +117,7 @@ def build_head(spec: str, in_features: int, num_classes: int, *, position: str =
         in_features: Width of the features.
         num_classes: Number of classes.
         position: ``final`` (the layer makes the logits) or ``penultimate`` (GELU and a linear layer follow, Figure 5).
+        drop: Probability of dropout on what the layer reads in training.
         options: Options of `MuMoE`, such as ``gate``, ``norm`` or ``gate_options``; ignored by other heads.
 
     Raises:
@@ -103,10 +125,12 @@ def build_head(spec: str, in_features: int, num_classes: int, *, position: str =
     """
     if position not in ("final", "penultimate"):
         raise UserError(f"build_head: expected position final or penultimate, got {position!r}. Take one of these.")
-    if position == "final":
-        return Head(_layer(spec, in_features, num_classes, options), in_features)
-    layer = _layer(spec, in_features, in_features, options)
-    return Head(layer, in_features, nn.Linear(in_features, num_classes), nn.GELU())
+    final = position == "final"
+    layer = _layer(spec, in_features, num_classes if final else in_features, {**options, "drop": drop})
+    drop = 0.0 if isinstance(layer, MuMoE) else drop
+    if final:
+        return Head(layer, in_features, drop=drop)
+    return Head(layer, in_features, nn.Linear(in_features, num_classes), nn.GELU(), drop)
 
 
 def _layer(spec: str, in_features: int, out_features: int, options: dict[str, Any]) -> nn.Module:

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mumoe.errors import UserError, nearest, unknown_name
+from mumoe.errors import UserError, nearest, unknown_argument, unknown_name
 
 __all__ = [
+    "DEFAULT_PRESETS",
+    "PLAIN",
     "PRESETS",
     "SECTIONS",
     "TrainConfig",
@@ -84,6 +86,18 @@ class TrainConfig:
     """activation of a MuMoE head's gate: entmax15, sparsemax, softmax"""
     norm: str = _setting("batch", "model")
     """normalization of a MuMoE head's gate: batch, layer, none"""
+    gate_scale: float = _setting(1.0, "model", 1e-3, 1e3)
+    """factor of a MuMoE head's gate logits after the norm; below 1 more experts share an image"""
+    init: Literal["scaled", "zero", "paper", "uniform"] = _setting("paper", "model")
+    """initial factors of a MuMoE head: scaled (output as large as a linear layer's), zero (scaled, output zero), paper
+    (appendix B.1), uniform"""
+    dropout: float = _setting(0.0, "optimization", 0.0, 0.99)
+    """probability with which an input of a head is zeroed in training (of its experts, where it has any)"""
+    gate_dropout: float = _setting(0.0, "optimization", 0.0, 0.99)
+    """the same for the input of a MuMoE head's gate, drawn by itself"""
+    specialize: float = _setting(0.0, "optimization", 0.0, 100.0)
+    """weight of the mutual information between class and expert of the first level, which is added to what training
+    maximizes; 0 turns it off"""
     zscore: bool = _setting(True, "model")
     """standardize cached features by the training split's mean and deviation (kept in the model)"""
     augment: str = _setting("", "input")
@@ -94,9 +108,15 @@ class TrainConfig:
     """peak learning rate of AdamW"""
     weight_decay: float = _setting(0.01, "optimization", 0.0)
     """decoupled weight decay"""
-    decay: Literal["all", "matrices", "mumoe"] = _setting("all", "optimization")
-    """what decays: all parameters; matrices (no biases, no norms); mumoe: as matrices, but for the factors of
-    expert and output modes too (the paper's Mixer)"""
+    decay: Literal["all", "matrices", "factors", "mumoe"] = _setting("all", "optimization")
+    """what decays: all parameters; matrices (no biases, no norms); factors: as matrices, but not gates and expert
+    factors; mumoe: as matrices, but not the factors of expert and output modes (the paper's Mixer)"""
+    linear_lr: float = _setting(0.0, "optimization", 0.0, 100.0)
+    """peak learning rate of heads without experts: linear, highrank-linear (0: that of the others)"""
+    linear_weight_decay: float = _setting(-1.0, "optimization", -1.0)
+    """weight decay of heads without experts (-1: that of the others)"""
+    linear_dropout: float = _setting(-1.0, "optimization", -1.0, 0.99)
+    """dropout of heads without experts (-1: that of the others)"""
     beta1: float = _setting(0.9, "optimization", 0.0, 0.999999)
     """AdamW's first moment"""
     beta2: float = _setting(0.999, "optimization", 0.0, 0.999999)
@@ -181,6 +201,15 @@ class TrainConfig:
         values = {name: getattr(self, name) for name in _TYPES}
         return TrainConfig(**{**values, **changes})
 
+    def of_head(self, head: str) -> TrainConfig:
+        """A copy for one head: those without experts have a rate, a decay and a dropout of their own."""
+        if not head.startswith(("linear", "highrank-linear")):
+            return self.replace(head=head)
+        lr = self.linear_lr or self.lr
+        decay = self.weight_decay if self.linear_weight_decay < 0 else self.linear_weight_decay
+        dropout = self.dropout if self.linear_dropout < 0 else self.linear_dropout
+        return self.replace(head=head, lr=lr, weight_decay=decay, dropout=dropout)
+
     def absolute(self) -> TrainConfig:
         """A copy whose paths do not depend on the current folder; `out` stays as it is."""
         paths = {key: _absolute(getattr(self, key)) for key in ("root", "weights", "cache_dir")}
@@ -203,7 +232,38 @@ _WITH_PATH = ("folder", "csv", "features", "tokens")
 
 _TYPES: Mapping[str, Any] = get_type_hints(TrainConfig)
 
+_ACCURATE: Mapping[str, Any] = {
+    "lr": 3e-3,
+    "schedule": "one-cycle",
+    "batch_size": 256,
+    "epochs": 20,
+    "weight_decay": 1.0,
+    "decay": "factors",
+    "init": "zero",
+    "dropout": 0.5,
+    "gate_dropout": 0.5,
+    "gate_scale": 0.5,
+    "specialize": 0.3,
+    "linear_lr": 1e-2,
+    "linear_weight_decay": 0.01,
+    "linear_dropout": 0.2,
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "accurate": _ACCURATE,
+    "specialized": {**_ACCURATE, "gate_scale": 1.0},
+    "finetune": {
+        **_ACCURATE,
+        "mode": "finetune",
+        "lr": 1e-3,
+        "weight_decay": 0.1,
+        "batch_size": 64,
+        "epochs": 5,
+        "clip": 1.0,
+        "linear_lr": 0.0,
+        "linear_weight_decay": -1.0,
+    },
+    "plain": {},
     "paper": {
         "mode": "finetune",
         "backbone": "clip-b32",
@@ -216,7 +276,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "zscore": False,
     },
 }
-"""Settings by name: ``paper`` is the fine-tuning of Oldfield et al. 2024 (AdamW, cosine, clip 1)."""
+"""Settings by name: ``accurate`` and ``specialized`` for heads on features (see the page on experts that mean
+something), ``finetune`` for a head and the backbone below it, ``paper`` the fine-tuning of Oldfield et al. 2024 (AdamW,
+cosine, clip 1), ``plain`` none: the defaults of `TrainConfig`."""
+
+PLAIN: Mapping[str, Any] = {"preset": "plain"}
+"""What the settings of a run are read over: a run records all of them but those that came later."""
+
+DEFAULT_PRESETS: Mapping[str, str] = {"features": "accurate", "finetune": "finetune"}
+"""Mode -> preset of a job that names none."""
 
 
 def read_config(
@@ -246,10 +314,10 @@ def read_config(
     except OSError as error:
         raise UserError(f"{source}: expected a readable file, got {error.strerror}.") from None
     values = {**(base or {}), **_flat(table, str(source), strict=unknown is None)}
-    strange = sorted(set(values) - set(_TYPES))
+    strange = sorted(set(values) - set(_TYPES) - {"preset"})
     if unknown is not None and strange:
         unknown(strange)
-        values = {key: value for key, value in values.items() if key in _TYPES}
+        values = {key: value for key, value in values.items() if key not in strange}
     return from_mapping(values, str(source))
 
 
@@ -282,14 +350,23 @@ def _section(name: str) -> str:
 
 
 def from_mapping(values: Mapping[str, Any], who: str = "train") -> TrainConfig:
-    """Build a checked config from plain values (TOML's types; lists for tuples).
+    """Build a checked config from plain values (TOML's types; lists for tuples) over those of a preset.
+
+    Args:
+        values: Settings by name. ``preset`` names one of `PRESETS`; left out, it is that of the mode.
+        who: What an error begins with.
 
     Raises:
         UserError: For an unknown key, a wrong type or a value out of range.
     """
+    values = dict(values)
+    name = values.pop("preset", "") or DEFAULT_PRESETS.get(values.get("mode", "features"), "plain")
+    if name not in PRESETS:
+        raise unknown_argument(who, "preset", name, PRESETS)
     for key in values:
         if key not in _TYPES:
-            raise unknown_name(who, "setting", key, _TYPES)
+            raise unknown_name(who, "setting", key, [*_TYPES, "preset"])
+    values = {**PRESETS[name], **values}
     return TrainConfig(**{key: _coerce(key, value, who) for key, value in values.items()}).check()
 
 

@@ -200,13 +200,15 @@ class Engine:
         if self.config.mixup:
             share = share_of(self.config.mixup, self.config.seed, self.step)
             inputs, others = mix(inputs, labels, share)
+        specializes = bool(self.config.specialize and self.network.has_experts)
         with self.accelerator.autocast():
-            logits, balance = self.model(inputs)
+            logits, balance = self.model(inputs, labels) if specializes else self.model(inputs)
         loss = sum_of_losses(logits, labels, self.config.label_smoothing) / size
         if share < 1:
             loss = share * loss + (1 - share) * sum_of_losses(logits, others, self.config.label_smoothing) / size
         parts = self.config.accumulate * int(self.accelerator.num_processes)
-        return loss + self.config.balance * balance.float() / parts
+        weight = -self.config.specialize if specializes else self.config.balance
+        return loss + weight * balance.float() / parts
 
     @contextlib.contextmanager
     def _reducing(self, last: bool) -> Iterator[None]:

@@ -22,7 +22,7 @@ from mumoe.results import RunResult, TrainResult
 from mumoe.training import state
 from mumoe.training.checkpoint import read_best
 from mumoe.training.compare import summarize
-from mumoe.training.config import TrainConfig, read_config
+from mumoe.training.config import PLAIN, TrainConfig, read_config
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.engine import Engine
 from mumoe.training.inputs import Data, Inputs
@@ -119,7 +119,7 @@ def resume(
     if (out / "run.json").is_file() or not (out / "config.toml").is_file():
         config = RunFolder.open(out).config()
     else:
-        config = read_config(out / "config.toml", unknown=_ignored(out))
+        config = read_config(out / "config.toml", PLAIN, unknown=_ignored(out))
     config = config.replace(device=device or config.device, out="")
     if isinstance(data, str):
         config, data = config.replace(data=data or config.data), None
@@ -165,7 +165,7 @@ def _plan(config: TrainConfig, out: Path, inputs: Inputs) -> list[_Member]:
     vocabulary = int(inputs.facts.get("vocabulary", 0))
     for head in heads:
         with torch.device("meta"):
-            task_of(config.replace(head=head)).empty(inputs.num_features, len(inputs.data.classes), vocabulary)
+            task_of(config.of_head(head)).empty(inputs.num_features, len(inputs.data.classes), vocabulary)
     seeds = range(config.seed, config.seed + config.seeds)
     members = []
     for seed in seeds:
@@ -173,7 +173,7 @@ def _plan(config: TrainConfig, out: Path, inputs: Inputs) -> list[_Member]:
             path = out / _file_name(head) if len(heads) > 1 else out
             path = path / f"seed-{seed}" if len(heads) > 1 or len(seeds) > 1 else path
             name = f"{config.run_name}-{head}-seed-{seed}" if config.run_name and path != out else config.run_name
-            single = config.replace(head=head, seed=seed, seeds=1, against=(), out="", run_name=name)
+            single = config.of_head(head).replace(seed=seed, seeds=1, against=(), out="", run_name=name)
             members.append(_Member(path, single))
     return members
 

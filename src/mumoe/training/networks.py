@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import FACTORIZATIONS
+from mumoe.functional import mutual_information
+from mumoe.layers import MuMoE
 from mumoe.models.block_specs import MLP
 from mumoe.models.heads import Head, build_head, matched_spec
 from mumoe.training.config import TrainConfig, parse_options
@@ -29,6 +31,7 @@ __all__ = [
     "WholeNetwork",
     "column_statistics",
     "context_of",
+    "gate_options",
     "image_side",
     "image_transform",
     "make_gpt2",
@@ -62,8 +65,21 @@ def make_head(config: TrainConfig, num_features: int, num_classes: int) -> Head:
     Raises:
         UserError: If the specification, the gate or the norm is not known.
     """
-    options: dict[str, Any] = {"position": config.position, "gate": config.gate, "norm": config.norm}
+    options: dict[str, Any] = {
+        "position": config.position,
+        "drop": config.dropout,
+        "gate": config.gate,
+        "gate_options": gate_options(config),
+        "norm": config.norm,
+        "init": config.init,
+    }
     return build_head(config.head, num_features, num_classes, **options)
+
+
+def gate_options(config: TrainConfig) -> dict[str, float]:
+    """Options of a head's gate besides its name and norm; those that are not given are left out."""
+    given = {"scale": (config.gate_scale, 1.0), "dropout": (config.gate_dropout, 0.0)}
+    return {name: value for name, (value, default) in given.items() if value != default}
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -76,7 +92,7 @@ class Network(nn.Module):
 
     Shape:
         Images (B, 3, H, W), or features (B, num_features) without a backbone -> logits (B, num_classes) and
-        the scalar load-balancing loss.
+        the scalar load-balancing loss; with labels the mutual information of them and the experts instead.
     """
 
     def __init__(self, head: Head, backbone: nn.Module | None = None) -> None:
@@ -89,9 +105,17 @@ class Network(nn.Module):
         """Whether it reads features: then batches can be large when it is evaluated."""
         return self.backbone is None
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def has_experts(self) -> bool:
+        """Whether the head is a mixture of experts of this package."""
+        return isinstance(self.head.layer, MuMoE)
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         features = inputs if self.backbone is None else self.backbone(inputs)
-        return self.head.forward_with_loss(features)
+        if labels is None or not self.has_experts:
+            return self.head.forward_with_loss(features)
+        logits, coefficients = self.head.forward_with_coefficients(features)
+        return logits, mutual_information(coefficients, labels, logits.shape[1])
 
 
 def partner_spec(config: TrainConfig, partner: str, num_features: int, num_classes: int) -> str:
@@ -122,7 +146,7 @@ class WholeNetwork(nn.Module):
         scalar 0 in the place of a load-balancing loss.
     """
 
-    on_features = False
+    on_features = has_experts = False
 
     def __init__(self, model: nn.Module, *, text: bool) -> None:
         super().__init__()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 from torch.optim import AdamW
 
 from mumoe.factorizations import Factorization
+from mumoe.gating import Gate
 from mumoe.training.config import TrainConfig
 
 __all__ = ["decayed", "make_optimizer"]
@@ -16,9 +19,9 @@ def decayed(network: nn.Module, rule: str) -> set[str]:
 
     Args:
         network: The network.
-        rule: ``all``; ``matrices`` (parameters of two or more dimensions: no biases, no scales of norms); or
-            ``mumoe``, as matrices, but without the factors of expert and output modes. A mixture's biases are a
-            column of its input factor and decay with it.
+        rule: ``all``; ``matrices`` (parameters of two or more dimensions: no biases, no scales of norms); ``factors``,
+            as matrices, but without gates and the factors of expert modes; or ``mumoe``, as matrices, but without the
+            factors of expert and output modes. A mixture's biases are a column of its input factor and decay with it.
 
     Source: Oldfield et al. 2024, appendix F, for ``mumoe``.
     """
@@ -28,16 +31,18 @@ def decayed(network: nn.Module, rule: str) -> set[str]:
     names = {name for name, parameter in network.named_parameters() if name in names and parameter.ndim >= 2}
     if rule == "matrices":
         return names
-    return names - set(_expert_and_output_factors(network))
+    free = ("expert_",) if rule == "factors" else ("expert_", "out_")
+    spared = set(_named_like(network, Factorization, free))
+    return names - spared - (set(_named_like(network, Gate, ("",))) if rule == "factors" else set())
 
 
-def _expert_and_output_factors(network: nn.Module) -> list[str]:
-    found = []
+def _named_like(network: nn.Module, kind: type[nn.Module], starts: tuple[str, ...]) -> Iterator[str]:
+    """Names of the parameters of all modules of a kind that start so within their module."""
     for prefix, module in network.named_modules():
-        if isinstance(module, Factorization):
-            free = (name for name, _ in module.named_parameters() if name.startswith(("out_", "expert_")))
-            found += [f"{prefix}.{name}" if prefix else name for name in free]
-    return found
+        if isinstance(module, kind):
+            for name, _ in module.named_parameters():
+                if name.startswith(starts):
+                    yield f"{prefix}.{name}" if prefix else name
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> AdamW:

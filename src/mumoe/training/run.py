@@ -21,7 +21,7 @@ from typing import Any
 
 from mumoe.errors import JobError, UserError, nearest
 from mumoe.files import clean_folder, read_json, write_errors, write_text
-from mumoe.training.config import TrainConfig, read_config, to_toml
+from mumoe.training.config import PLAIN, TrainConfig, read_config, to_toml
 from mumoe.training.metrics_log import METRICS_FILE
 
 __all__ = [
@@ -119,7 +119,7 @@ class RunFolder:
                 f"(written by {_writer(self.facts())})."
             )
 
-        return read_config(self.path / "config.toml", unknown=ignored).replace(out=str(self.path))
+        return read_config(self.path / "config.toml", PLAIN, unknown=ignored).replace(out=str(self.path))
 
     def _check_schema(self, facts: Mapping[str, Any], tell: Callable[[str], None]) -> None:
         schema = facts.get("schema", 1)
@@ -290,7 +290,7 @@ def _validation_accuracy(runs: Sequence[RunFolder]) -> float:
 def started_head(job: Path) -> str:
     """The head that a job of several runs was started with; empty where that is not recorded."""
     config = job / "config.toml"
-    return read_config(config, unknown=lambda names: None).head if config.is_file() else ""
+    return read_config(config, PLAIN, unknown=lambda names: None).head if config.is_file() else ""
 
 
 def _choices(job: Path, by_head: Mapping[str, Sequence[RunFolder]]) -> str:
