@@ -23,7 +23,7 @@ import pytest
 from mumoe.data import emoji, emoji_drawings
 from mumoe.data.base import ImageData
 from mumoe.data.emoji import CREDITS, load_emoji
-from mumoe.data.emoji_drawings import Studio
+from mumoe.data.iconify import Source
 from mumoe.data.npm import Package, fetch_packages, npm_command, read_members
 from mumoe.errors import JobError, UserError
 
@@ -94,7 +94,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tarball(served / "made-up-new-1.0.0.tgz", {"package/icons.json": NEW, "package/chars.json": NEW_CODES}),
         tarball(served / "made-up-old-1.0.0.tgz", {"package/icons.json": OLD, "package/chars.json": {}}),
     ]
-    studios = tuple(Studio(p.name.split("/")[1], p, f"{p.name}, CC") for p in packages)
+    studios = tuple(Source(p.name.split("/")[1], p, f"{p.name}, CC") for p in packages)
     monkeypatch.setattr(emoji, "STUDIOS", studios)
     monkeypatch.setattr(emoji_drawings, "STUDIOS", studios)
     npm = tmp_path / "bin" / "npm"
