@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import importlib.util
 import io
-import json
 import logging
-import os
 import pickle
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.made_up_npm import serve, tarball
 
 from mumoe.data import emoji, emoji_drawings
 from mumoe.data.base import ImageData
 from mumoe.data.emoji import CREDITS, load_emoji
-from mumoe.data.emoji_drawings import Studio
-from mumoe.data.npm import Package, fetch_packages, npm_command, read_members
+from mumoe.data.iconify import Source
+from mumoe.data.npm import fetch_packages, npm_command, read_members
 from mumoe.errors import JobError, UserError
 
 RED = '<path fill="#f00" d="M0 0h10v10H0z"/>'
@@ -73,18 +69,6 @@ OLD = {
 }
 
 
-def tarball(path: Path, files: dict[str, Any]) -> Package:
-    """Write a package and return its pinned description."""
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in files.items():
-            data = json.dumps(content).encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
-    return Package(f"@made-up/{path.name.split('-')[2]}", "1.0.0", f"sha512-{digest}")
-
-
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two studios of made-up packages, served by an npm that copies them and notes every call."""
@@ -94,23 +78,10 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tarball(served / "made-up-new-1.0.0.tgz", {"package/icons.json": NEW, "package/chars.json": NEW_CODES}),
         tarball(served / "made-up-old-1.0.0.tgz", {"package/icons.json": OLD, "package/chars.json": {}}),
     ]
-    studios = tuple(Studio(p.name.split("/")[1], p, f"{p.name}, CC") for p in packages)
+    studios = tuple(Source(p.name.split("/")[1], p, f"{p.name}, CC") for p in packages)
     monkeypatch.setattr(emoji, "STUDIOS", studios)
     monkeypatch.setattr(emoji_drawings, "STUDIOS", studios)
-    npm = tmp_path / "bin" / "npm"
-    npm.parent.mkdir()
-    npm.write_text(
-        f"#!{sys.executable}\nimport pathlib, shutil, sys\n"
-        f"served = pathlib.Path({str(served)!r})\n"
-        "assert sys.argv[1] == 'pack' and '--ignore-scripts' in sys.argv\n"
-        "name = sys.argv[-1].lstrip('@').replace('/', '-').replace('@', '-') + '.tgz'\n"
-        "(served / 'calls').open('a').write(name + ' ')\n"
-        "if not (served / name).exists():\n"
-        "    sys.exit('npm error code ENOTFOUND\\nnpm error network no such host')\n"
-        "shutil.copy(served / name, '.')\n"
-    )
-    npm.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{npm.parent}{os.pathsep}{os.environ['PATH']}")
+    serve(served, tmp_path, monkeypatch)
     return served
 
 

@@ -16,7 +16,7 @@ from mumoe.files import cache_root
 
 NAMES = {
     "cifar100", "caltech101", "caltech256", "food101", "oxford-pets", "celeba", "imagenet1k", "fashion-mnist",
-    "folder", "csv", "hf", "emoji",
+    "folder", "csv", "hf", "emoji", "icons",
 }  # fmt: skip
 
 

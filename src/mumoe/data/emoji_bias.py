@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.base import SPLITS, Attribute, ImageData
-from mumoe.data.emoji import StoredImages, load_emoji
-from mumoe.data.emoji_drawings import digest
+from mumoe.data.drawn_set import StoredImages, digest
+from mumoe.data.emoji import load_emoji
 from mumoe.errors import UserError, unknown_name
 
 __all__ = ["TARGET", "load_emoji_bias"]

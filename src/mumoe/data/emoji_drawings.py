@@ -7,7 +7,6 @@ Old packages have an empty ``chars.json``; their names are looked up in the newe
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -15,14 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mumoe.data.cache import sealed_folder
-from mumoe.data.npm import Package, fetch_packages, read_members
+from mumoe.data.drawn_set import digest
+from mumoe.data.iconify import Source, read_json, svg_document
+from mumoe.data.npm import Package, fetch_packages
 from mumoe.data.rasterize import draw_all
-from mumoe.errors import JobError, require
+from mumoe.errors import require
 
-__all__ = ["GENDERS", "STUDIOS", "TONE_VALUES", "Row", "Studio", "digest", "drawings", "read_rows"]
+__all__ = ["GENDERS", "STUDIOS", "TONE_VALUES", "Row", "drawings", "read_rows"]
 
 FORMAT = 1
 """Raise it when the drawing or the rows change, so that caches are made anew."""
@@ -47,23 +46,8 @@ NEUTRAL = {"1f468": "1f9d1", "1f469": "1f9d1", "1f466": "1f9d2", "1f467": "1f9d2
 """Man, woman -> adult; boy, girl -> child."""
 
 
-@dataclass(frozen=True)
-class Studio:
-    """One emoji designer's set.
-
-    Attributes:
-        name: Value of the attribute ``studio``.
-        package: The npm package with the drawings.
-        credit: Attribution and licence.
-    """
-
-    name: str
-    package: Package
-    credit: str
-
-
 STUDIOS = (
-    Studio(
+    Source(
         "noto",
         Package(
             "@iconify-json/noto",
@@ -72,7 +56,7 @@ STUDIOS = (
         ),
         "Noto Emoji, Google Inc, https://github.com/googlefonts/noto-emoji, Apache-2.0",
     ),
-    Studio(
+    Source(
         "noto-v1",
         Package(
             "@iconify-json/noto-v1",
@@ -81,7 +65,7 @@ STUDIOS = (
         ),
         "Noto Emoji (version 1), Google Inc, https://github.com/googlefonts/noto-emoji, Apache-2.0",
     ),
-    Studio(
+    Source(
         "twemoji",
         Package(
             "@iconify-json/twemoji",
@@ -90,7 +74,7 @@ STUDIOS = (
         ),
         "Twitter Emoji (Twemoji), Twitter, https://github.com/jdecked/twemoji, CC-BY-4.0",
     ),
-    Studio(
+    Source(
         "emojione",
         Package(
             "@iconify-json/emojione",
@@ -99,7 +83,7 @@ STUDIOS = (
         ),
         "EmojiOne (version 2.3), Emoji One, https://github.com/EmojiTwo/emojitwo, CC-BY-4.0",
     ),
-    Studio(
+    Source(
         "fluent",
         Package(
             "@iconify-json/fluent-emoji-flat",
@@ -108,7 +92,7 @@ STUDIOS = (
         ),
         "Fluent Emoji Flat, Microsoft Corporation, https://github.com/microsoft/fluentui-emoji, MIT",
     ),
-    Studio(
+    Source(
         "openmoji",
         Package(
             "@iconify-json/openmoji",
@@ -151,15 +135,6 @@ def drawings(root: Path, size: int, skin_tones: bool, progress: bool) -> Path:
 def read_rows(folder: Path) -> list[Row]:
     """What is known of each drawing of the folder, in its order."""
     return [Row(*row) for row in json.loads((folder / "rows.json").read_text(encoding="utf-8"))]
-
-
-def digest(*parts: object) -> str:
-    """SHA-256 over texts and arrays, each with its length, as hex digits."""
-    sha = hashlib.sha256()
-    for part in parts:
-        data = part.tobytes() if isinstance(part, np.ndarray) else str(part).encode()
-        sha.update(len(data).to_bytes(8, "little") + data)
-    return sha.hexdigest()
 
 
 def _write(folder: Path, packages: Path, size: int, skin_tones: bool, progress: bool) -> None:
@@ -245,28 +220,18 @@ def _group_key(code: str) -> str:
 
 def _all_drawings(tarballs: Sequence[Path], table: Mapping[str, Row]) -> Iterator[tuple[Row, str]]:
     """Every studio's drawings of the characters in the table, in the table's order."""
-    codes_of = [_read(tarball, "chars.json") for tarball in tarballs]
+    codes_of = [read_json(tarball, "chars.json", "emoji") for tarball in tarballs]
     shared: dict[str, str] = {}
     for codes in codes_of:
         for code, name in codes.items():
             shared.setdefault(name, _normal(code))
     for studio, tarball, codes in zip(STUDIOS, tarballs, codes_of, strict=True):
-        icons = _read(tarball, "icons.json")
+        icons = read_json(tarball, "icons.json", "emoji")
         names = _names_by_code(codes) if codes else _names_by_shared(icons, shared)
         for code, row in table.items():
-            svg = _svg(icons, names[code]) if code in names else None
+            svg = svg_document(icons, names[code]) if code in names else None
             if svg is not None:
                 yield replace(row, studio=studio.name), svg
-
-
-def _read(tarball: Path, name: str) -> dict[str, Any]:
-    member = f"package/{name}"
-    data = read_members(tarball, [member], "emoji")[member]
-    try:
-        content: dict[str, Any] = json.loads(data)
-    except ValueError as error:
-        raise JobError(f"emoji: expected JSON in {member} of {tarball}, got {error}.") from error
-    return content
 
 
 def _names_by_code(codes: Mapping[str, str]) -> dict[str, str]:
@@ -283,21 +248,3 @@ def _names_by_shared(icons: Mapping[str, Any], shared: Mapping[str, str]) -> dic
         if name in shared and alias["parent"] not in shared:
             names.setdefault(shared[name], name)
     return names
-
-
-def _svg(icons: Mapping[str, Any], name: str) -> str | None:
-    """A whole square SVG document, or None where the package has only a mirrored or turned alias."""
-    alias = icons.get("aliases", {}).get(name)
-    if alias is not None and {"rotate", "hFlip", "vFlip"} & alias.keys():
-        return None
-    icon = icons["icons"].get(alias["parent"] if alias is not None else name)
-    if icon is None:
-        return None
-    box = {"left": 0, "top": 0, "width": 16, "height": 16, **icons, **icon}
-    side = max(box["width"], box["height"])
-    left, top = box["left"] - (side - box["width"]) / 2, box["top"] - (side - box["height"]) / 2
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{left:g} {top:g} {side:g} {side:g}" width="{side:g}" height="{side:g}">'
-        f"{icon['body']}</svg>"
-    )

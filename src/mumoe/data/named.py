@@ -22,7 +22,11 @@ LOADERS = (folder, hub, official, packed, table)
 """The modules whose loaders register themselves when imported."""
 
 
-EMBEDDED = {"emoji": ("mumoe.data.emoji", "load_emoji"), "emoji-bias": ("mumoe.data.emoji_bias", "load_emoji_bias")}
+EMBEDDED = {
+    "emoji": ("mumoe.data.emoji", "load_emoji"),
+    "emoji-bias": ("mumoe.data.emoji_bias", "load_emoji_bias"),
+    "icons": ("mumoe.data.icons", "load_icons"),
+}
 """Sets from pinned packages -> their loader, imported when it is used."""
 
 
@@ -32,10 +36,11 @@ def _embedded(name: str) -> Loader:
     return loader
 
 
+@register("icons", "black icons of fourteen families, from pinned packages")
 @register("emoji-bias", "emoji with attributes, animals of one studio nearly absent from training")
 @register("emoji", "emoji as drawn by several studios, from pinned packages")
 def load_embedded(request: Request, **options: Any) -> ImageData:
-    """An embedded set; see `mumoe.data.emoji` and `mumoe.data.emoji_bias` for their options."""
+    """An embedded set; see `mumoe.data.emoji`, `mumoe.data.emoji_bias` and `mumoe.data.icons` for their options."""
     return _embedded(request.name)(
         cache_dir=request.cache_dir,
         split_seed=request.split_seed,
