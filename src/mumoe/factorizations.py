@@ -398,7 +398,7 @@ class TensorRing(_Factored):
         return [(self.out_core, fan_in, 0), (self.in_core, self.in_core.shape[0], 0)]
 
     def draw_scaled(self, sigma: Sequence[float]) -> None:
-        chain = torch.eye(self.in_core.shape[2])
+        chain = torch.eye(self.in_core.shape[2], device="cpu")  # a number, also for a layer on the meta device
         for core in self.factors[2:]:
             chain = chain @ _wrapped(chain.new_ones(max(core.shape[1:])), core.shape[1:])
         paths = self.in_core.shape[1] * float(chain.square().sum())
@@ -573,7 +573,7 @@ def _expert_size(width: float, levels: int) -> float:
 def _wrapped(diagonal: Tensor, shape: Sequence[int]) -> Tensor:
     """(.., max(shape)) -> (.., *shape): matrices with that diagonal, which wraps round in an oblong one."""
     before, after = shape
-    index = torch.arange(max(before, after))
+    index = torch.arange(max(before, after), device=diagonal.device)
     matrix = diagonal.new_zeros(*diagonal.shape[:-1], before, after)
     matrix[..., index % before, index % after] = diagonal
     return matrix
