@@ -160,7 +160,7 @@ def test_training_reads_them_at_their_size() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"split_by": "familiy"}, "icons: expected a split_by out of family, icon, image, got 'familiy'. Did you mean 'family'?"),
+        ({"split_by": "familiy"}, "split_by out of family, icon, image, got 'familiy'. Did you mean 'family'?"),
         ({"label": "stile"}, "Did you mean 'style'?"),
         ({"split_by": "family", "held_out": "sott"}, "Did you mean 'soft'?"),
         ({"split_by": "family"}, "got 'tabler'"),

@@ -205,6 +205,13 @@ def test_a_damaged_idx_file_is_one_line(tmp_path, content):
         assert "\n" not in str(error.value)
 
 
+def test_fashion_mnist_in_debians_folder(fashion, root, load):
+    before = load("fashion-mnist")
+    fashion.rename(root / "fashion-mnist")
+    after = load("fashion-mnist")
+    assert (len(after), after.fingerprint) == (60, before.fingerprint)
+
+
 def test_labels_and_images_of_different_number(fashion, load):
     for path in fashion.glob("t10k-labels*"):
         content = idx(np.zeros(7, np.uint8))

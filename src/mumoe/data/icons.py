@@ -1,7 +1,7 @@
 """The icon set: the same concepts, drawn in black by fourteen families of user interface icons.
 
 A second real, many-class image set that package registries carry, beside `mumoe.data.emoji`: what an icon shows (home,
-search, arrow left), the family that it belongs to and its style. The drawings come from pinned npm packages of SVG
+trash, thumbs up), the family that it belongs to and its style. The drawings come from pinned npm packages of SVG
 icons, are drawn once on white into the cache, and keep their licences: see `CREDITS`.
 
 Equal pictures count once, so that no image is in two splits. Families draw an icon in several styles and weights, which

@@ -52,13 +52,13 @@ def load_cifar100(request: Request) -> ImageData:
 
 @register("fashion-mnist", "Fashion-MNIST: 10 classes, 70,000 grey images of 28 px")
 def load_fashion_mnist(request: Request) -> ImageData:
-    """Load Fashion-MNIST from ``FashionMNIST/raw/``, its files packed (``.gz``) or not.
+    """Load Fashion-MNIST from ``FashionMNIST/raw/`` or Debian's ``fashion-mnist/``, its files packed (``.gz``) or not.
 
     Raises:
         UserError: If the files are missing or damaged.
     """
     marker = "train-images-idx3-ubyte"
-    folders = ["FashionMNIST/raw", "raw"]
+    folders = ["FashionMNIST/raw", "raw", "fashion-mnist"]
     try:
         folder = locate(request, folders, f"{marker}.gz")
     except UserError:
