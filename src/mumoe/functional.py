@@ -556,7 +556,7 @@ def mutual_information(coefficients: Tensor, labels: Tensor, num_labels: int) ->
 
     Args:
         coefficients: a, at least 0, with rows that sum to 1; differentiable.
-        labels: The label of each row, or 0 and 1 for each label; a row of negative labels is left out.
+        labels: The label of each row, or 0 and 1 for each label; negative ones are unknown and do not count.
         num_labels: Number of labels.
 
     Shape:
@@ -569,22 +569,20 @@ def mutual_information(coefficients: Tensor, labels: Tensor, num_labels: int) ->
     a = coefficients.flatten(0, -2) if coefficients.ndim > 2 else coefficients
     with torch.autocast(a.device.type, enabled=False):
         a = a if a.dtype == torch.float64 else a.float()
-        several = labels.ndim == coefficients.ndim
-        labels = labels.reshape(-1, num_labels) if several else labels.reshape(-1)
-        known = (labels >= 0).all(-1) if several else labels >= 0
-        a, labels = a[known], labels[known]
-        rows = max(len(a), 1)
-        if not several:
-            joint = a.new_zeros(num_labels, a.shape[1]).index_add(0, labels, a) / rows
-            return _information(joint, joint.sum(1, keepdim=True), joint.sum(0))
-        own = labels.to(a.dtype)
-        has, experts = own.mT @ a / rows, a.sum(0) / rows
-        share = own.sum(0)[:, None] / rows
-        return (_information(has, share, experts) + _information(experts - has, 1 - share, experts)) / num_labels
+        if labels.ndim < coefficients.ndim:
+            labels = labels.reshape(-1)
+            a, labels = a[labels >= 0], labels[labels >= 0]
+            joint = a.new_zeros(num_labels, a.shape[1]).index_add(0, labels, a) / max(len(a), 1)
+            return _information(joint[None])
+        labels = labels.reshape(-1, num_labels)
+        known = (labels >= 0).sum(0).clamp(min=1)[:, None]
+        joint = torch.stack([(labels == value).to(a.dtype).mT @ a / known for value in (0, 1)], dim=1)
+        return _information(joint) / num_labels
 
 
-def _information(joint: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """sum joint log(joint / (first second)), with a finite gradient where they are 0."""
+def _information(joint: Tensor) -> Tensor:
+    """Mutual information of the last two dimensions, summed over the first; its gradient is finite at zeros."""
+    first, second = joint.sum(-1, keepdim=True), joint.sum(-2, keepdim=True)
     return (joint * ((joint + _TINY).log() - (first + _TINY).log() - (second + _TINY).log())).sum()
 
 

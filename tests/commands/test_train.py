@@ -11,6 +11,7 @@ from mumoe.cli import main
 from mumoe.commands.train import Options, default
 from mumoe.parsing import flag_of
 from mumoe.results import Comparison, EvalResult, RunResult, Spread, TrainResult
+from mumoe.training import PRESETS
 
 
 @pytest.fixture
@@ -87,7 +88,14 @@ def test_options_know_the_file_in_both_spellings(tmp_path):
     (tmp_path / "c.toml").write_text("lr = 0.5\n")
     for arguments in (["--config", str(tmp_path / "c.toml")], [f"--config={tmp_path / 'c.toml'}"]):
         assert default(arguments).lr == 0.5
-    assert default([]) == Options()
+    assert default(["--preset", "plain"]) == Options()
+
+
+def test_the_preset_follows_the_mode_until_one_is_named():
+    assert default([]).specialize == PRESETS["accurate"]["specialize"] > 0
+    assert default(["--preset", "specialized"]).gate_scale == PRESETS["specialized"]["gate_scale"]
+    assert default(["--mode", "text"]) == Options(mode="text")
+    assert default(["--mode=finetune"]).lr == PRESETS["finetune"]["lr"]
 
 
 @pytest.mark.parametrize(
