@@ -1,0 +1,196 @@
+"""Heads with the package's own settings against a linear head that is tuned for the data, with what their experts do.
+
+    python -m reproduction.recipe_study --data emoji
+    python -m reproduction.recipe_study --data icons
+
+The linear head is tried with every learning rate and dropout of a grid; the setting with the best mean validation
+accuracy over all seeds is the one that the others are compared with. Heads of experts have the settings of their preset
+and nothing is chosen for them. Each seed has its own split and initial weights. Beside the experts stand two controls:
+the same head with its gate frozen at random, and contributions dealt out again among units of the same load. Runs are
+kept under ``--work`` and not trained again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from mumoe.analysis.analyzing import study_head
+from mumoe.analysis.controls import FROZEN
+from mumoe.parsing import parse
+from mumoe.progress import Progress
+from mumoe.results import RunResult
+from mumoe.training import StoredRun, TrainConfig, resume, train
+from mumoe.training.config import from_mapping
+from mumoe.training.inputs import Inputs
+from mumoe.training.tasks import load_inputs, settled, task_of
+
+__all__ = ["Options", "compare"]
+
+HEADS = (
+    "CPMuMoE-r256-e128",
+    "TRMuMoE-r70-e128",
+    "TTMuMoE-r73-e128",
+    "TuckerMuMoE-r66-e128",
+    "CPMuMoE-r256-e128x4",
+    "TRMuMoE-r70-e128x4",
+    "TTMuMoE-r73-e128x4",
+    "TuckerMuMoE-r66-e128x4",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare heads of experts with a tuned linear head."""
+
+    data: str = "emoji"
+    """embedded set, or any other name that mumoe train takes"""
+    out: str = "docs/results/heads"
+    """folder of the numbers"""
+    work: str = "runs/recipe"
+    """folder of the runs"""
+    heads: tuple[str, ...] = HEADS
+    """heads with the preset accurate; the first also with specialized"""
+    seeds: int = 6
+    """seeds, each with its own split and initial weights"""
+    split_seed: int = 1000
+    """seed of the first split; settings were chosen on others"""
+    lr: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    """learning rates tried for the linear head"""
+    dropout: tuple[float, ...] = (0.0, 0.1, 0.2)
+    """dropouts tried for the linear head"""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One trained head; `preset` and `changes` say with what settings."""
+
+    name: str
+    head: str
+    preset: str
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    def config(self, options: Options, seed: int) -> TrainConfig:
+        """Settings of one seed, the split drawn by the job itself."""
+        values = {"data": options.data, "preset": self.preset, "head": self.head, "seed": seed, "eval_every": 0}
+        out = f"{options.work}/{options.data}/{self.name}/seed-{seed}"
+        config = from_mapping({**values, "keep": 1, "split_seed": options.split_seed + seed, "out": out})
+        return settled(config.of_head(self.head).replace(**dict(self.changes)))
+
+
+def _jobs(options: Options) -> list[_Job]:
+    grid = itertools.product(options.lr, options.dropout)
+    linear = [_Job(f"linear-lr{lr:g}-d{d:g}", "linear", "accurate", (("lr", lr), ("dropout", d))) for lr, d in grid]
+    first = options.heads[0]
+    controls = [
+        _Job(f"{first}-{preset}{FROZEN}", first, preset, (("gate", f"entmax15{FROZEN}"),))
+        for preset in ("accurate", "specialized")
+    ]
+    accurate = [_Job(f"{head}-accurate", head, "accurate") for head in options.heads]
+    return [*linear, *accurate, _Job(f"{first}-specialized", first, "specialized"), *controls]
+
+
+def compare(options: Options, *, progress: bool = True) -> dict[str, Any]:
+    """Train and analyze every head on every seed.
+
+    Returns a JSON-able dict with the grid of the linear head, the setting chosen, and per head its test accuracies,
+    differences to the chosen linear head and what its experts do, one number a seed.
+    """
+    jobs = _jobs(options)
+    shared = load_inputs(jobs[0].config(options, 0), progress=progress)
+    found: dict[str, list[dict[str, Any]]] = {job.name: [] for job in jobs}
+    with Progress("Heads", len(jobs) * options.seeds, enabled=progress) as bar:
+        for seed, job in itertools.product(range(options.seeds), jobs):
+            found[job.name].append(_measure(job.config(options, seed), shared))
+            bar.advance(note=job.name)
+    return _summary(options, jobs, found, shared)
+
+
+def _measure(config: TrainConfig, shared: Inputs) -> dict[str, Any]:
+    """Accuracies of one run, and of its experts on the test split."""
+    inputs = task_of(config.replace(vary_split=True, split_seed=config.split_seed - config.seed)).with_seed(shared)
+    given: dict[str, Any] = {"data": inputs.data, "backbone": inputs.backbone, "features": inputs.features}
+    done = Path(config.out, "run.json").is_file()
+    result = (resume(config.out, progress=False, **given) if done else train(config, progress=False, **given)).runs[0]
+    row = {"parameters": result.parameters, "seconds": result.seconds, **_accuracies(result)}
+    return row if config.head == "linear" else {**row, **_specialization(config, inputs)}
+
+
+def _accuracies(result: RunResult) -> dict[str, float]:
+    return {split: result.evaluations[split].accuracy for split in ("val", "test")}
+
+
+def _specialization(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
+    """What the experts do on the test split, and the control of the same load."""
+    stored = StoredRun(config.out, data=inputs.data, features=inputs.features, progress=False)
+    rows = inputs.data.indices("test")
+    units = study_head(stored.head, inputs, rows, resamples=0)[0].units[0]
+    own, control = units.modes["zero"], units.load_control
+    return {
+        "p": own.mean_polysemanticity,
+        "strong": own.strong,
+        "p_control": control.mean_polysemanticity,
+        "strong_control": control.strong,
+        "experts_per_image": sum(units.load) / len(rows),
+    }
+
+
+def _summary(
+    options: Options, jobs: Sequence[_Job], found: Mapping[str, list[dict[str, Any]]], shared: Inputs
+) -> dict[str, Any]:
+    linear = [job.name for job in jobs if job.head == "linear"]
+    chosen = max(linear, key=lambda name: mean(row["val"] for row in found[name]))
+    base = [row["test"] for row in found[chosen]]
+    heads = {}
+    for job in jobs:
+        if job.head == "linear" and job.name != chosen:
+            continue
+        rows = found[job.name]
+        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("parameters", "val")}
+        gaps = [row["test"] - other for row, other in zip(rows, base, strict=True)]
+        heads[job.name] = {"head": job.head, "parameters": rows[0]["parameters"], **columns, "minus_linear": gaps}
+    grid = {name: {"val": mean(r["val"] for r in found[name]), "test": mean(r["test"] for r in found[name])}
+            for name in linear}  # fmt: skip
+    facts = {"images": len(shared.data), "classes": len(shared.data.classes)}
+    return {**facts, "options": asdict(options), "linear": {"grid": grid, "chosen": chosen}, "heads": heads}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as a markdown table: means over seeds, ± standard deviations."""
+    head = ["head and settings", "parameters", "test accuracy", "minus linear", "mean p", "strong", "experts per image"]
+    rows = [f"| {' | '.join(head)} |", "|---|--:|--:|--:|--:|--:|--:|"]
+    for name, entry in results["heads"].items():
+        special = [_spread(entry[key], style) if key in entry else ""
+                   for key, style in (("p", ".2f"), ("strong", ".1f"), ("experts_per_image", ".1f"))]  # fmt: skip
+        gap = "" if name == results["linear"]["chosen"] else _spread(entry["minus_linear"], "+.3f")
+        cells = [name, f"{entry['parameters']:,}", _spread(entry["test"], ".3f"), gap, *special]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _spread(values: Sequence[float | None], style: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "none"
+    return f"{mean(known):{style}} ± {stdev(known):{style.lstrip('+')}}" if len(known) > 1 else f"{known[0]:{style}}"
+
+
+def main(options: Options) -> None:
+    """Run the study."""
+    results = compare(options)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"recipe-{options.data}.json").write_text(json.dumps(results, indent=1) + "\n")
+    sys.stdout.write(table(results))
+
+
+if __name__ == "__main__":
+    options = parse(Options, sys.argv[1:], "python -m reproduction.recipe_study")
+    if options is not None:
+        main(options)
