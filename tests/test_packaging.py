@@ -77,6 +77,24 @@ def test_arrows():
                 assert level[other] <= level[room], f"{path.relative_to(SOURCE)} imports {other}"
 
 
+LATE = {"__init__.py", "api.py", "cli.py", "commands"}
+"""The facade and the command line: what they call is imported when it is called."""
+
+
+def late_imports(path: Path) -> list[str]:
+    """Imports of our own modules inside functions."""
+    functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+    found = (node for function in functions for node in ast.walk(function))
+    texts = [ast.unparse(node) for node in found if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [text for text in texts if text.split()[1].partition(".")[0] in ("mumoe", "")]
+
+
+def test_rooms_import_each_other_at_the_top():
+    rooms = [path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).parts[0] not in LATE]
+    assert {path.relative_to(SOURCE): found for path in rooms if (found := late_imports(path))} == {}
+    assert late_imports(SOURCE / "api.py")
+
+
 def test_the_wheel_has_no_reproduction():
     """The wheel is src/mumoe alone, and nothing in it needs what is left out."""
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]

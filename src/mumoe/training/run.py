@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mumoe import __version__
 from mumoe.errors import JobError, UserError, nearest
 from mumoe.files import clean_folder, read_json, write_errors, write_text
 from mumoe.training.config import PLAIN, TrainConfig, read_config, to_toml
@@ -360,8 +361,6 @@ def _not_a_run(folder: Path) -> UserError:
 
 def versions() -> dict[str, Any]:
     """Versions of what computes the numbers, and the commit of the working tree that mumoe runs from."""
-    from mumoe import __version__
-
     found = {"python": platform.python_version(), "mumoe": __version__}
     for package in _PACKAGES:
         try:
