@@ -173,7 +173,7 @@ def _open(library: Any, request: Request, config: str, revision: str) -> Any:
             raise JobError(f"{request.name}: expected to load the set, got: {words}. Try again.") from error
         raise UserError(
             f"{request.name}: expected a folder, or a set that was fetched before, got: {words}. "
-            "Check the name, or allow the download (--download)."
+            "Check the name, or allow the download with `download`."
         ) from error
 
 
