@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mumoe.errors import UserError
-from mumoe.training.config import TrainConfig, from_mapping, parse_options
+from mumoe import UserError
+from mumoe.training import TrainConfig
+from mumoe.training.config import from_mapping, parse_options
 from reproduction.recipe import Recipe
 
 __all__ = ["ABOUT_DATA", "Cell", "all_cells", "cells_of", "chosen_settings", "read_records"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mumoe import MuMoE
 from mumoe.errors import require
-from mumoe.layers import MuMoE
 from reproduction.recipe import Sizes
 
 if TYPE_CHECKING:

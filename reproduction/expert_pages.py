@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mumoe.analysis.findings import Effect, Usage
+from mumoe.analysis import Effect, Usage
 from mumoe.plots.effects import EffectRow, effects_figure, strong_effects
 from mumoe.plots.loads import load_figure
 from mumoe.plots.style import save_figure
