@@ -105,7 +105,7 @@ def all_cells(recipe: Recipe, changes: Sequence[str] = ()) -> list[Cell]:
         for name, table in recipe.data.items():
             own = {key: value for key, value in table.items() if key not in ABOUT_DATA}
             shared = {**recipe.settings, **own, "backbone": backbone, "position": recipe.position}
-            base = from_mapping({**shared, **parse_options(changes)}, who)
+            base = from_mapping({"preset": "plain", **shared, **parse_options(changes)}, who)
             for seed in range(int(table.get("seeds", recipe.seeds))):
                 cells += [Cell(name, config) for config in _configs(recipe, base, seed)]
     if not cells:

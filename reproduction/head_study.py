@@ -93,6 +93,7 @@ def _train(
         return mumoe.resume(out, **given).result.runs[0]
     job = mumoe.train(
         **given,
+        preset="plain",
         data_options=(f"split_by={options.split}", f"size={options.size}"),
         split_seed=seed,
         image_size=options.size,
