@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from mumoe import JobError, UserError
 from mumoe.cli import guarded
-from mumoe.errors import JobError, UserError
 from mumoe.parsing import Argument, parse
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from mumoe.specs import parse_spec
 from reproduction import exact
 from reproduction import page_plots as plots
 from reproduction.recipe import Recipe, printed
-from reproduction.sheets import Sheet, compared, mean_text, signed
+from reproduction.sheets import Sheet, compared, mean_text, sheet_of, signed
 
 __all__ = ["accuracy_page", "curves_page", "hierarchy_page"]
 
@@ -36,7 +36,7 @@ def accuracy_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     """Tables 3, 6 and 7: the paper's layout where the data are the paper's, else ours beside its differences."""
     place = recipe.item.name
     table = printed(place)
-    sheet = _sheet(recipe, records)
+    sheet = sheet_of(recipe, seeds_text(records))
     if set(recipe.data) & set(table["data"]):
         _same_data(sheet, recipe, records, table)
     else:
@@ -49,13 +49,6 @@ def accuracy_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     wrong = sum(count["ours"] != count["printed"] for count in counts)
     sheet.findings.append(f"{len(counts) - wrong} of {len(counts)} printed parameter counts are exact.")
     sheet.numbers["parameters"] = counts
-    return sheet
-
-
-def _sheet(recipe: Recipe, records: Records) -> Sheet:
-    number = recipe.item.name.replace("-", " ").capitalize()
-    sheet = Sheet(f"{number} ({recipe.scale}): {recipe.item.title}", notes=list(recipe.notes))
-    sheet.lead.append(f"The paper's is in {recipe.item.place}. " + seeds_text(records))
     return sheet
 
 
@@ -139,7 +132,7 @@ def _parameters(records: Records, head: str) -> str:
 
 def curves_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     """Accuracy against the number of experts, a curve for each head, linear heads as lines."""
-    sheet = _sheet(recipe, records)
+    sheet = sheet_of(recipe, seeds_text(records))
     kinds = [head for head in recipe.heads if "MuMoE" in head]
     baselines = [head for head in recipe.heads if "MuMoE" not in head]
     panels = {}
@@ -186,7 +179,7 @@ def _against_linear(
 
 def hierarchy_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     """Table 4: each hierarchy against one level of 128 experts, and the exact columns."""
-    sheet, table = _sheet(recipe, records), printed("table-4")
+    sheet, table = sheet_of(recipe, seeds_text(records)), printed("table-4")
     (name,) = recipe.data
     numbers = []
     for theirs, part in table["parts"].items():

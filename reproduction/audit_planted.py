@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mumoe import MuMoE
 from mumoe.demo.bias_heads import BiasTask, Settings, train_plain
 from mumoe.demo.planted_bias import BiasSet
 from mumoe.editing.expert_audit import Audit, Finding, audit, handled
 from mumoe.files import write_json
-from mumoe.layers import MuMoE
 from mumoe.models.heads import build_head
 from mumoe.parsing import parse
 from mumoe.records import render_table

@@ -20,12 +20,12 @@ from typing import Any
 
 from torch import nn
 
+from mumoe import UserError
 from mumoe.demo.bias_bench import Bench, FeatureBench, Predictions, SeedResult
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet
 from mumoe.editing.choose import Choice
 from mumoe.editing.subgroup_fairness import METRICS, Bootstrap, FairnessReport
-from mumoe.errors import UserError
 from mumoe.models.heads import matched_spec
 from mumoe.records import to_plain
 from reproduction.retraining import fit

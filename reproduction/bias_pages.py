@@ -13,7 +13,7 @@ from mumoe.plots.subgroup_accuracy import subgroup_figure
 from reproduction import exact
 from reproduction.page_plots import score_figure
 from reproduction.recipe import Recipe, printed
-from reproduction.sheets import Sheet, compared, mean_text
+from reproduction.sheets import Sheet, compared, mean_text, sheet_of
 
 __all__ = ["fairness_page", "scores_page", "subgroups_page"]
 
@@ -41,15 +41,14 @@ def values(records: Records, experiment: str, head: str, method: str, metric: st
 
 
 def _sheet(recipe: Recipe, records: Records) -> Sheet:
-    number = recipe.item.name.replace("-", " ").capitalize()
-    sheet = Sheet(f"{number} ({recipe.scale}): {recipe.item.title}", notes=list(recipe.notes))
     seeds = {name: len({r["seed"] for r in records if r["experiment"] == name}) for name in _experiments(records)}
     said = ", ".join(f"{count} seeds ({name})" for name, count in seeds.items())
-    sheet.lead.append(
-        f"The paper's is in {recipe.item.place}. Mean ± standard deviation over {said}; test rows were opened once, "
+    sheet = sheet_of(
+        recipe,
+        f"Mean ± standard deviation over {said}; test rows were opened once, "
         "after every strength had been chosen. Without a suffix: the paper's fixed strength (experts N, blind 2.5, "
         "balanced oversampling); *matched*: the least at which the target is as accurate on validation rows as its "
-        "counterpart."
+        "counterpart.",
     )
     facts = list(dict.fromkeys(line for record in records for line in record.get("facts", ())))
     sheet.notes += [f"Images: {line}" for line in facts]

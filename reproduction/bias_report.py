@@ -66,7 +66,7 @@ class Options:
 def celeba_sets(options: Options) -> Callable[[int], BiasSet]:
     """Seed to one of the paper's experiments: CelebA in its official split, whatever the seed."""
     from mumoe.data import load_data
-    from mumoe.models.backbones import create_backbone
+    from mumoe.models import create_backbone
     from mumoe.models.features import extract_features
 
     cache = options.cache_dir or None
@@ -78,13 +78,14 @@ def celeba_sets(options: Options) -> Callable[[int], BiasSet]:
 
 def emoji_sets(options: Options) -> Callable[[int], BiasSet]:
     """Seed to the experiment's data; images and features are read once."""
-    from mumoe.data.emoji import load_emoji
-    from mumoe.models.backbones import create_backbone
+    from mumoe.data import load_data
+    from mumoe.models import create_backbone
     from mumoe.models.features import extract_features
 
     natural, cache = options.experiment == "natural", options.cache_dir or None
     load = partial(
-        load_emoji,
+        load_data,
+        "emoji",
         cache_dir=cache,
         label="group",
         min_per_class=1,

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.data.base import ImageData
+from mumoe.data import ImageData
 from mumoe.demo.planted_bias import BiasSet, attribute_of, code_of, own_splits
 from mumoe.errors import UserError, unknown_name
 

@@ -17,16 +17,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mumoe.data.base import ImageData
+import mumoe
+from mumoe import MuMoE
+from mumoe.data import ImageData
 from mumoe.demo.bias_bench import SeedResult, coefficient_direction, feature_task
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet
 from mumoe.editing.rewriting import mean_coefficients
 from mumoe.files import read_json, write_json
-from mumoe.layers import MuMoE
 from mumoe.models.heads import build_head, matched_spec
 from mumoe.progress import Progress
-from mumoe.training import StoredRun, resume, train
+from mumoe.training import resume, train
 from reproduction import bias_report
 from reproduction.bias import RETRAINING, Retraining, RetrainingBench, run_seed
 from reproduction.bias_sets import celeba_bias
@@ -243,7 +244,7 @@ class TunedBench(RetrainingBench):
 
     def _opened(self, strategy: str, spec: str, strength: float) -> _Tuned:
         folder = self._ensure(strategy, spec, strength)
-        model: Any = StoredRun(folder, backbone=self._empty(), device="cpu").model
+        model: Any = mumoe.load(folder, backbone=self._empty(), device="cpu").network
         return _Tuned(model.head, folder)
 
     def _empty(self) -> Any:

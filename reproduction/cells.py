@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mumoe.errors import UserError
-from mumoe.training.config import TrainConfig, from_mapping, parse_options
+from mumoe import UserError
+from mumoe.training import TrainConfig
+from mumoe.training.config import from_mapping, parse_options
 from reproduction.recipe import Recipe
 
 __all__ = ["ABOUT_DATA", "Cell", "all_cells", "cells_of", "chosen_settings", "read_records"]
@@ -104,7 +105,7 @@ def all_cells(recipe: Recipe, changes: Sequence[str] = ()) -> list[Cell]:
         for name, table in recipe.data.items():
             own = {key: value for key, value in table.items() if key not in ABOUT_DATA}
             shared = {**recipe.settings, **own, "backbone": backbone, "position": recipe.position}
-            base = from_mapping({**shared, **parse_options(changes)}, who)
+            base = from_mapping({"preset": "plain", **shared, **parse_options(changes)}, who)
             for seed in range(int(table.get("seeds", recipe.seeds))):
                 cells += [Cell(name, config) for config in _configs(recipe, base, seed)]
     if not cells:

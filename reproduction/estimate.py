@@ -55,7 +55,7 @@ class Estimate:
 @functools.cache
 def backbone_flops(name: str, image_size: int = 0) -> int:
     """FLOPs of one image's forward through a backbone, two per multiply-add, counted on the meta device."""
-    from mumoe.models.backbones import create_backbone
+    from mumoe.models import create_backbone
 
     with torch.device("meta"):
         network = create_backbone(name, pretrained=False, image_size=image_size or None)

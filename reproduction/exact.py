@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mumoe import MuMoE
 from mumoe.costs import count_flops, count_parameters
-from mumoe.layers import MuMoE
 from mumoe.specs import parse_spec
 from reproduction.recipe import Recipe, Sizes, printed
 from reproduction.sheets import Sheet, count_beside

@@ -7,24 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mumoe.analysis.findings import Effect, Usage
+from mumoe.analysis import Effect, Usage
 from mumoe.plots.effects import EffectRow, effects_figure, strong_effects
 from mumoe.plots.loads import load_figure
 from mumoe.plots.style import save_figure
 from mumoe.plots.trend import Point, trend_figure
 from reproduction.recipe import Recipe, printed
-from reproduction.sheets import Sheet, mean_text
+from reproduction.sheets import Sheet, mean_text, sheet_of
 
 __all__ = ["effects_page", "images_page", "load_page", "points_of", "trend_page"]
 
 Records = Sequence[Mapping[str, Any]]
-
-
-def _sheet(recipe: Recipe, lead: str) -> Sheet:
-    number = recipe.item.name.replace("-", " ").capitalize()
-    sheet = Sheet(f"{number} ({recipe.scale}): {recipe.item.title}", notes=list(recipe.notes))
-    sheet.lead.append(f"The paper's is in {recipe.item.place}. {lead}")
-    return sheet
 
 
 def _experts(record: Mapping[str, Any]) -> int:
@@ -57,7 +50,7 @@ def trend_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     points += points_of([record for record in records if "point" not in record])
     ordered = sorted(points, key=lambda point: (point.control, point.series, point.experts, point.seed))
     says = printed(recipe.item.name)
-    sheet = _sheet(recipe, f"It says: {says['says']}. p is that of eq. 5; an expert is strong if a class loses half "
+    sheet = sheet_of(recipe, f"It says: {says['says']}. p is that of eq. 5; an expert is strong if a class loses half "
                    f"of its right answers without it{rule_text(point.least_lost for point in points)}.")  # fmt: skip
     name = recipe.item.name
     (data,) = recipe.data
@@ -140,7 +133,7 @@ def effects_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     """Figures 5 and 6: the first seed's bars, and how concentrated the effects of strong experts are over all seeds."""
     name = recipe.item.name
     rule = rule_text(record["experts"]["specialization"].get("least_lost", 1) for record in records)
-    sheet = _sheet(
+    sheet = sheet_of(
         recipe, f"Shown are the first experts that cost some class at least half of its right answers{rule}."
     )
     first = [record for record in records if record["seed"] == 0 and _effects(record)]
@@ -191,7 +184,7 @@ def _effect_rows(records: Records) -> list[list[str]]:
 def load_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     """Figure 12: the first seed's bars, and counts over all seeds."""
     says = printed("figure-12")["says"]
-    sheet = _sheet(recipe, f"It says: {says}. Images of the {recipe.split} split with a coefficient of at least "
+    sheet = sheet_of(recipe, f"It says: {says}. Images of the {recipe.split} split with a coefficient of at least "
                    f"{recipe.threshold:g} are counted.")  # fmt: skip
     first = sorted((record for record in records if record["seed"] == 0), key=_experts)
     if first:
@@ -235,7 +228,7 @@ def images_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
         f"For each expert, images of the {recipe.split} split that it processes with a coefficient of at least "
         f"{recipe.threshold:g}: some drawn at random, and those with the largest coefficients."
     )
-    sheet = _sheet(recipe, lead)
+    sheet = sheet_of(recipe, lead)
     for record in sorted(records, key=_experts, reverse=True):
         name = f"{recipe.item.name}-e{_experts(record)}.png"
         if (folder / name).is_file():

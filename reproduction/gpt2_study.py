@@ -17,16 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from mumoe.analysis.capturing import find_layer
-from mumoe.analysis.findings import TextStudy
+import mumoe
+from mumoe.analysis import TextStudy, expert_layers, steer, study_text
 from mumoe.analysis.text_pages import write_text_view
-from mumoe.analysis.text_study import steer, study_text
 from mumoe.data.text import TOKEN_CLASSES, TextData, classify
 from mumoe.files import write_json
 from mumoe.models.gpt2 import generate_text
 from mumoe.parsing import parse
 from mumoe.results import TrainResult
-from mumoe.training import StoredRun
 from reproduction.networks import RECIPES, train_recipe, write_results
 
 __all__ = ["Options", "Steered", "main", "steered_classes", "steering", "worth_most"]
@@ -73,11 +71,11 @@ def main(options: Options) -> None:
 def look_inside(result: TrainResult, options: Options, out: Path) -> None:
     """Samples of every network, and the experts of the first one."""
     firsts = {run.head: run.run for run in reversed(result.runs)}
-    data: TextData = StoredRun(firsts[result.head], progress=False, device="cpu").data
-    samples = {head: _samples(StoredRun(run, device="cpu").model, data, options.tokens) for head, run in firsts.items()}
+    runs = {head: mumoe.load(run, progress=False, device="cpu") for head, run in firsts.items()}
+    samples = {head: _samples(run, options.tokens) for head, run in runs.items()}
     (out / "samples.md").write_text(_sample_page(samples), encoding="utf-8")
-    opened = StoredRun(firsts[result.head], device="cpu")
-    model = opened.model
+    opened = runs[result.head]
+    model, data = opened.network, opened.data
     study = study_text(
         model,
         data,
@@ -90,8 +88,8 @@ def look_inside(result: TrainResult, options: Options, out: Path) -> None:
     write_json(out / "steering.json", steering(model, data, study, tokens=min(options.tokens, 64)))
 
 
-def _samples(model: Any, data: TextData, tokens: int) -> list[str]:
-    return [generate_text(model, data.tokenizer, prompt, tokens, temperature=0.7, seed=0) for prompt in PROMPTS[:3]]
+def _samples(run: mumoe.Run, tokens: int) -> list[str]:
+    return [run.generate(prompt, tokens, temperature=0.7, seed=0) for prompt in PROMPTS[:3]]
 
 
 def _sample_page(samples: dict[str, list[str]]) -> str:
@@ -168,9 +166,10 @@ def steered_classes(
         seed: Of the sampling.
 
     Raises:
-        UserError: If there is no such layer or expert, or a text would be longer than the context.
+        KeyError: If there is no such layer.
+        UserError: If there is no such expert, or a text would be longer than the context.
     """
-    part = find_layer(model, layer, "steer")[1]
+    part = expert_layers(model)[layer]
     found = []
     for factor in factors:
         with steer(part, {expert: factor}):

@@ -15,18 +15,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, Literal
 
-from mumoe.data import load_data
-from mumoe.data.base import ImageData
-from mumoe.models.backbones import create_backbone
+import mumoe
+from mumoe.data import ImageData, load_data
+from mumoe.models import create_backbone
 from mumoe.models.features import extract_features
 from mumoe.models.heads import matched_spec
 from mumoe.parsing import parse
 from mumoe.progress import Progress
 from mumoe.results import RunResult
-from mumoe.training import TrainConfig, resume, train
+from reproduction.networks import spread_text
 
 __all__ = ["Options", "compare_heads"]
 
@@ -91,9 +90,10 @@ def _train(
     out = Path(options.work) / options.split / f"{head}-lr{lr:g}-wd{decay:g}" / f"seed-{seed}"
     given: dict[str, Any] = {"data": data, "features": features, "progress": False}
     if (out / "config.toml").is_file():
-        return resume(out, **given).runs[0]
-    config = TrainConfig(
-        data="emoji",
+        return mumoe.resume(out, **given).result.runs[0]
+    job = mumoe.train(
+        **given,
+        preset="plain",
         data_options=(f"split_by={options.split}", f"size={options.size}"),
         split_seed=seed,
         image_size=options.size,
@@ -106,7 +106,7 @@ def _train(
         keep=1,
         out=str(out),
     )
-    return train(config, **given).runs[0]
+    return job.result.runs[0]
 
 
 def _entry(
@@ -129,13 +129,9 @@ def table(results: Mapping[str, Any]) -> str:
     for head, entry in results["heads"].items():
         gaps = [one - other for one, other in zip(entry["test"], linear, strict=True)]
         cells = (head, f"{entry['parameters']:,}", f"{entry['lr']:g}", f"{entry['weight_decay']:g}")
-        gap = "" if head == "linear" else _spread(gaps, "+.3f")
-        rows.append(f"| {' | '.join(cells)} | {_spread(entry['test'], '.3f')} | {gap} |")
+        gap = "" if head == "linear" else spread_text(gaps, "+.3f")
+        rows.append(f"| {' | '.join(cells)} | {spread_text(entry['test'], '.3f')} | {gap} |")
     return "\n".join(rows) + "\n"
-
-
-def _spread(values: Sequence[float], style: str) -> str:
-    return f"{mean(values):{style}} ± {stdev(values):.3f}" if len(values) > 1 else f"{mean(values):{style}}"
 
 
 def main(options: Options) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mumoe.errors import UserError
+from mumoe import UserError
 from mumoe.files import read_json, write_bytes, write_json
 from reproduction import accuracy_pages, bias_pages, cells, exact_pages, expert_pages, mixer_page
 from reproduction.committed import committed_records

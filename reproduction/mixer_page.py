@@ -10,7 +10,7 @@ from typing import Any
 from reproduction import exact
 from reproduction.accuracy_pages import accuracies, gaps, seeds_text
 from reproduction.recipe import Recipe, printed
-from reproduction.sheets import Sheet, compared, mean_text, signed
+from reproduction.sheets import Sheet, compared, mean_text, sheet_of, signed
 
 __all__ = ["mixer_page"]
 
@@ -20,8 +20,7 @@ Records = Sequence[Mapping[str, Any]]
 def mixer_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     """The paper's layout where the data are the paper's, else ours beside its differences; the counts either way."""
     table = printed("table-5")
-    sheet = Sheet(f"Table 5 ({recipe.scale}): {recipe.item.title}", notes=list(recipe.notes))
-    sheet.lead.append(f"The paper's is in {recipe.item.place}. " + seeds_text(records))
+    sheet = sheet_of(recipe, seeds_text(records))
     mlp, *mixtures = recipe.heads
     rows = []
     for head in recipe.heads:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mumoe.errors import UserError
+import mumoe
+from mumoe import UserError
 from mumoe.plots.style import save_figure
 from mumoe.plots.training_curves import Steps, curves_figure
 from mumoe.results import RunResult, TrainResult
-from mumoe.training import read_config, resume, train
-from mumoe.training.run import versions
+from mumoe.training import read_config
 
 __all__ = ["RECIPES", "curve_of", "entries", "spread_text", "train_recipe", "write_results"]
 
@@ -29,12 +30,12 @@ def train_recipe(config: str | Path, work: str | Path, *, progress: bool = True)
     """
     wanted, folder = read_config(config), Path(work)
     if not (folder / "config.toml").is_file():
-        return train(wanted.replace(out=str(folder)), progress=progress)
+        return mumoe.train(**{**asdict(wanted), "out": str(folder)}, progress=progress).result
     if read_config(folder / "config.toml") != wanted:
         raise UserError(
             f"{folder}: expected runs with the settings of {config}, got others. Give another --work, or delete it."
         )
-    return resume(folder, progress=progress)
+    return mumoe.resume(folder, progress=progress).result
 
 
 def curve_of(run: str | Path, key: str = "loss") -> Steps:
@@ -94,7 +95,9 @@ def write_results(
 ) -> dict[str, Any]:
     """Write results.json, table.md and the curves' figure; returns what results.json holds."""
     out.mkdir(parents=True, exist_ok=True)
-    found = {"recipe": config.name, **versions(), "networks": entries(result)}
+    facts = mumoe.load(result.runs[0].run, progress=False).facts
+    made = {name: facts[name] for name in ("versions", "commit")}
+    found: dict[str, Any] = {"recipe": config.name, **made, "networks": entries(result)}
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (out / "table.md").write_text(table(found["networks"], columns, "mlp"), encoding="utf-8")
     curves = {head: [curve_of(run.run) for run in result.runs if run.head == head] for head in found["networks"]}

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mumoe.records import render_table
+from reproduction.recipe import Recipe
 
-__all__ = ["Sheet", "Table", "compared", "count_beside", "mean_text", "signed"]
+__all__ = ["Sheet", "Table", "compared", "count_beside", "mean_text", "sheet_of", "signed"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,14 @@ class Sheet:
         if self.notes:
             parts.append("Notes:\n\n" + "\n".join(f"- {line}" for line in self.notes))
         return "\n\n".join(parts) + "\n"
+
+
+def sheet_of(recipe: Recipe, lead: str) -> Sheet:
+    """The beginning of an item's page: its title and notes, where the paper has it, and what is to be known first."""
+    number = recipe.item.name.replace("-", " ").capitalize()
+    sheet = Sheet(f"{number} ({recipe.scale}): {recipe.item.title}", notes=list(recipe.notes))
+    sheet.lead.append(f"The paper's is in {recipe.item.place}. {lead}")
+    return sheet
 
 
 def count_beside(ours: int, theirs: int) -> str:

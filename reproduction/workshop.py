@@ -20,14 +20,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-import mumoe.analysis.controls  # noqa: F401 (makes the frozen gates known)
+import mumoe
+import mumoe.analysis.controls
+from mumoe import MuMoE
+from mumoe.analysis import CoefficientStore, study_layer, write_coefficients
 from mumoe.analysis.analyzing import layer_batches
-from mumoe.analysis.layer_study import study_layer, write_coefficients
-from mumoe.data.base import ImageData
+from mumoe.data import ImageData
 from mumoe.files import write_json
-from mumoe.layers import MuMoE
 from mumoe.progress import Progress
-from mumoe.training import StoredRun, resume, train
+from mumoe.training import resume, train
 from mumoe.training.inputs import Inputs, extracted, load_backbone
 from mumoe.training.tasks import load_inputs, task_of
 from reproduction.cells import Cell
@@ -169,8 +170,8 @@ class Workshop:
         part = subset(inputs.data, rows)
         if inputs.features is not None:
             features = np.ascontiguousarray(inputs.features[rows])
-            return StoredRun(folder, device="cpu").head, dataclasses.replace(inputs, data=part, features=features)
-        model: Any = StoredRun(folder, backbone=copy.deepcopy(inputs.backbone), device="cpu").model
+            return mumoe.load(folder, device="cpu").head, dataclasses.replace(inputs, data=part, features=features)
+        model: Any = mumoe.load(folder, backbone=copy.deepcopy(inputs.backbone), device="cpu").network
         features = self._extract(model.backbone, folder, cell, part)
         return model.head, Inputs(part, model.backbone, features, features.shape[1])
 
@@ -178,7 +179,7 @@ class Workshop:
         self, folder: Path, cell: Cell, rows: npt.NDArray[np.int64], inputs: Inputs
     ) -> npt.NDArray[np.float32]:
         """(rows, num_features) of some images by the backbone that a run trained."""
-        model: Any = StoredRun(folder, backbone=copy.deepcopy(inputs.backbone), device="cpu").model
+        model: Any = mumoe.load(folder, backbone=copy.deepcopy(inputs.backbone), device="cpu").network
         return self._extract(model.backbone, folder, cell, subset(inputs.data, rows))
 
     def _extract(self, backbone: Any, folder: Path, cell: Cell, part: ImageData) -> npt.NDArray[np.float32]:
@@ -248,7 +249,6 @@ def subset(data: ImageData, rows: npt.NDArray[np.int64]) -> ImageData:
 
 def images_of(shop: Workshop, cell: Cell, folder: Path, **options: Any) -> Any:
     """Image grids of a run's experts (Figures 2, 7 and 8), from the coefficients that its analysis kept."""
-    from mumoe.analysis.coefficient_store import CoefficientStore
     from mumoe.plots.expert_sheet import write_grid
 
     inputs = shop.inputs(cell)
@@ -262,8 +262,6 @@ def purity_of(shop: Workshop, cell: Cell, least: int = 5) -> list[tuple[int, flo
 
     One pair for each expert that processes at least `least` images with a coefficient at the threshold or above.
     """
-    from mumoe.analysis.coefficient_store import CoefficientStore
-
     data = shop.inputs(cell).data
     labels = np.asarray(data.labels)[data.indices(shop.split)]
     level = CoefficientStore(shop.work / cell.key / f"coefficients-{shop.split}").level()

@@ -438,6 +438,7 @@ def machine(monkeypatch) -> None:
 
 def test_a_finetuned_run_is_extracted_on_the_device_of_the_call(machine, monkeypatch) -> None:
     from mumoe.models import features
+    from mumoe.training import inputs
 
     asked = {}
 
@@ -445,7 +446,7 @@ def test_a_finetuned_run_is_extracted_on_the_device_of_the_call(machine, monkeyp
         asked.update(options, weights=backbone.conv.weight.device)
         return features.Features(np.zeros((len(data), 6), dtype=np.float32), "", Path("x"))
 
-    monkeypatch.setattr(features, "extract_features", extract)
+    monkeypatch.setattr(inputs, "extract_features", extract)
     for name, expected in (("meta", "meta"), ("auto", "meta"), ("cpu", "cpu")):
         run = mumoe.load(OLD / "finetuned", data=where("finetuned"), device=name, progress=False, **given("finetuned"))
         assert run.inputs.features is not None

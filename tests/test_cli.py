@@ -155,6 +155,9 @@ def test_statuses_of_failures(capsys, monkeypatch):
         return call(capsys, *COST, "--experts", "8")
 
     assert fail(JobError("train: it\nbroke."))[::2] == (1, "train: it broke.\n")
+    named = JobError("Run.cost: expected less. Lower `experts`, or set `in_features=1` and `bias=True`, or `spoon`.")
+    flags = "mumoe cost: expected less. Lower --experts, or set --in-features 1 and --bias, or spoon.\n"
+    assert fail(named)[::2] == (1, flags)
     assert fail(KeyboardInterrupt())[0] == 130
     assert fail(ZeroDivisionError("oops"))[::2] == (1, "mumoe: ZeroDivisionError: oops (--debug shows where)\n")
     with pytest.raises(ZeroDivisionError):

@@ -1,6 +1,7 @@
 """What an import costs, which room may import which, and that the README runs."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -77,6 +78,24 @@ def test_arrows():
                 assert level[other] <= level[room], f"{path.relative_to(SOURCE)} imports {other}"
 
 
+LATE = {"__init__.py", "api.py", "cli.py", "commands"}
+"""The facade and the command line: what they call is imported when it is called."""
+
+
+def late_imports(path: Path) -> list[str]:
+    """Imports of our own modules inside functions."""
+    functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+    found = (node for function in functions for node in ast.walk(function))
+    texts = [ast.unparse(node) for node in found if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [text for text in texts if text.split()[1].partition(".")[0] in ("mumoe", "")]
+
+
+def test_rooms_import_each_other_at_the_top():
+    rooms = [path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).parts[0] not in LATE]
+    assert {path.relative_to(SOURCE): found for path in rooms if (found := late_imports(path))} == {}
+    assert late_imports(SOURCE / "api.py")
+
+
 def test_the_wheel_has_no_reproduction():
     """The wheel is src/mumoe alone, and nothing in it needs what is left out."""
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
@@ -93,6 +112,36 @@ def test_the_wheel_has_no_reproduction():
 def test_the_reproduction_calls_no_command():
     for path in (ROOT / "reproduction").rglob("*.py"):
         assert "commands" not in imported(path), path
+
+
+BEHIND = {
+    "the planted bias that it shares with the demo": {"demo.bias_bench", "demo.bias_heads", "demo.planted_bias"},
+    "figures and tables in other words than the library's": {
+        "editing.fairness_tables", "plots.effects", "plots.expert_sheet", "plots.loads", "plots.style",
+        "plots.subgroup_accuracy", "plots.tradeoff", "plots.training_curves", "plots.trend", "analysis.text_pages",
+    },
+    "heads that share images and features": {"analysis.analyzing", "training.inputs", "training.tasks"},
+    "settings from TOML": {"training.config", "training.networks"},
+    "gates that are not trained": {"analysis.controls"},
+    "errors, files, progress, options": {"cli", "errors", "files", "parsing", "progress", "records"},
+}  # fmt: skip
+"""What the reproduction needs and no documented module offers, by reason."""
+
+
+def modules_used(path: Path) -> set[str]:
+    """Modules of mumoe that a file names."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    found = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    found |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name for name in found if name.partition(".")[0] == "mumoe"}
+
+
+def test_the_reproduction_uses_what_is_documented():
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "api").iterdir())
+    public = {"mumoe", *re.findall(r"automodule:: (mumoe[\w.]*)", pages)}
+    public |= {f"mumoe.{stub.parent.name}" for stub in SOURCE.glob("*/__init__.pyi")}
+    used = {name for path in (ROOT / "reproduction").rglob("*.py") for name in modules_used(path)}
+    assert used - public == {f"mumoe.{name}" for names in BEHIND.values() for name in names}
 
 
 @pytest.mark.parametrize("room", NO_LAYERS)

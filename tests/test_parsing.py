@@ -129,6 +129,8 @@ def test_help_shows_groups_examples_and_defaults_that_say_something(capsys, monk
 
 
 def test_the_flag_of_a_field():
+    assert [flag_of(Options, "out", value) for value in ("", "True", "a b")] == ["--out", "--out", "--out a b"]
+    assert [flag_of(Options, "spoon", value) for value in ("", "2")] == ["spoon", "spoon=2"]
     assert [flag_of(Options, name) for name in ("recipe", "out", "lambda_", "no")[:3]] == [
         "RECIPE",
         "--out",

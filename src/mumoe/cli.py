@@ -93,15 +93,16 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     try:
         command.run(options)
-    except UserError as error:
-        raise UserError(_as_called(str(error), verb, command.Options)) from error
+    except (UserError, JobError) as error:
+        kind = UserError if isinstance(error, UserError) else JobError
+        raise kind(_as_called(str(error), verb, command.Options)) from error
     return 0
 
 
 def _as_called(text: str, verb: str, options: type) -> str:
     """A message of the API in the words of the command line: verbs for methods, flags for arguments in backticks."""
-    text = re.sub(r"^Run\.\w+:", f"mumoe {verb}:", text)
-    return re.sub(r"`(\w+)`", lambda found: flag_of(options, found[1]), text)
+    text = re.sub(r"^(Run|mumoe)\.\w+:", f"mumoe {verb}:", text)
+    return re.sub(r"`(\w+)(?:=([^`]+))?`", lambda found: flag_of(options, found[1], found[2] or ""), text)
 
 
 def _help() -> str:

@@ -13,7 +13,7 @@ from mumoe.records import Record, record
 
 __all__ = ["CostTable", "LayerCost", "compare_costs"]
 
-WHO = "mumoe cost"
+WHO = "compare_costs"
 
 
 @record
@@ -83,7 +83,7 @@ def _ranks(given: Sequence[str], num_experts: Sequence[int]) -> list[tuple[str, 
     for text in given:
         name, _, ranks = text.partition("=")
         if re.fullmatch(r"\d+(x\d+)*", ranks) is None:
-            raise UserError(f"{WHO}: expected --ranks as NAME=RANK, got {text!r}. Write cp=256 or tr=4x512x4.")
+            raise UserError(f"{WHO}: expected `ranks` as NAME=RANK, got {text!r}. Write cp=256 or tr=4x512x4.")
         get_factorization(name, WHO)
         chosen.setdefault(name, []).append(ranks)
     rows: list[tuple[str, str, Rank | None]] = []

@@ -2,7 +2,8 @@
 
 Every message reads ``who: expected what, got what. Remedy.`` and is one line. The command line turns a
 `UserError` into exit status 2 and a `JobError` into exit status 1, without a traceback. An argument stands in
-backticks, and a method of `mumoe.Run` as ``Run.evaluate``: there the command line shows the flag and the verb.
+backticks, alone or with a value as in ``overwrite=True``, and a method of `mumoe.Run` as ``Run.evaluate``: there the
+command line shows the flag and the verb.
 """
 
 from __future__ import annotations

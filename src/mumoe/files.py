@@ -59,7 +59,7 @@ __all__ = [
     "write_text",
 ]
 
-OUT = "Choose another place with -o/--out."
+OUT = "Choose another place to write to."
 CACHE = "Set MUMOE_CACHE to another folder."
 
 _PREFIX = ".mumoe-"

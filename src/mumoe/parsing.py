@@ -116,9 +116,12 @@ def parse(options: type, arguments: list[str], prog: str, default: Any = None) -
     return options(**values)
 
 
-def flag_of(options: type, name: str) -> str:
-    """The flag of a field, such as ``--batch-size`` of ``batch_size``; a name that is no field as it is."""
-    return next((option.shown for option in _options(options) if option.name == name), name)
+def flag_of(options: type, name: str, value: str = "") -> str:
+    """The flag of a field, such as ``--batch-size 8`` of ``batch_size=8``; a name that is no field as it is."""
+    shown = next((option.shown for option in _options(options) if option.name == name), name)
+    if shown == name:
+        return f"{name}={value}" if value else name
+    return shown if value in ("", "True") else f"{shown} {value}"
 
 
 # Fields -----------------------------------------------------------------------------------------------------

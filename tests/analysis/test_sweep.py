@@ -139,7 +139,7 @@ def test_the_minimum_of_a_strong_expert_is_recorded_and_kept(done, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"heads": ()}, r"mumoe sweep: expected at least one of heads, got none\."),
+        ({"heads": ()}, r"mumoe\.sweep: expected at least one of heads, got none\."),
         ({"experts": (0,)}, r"expected experts and seeds >= 1"),
         ({"least_lost": 0}, r"expected least_lost >= 1, got 0"),
         ({"gates": ("entmx15",)}, r"got 'entmx15'\. Did you mean 'entmax15'\?"),

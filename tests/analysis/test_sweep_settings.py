@@ -86,7 +86,7 @@ def other(name: str) -> Any:
 def test_each_setting_is_guarded(name: str, started: Path) -> None:
     changes = {name: other(name), **({"mode": "finetune"} if name == "mixup" else {})}
     before = {path: path.stat().st_mtime_ns for path in started.rglob("*")}
-    with pytest.raises(UserError, match=r"expected the settings that .* was started with .* Choose another --out"):
+    with pytest.raises(UserError, match=r"expected the settings that .* was started with .* Choose another `out`"):
         do(started, BASE.replace(**changes))
     assert {path: path.stat().st_mtime_ns for path in started.rglob("*")} == before
 

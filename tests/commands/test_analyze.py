@@ -146,8 +146,8 @@ def test_other_images_are_refused(run):
     [
         ({"split": "tset"}, r"got 'tset'\. Did you mean 'test'\?"),
         ({"modes": ("zreo",)}, r"got 'zreo'\. Did you mean 'zero'\?"),
-        ({"experts": (12,)}, r"mumoe analyze: expected --experts in 0..11, got 12\."),
-        ({"batch_size": 0}, r"expected batch_size >= 1, got 0\."),
+        ({"experts": (12,)}, r"Run\.analyze: expected `experts` in 0..11, got 12\."),
+        ({"batch_size": 0}, r"expected `batch_size` >= 1, got 0\."),
     ],
 )
 def test_mistakes_are_one_clear_error(run, options, text):

@@ -121,8 +121,8 @@ def test_analyze_checks_what_it_can_before_it_computes(tmp_path, capsys, monkeyp
     monkeypatch.setattr("mumoe.analysis.analyzing.study_layer", lambda *_, **__: pytest.fail("it computed"))
     for arguments, text in (
         (("--experts", 6), "expected --experts in 0..5, got 6"),
-        (("--threshold", 2), "expected a threshold above 0 and at most 1, got 2.0"),
-        (("--least-lost", 0), "expected least_lost >= 1, got 0"),
+        (("--threshold", 2), "expected --threshold above 0 and at most 1, got 2.0"),
+        (("--least-lost", 0), "expected --least-lost >= 1, got 0"),
     ):
         status, out, err = call(capsys, "analyze", run, *arguments)
         assert (status, out, err.count("\n")) == (2, "", 1)

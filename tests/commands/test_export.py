@@ -33,7 +33,7 @@ def test_safetensors_into_the_run_and_on_from_there(run: Path, tmp_path: Path, c
     assert "Checked on 9 images: logits differ by at most 0; the largest" in out
     status, _, err = call(capsys, run, "--to", "safetensors")
     assert status == 2
-    assert "which exists. Add --overwrite" in err
+    assert "which exists. Pass --overwrite" in err
     assert call(capsys, saved, "--to", "safetensors", "--out", tmp_path / "again")[0] == 0
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
     assert cli.main(["predict", str(tmp_path / "again"), str(tmp_path / "0.png"), "--top", "1"]) == 0

@@ -35,7 +35,7 @@ def test_a_verb_says_where_else_to_write(edited_run, tmp_path, capsys, monkeypat
         status, said = call(capsys, verb, edited_run, *options)
         assert status == 1
         assert said.startswith(f"mumoe {verb}: expected a folder that can be written, got '{edited_run}' (")
-        assert said.endswith("Choose another place with -o/--out.\n")
+        assert said.endswith("Choose another place to write to.\n")
         assert said.count("\n") == 1
         status, said = call(capsys, verb, edited_run, *options, "--out", tmp_path / out)
         assert (status, said) == (0, "")

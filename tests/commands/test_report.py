@@ -46,7 +46,7 @@ def test_a_run_on_a_read_only_disk_says_where_else_to_write(run, tmp_path, capsy
         assert main(["report", str(run), "--quiet", "--max-images", "0"]) == 1
         said = capsys.readouterr().err
         assert f"report: expected a folder that can be written, got '{run}'" in said
-        assert said.endswith("Choose another place with -o/--out.\n")
+        assert said.endswith("Choose another place to write to.\n")
         assert said.count("\n") == 1
         assert main(["report", str(run), "-o", str(tmp_path / "out"), "--quiet", "--max-images", "0"]) == 0
     assert (tmp_path / "out" / "index.html").is_file()

@@ -155,7 +155,7 @@ def test_two_hundred_malformed_pictures_get_a_clear_message(running):
         status, _, content = request(running, "POST", "/api/upload", malformed(kind))
         said = json.loads(content)["error"]
         assert status == 400, said
-        assert said.startswith("mumoe dashboard: expected a picture, got a file that cannot be read: "), said
+        assert said.startswith("dashboard: expected a picture, got a file that cannot be read: "), said
         assert said.endswith(". Try another file.")
         assert "\n" not in said
 

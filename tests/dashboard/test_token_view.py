@@ -55,7 +55,7 @@ def test_columns_and_experts_are_those_of_the_file(text_run):
 def test_what_is_not_there_is_said(text_run, path):
     status, _, content = request(text_run, "GET", f"/api/text/{path}")
     assert status == 400
-    assert "mumoe dashboard: expected" in json.loads(content)["error"]
+    assert "dashboard: expected" in json.loads(content)["error"]
 
 
 def test_a_run_of_the_other_kind_is_said(text_run, running):

@@ -230,7 +230,7 @@ def test_the_hub_is_asked_only_when_allowed(standin, load):
         load("hf:someone/pets")
     assert str(error.value) == (
         "hf:someone/pets: expected a folder, or a set that was fetched before, got: "
-        "Couldn't reach someone/pets. Check the name, or allow the download (--download)."
+        "Couldn't reach someone/pets. Check the name, or allow the download with `download`."
     )
     assert standin.config.HF_HUB_OFFLINE is False
     assert len(load("hf:someone/pets", download=True, config="small", revision="v1")) == 12

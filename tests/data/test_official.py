@@ -212,7 +212,7 @@ def test_nothing_is_fetched_unless_allowed(name, fixture, folder, root, load, mo
     with pytest.raises(UserError) as error:
         load(name)
     assert str(error.value).startswith(f"{name}: expected {str(root / folder)!r}"[:-1])
-    assert "got nothing there. Name the folder that holds it with root (--root)" in str(error.value)
+    assert "got nothing there. Name the folder that holds it with `root`" in str(error.value)
     assert calls == []
     with pytest.raises(UserError, match="got nothing there"):
         load(name, download=True)

@@ -169,7 +169,7 @@ def test_damaged_tokens_are_told(folder):
     ("change", "error", "words"),
     [
         ({"files": ["gone.txt"]}, UserError, "expected a file or folder, got 'gone.txt', which does not exist"),
-        ({"column": "body"}, JobError, "expected a column 'body', got none. Name it with --column"),
+        ({"column": "body"}, JobError, "expected a column 'body', got none. Name it with `column`"),
         ({"val": 0.9, "test": 0.2}, UserError, "expected shares that leave some for train, got val=0.9, test=0.2"),
         ({"tokenizer": "gone.json"}, UserError, "expected 'bytes' or a tokenizer.json, got 'gone.json'"),
         ({"val": 0.999, "test": 0.0009}, UserError, "expected documents for the training split, got none"),

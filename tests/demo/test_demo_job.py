@@ -142,7 +142,7 @@ def test_it_is_honest_about_accuracy_and_bias():
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"expected a new folder or that of an earlier demo, got .* Give another --out"):
+    with pytest.raises(UserError, match=r"expected a new folder or that of an earlier demo, got .* Give another `out`"):
         run_demo(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -98,7 +98,7 @@ def test_onnx_replaces_when_told_and_only_by_a_file_that_passes(
     monkeypatch.setattr(formats, "_onnx_proto", lambda _: onnx.load(onnx_report.path))
     target = tmp_path / "model.onnx"
     target.write_text("before")
-    with pytest.raises(UserError, match=r"expected a new file or folder, got .*model\.onnx'.*Add --overwrite"):
+    with pytest.raises(UserError, match=r"expected a new file or folder, got .*model\.onnx'.*Pass `overwrite=True`"):
         export(model, target)
     other = ImageClassifier(**model._hub_mixin_config)
     with pytest.raises(JobError, match=r"expected the model's logits from model\.onnx within 0\.0001, got"):
@@ -193,7 +193,7 @@ def test_a_model_that_cannot_be_traced_says_so(run: Path, monkeypatch: pytest.Mo
         return images if float(images.sum()) > 0 else -images
 
     monkeypatch.setattr(ImageClassifier, "forward", branch)
-    with pytest.raises(JobError, match=r"expected a model that torch\.export can trace.*Use --to safetensors"):
+    with pytest.raises(JobError, match=r"expected a model that torch\.export can trace.*Use `to=safetensors`"):
         formats._traced(formats._subject(model, None, ()))
 
 

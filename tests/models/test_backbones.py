@@ -253,7 +253,7 @@ def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         create_backbone("dino-s16")
     assert str(caught.value) == (
         "backbone: expected the pretrained weights of 'vit_small_patch16_224.dino', got no download "
-        "(no route to host). Give a local file with --weights FILE.safetensors, or take the embedded "
+        "(no route to host). Give a local safetensors file as `weights`, or use the embedded "
         "efficientnet-lite0."
     )
 

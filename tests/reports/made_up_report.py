@@ -44,15 +44,17 @@ def edited(run):
     (run / "edits").mkdir()
     stack = EditStack(layer)
     stack.add(parse_edit("ablate:1/0", NAMES))
-    before, after = reports()
+    before, blind, after = reports()
     points = [{"strength": s, "metrics": {"accuracy": 0.9 - s / 50, "target_accuracy": 0.5 + s / 5}} for s in (0, 1, 2)]
+    choice = {"objective": "match", "max_loss": 0.01, "reached": True, "strength": 1, "curve": points}
     subgroup = {"head": "old <u>", "label": 1, "sensitive": "sex", "value": "b", "training_images": 17}
     provenance = {
         "subgroup": subgroup,
         "lambda": 1,
-        "choice": {"objective": "match", "strength": 1, "curve": points},
+        "choice": choice,
         "metrics_before": before,
         "metrics_after": after,
+        "blind": {"choice": {**choice, "strength": 2}, "metrics": blind},
     }
     save_edits(run / "edits" / "old-sex-b.json", stack, provenance)
     plain = {"images": 90, "accuracy": 0.5, "classes": {"red": 0.5, "<b>green</b>": 0.5}}
@@ -62,10 +64,10 @@ def edited(run):
 
 
 def reports():
-    """Fairness of 80 made-up predictions before and after, the target better afterwards."""
+    """Fairness of 80 made-up predictions as trained, shifted blindly and edited, the target best at the end."""
     rng = np.random.default_rng(0)
     truth, groups = rng.integers(0, 2, 80), np.where(rng.random(80) < 0.4, "b", "a")
     old = np.where((truth == 1) & (groups == "b"), rng.random(80) < 0.4, truth).astype(np.int64)
+    blind = np.where(rng.random(80) < 0.3, 1, old)
     common = {"sensitive_features": groups, "target": (1, "b"), "bootstrap": Bootstrap(50)}
-    after = fairness_report(truth, truth, y_pred_before=old, **common)
-    return fairness_report(truth, old, y_pred_before=old, **common).to_dict(), after.to_dict()
+    return [fairness_report(truth, guess, y_pred_before=old, **common).to_dict() for guess in (old, blind, truth)]

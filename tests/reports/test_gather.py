@@ -105,20 +105,14 @@ def test_without_the_image_set_the_drawn_images_are_shown(whole):
     assert "could not be opened" in view.lacks("images").reason
 
 
-def test_edits_are_shown_before_and_after(whole):
+def test_edits_are_shown_before_and_after_beside_the_blind_shift(whole):
     by_hand, subgroup = gathered(whole)[0].edits
     assert by_hand.change.classes == (("<b>green</b>", 0.5, 1.0),)
     assert (by_hand.change.before, by_hand.change.after) == (0.5, 0.75)
-    before, after = reports()
-    (target,) = [row for row in subgroup.fairness.subgroups if row.target]
-    named = [(str(group["subgroup"]["label"]), group["subgroup"]["sensitive"]) for group in after["subgroups"]]
-    position = named.index(("1", "b"))
-    assert target.after.value == after["subgroups"][position]["accuracy"]["value"]
-    assert target.before.low == before["subgroups"][position]["accuracy"]["low"]
-    assert target.difference == pytest.approx(target.after.value - target.before.value)
-    metric = subgroup.fairness.metrics[0]
-    assert metric.name == "rewriting_score"
-    assert metric.after.value == after["metrics"]["rewriting_score"]["value"]
+    found = subgroup.fairness
+    assert [report.to_dict() for report in found.models.values()] == reports()
+    assert (found.target, found.sensitive, found.split) == ("old <u>", "sex", "test")
+    assert (found.blind.strength, subgroup.choice.strength) == (2, 1)
 
 
 def test_a_damaged_file_of_edits_is_named_and_the_rest_shown(whole, tmp_path):

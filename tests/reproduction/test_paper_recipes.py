@@ -1,5 +1,7 @@
 """The recipes: every item has one at either scale, of one schema, with settings that `mumoe train` takes."""
 
+import json
+
 import pytest
 
 from mumoe.errors import UserError
@@ -64,6 +66,18 @@ def test_where_a_run_is_done_is_not_part_of_it():
     assert [cell.key for cell in here] == [cell.key for cell in there]
     assert there[0].config.root == "/data"
     assert here[0].key != all_cells(recipe, ("lr=1e-5",))[0].key
+
+
+RECORDED = ("figure-2", "figure-5", "figure-7", "figure-8", "figure-12", "figure-13", "figure-14", "table-6", "table-7")
+"""Items whose committed records name their runs; those of Table 4 are of an earlier recipe."""
+
+
+@pytest.mark.parametrize("item", RECORDED)
+def test_new_defaults_of_training_change_no_recipe(item):
+    """The committed runs are still the recipe's: a preset or a default that came later does not reach it."""
+    content = json.loads((HERE.parents[1] / f"docs/results/paper/small/{item}.json").read_text())
+    recorded = {record["key"] for record in content["records"]}
+    assert recorded == {cell.key for cell in all_cells(load_recipe(item))}
 
 
 def test_the_cited_number_of_steps():

@@ -168,7 +168,7 @@ def test_the_best_checkpoint_on_validation_is_the_result(config, data, features,
 def test_a_loss_that_is_no_number_stops_the_job(config, data, features):
     broken = features.copy()
     broken[data.indices("train")[3]] = np.inf
-    with pytest.raises(JobError, match=r"expected a finite loss, got nan by step 2\. Lower --lr"):
+    with pytest.raises(JobError, match=r"expected a finite loss, got nan by step 2\. Lower `lr`"):
         train(config.replace(head="linear", zscore=False), data=data, features=broken, progress=False)
     assert RunFolder.open(config.out).facts()["state"] == "failed"
 

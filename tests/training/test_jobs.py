@@ -232,7 +232,7 @@ def test_a_folder_that_holds_something_is_refused(config, data, features, tmp_pa
         ({"gate": "entmax16"}, "Did you mean 'entmax15'"),
         ({"norm": "bach"}, "Did you mean 'batch'"),
         ({"epochs": 0}, "epochs >= 1"),
-        ({"precision": "fp16"}, "got: device 'cpu'. Take --precision bf16 or fp32."),
+        ({"precision": "fp16"}, "got: device 'cpu'. Use bf16 or fp32 as `precision`."),
         ({"precision": "fp16", "shard": True}, "expected bf16 or fp32 with shard"),
         ({"accumulate": 20}, "at least 40 images in a batch"),
     ],

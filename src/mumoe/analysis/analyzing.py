@@ -140,12 +140,12 @@ def _check_head(head: Head, spec: str, experts: Sequence[int]) -> None:
     if not isinstance(head.layer, MuMoE | SparseMoE | HighRankLinear):
         raise UserError(
             f"{WHO}: expected a run with experts, got the head {spec!r}, which has none. "
-            "Train one with --spec CPMuMoE-r256-e128."
+            "Train one with the head CPMuMoE-r256-e128."
         )
     known = 0 if isinstance(head.layer, HighRankLinear) else head.layer.num_experts[0]
     for expert in experts:
         if not 0 <= expert < known:
-            raise UserError(f"{WHO}: expected --experts in 0..{known - 1}, got {expert}. {spec} has {known} experts.")
+            raise UserError(f"{WHO}: expected `experts` in 0..{known - 1}, got {expert}. {spec} has {known} experts.")
 
 
 # A head on features ------------------------------------------------------------------------------------------------

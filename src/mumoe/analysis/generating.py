@@ -15,7 +15,7 @@ from mumoe.training.opening import StoredRun
 
 __all__ = ["generate", "scaled"]
 
-WHO = "mumoe generate"
+WHO = "Run.generate"
 
 
 def generate(
@@ -64,7 +64,7 @@ def scaled(model: nn.Module, scale: Mapping[tuple[int, int], float]) -> Iterator
                 raise UserError(
                     f"{WHO}: expected a layer in 0..{len(layers) - 1}, got {layer}. Take one of these."
                     if layers
-                    else f"{WHO}: expected a model with MuMoE layers, got one without. Leave --scale out."
+                    else f"{WHO}: expected a model with MuMoE layers, got one without. Leave `scale` out."
                 )
             stack.enter_context(steer(layers[layer], {expert: factor}))
         yield model

@@ -136,7 +136,7 @@ def write_coefficients(
             if not all(np.isfinite(level).all() for level in levels):
                 raise JobError(
                     "write_coefficients: expected coefficients that are numbers, got NaN. "
-                    "The training diverged or the features hold NaN: train again with a smaller --set lr=.. ."
+                    "The training diverged or the features hold NaN: train again with a smaller `lr`."
                 )
             writer.append("layer", levels)
         if not rows:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mumoe.data.base import SPLITS
-from mumoe.errors import UserError, unknown_name
+from mumoe.errors import UserError, unknown_argument
 
 __all__ = ["LEAST_LOST", "MODES", "STRONG", "WHO", "Mode", "check_settings"]
 
-WHO = "mumoe analyze"
+WHO = "Run.analyze"
 
 Mode = Literal["zero", "mean", "resampled"]
 
@@ -33,13 +33,13 @@ def check_settings(
 ) -> None:
     """Raise `UserError` for a split, a mode or a number that an analysis cannot have."""
     if split not in SPLITS:
-        raise unknown_name(WHO, "split", split, SPLITS)
+        raise unknown_argument(WHO, "split", split, SPLITS)
     for mode in modes:
         if mode not in MODES:
-            raise unknown_name(WHO, "mode", mode, MODES)
+            raise unknown_argument(WHO, "modes", mode, MODES)
     least = {"least_lost": 1, "batch_size": 1, "windows": 1}
     for name, value in counts.items():
         if value < least.get(name, 0):
-            raise UserError(f"{WHO}: expected {name} >= {least.get(name, 0)}, got {value}.")
+            raise UserError(f"{WHO}: expected `{name}` >= {least.get(name, 0)}, got {value}.")
     if not 0 < threshold <= 1:
-        raise UserError(f"{WHO}: expected a threshold above 0 and at most 1, got {threshold}. 0.5 is the default.")
+        raise UserError(f"{WHO}: expected `threshold` above 0 and at most 1, got {threshold}. 0.5 is the default.")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cell", "Sweep", "grid", "sweep"]
 
-WHO = "mumoe sweep"
+WHO = "mumoe.sweep"
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class _Job:
             if known != (list(value) if isinstance(value, tuple) else value):
                 raise UserError(
                     f"{WHO}: expected the settings that {self.out} was started with ({key}={known!r}), "
-                    f"got {key}={value!r}. Choose another --out."
+                    f"got {key}={value!r}. Choose another `out`."
                 )
 
     def folder(self, cell: Cell) -> Path:

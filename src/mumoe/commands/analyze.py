@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from mumoe.analysis.settings import WHO, check_settings
+from mumoe.analysis.settings import check_settings
 from mumoe.commands.open_run import RunOptions, opened, require_run
 from mumoe.parsing import Argument
 
@@ -66,7 +66,7 @@ def run(options: Options) -> None:
 def analyze_run(options: Options, **given: Any) -> Study | TextStudy:
     """Analyze the run that the options name; `given` as for `mumoe.load`."""
     check_settings(**_settings(options))
-    run = opened(options, WHO, experts=True, **given)
+    run = opened(options, "mumoe analyze", experts=True, **given)
     return run.analyze(**_settings(options), experts=options.experts, seed=options.seed, out=options.out or None)
 
 

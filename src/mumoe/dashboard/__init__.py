@@ -9,7 +9,7 @@ The front end under `static/` is plain JavaScript modules on Preact and htm, wit
 
 from mumoe.errors import require
 
-WHO = "mumoe dashboard"
+WHO = "dashboard"
 """What errors name."""
 
 for _package in ("starlette", "uvicorn"):

@@ -304,7 +304,7 @@ def _provenance(session: Session, split: Split, stack: EditStack, subgroup: Subg
     facts: dict[str, Any] = {
         "run": str(session.folder),
         "data": {"name": data.name, "fingerprint": data.fingerprint},
-        "made_with": WHO,
+        "made_with": "mumoe dashboard",
         "by_hand": stack.describe(),
         "split": split.name,
     }

@@ -65,7 +65,7 @@ def _require_experts(run: StoredRun) -> None:
     if run.config.head.startswith(("linear", "highrank-linear")):
         raise UserError(
             f"{WHO}: expected a run with experts, got the head {run.config.head!r}, which has none. "
-            "Train one with --spec CPMuMoE-r256-e128."
+            "Train one with the head CPMuMoE-r256-e128."
         )
 
 
@@ -166,7 +166,7 @@ def _bound(port: int) -> socket.socket:
         found.listen(128)  # a browser that is quicker than the server waits
     except (OSError, OverflowError) as error:
         found.close()
-        raise UserError(f"{WHO}: expected a free port, got {port} ({error}). Leave out --port to use any.") from error
+        raise UserError(f"{WHO}: expected a free port, got {port} ({error}). Leave `port` out to use any.") from error
     return found
 
 

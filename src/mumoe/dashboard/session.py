@@ -72,7 +72,7 @@ class Split:
         if self.rows is None:
             raise UserError(
                 f"{WHO}: expected experts that make the logits, got a head whose logits are no sum over experts. "
-                "Train one with --spec CPMuMoE-r256-e128 --position final to edit it."
+                "Train one with the head CPMuMoE-r256-e128 in position final to edit it."
             )
         return self.rows
 
@@ -156,7 +156,7 @@ def open_session(stored: StoredRun, report: Report = silent, *, split: str = "")
     if not isinstance(run.head.layer, MuMoE | SparseMoE):
         raise UserError(
             f"{WHO}: expected a run with experts, got a {type(run.head.layer).__name__} head in {run.path}. "
-            "Train one with --spec CPMuMoE-r256-e128."
+            "Train one with the head CPMuMoE-r256-e128."
         )
     session = Session(stored, run, Analyzed())
     session.split(split or session.default_split(), lambda done, total, note: report(2 * total + done, 3 * total, note))

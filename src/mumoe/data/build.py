@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from mumoe.data.base import SPLITS, Attribute, ImageData
 from mumoe.data.decode import read_image
@@ -22,6 +21,9 @@ from mumoe.data.same import same_files
 from mumoe.data.splits import TEST, TRAIN, VAL, carve, stratified_split
 from mumoe.data.verify import Checked, check_files, is_full
 from mumoe.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["UNDECIDED", "ArrayImages", "FileImages", "Images", "build"]
 
@@ -110,6 +112,8 @@ class ArrayImages:
         return len(self.pixels)
 
     def __call__(self, index: int) -> Image.Image:
+        from PIL import Image
+
         return Image.fromarray(self.pixels[index]).convert("RGB")
 
     def subset(self, kept: npt.NDArray[np.int64]) -> ArrayImages:

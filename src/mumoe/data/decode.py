@@ -21,9 +21,12 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mumoe.errors import JobError, reason_of
+from mumoe.errors import JobError, reason_of, require
+
+require("PIL", "vision", "mumoe.data")
+
+from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: E402
 
 __all__ = [
     "EXTENSIONS",

@@ -12,11 +12,10 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from mumoe.data.base import ImageData
 from mumoe.data.build import UNDECIDED, build
@@ -30,6 +29,9 @@ from mumoe.data.splits import TRAIN
 from mumoe.data.verify import Checked, check_blobs, is_full
 from mumoe.errors import JobError, UserError, reason_of, require
 from mumoe.files import cache_root
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["RowImages"]
 
@@ -171,7 +173,7 @@ def _open(library: Any, request: Request, config: str, revision: str) -> Any:
             raise JobError(f"{request.name}: expected to load the set, got: {words}. Try again.") from error
         raise UserError(
             f"{request.name}: expected a folder, or a set that was fetched before, got: {words}. "
-            "Check the name, or allow the download (--download)."
+            "Check the name, or allow the download with `download`."
         ) from error
 
 

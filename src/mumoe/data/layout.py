@@ -37,8 +37,8 @@ def locate(request: Request, folders: Sequence[str], marker: str, fetch: Callabl
         _download(request, fetch)
         found = _find(request.root, folders, marker)
     if found is None:
-        remedy = "Name the folder that holds it with root (--root)"
-        remedy += ", or allow the download (--download)." if fetch else "; it cannot be downloaded from here."
+        remedy = "Name the folder that holds it with `root`"
+        remedy += ", or allow the download with `download`." if fetch else "; it cannot be downloaded from here."
         wanted = os.path.join(request.root, folders[0], marker)
         raise UserError(f"{request.name}: expected {wanted!r}, got nothing there. {remedy}")
     return found

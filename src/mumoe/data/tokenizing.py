@@ -166,11 +166,9 @@ def tokenize(
     """
     folder = Path(out).expanduser()
     if folder.exists():
-        raise UserError(
-            f"mumoe tokenize: expected a new folder, got {str(folder)!r}, which exists. Give another --out."
-        )
+        raise UserError(f"tokenize: expected a new folder, got {str(folder)!r}, which exists. Give another `out`.")
     if min(val, test) < 0 or val + test >= 1:
-        raise UserError(f"mumoe tokenize: expected shares that leave some for train, got val={val}, test={test}.")
+        raise UserError(f"tokenize: expected shares that leave some for train, got val={val}, test={test}.")
     paths = _files(files)
     made = open_tokenizer(tokenizer)
     with new_folder(folder, who="mumoe tokenize") as part:
@@ -191,14 +189,14 @@ def _files(names: Sequence[str | Path]) -> list[Path]:
             paths += sorted(found for found in files_below(path, closed) if found.suffix in SUFFIXES)
             if closed:
                 raise JobError(
-                    f"mumoe tokenize: expected folders that can be listed, got {closed[0]}. Change its permissions."
+                    f"tokenize: expected folders that can be listed, got {closed[0]}. Change its permissions."
                 )
         elif path.is_file():
             paths.append(path)
         else:
-            raise UserError(f"mumoe tokenize: expected a file or folder, got {str(path)!r}, which does not exist.")
+            raise UserError(f"tokenize: expected a file or folder, got {str(path)!r}, which does not exist.")
     if not paths:
-        raise UserError(f"mumoe tokenize: expected files of {', '.join(SUFFIXES)}, got none.")
+        raise UserError(f"tokenize: expected files of {', '.join(SUFFIXES)}, got none.")
     return paths
 
 
@@ -218,7 +216,7 @@ def documents_of(path: Path, column: str = "text") -> Iterator[str]:
         else:
             yield path.read_text(encoding="utf-8")
     except KeyError:
-        raise JobError(f"{path}: expected a column {column!r}, got none. Name it with --column.") from None
+        raise JobError(f"{path}: expected a column {column!r}, got none. Name it with `column`.") from None
     except (OSError, ValueError) as error:
         raise JobError(f"{path}: expected a text, got: {' '.join(str(error).split())[:200]}.") from None
 
@@ -284,7 +282,7 @@ def write_tokens(
         for file in files.values():
             file.close()
     if not counts["train"]["documents"]:
-        raise UserError("mumoe tokenize: expected documents for the training split, got none. Give more files.")
+        raise UserError("tokenize: expected documents for the training split, got none. Give more files.")
     meta = {
         "format": FORMAT,
         "tokenizer": tokenizer_name,

@@ -129,7 +129,7 @@ def run_demo(
 def _clear(out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         if not (out / MARK).is_file():
-            raise UserError(f"demo: expected a new folder or that of an earlier demo, got {out}. Give another --out.")
+            raise UserError(f"demo: expected a new folder or that of an earlier demo, got {out}. Give another `out`.")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).write_text(json.dumps({"made_by": "mumoe demo"}) + "\n")

@@ -133,7 +133,7 @@ def open_network(name: str, *, pretrained: bool = False, num_classes: int | None
     if not folder.is_dir():
         return _open_timm(name, pretrained, num_classes)
     if pretrained or num_classes is not None:
-        raise UserError(f"convert: expected no --pretrained or --num-classes for the folder {name!r}. Leave them out.")
+        raise UserError(f"convert: expected no `pretrained` or `num_classes` for the folder {name!r}. Leave them out.")
     try:
         config = read_json(folder / "config.json")
     except ValueError as error:
@@ -156,7 +156,7 @@ def _open_timm(name: str, pretrained: bool, num_classes: int | None) -> OpenedNe
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"convert: expected a model timm can make, got {name!r} ({reason_of(error, 120)}). "
-            "Leave --pretrained out, or check it."
+            "Leave `pretrained` out, or check `num_classes`."
         ) from error
     return OpenedNetwork(model, arguments, _example(model))
 

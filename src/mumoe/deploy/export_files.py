@@ -43,7 +43,7 @@ def check_ready(to: str, path: Path, overwrite: bool) -> str:
         if target.exists() and not overwrite:
             raise UserError(
                 f"export: expected a new file or folder, got {str(target)!r}, which exists. "
-                "Add --overwrite, or give another --out."
+                "Pass `overwrite=True`, or give another path."
             )
         _check_replaceable(target, folder=not ending)
     check_writable(path, who="export")
@@ -61,7 +61,7 @@ def _check_replaceable(target: Path, *, folder: bool) -> None:
         return
     if target.is_dir() or (folder and target.exists()):
         what = "a saved model to replace" if folder else "a file"
-        raise UserError(f"export: expected {what}, got {str(target)!r}, which is another. Give another --out.")
+        raise UserError(f"export: expected {what}, got {str(target)!r}, which is another. Give another path.")
 
 
 def new_export(target: Path, *, folder: bool = False) -> AbstractContextManager[Path]:

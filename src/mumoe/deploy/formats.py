@@ -124,7 +124,7 @@ def export(
         what = "images to check on" if len(images) else "safetensors"
         raise UserError(
             f"export: expected a run that knows its backbone for {what}, got one trained on features alone. "
-            "Export its head: --to onnx, without --images."
+            "Export its head: `to=onnx`, without `images`."
         )
     batches = [*subject.batches, *_preprocessed(model, images)]
     files = export_targets(kind, target)
@@ -283,7 +283,7 @@ def _traced(subject: _Subject) -> torch.export.ExportedProgram:
 def _untraceable(subject: _Subject, error: Exception) -> JobError:
     return JobError(
         f"export: expected a model that torch.export can trace, got {subject.name}: {reason_of(error, 240)}. "
-        "Use --to safetensors, which needs no trace."
+        "Use `to=safetensors`, which needs no trace."
     )
 
 
@@ -309,7 +309,7 @@ def _write_onnx(subject: _Subject, path: Path) -> Forward:
     properties |= {"mumoe.classes": json.dumps(about["classes"])} if "classes" in about else {}
     onnx.helper.set_model_props(proto, properties)
     if proto.ByteSize() >= 1 << 31:
-        raise JobError("export: expected a model below 2 GiB for one ONNX file. Take --to torch-export.")
+        raise JobError("export: expected a model below 2 GiB for one ONNX file. Use `to=torch-export`.")
     path.write_bytes(proto.SerializeToString())
     onnxruntime: Any = require("onnxruntime", "export", "export")
     options = onnxruntime.SessionOptions()
@@ -325,7 +325,7 @@ def _write_torch(subject: _Subject, path: Path) -> Forward:
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.file_size and entry.filename.endswith((".pt", ".pkl")):
-                raise JobError(f"export: expected an archive without pickles, got {entry.filename}. Take --to onnx.")
+                raise JobError(f"export: expected an archive without pickles, got {entry.filename}. Use `to=onnx`.")
     return torch.export.load(path).module()
 
 

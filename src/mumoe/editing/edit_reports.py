@@ -14,13 +14,21 @@ from mumoe.errors import require
 from mumoe.plots.dots import dot_figure
 from mumoe.plots.subgroup_accuracy import subgroup_figure
 from mumoe.plots.tradeoff import trade_off_figure
-from mumoe.records import Record, record, render_table
+from mumoe.records import Record, read_typed, record, render_table
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["COMPARED", "STAGES", "ChangeReport", "FairnessComparison", "RewritingReport"]
+__all__ = [
+    "COMPARED",
+    "STAGES",
+    "ChangeReport",
+    "FairnessComparison",
+    "RewritingReport",
+    "recorded_choice",
+    "recorded_fairness",
+]
 
 COMPARED = ("model", "+ blind", "+ edits")
 """Names of the models that `Run.fairness` compares: as trained, with one threshold shifted for all, with edits."""
@@ -115,6 +123,34 @@ class FairnessComparison(Record):
         names = [f"{self.target}={group.label}, {self.sensitive}={group.sensitive}" for group in groups]
         series = {name: [found.accuracy for found in report.subgroups] for name, report in self.models.items()}
         return dot_figure(names, series, label="accuracy", title=self.headline())
+
+
+def recorded_fairness(provenance: Mapping[str, Any]) -> FairnessComparison | None:
+    """The subgroups that a file of edits records; None where it records none. Files may lack the blind shift.
+
+    Raises:
+        UserError: If the values are not those of reports.
+    """
+    blind, subgroup = provenance.get("blind") or {}, provenance.get("subgroup") or {}
+    recorded = (provenance.get("metrics_before"), blind.get("metrics"), provenance.get("metrics_after"))
+    models = {
+        name: FairnessReport.from_dict(found)
+        for name, found in zip(STAGES, recorded, strict=True)
+        if found and "subgroups" in found
+    }
+    if not models:
+        return None
+    named = (subgroup.get("head", ""), subgroup.get("sensitive", ""), provenance.get("split", "test"))
+    return FairnessComparison(str(provenance.get("run", "")), *named, models, recorded_choice(blind.get("choice")))
+
+
+def recorded_choice(values: Mapping[str, Any] | None) -> Choice | None:
+    """The choice that a file of edits records.
+
+    Raises:
+        UserError: If the values are not those of a choice.
+    """
+    return read_typed(Choice, values, "recorded_choice") if values else None
 
 
 @record

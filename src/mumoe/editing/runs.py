@@ -57,7 +57,7 @@ class EditingRun:
         if self.layer is None:
             raise UserError(
                 f"{who}: expected a MuMoE layer that makes the logits, got a {type(self.head.layer).__name__} head "
-                f"in {self.path}. Train one with --spec CPMuMoE-r256-e128 --position final."
+                f"in {self.path}. Train one with the head CPMuMoE-r256-e128 in position final."
             )
         return self.layer
 
@@ -216,9 +216,8 @@ def check_editable(run: StoredRun, edits: Iterable[ExpertEdit] = (), *, who: str
         return
     if not found.num_experts or found.kind == "sparse-moe" or config.position != "final":
         raise UserError(
-            f"{who}: expected a MuMoE layer that makes the logits, got the head {config.head!r} "
-            f"(--position {config.position}) in {run.path}. "
-            "Train one with --spec CPMuMoE-r256-e128 --position final."
+            f"{who}: expected a MuMoE layer that makes the logits, got the head {config.head!r} in position "
+            f"{config.position} in {run.path}. Train one with the head CPMuMoE-r256-e128 in position final."
         )
     for edit in edits:
         edit.check(found.num_experts, outputs)

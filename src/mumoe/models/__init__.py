@@ -1,1 +1,5 @@
-"""Backbones, their cached features, and the models built on them."""
+"""Backbones, their cached features, and the models built on them; timm and transformers wait for the first use."""
+
+from lazy_loader import attach_stub
+
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

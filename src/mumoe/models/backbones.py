@@ -173,7 +173,7 @@ def _download(full_name: str) -> nn.Module:
     except Exception as error:
         raise UserError(
             f"backbone: expected the pretrained weights of {full_name!r}, got no download ({reason_of(error, 120)}). "
-            "Give a local file with --weights FILE.safetensors, or take the embedded efficientnet-lite0."
+            "Give a local safetensors file as `weights`, or use the embedded efficientnet-lite0."
         ) from error
     return model
 

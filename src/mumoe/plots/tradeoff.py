@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mumoe.plots.charts import NARROW, Chart, save_chart
-from mumoe.plots.style import BLUE, INK, PALE, RED, bare_axes, new_figure, plain_axes
+from mumoe.plots.style import COLOURS, INK, PALE, bare_axes, new_figure, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,24 +37,30 @@ def trade_off_figure(choices: Mapping[str, Choice], *, title: str = "") -> Figur
     return figure
 
 
-def trade_off_chart(folder: Path, name: str, choice: Mapping[str, Any]) -> Chart:
-    """The trade-off of one file of edits in the report; `choice` is the choice that the file records."""
-    rows = [{"strength": point["strength"], **point["metrics"]} for point in choice["curve"]]
-    chosen = next((row for row in rows if row["strength"] == choice["strength"]), None)
+def trade_off_chart(folder: Path, name: str, choices: Mapping[str, Choice]) -> Chart:
+    """The trade-off of one file of edits in the report, one line for each method."""
+    rows: list[dict[str, Any]] = [
+        {"method": method, "strength": point.strength, **point.metrics, "chosen": point.strength == choice.strength}
+        for method, choice in choices.items()
+        for point in choice.curve
+    ]
 
     def draw(narrow: bool) -> Figure:
         figure = new_figure(NARROW if narrow else 5.6, 3.2)
         panel = figure.subplots()
         bare_axes(panel)
-        panel.plot([row["accuracy"] for row in rows], [row["target_accuracy"] for row in rows], color=BLUE)
-        if chosen:
-            label = f"chosen: λ = {chosen['strength']:+.3g}"
-            panel.plot([chosen["accuracy"]], [chosen["target_accuracy"]], "o", color=RED, label=label)
-            panel.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+        for method, colour in zip(choices, (COLOURS[0], COLOURS[4]), strict=False):
+            mine = [row for row in rows if row["method"] == method]
+            panel.plot([row["accuracy"] for row in mine], [row["target_accuracy"] for row in mine], color=colour)
+            for row in (row for row in mine if row["chosen"]):
+                label = f"{method}, chosen: {row['strength']:+.3g}"
+                panel.plot([row["accuracy"]], [row["target_accuracy"]], "o", color=colour, label=label)
+        panel.legend(frameon=False, fontsize=8.5, labelcolor=INK)
         panel.set_xlabel("accuracy of all validation images", fontsize=9, color=PALE)
         panel.set_ylabel("accuracy of the target subgroup", fontsize=9, color=PALE)
         return figure
 
-    caption = f"Trade-off over the strength λ on validation images; chosen by the objective {choice['objective']}."
-    alt = "Line plot: accuracy of the target subgroup against that of all images, with the chosen strength."
+    objective = next(iter(choices.values())).objective
+    caption = f"Trade-off over the strength on validation images; chosen by the objective {objective}."
+    alt = "Line plot: accuracy of the target subgroup against that of all images, with the chosen strengths."
     return save_chart(folder, f"trade-off-{name}", draw, rows, caption=caption, alt=alt)

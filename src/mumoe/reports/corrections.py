@@ -7,47 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mumoe.editing.edit_files import read_edit_file
-from mumoe.editing.subgroup_fairness import METRICS, Estimate, FairnessReport, SubgroupResult
-from mumoe.editing.subgroups import Subgroup
+from mumoe.editing.edit_reports import FairnessComparison, recorded_choice, recorded_fairness
+from mumoe.editing.subgroup_fairness import FairnessReport
 from mumoe.errors import UserError
 from mumoe.files import read_json
-from mumoe.reports.views import EditView, FairnessView, MetricRow, Missing, PlainChange, SubgroupRow
+from mumoe.reports.views import EditView, MeasuredFairness, Missing, PlainChange
 
-__all__ = ["fairness_view", "read_edits", "read_fairness"]
-
-
-def fairness_view(
-    before: FairnessReport | None, after: FairnessReport, *, title: str, file: str, head: str = "", sensitive: str = ""
-) -> FairnessView:
-    """Subgroups and metrics of the model `after`, beside those of the model `before` it was edited, if it was."""
-    old = {_named(found.subgroup): found.accuracy for found in before.subgroups} if before else {}
-    metrics = before.metrics if before else {}
-    return FairnessView(
-        title=title,
-        file=file,
-        subgroups=tuple(_subgroup(found, old.get(_named(found.subgroup)), after.target) for found in after.subgroups),
-        metrics=tuple(
-            MetricRow(name, heading, metrics.get(name), after.metrics[name])
-            for name, heading in METRICS.items()
-            if name in after.metrics
-        ),
-        rows=after.rows,
-        resamples=after.bootstrap.resamples,
-        confidence=after.bootstrap.confidence,
-        edited=before is not None,
-        head=head,
-        sensitive=sensitive,
-    )
-
-
-def _named(group: Subgroup) -> tuple[str, str]:
-    return str(group.label), str(group.sensitive)
-
-
-def _subgroup(found: SubgroupResult, before: Estimate | None, target: Subgroup) -> SubgroupRow:
-    (label, sensitive), after = _named(found.subgroup), found.accuracy
-    difference = None if before is None else after.value - before.value
-    return SubgroupRow(label, sensitive, found.count, before, after, difference, (label, sensitive) == _named(target))
+__all__ = ["read_edits", "read_fairness"]
 
 
 def read_edits(run: Path) -> tuple[tuple[EditView, ...], tuple[Missing, ...]]:
@@ -66,27 +32,20 @@ def read_edits(run: Path) -> tuple[tuple[EditView, ...], tuple[Missing, ...]]:
 
 def _edit(path: Path, run: Path) -> EditView:
     content = read_edit_file(path)
-    facts, file = content.provenance, str(path.relative_to(run))
+    facts = content.provenance
+    fairness = recorded_fairness(facts)
     before, after = facts.get("metrics_before"), facts.get("metrics_after")
-    fairness = change = None
-    subgroup = dict(facts.get("subgroup", {}))
-    named = {name: str(subgroup.get(name, "")) for name in ("head", "sensitive")}
-    if isinstance(after, Mapping) and "subgroups" in after:
-        old = FairnessReport.from_dict(before) if before else None
-        fairness = fairness_view(old, FairnessReport.from_dict(after), title=path.stem, file=file, **named)
-    elif isinstance(after, Mapping):
-        change = _change(before or {}, after)
     return EditView(
         name=path.stem,
-        file=file,
+        file=str(path.relative_to(run)),
         created=content.created,
         edits=tuple((name, edit.describe()) for name, edit in content.edits.items()),
         strength=facts.get("lambda"),
-        subgroup=subgroup,
+        subgroup=dict(facts.get("subgroup", {})),
         split=str(facts.get("split", "test")),
-        choice=facts.get("choice"),
+        choice=recorded_choice(facts.get("choice")),
         fairness=fairness,
-        change=change,
+        change=_change(before or {}, after) if after and fairness is None else None,
     )
 
 
@@ -96,7 +55,7 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> PlainChange:
     return PlainChange(after["images"], before["accuracy"], after["accuracy"], tuple(moved))
 
 
-def read_fairness(run: Path, multi_label: bool) -> tuple[tuple[FairnessView, ...], tuple[Missing, ...]]:
+def read_fairness(run: Path, multi_label: bool) -> tuple[tuple[MeasuredFairness, ...], tuple[Missing, ...]]:
     """Reports that ``mumoe fairness RUN .. --json > RUN/fairness.json`` left (any RUN/fairness*.json)."""
     if not multi_label:
         reason = "Subgroup metrics need a run on 0/1 attributes; this one has single labels."
@@ -113,7 +72,7 @@ def read_fairness(run: Path, multi_label: bool) -> tuple[tuple[FairnessView, ...
     return tuple(views), tuple(missing)
 
 
-def _fairness(path: Path, run: Path) -> FairnessView:
-    reports = [FairnessReport.from_dict(found) for found in read_json(path, "report").values()]
-    before = reports[0] if len(reports) > 1 else None
-    return fairness_view(before, reports[-1], title=path.name, file=str(path.relative_to(run)))
+def _fairness(path: Path, run: Path) -> MeasuredFairness:
+    models = {name: FairnessReport.from_dict(found) for name, found in read_json(path, "report").items()}
+    file = str(path.relative_to(run))
+    return MeasuredFairness(path.name, file, FairnessComparison(str(run), "", "", "", models))

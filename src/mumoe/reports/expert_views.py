@@ -109,7 +109,8 @@ def read_experts(run: StoredRun, *, data: ImageData | None = None, most_images: 
     if study is None:
         reason = "The run has not been analyzed: what each expert does is not known."
         return Analyzed(missing=(Missing("analysis", reason, command),))
-    command += "" if study.split == "test" else f" --split {study.split}"
+    if study.split != "test":
+        command = f"mumoe analyze {run.path} --split {study.split}"
     right = _right_answers(evaluations_of(run.facts).get(study.split), bool(run.facts["multi_label"]))
     source = _Source(run.path / "analysis", study, right, command)
     if run.on_feature_file:

@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mumoe.editing.edit_reports import COMPARED, STAGES
+from mumoe.editing.subgroup_fairness import METRICS, FairnessReport, SubgroupResult
 from mumoe.errors import require
-from mumoe.reports.views import FairnessView, SubgroupRow
 
 __all__ = ["asset", "exact", "fixed", "render", "short", "write_demo_page"]
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+_TITLES = ("Before", "Blind threshold", "After")
+TITLES = {name: title for names in (STAGES, COMPARED) for name, title in zip(names, _TITLES, strict=True)}
+"""Names of the models of a comparison, as the pages show them."""
 
 
 def render(name: str, values: Mapping[str, Any]) -> str:
@@ -36,11 +41,13 @@ def _environment() -> Any:
         "exact": exact,
         "fixed": fixed,
         "names": lambda some: ", ".join(some) or "none",
-        "labels": lambda found: list(dict.fromkeys(row.label for row in found.subgroups)),
-        "sensitive": lambda found: list(dict.fromkeys(row.sensitive for row in found.subgroups)),
+        "labels": lambda found: list(dict.fromkeys(group.subgroup.label for group in found.subgroups)),
+        "sensitive": lambda found: list(dict.fromkeys(group.subgroup.sensitive for group in found.subgroups)),
         "short": short,
         "subgroup": _subgroup,
+        "title": lambda name: TITLES.get(name, name),
     }
+    environment.globals["METRICS"] = METRICS
     return environment
 
 
@@ -63,11 +70,11 @@ def short(data: str) -> str:
     return f"{kind}:{Path(path).name or path}" if colon else data
 
 
-def _subgroup(found: FairnessView, label: str, sensitive: str) -> tuple[int, SubgroupRow | None]:
-    """Position and row of a subgroup; None where a report has no such combination."""
-    for position, row in enumerate(found.subgroups):
-        if (row.label, row.sensitive) == (label, sensitive):
-            return position, row
+def _subgroup(report: FairnessReport, label: int | str, sensitive: str) -> tuple[int, SubgroupResult | None]:
+    """Position and accuracy of a subgroup; None where a report has no such combination."""
+    for position, found in enumerate(report.subgroups):
+        if (found.subgroup.label, found.subgroup.sensitive) == (label, sensitive):
+            return position, found
     return -1, None
 
 

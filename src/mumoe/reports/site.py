@@ -16,6 +16,7 @@ from typing import Any
 
 from mumoe import __version__
 from mumoe.data.base import ImageData
+from mumoe.editing.choose import Choice
 from mumoe.errors import UserError
 from mumoe.files import check_writable, new_folder, write_json
 from mumoe.plots.charts import Chart, csv_text
@@ -29,7 +30,7 @@ from mumoe.progress import Progress
 from mumoe.records import Record, record, to_plain
 from mumoe.reports.gathering import gather, open_images, run_names
 from mumoe.reports.rendering import asset, render, short
-from mumoe.reports.views import ExpertView, LevelView, Missing, RunView
+from mumoe.reports.views import EditView, ExpertView, LevelView, Missing, RunView
 from mumoe.results import Comparison
 from mumoe.training.compare import compare
 from mumoe.training.opening import StoredRun
@@ -406,11 +407,18 @@ def _write_hierarchy(site: _Site, run: _Run) -> None:
 def _write_edits(site: _Site, run: _Run) -> None:
     figures = site.out / run.path("figures")
     charts = {
-        edit.name: trade_off_chart(figures, slug, edit.choice)
+        edit.name: trade_off_chart(figures, slug, _choices(edit))
         for edit, slug in zip(run.view.edits, _slugs([edit.name for edit in run.view.edits]), strict=True)
         if edit.choice
     }
     site.page(run.path("edits.html"), "edits.html", **_common(run, "edits", "data/run.json"), charts=charts)
+
+
+def _choices(edit: EditView) -> dict[str, Choice]:
+    """How the strength of edits was chosen, and that of the blind shift."""
+    blind = edit.fairness.blind if edit.fairness else None
+    named = {"experts": edit.choice, "blind threshold": blind}
+    return {name: choice for name, choice in named.items() if choice is not None}
 
 
 # Several runs --------------------------------------------------------------------------------------------------

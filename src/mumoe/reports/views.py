@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mumoe.analysis.findings import Interval, Specialization, Usage
-from mumoe.editing.subgroup_fairness import Estimate
+from mumoe.editing.choose import Choice
+from mumoe.editing.edit_reports import FairnessComparison
 from mumoe.plots.sprites import ImageView
 from mumoe.plots.training_curves import TrainingCurve
 from mumoe.results import EvalResult, Spread
@@ -22,17 +23,15 @@ __all__ = [
     "CostRow",
     "EditView",
     "ExpertView",
-    "FairnessView",
     "HeadFacts",
     "LevelView",
-    "MetricRow",
+    "MeasuredFairness",
     "Missing",
     "Neighbour",
     "PlainChange",
     "RunFacts",
     "RunView",
     "SeedView",
-    "SubgroupRow",
 ]
 
 
@@ -277,58 +276,12 @@ class CombinationView:
 
 
 @dataclass(frozen=True)
-class SubgroupRow:
-    """Accuracy of one subgroup; `before` and `difference` are None where nothing was edited.
-
-    Attributes:
-        label: True label.
-        sensitive: Sensitive value.
-        count: Number of images.
-        target: Whether it is the subgroup that a correction is meant for.
-    """
-
-    label: str
-    sensitive: str
-    count: int
-    before: Estimate | None
-    after: Estimate
-    difference: float | None
-    target: bool
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One metric of Table 2; the arrow of its heading points to where better is."""
-
-    name: str
-    heading: str
-    before: Estimate | None
-    after: Estimate | None
-
-
-@dataclass(frozen=True)
-class FairnessView:
-    """Table 2 and Figure 16 of one model, or (`edited`) of one before and after edits.
-
-    Attributes:
-        title: Whose they are.
-        file: The file they were read from, relative to the run.
-        rows: Number of images.
-        resamples, confidence: Of the bootstrap.
-        head: The attribute that is predicted; empty where the file does not name it.
-        sensitive: The sensitive attribute, likewise.
-    """
+class MeasuredFairness:
+    """What one call of `mumoe fairness` found; `file` is relative to the run."""
 
     title: str
     file: str
-    subgroups: tuple[SubgroupRow, ...]
-    metrics: tuple[MetricRow, ...]
-    rows: int
-    resamples: int
-    confidence: float
-    edited: bool
-    head: str = ""
-    sensitive: str = ""
+    found: FairnessComparison
 
 
 @dataclass(frozen=True)
@@ -352,8 +305,8 @@ class EditView:
         strength: Lambda of a rewriting, with its sign; None for edits by hand.
         subgroup: head, label, sensitive, value and training_images of the subgroup helped; empty by hand.
         split: Split of the images measured.
-        choice: How lambda was chosen: objective, strength, curve of strength and metrics; None if it was given.
-        fairness: Subgroups before and after.
+        choice: How lambda was chosen; None if it was given.
+        fairness: Subgroups before and after, and under a blind shift of the threshold where that was measured.
         change: Accuracy before and after where no subgroup was named.
     """
 
@@ -364,8 +317,8 @@ class EditView:
     strength: float | None
     subgroup: Mapping[str, Any]
     split: str
-    choice: Mapping[str, Any] | None
-    fairness: FairnessView | None
+    choice: Choice | None
+    fairness: FairnessComparison | None
     change: PlainChange | None
 
 
@@ -407,7 +360,7 @@ class RunView:
     levels: tuple[LevelView, ...]
     combinations: tuple[CombinationView, ...]
     edits: tuple[EditView, ...]
-    fairness: tuple[FairnessView, ...]
+    fairness: tuple[MeasuredFairness, ...]
     costs: tuple[CostRow, ...]
     missing: tuple[Missing, ...]
 

@@ -187,7 +187,7 @@ class TrainConfig:
                 _check_value(item.name, getattr(self, item.name), item.metadata)
         parse_options(self.data_options)
         if self.shard and self.precision == "fp16":
-            raise UserError("train: expected bf16 or fp32 with shard, got fp16. Take --precision bf16.")
+            raise UserError("train: expected bf16 or fp32 with shard, got fp16. Use `precision=bf16`.")
         split = {key: tuple(_split(getattr(self, key))) for key in ("against", "track")}
         if self.mixup and self.mode not in ("finetune", "scratch"):
             raise UserError(f"train: expected mixup on images (mode finetune or scratch), got mode {self.mode!r}.")
@@ -325,7 +325,7 @@ def _no_file(source: Path) -> UserError:
     around = source.parent.glob("*.toml") if source.parent.is_dir() else ()
     close = nearest(source.stem, [path.stem for path in around])
     remedy = f"Did you mean '{source.parent / close}.toml'?" if close else "Give a TOML file."
-    return UserError(f"--config: expected a file, got {str(source)!r}, which does not exist. {remedy}")
+    return UserError(f"`config`: expected a file, got {str(source)!r}, which does not exist. {remedy}")
 
 
 def _flat(table: Mapping[str, Any], who: str, *, strict: bool) -> dict[str, Any]:

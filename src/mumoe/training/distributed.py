@@ -168,7 +168,7 @@ def _own_device(config: TrainConfig) -> torch.device | None:
     if ":" in config.device:
         raise UserError(
             f"train: expected a device for each of several processes, got {config.device!r} for all of them. "
-            "Leave --device out, and choose devices with CUDA_VISIBLE_DEVICES."
+            "Leave `device` out, and choose devices with CUDA_VISIBLE_DEVICES."
         )
     return None
 
@@ -186,7 +186,7 @@ def _warn_of_lone_process() -> None:
 def _no_precision(config: TrainConfig, got: str) -> UserError:
     other = "bf16 or fp32" if config.precision == "fp16" else "fp32"
     return UserError(
-        f"train: expected a device that computes in {config.precision}, got: {got}. Take --precision {other}."
+        f"train: expected a device that computes in {config.precision}, got: {got}. Use {other} as `precision`."
     )
 
 

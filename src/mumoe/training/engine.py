@@ -262,7 +262,7 @@ class Engine:
         self.log.write({"step": self.step, "epoch": epoch, "loss": loss, "lr": rate})
         if not math.isfinite(loss):
             raise JobError(
-                f"{self.run.path}: expected a finite loss, got {loss} by step {self.step}. Lower --lr, or set --clip 1."
+                f"{self.run.path}: expected a finite loss, got {loss} by step {self.step}. Lower `lr`, or set `clip=1`."
             )
 
     def _evaluation_due(self, epoch_ends: bool) -> bool:

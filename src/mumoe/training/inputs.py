@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+import mumoe.data
+import mumoe.models
 from mumoe.data.base import ImageData
 from mumoe.data.text import TextData
+from mumoe.models.feature_files import load_feature_data
+from mumoe.models.features import Features, extract_features
 from mumoe.training.config import TrainConfig, parse_options
-
-if TYPE_CHECKING:
-    from mumoe.models.features import Features
 
 __all__ = ["FEATURES", "Data", "Inputs", "extracted", "load_backbone", "load_images", "load_precomputed"]
 
@@ -67,8 +68,6 @@ class Inputs:
 
 def load_precomputed(config: TrainConfig) -> tuple[ImageData, npt.NDArray[np.float32]]:
     """The labels and features of a file, for ``features:PATH``."""
-    from mumoe.models.feature_files import load_feature_data
-
     path = config.data.removeprefix(FEATURES)
     data, features = load_feature_data(path, split_seed=split_seed(config), **parse_options(config.data_options))
     return data, features.x
@@ -81,9 +80,7 @@ def split_seed(config: TrainConfig) -> int:
 
 def load_images(config: TrainConfig, progress: bool = True) -> ImageData:
     """The image set that a config names; logs one line on what was left out while loading."""
-    from mumoe.data import load_data, problem_summary
-
-    data = load_data(
+    data = mumoe.data.load_data(
         config.data,
         root=config.root or None,
         download=config.download,
@@ -94,15 +91,13 @@ def load_images(config: TrainConfig, progress: bool = True) -> ImageData:
         **parse_options(config.data_options),
     )
     if data.problems:
-        _tell(problem_summary(data))
+        _tell(mumoe.data.problem_summary(data))
     return data
 
 
 def load_backbone(config: TrainConfig) -> Any:
     """The backbone that a config names, with its weights; random ones are a function of `backbone_seed` alone."""
-    from mumoe.models.backbones import create_backbone
-
-    return create_backbone(
+    return mumoe.models.create_backbone(
         config.backbone,
         weights=config.weights or None,
         pretrained=config.pretrained,
@@ -122,8 +117,6 @@ def extracted(
     together: bool = False,
 ) -> Features:
     """The backbone's features of every image, from the cache or extracted into it; `together` by all processes."""
-    from mumoe.models.features import extract_features  # timm
-
     return extract_features(
         data,
         backbone,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+import mumoe.models
 from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import FACTORIZATIONS
 from mumoe.functional import mutual_information
@@ -163,14 +164,12 @@ def make_mixer(config: TrainConfig, num_classes: int) -> WholeNetwork:
     Raises:
         UserError: If the network, an option or the specification is not known, or sizes do not fit.
     """
-    from mumoe.models.mixer import MIXERS, create_mixer  # timm
-
-    shape = _named(config, MIXERS)
+    shape = _named(config, mumoe.models.MIXERS)
     sizes, options = _options(config, asdict(shape), {**_COMMON, "drop_path": 0.0})
     if config.image_size:
         sizes["image_size"] = config.image_size
     spec = {"shape": replace(shape, **sizes), "gate": config.gate, "norm": config.norm}
-    return WholeNetwork(create_mixer(config.head, num_classes=num_classes, **spec, **options), text=False)
+    return WholeNetwork(mumoe.models.create_mixer(config.head, num_classes=num_classes, **spec, **options), text=False)
 
 
 def make_gpt2(config: TrainConfig, vocabulary: int) -> WholeNetwork:
@@ -179,14 +178,12 @@ def make_gpt2(config: TrainConfig, vocabulary: int) -> WholeNetwork:
     Raises:
         UserError: As `make_mixer`.
     """
-    from mumoe.models.gpt2 import GPT2S, create_gpt2  # transformers
-
-    shape = _named(config, GPT2S)
+    shape = _named(config, mumoe.models.GPT2S)
     sizes, options = _options(config, asdict(shape), {**_COMMON, "bias": False})
     spec = {"shape": replace(shape, **{**sizes, "vocabulary": vocabulary}), "gate": config.gate, "norm": config.norm}
     if config.head == MLP:
         spec["norm"] = "layer"
-    return WholeNetwork(create_gpt2(config.head, **spec, **options), text=True)
+    return WholeNetwork(mumoe.models.create_gpt2(config.head, **spec, **options), text=True)
 
 
 def _named(config: TrainConfig, shapes: Mapping[str, Any]) -> Any:
@@ -222,9 +219,7 @@ Trained = Network | WholeNetwork
 
 def context_of(config: TrainConfig) -> int:
     """Tokens of a window of text: the context of the network."""
-    from mumoe.models.gpt2 import GPT2S  # transformers
-
-    shape = _named(config, GPT2S)
+    shape = _named(config, mumoe.models.GPT2S)
     sizes, _ = _options(config, asdict(shape), {**_COMMON, "bias": False})
     return int(replace(shape, **sizes).check().context)
 

@@ -20,6 +20,7 @@ from torch import nn
 from mumoe.data.base import SPLITS
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import JobError, UserError, unknown_name
+from mumoe.models.features import find_features
 from mumoe.models.heads import Classifier, Head
 from mumoe.results import EvalResult
 from mumoe.training import state
@@ -155,8 +156,6 @@ class StoredRun:
         key = str(self.facts.get("features", ""))
         if not key or not self.task.frozen or self._backbone is not None:
             return None
-        from mumoe.models.features import find_features
-
         found = find_features(key, self.config.cache_dir or None)
         return found if found is not None and len(found) == len(self.data) else None
 

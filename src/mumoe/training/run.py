@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mumoe import __version__
 from mumoe.errors import JobError, UserError, nearest
 from mumoe.files import clean_folder, read_json, write_errors, write_text
 from mumoe.training.config import PLAIN, TrainConfig, read_config, to_toml
@@ -176,7 +177,7 @@ class RunFolder:
             self._lock = None
             raise JobError(
                 f"{self.path}: expected no other job in this run, got {self._holder()}. "
-                "Wait for it, or give another --out."
+                "Wait for it, or give another `out`."
             ) from None
         (self.path / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
         clean_folder(self.checkpoints, locked=True)
@@ -209,14 +210,14 @@ def check_free(path: str | Path) -> None:
     """Raise unless a new run can be made at `path`; touches nothing."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out: expected a folder, got the file {str(folder)!r}. Give another name.")
+        raise UserError(f"`out`: expected a folder, got the file {str(folder)!r}. Give another name.")
     if (folder / "config.toml").exists():
         raise UserError(
-            f"--out: expected a new folder, got {str(folder)!r}, which holds a run. "
-            f"Go on with mumoe train --resume {folder}, or give another --out."
+            f"`out`: expected a new folder, got {str(folder)!r}, which holds a run. "
+            f"Go on with mumoe train --resume {folder}, or give another `out`."
         )
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise UserError(f"--out: expected a new or empty folder, got {str(folder)!r}, which holds other files.")
+        raise UserError(f"`out`: expected a new or empty folder, got {str(folder)!r}, which holds other files.")
 
 
 def find_run(path: str | Path) -> list[RunFolder]:
@@ -308,7 +309,7 @@ def check_same_data(run: RunFolder, data: Any) -> None:
     if (data.fingerprint, len(data)) != (known["fingerprint"], known["images"]):
         raise UserError(
             f"{run.path}: expected the data that it was trained on ({known['name']}, {known['images']:,} rows), "
-            f"got other content in {data.name} ({len(data):,} rows). Restore them, or name them with --data."
+            f"got other content in {data.name} ({len(data):,} rows). Restore them, or name them with `data`."
         )
 
 
@@ -316,10 +317,10 @@ def unknown_backbone(run: RunFolder, config: TrainConfig) -> UserError:
     """The error for images that a run cannot take, because what made its features is not recorded."""
     if config.data.startswith("features:"):
         why = f"features of a file ({config.data.removeprefix('features:')})"
-        works = "evaluate, analyze, audit, fairness, edit, report, dashboard and export --to onnx (the head) work"
+        works = "evaluate, analyze, audit, fairness, edit, report, dashboard and the export of the head to onnx work"
     else:
         why = "features that were passed in without their backbone"
-        works = "report, export --to onnx (the head) and mumoe.load(..., features=...) work"
+        works = "report, the export of the head to onnx and mumoe.load(..., features=...) work"
     return UserError(
         f"{run.path}: expected a run that knows its backbone, got one trained on {why}: which network computed them "
         f"is unknown. For this run {works}; train on images, or pass the backbone too, for the rest."
@@ -360,8 +361,6 @@ def _not_a_run(folder: Path) -> UserError:
 
 def versions() -> dict[str, Any]:
     """Versions of what computes the numbers, and the commit of the working tree that mumoe runs from."""
-    from mumoe import __version__
-
     found = {"python": platform.python_version(), "mumoe": __version__}
     for package in _PACKAGES:
         try:

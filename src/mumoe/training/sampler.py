@@ -37,7 +37,7 @@ def batches_per_epoch(count: int, batch_size: int, least: int = 1) -> int:
     if number == 0 or count // number < least:
         raise UserError(
             f"train: expected at least {least} images in a batch, got {count} images in {number} batches "
-            f"of {batch_size}. Take a larger --batch-size or fewer parts (--accumulate)."
+            f"of {batch_size}. Use a larger `batch_size` or fewer parts (`accumulate`)."
         )
     return number
 

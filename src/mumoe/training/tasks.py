@@ -138,7 +138,7 @@ class FinetuneTask(Task):
         found: Any = data if data is not None else self.load_data(progress)
         _check_rows(found)
         if features is not None and not self.frozen:
-            raise UserError("train: expected images to fine-tune on, got features. Take --mode features.")
+            raise UserError("train: expected images to fine-tune on, got features. Use `mode=features`.")
         network: Any = backbone
         if network is None and features is None:
             network = load_backbone(self.config)
@@ -193,7 +193,7 @@ class ScratchTask(Task):
         found = data if data is not None else self.load_data(progress)
         if (self.reads == "text") != isinstance(found, TextData):
             raise UserError(
-                f"train: expected {self.reads} in mode {self.config.mode}, got {found.name}. Take another --mode."
+                f"train: expected {self.reads} in mode {self.config.mode}, got {found.name}. Use another `mode`."
             )
         _check_rows(found)
         return Inputs(found, None, None, 0)
