@@ -169,6 +169,14 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class ControlView:
+    """The control of one expert: polysemanticity and strength of as many random contributions as it has."""
+
+    polysemanticity: float
+    strong: bool
+
+
+@dataclass(frozen=True)
 class ExpertView:
     """One expert (or neuron) of one level; both are counted from 0.
 
@@ -186,6 +194,7 @@ class ExpertView:
         random: Images it processes, drawn at random.
         top: Images with the largest coefficients.
         images: Distinct images whose right answers make it strong; 0 if it is not, or in older files.
+        control: p and strength of as many random contributions as it has; None if their ablation changes nothing.
     """
 
     level: int
@@ -203,6 +212,7 @@ class ExpertView:
     random: tuple[ImageView, ...] = ()
     top: tuple[ImageView, ...] = ()
     images: int = 0
+    control: ControlView | None = None
 
     @property
     def worst(self) -> ClassLoss | None:
@@ -219,6 +229,9 @@ class ExpertView:
             "mean_coefficient": self.mean_coefficient,
             **self._purity(),
             "strong": self.strong,
+            "images": self.images,
+            "control_polysemanticity": self.control.polysemanticity if self.control else None,
+            "control_strong": self.control is not None and self.control.strong,
             "top_class": top.name if top else None,
             "top_loss": top.loss if top else None,
         }
@@ -250,6 +263,7 @@ class LevelView:
         modes: Specialization by what replaces an ablated unit; ``zero`` is the paper's.
         control: The same for units of the same load made up of random contributions.
         experts: Every one of them, in order.
+        hint: What to try where no level is more specialized than its control; empty where one is.
     """
 
     level: int
@@ -258,6 +272,7 @@ class LevelView:
     modes: Mapping[str, Specialization]
     control: Specialization
     experts: tuple[ExpertView, ...]
+    hint: str = ""
 
 
 @dataclass(frozen=True)
