@@ -264,8 +264,8 @@ def measure_shift(
             classes are known by name; images of other classes, and those that the run was trained on, are left out.
         before: Split before the shift; empty: test, or val where `to` is test.
         split: Split of other data that is used.
-        images: Images of the split `before` that are used, drawn at random, of a corruption the same before and after; 0
-            for all.
+        images: Images of the split `before` that are used, drawn at random, of a corruption the same before and after;
+            0 for all.
         data_options: Options of other data as KEY=VALUE, such as ``held_out=twemoji``, over those of the run where the
             name is the same.
         level: Level of a hierarchy.

@@ -424,7 +424,8 @@ def _coefficients(run: StoredRun, rows: Ints, gate: nn.Module, level: int) -> It
     """(batch, experts) coefficients of a gate, batch by batch."""
     for x, _ in layer_batches(run.head, run.inputs, rows, 1024):
         with evaluating(gate):
-            yield gate(x)[level].to_dense().float().cpu().numpy()
+            a = gate(x)[level].to_dense().float().cpu().numpy()
+        yield a
 
 
 def _match(n: int, m: int, value: float, strong: tuple[Ints, Ints], classes: Sequence[str], threshold: float) -> Match:

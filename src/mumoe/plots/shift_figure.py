@@ -83,7 +83,7 @@ def _axis(panel: Axes, rows: Rows) -> None:
     panel.set_xlim(-0.3, max(names) + 0.3)
     counts = panel.get_title(loc="left") in (PANELS[2][0], PANELS[3][0])
     panel.set_ylim(0, 1.1 * max(float(panel.dataLim.y1), 1.0 if counts else 0.01))
-    panel.yaxis.get_major_locator().set_params(integer=counts)
+    panel.locator_params(axis="y", integer=counts)
     panel.tick_params(axis="x", colors=PALE)
 
 
