@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mumoe.analysis.findings import Interval, Specialization, Usage
+from mumoe.analysis.shifting import Shift
+from mumoe.analysis.stability import Stability
 from mumoe.editing.subgroup_fairness import Estimate
 from mumoe.plots.sprites import ImageView
 from mumoe.plots.training_curves import TrainingCurve
@@ -406,6 +408,8 @@ class RunView:
         edits: Files of edits of the seed shown.
         fairness: Reports of `mumoe fairness` found beside it.
         costs: The head's layer first, then linear, then dense with the same experts.
+        stability: Whether its experts reappear in other seeds, if that was measured.
+        shifts: Its experts on shifted data, as far as that was measured.
     """
 
     name: str
@@ -425,6 +429,8 @@ class RunView:
     fairness: tuple[FairnessView, ...]
     costs: tuple[CostRow, ...]
     missing: tuple[Missing, ...]
+    stability: Stability | None = None
+    shifts: tuple[Shift, ...] = ()
 
     @property
     def seed(self) -> SeedView:
