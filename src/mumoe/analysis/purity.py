@@ -47,7 +47,7 @@ class Purity:
     control_polysemanticity: float | None = None
     strong: int | None = None
     control_strong: int | None = None
-    strong_images: int = 0
+    strong_images: int | None = None
 
     def row(self) -> dict[str, Any]:
         """Its columns of a table."""

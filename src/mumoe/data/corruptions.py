@@ -10,12 +10,13 @@ import hashlib
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.base import ImageData
+from mumoe.data.subset import SelectedImages, subset
 from mumoe.errors import UserError, require, unknown_name
 
 if TYPE_CHECKING:
@@ -70,19 +71,17 @@ CORRUPTIONS: Mapping[str, Corruption] = {
 
 @dataclass(frozen=True)
 class CorruptedImages:
-    """Opens corrupted images of a set; picklable.
+    """Opens corrupted images; picklable.
 
     Attributes:
         images: Opens the images themselves.
-        rows: Position in `images` of each image.
         seeds: One number for each image.
         name: Of the corruption.
         severity: 1, 2 or 3.
-        fingerprint: Hex digest of all this.
+        fingerprint: Hex digest of the pixels that it opens, in order.
     """
 
     images: Callable[[int], Image.Image]
-    rows: tuple[int, ...]
     seeds: tuple[int, ...]
     name: str
     severity: int
@@ -91,7 +90,7 @@ class CorruptedImages:
     def __call__(self, index: int) -> Image.Image:
         kind = CORRUPTIONS[self.name]
         rng = np.random.default_rng(self.seeds[index])
-        return kind.apply(self.images(self.rows[index]).convert("RGB"), kind.amounts[self.severity - 1], rng)
+        return kind.apply(self.images(index).convert("RGB"), kind.amounts[self.severity - 1], rng)
 
 
 def corrupted(data: ImageData, rows: npt.NDArray[np.int64], name: str, severity: int, *, seed: int = 0) -> ImageData:
@@ -111,19 +110,12 @@ def corrupted(data: ImageData, rows: npt.NDArray[np.int64], name: str, severity:
         raise unknown_name("corrupted", "corruption", name, CORRUPTIONS)
     if not 1 <= severity <= len(CORRUPTIONS[name].amounts):
         raise UserError(f"corrupted: expected a severity of 1, 2 or 3, got {severity}.")
-    places = tuple(rows.tolist())
-    seeds = tuple(zlib.crc32(f"{seed} {data.ids[row]}".encode()) for row in places)
-    base = getattr(data.open_image, "fingerprint", data.fingerprint)
-    amount = CORRUPTIONS[name].amounts[severity - 1]
-    digest = hashlib.sha256(repr((base, places, seeds, name, amount)).encode()).hexdigest()
-    return replace(
-        data,
-        name=f"{data.name}, {name} {severity}",
-        labels=data.labels[rows],
-        split=data.split[rows],
-        ids=tuple(data.ids[row] for row in places),
-        open_image=CorruptedImages(data.open_image, places, seeds, name, severity, digest),
-        fingerprint=digest,
-        attributes={key: replace(column, codes=column.codes[rows]) for key, column in data.attributes.items()},
-        problems=(),
+    clean = subset(data, rows)
+    seeds = tuple(zlib.crc32(f"{seed} {identity}".encode()) for identity in clean.ids)
+    images = cast(SelectedImages, clean.open_image)
+    parts = (seeds, name, CORRUPTIONS[name].amounts[severity - 1])
+    pixels, content = (
+        hashlib.sha256(repr((base, *parts)).encode()).hexdigest() for base in (images.fingerprint, clean.fingerprint)
     )
+    opened = CorruptedImages(images, seeds, name, severity, pixels)
+    return replace(clean, name=f"{data.name}, {name} {severity}", open_image=opened, fingerprint=content)
