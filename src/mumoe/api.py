@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mumoe.analysis.findings import TextStudy
+    from mumoe.analysis.shifting import Shift
+    from mumoe.analysis.stability import Stability
     from mumoe.analysis.study import Study
+    from mumoe.data.base import ImageData
     from mumoe.deploy.formats import ExportReport
     from mumoe.deploy.model import HeadModel, ImageClassifier
     from mumoe.deploy.predictions import Prediction
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from mumoe.reports.site import ReportPages
     from mumoe.training.inputs import Data, Inputs
 
-__all__ = ["Job", "Run", "load", "load_runs", "open_run", "resume", "train", "write_report"]
+__all__ = ["Job", "Run", "load", "load_runs", "open_job", "open_run", "resume", "train", "write_report"]
 
 Transform = Callable[["Image.Image"], Tensor]
 
@@ -228,6 +231,25 @@ class Run:
         from mumoe.analysis.analyzing import analyze_run
 
         return analyze_run(self._stored, **settings)
+
+    def shift(self, to: str | ImageData, *, against: Sequence[Run] = (), **settings: Any) -> Shift:
+        """Measure the same experts on shifted data, before and after, and write it to RUN/shift-NAME.json.
+
+        Args:
+            to: A split, a corruption of the run's images (gaussian-noise, blur, low-contrast), or other data with the
+                same classes.
+            against: Further runs to measure, such as the linear partner's.
+            settings: As for `mumoe.analysis.shifting.measure_shift`, and `out`.
+
+        >>> run.shift("gaussian-noise").to_frame()
+
+        Raises:
+            UserError: If a setting is wrong, the data have no class in common, or there are no images to corrupt.
+            JobError: If a run has no whole checkpoint, or the file cannot be written.
+        """
+        from mumoe.analysis.shifting import shift_runs
+
+        return shift_runs([run._stored for run in (self, *against)], to, self.path, **settings)
 
     # Fairness and edits -----------------------------------------------------------------------------------------
 
@@ -463,6 +485,27 @@ class Job:
         chosen = pick_run(self.path).path
         return next(run for run in self.runs if run.path == chosen)
 
+    def stability(self, **settings: Any) -> Stability:
+        """Match the experts of every two seeds of a head by what they do, and write it beside the seeds.
+
+        Settings as for `mumoe.analysis.stability.measure_stability`, and `head` (where the job has several) and `out`.
+
+        >>> job.stability().to_frame()
+
+        Raises:
+            UserError: If a setting is wrong, there are fewer than two finished seeds, or the head has no gate.
+            JobError: If a run has no whole checkpoint, or the file cannot be written.
+        """
+        from mumoe.analysis.stability import job_stability
+
+        return job_stability(self.path, [run._stored for run in self.runs], **settings)
+
+    def shift(self, to: str | ImageData, *, against: Sequence[Run] = (), **settings: Any) -> Shift:
+        """Measure all runs before and after a shift, and write it to JOB/shift-NAME.json; see `Run.shift`."""
+        from mumoe.analysis.shifting import shift_runs
+
+        return shift_runs([run._stored for run in (*self.runs, *against)], to, self.path, **settings)
+
     def to_frame(self) -> pd.DataFrame:
         """One row for each finished run: head, seed, accuracies, losses, parameters, steps, seconds, folder.
 
@@ -622,6 +665,16 @@ def _load_saved(folder: Path, device: torch.device) -> tuple[nn.Module, Transfor
 def load_runs(path: str | Path, **given: Any) -> list[Run]:
     """The run at a path, or those of a job, by head and seed; `given` as for `load`."""
     return [Run(StoredRun(found.path, **given)) for found in find_run(path)]
+
+
+def open_job(path: str | Path, **given: Any) -> Job:
+    """The job at a path, or the run there as a job of one; `given` as for `load`.
+
+    Raises:
+        UserError: If there is no run.
+    """
+    find_run(path)
+    return Job(path, given)
 
 
 def open_run(path: str | Path, *, experts: bool = False, **given: Any) -> Run:

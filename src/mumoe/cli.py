@@ -28,6 +28,8 @@ VERBS = {
     "predict": "labels of images, and the experts behind them",
     "generate": "text from a trained language model, with experts scaled on request",
     "analyze": "what each expert of a run does: interventions, load, images or tokens",
+    "stability": "whether the experts of one seed reappear in others, beside random gates",
+    "shift": "the same experts on shifted data: a split, other images, or corrupted ones",
     "report": "pages about a run, or comparing several, that open from disk",
     "dashboard": "a run in the browser: experts, images, edits and what they change, at once",
     "sweep": "train and analyze heads of many experts, gates and seeds (Figures 3 and 9)",
@@ -101,7 +103,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _as_called(text: str, verb: str, options: type) -> str:
     """A message of the API in the words of the command line: verbs for methods, flags for arguments in backticks."""
-    text = re.sub(r"^(Run|mumoe)\.\w+:", f"mumoe {verb}:", text)
+    text = re.sub(r"^(?:Run|Job|mumoe)\.\w+:", f"mumoe {verb}:", text)
     return re.sub(r"`(\w+)(?:=([^`]+))?`", lambda found: flag_of(options, found[1], found[2] or ""), text)
 
 

@@ -65,6 +65,10 @@ def test_a_frame_has_one_row_per_expert_with_its_numbers(study):
     assert (row["polysemanticity"], row["low"], row["high"]) == (effect.polysemanticity, *effect.interval)
     assert row["top_classes"] == tuple(CLASSES[c] for c, _ in effect.losses[:5])
     assert row["losses"] == tuple(d for _, d in effect.losses[:5])
+    assert row["images"] == effect.images > 0 or not effect.strong
+    control = study.study.units[0].load_control
+    assert frame["control_strong"].sum() == control.strong
+    assert frame["control_polysemanticity"].mean() == pytest.approx(control.mean_polysemanticity)
     missing = frame[~frame["effect"]]
     assert missing["polysemanticity"].isna().all()
 
@@ -98,7 +102,9 @@ def test_an_expert_shows_its_largest_coefficients_and_what_it_loses(study, folde
     assert all(label == CLASSES[image % 5] for image, label, _ in facts.images)
     assert facts.used_by == (table > 0).sum()
     assert facts.classes_lost == tuple((CLASSES[c], d) for c, d in effect.losses)
-    assert facts.headline().endswith("strong")
+    control = next((each for each in study.study.units[0].load_control.effects if each.unit == effect.unit), None)
+    assert facts.control == control
+    assert facts.headline().endswith(f"strong by {effect.images} images")
 
 
 def test_effects_on_logits_are_those_of_ablation(study, folder):

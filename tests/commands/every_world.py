@@ -144,10 +144,26 @@ def network_world(folder: Path) -> None:
     (folder / "taken" / "thesis.txt").write_text("years of work")
 
 
+def seeds_world(folder: Path) -> None:
+    """Jobs of two seeds, one with two heads, a linear run, and features of the same classes from elsewhere."""
+    single_features(folder / "single.safetensors")
+    single_features(folder / "shifted.safetensors", seed=1)
+    single_features(folder / "unsplit.safetensors", seed=1, split=False)
+    common = {"data": "features:single.safetensors", "epochs": 12, "batch_size": 30, "lr": 0.02, "seeds": 2}
+    with inside(folder):
+        for out, changes in (
+            ("run", {"head": "CPMuMoE-r6-e4x2", "against": ("CPMuMoE-r6-e8",)}),
+            ("other", {"head": "CPMuMoE-r6-e4x2", "seed": 5}),
+            ("linear", {"head": "linear", "seeds": 1}),
+        ):
+            train(TrainConfig(**{**common, **changes}, out=out), progress=False)
+
+
 WORLDS = {
     "attributes": attributes_world,
     "training": training_world,
     "pictures": pictures_world,
+    "seeds": seeds_world,
     "text": text_world,
     "networks": network_world,
     "nothing": lambda folder: None,

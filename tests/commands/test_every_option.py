@@ -52,6 +52,8 @@ SWEEP = {
     "seeds": 1,
     "quiet": True,
 }
+STABILITY = {"run": "run", "head": "CPMuMoE-r6-e4x2", "least_lost": 1, "draws": 1, "quiet": True}
+SHIFT = {"run": "other", "to": "test", "least_lost": 1, "quiet": True}
 CONVERT = {"model": "vit", "experts": (4,), "dry_run": True}
 WRITTEN = {"dry_run": False, "output": "out"}
 
@@ -62,6 +64,8 @@ VERBS_CALLED: dict[str, tuple[str, Mapping[str, Any]]] = {
     "evaluate": ("attributes", {"run": "run", "quiet": True}),
     "sweep": ("attributes", SWEEP),
     "train": ("training", TRAIN),
+    "stability": ("seeds", STABILITY),
+    "shift": ("seeds", SHIFT),
     "predict": ("pictures", {"run": "run", "images": ("0.png", "1.png", "2.png")}),
     "analyze": ("pictures", ANALYZE),
     "report": ("pictures", {"runs": ("run",), "max_images": 1, "quiet": True}),
@@ -164,6 +168,34 @@ CASES: dict[str, dict[str, Change]] = {
         "threshold": Change(0.05, files=MEASURED),
         "resamples": to(10),
         "seed": Change(1, files=MEASURED),
+    },
+    "stability": {
+        "run": to("other"),
+        "data": to(NOWHERE),
+        "head": to("CPMuMoE-r6-e8"),
+        "split": to("train"),
+        "level": to(1),
+        "threshold": to(0.95, run="other", level=1),
+        "least_lost": to(30),
+        "draws": to(2),
+        "seed": to(1),
+        "out": Change("elsewhere.json", echo=True),
+        "json": Change(True, echo=True),
+    },
+    "shift": {
+        "run": to("linear"),
+        "to": to("train", before="test"),
+        "data": to(NOWHERE),
+        "before": to("train"),
+        "split": to("val", to="features:shifted.safetensors"),
+        "data_options": to(("fractions=[0.2, 0.4, 0.4]",), to="features:unsplit.safetensors"),
+        "against": to(("linear",)),
+        "images": to(10),
+        "level": to(1),
+        "least_lost": to(30),
+        "seed": to(1),
+        "out": Change("elsewhere.json", echo=True),
+        "json": Change(True, echo=True),
     },
     "report": {
         "runs": to(("run", "other")),

@@ -46,6 +46,12 @@ def test_columns_of_all_experts_equal_the_coefficients(running, session):
     assert found["loss"] == [
         effects[n]["top_loss"] if n in effects and effects[n]["top_loss"] > 0 else None for n in range(12)
     ]
+    control = analysis["study"]["units"][0]["load_control"]
+    random = {item["unit"]: item["polysemanticity"] for item in control["effects"]}
+    assert found["control_polysemanticity"] == [random.get(n) for n in range(12)]
+    assert found["images"] == [effects[n]["images"] if found["strong"][n] else None for n in range(12)]
+    assert found["summary"]["control"]["strong"] == control["strong"] == sum(found["control_strong"])
+    assert found["summary"]["experts"]["mean_polysemanticity"] != found["summary"]["control"]["mean_polysemanticity"]
 
 
 def test_columns_of_a_subgroup_count_its_images_alone(running, session):

@@ -69,15 +69,18 @@ def test_its_runs_know_their_backbone(ran):
         assert facts["backbone"] == Known.fingerprint
 
 
-def test_it_says_ten_lines_whose_numbers_are_in_the_json(ran):
+def test_it_says_a_dozen_lines_at_most_whose_numbers_are_in_the_json(ran):
     out, lines, page, numbers = ran
-    assert len(lines) == 10
+    assert 11 <= len(lines) <= 12
+    many = numbers["polysemanticity"]["many"]
+    controls = np.mean([entry["control"]["strong"] for entry in many])
+    assert f"{controls:.1f} ±" in next(line for line in lines if line.startswith("Control"))
     assert lines == numbers["found"]
     assert page == out / "report.html"
     mean = np.mean(numbers["accuracy"]["linear"])
     assert f"linear {mean:.3f}" in lines[2]
     target = np.mean([entry["experts"]["target"] for entry in numbers["rewriting"]])
-    assert f"{target:.3f}" in lines[7]
+    assert f"{target:.3f}" in next(line for line in lines if line.startswith("Rewriting its experts"))
 
 
 def test_the_page_shows_the_numbers_and_finds_its_pictures(ran):
@@ -112,10 +115,21 @@ def test_every_seed_is_trained_and_ablated(ran):
 )
 def test_it_is_honest_about_the_trend(few, many, word):
     def entries(values):
-        return [{"mean_polysemanticity": p, "strong": 3, "mean_polysemanticity_strong": None} for p in values]
+        shared = {"mean_polysemanticity_strong": None, "strong_images": 9}
+        control = {"mean_polysemanticity": 1.2, "strong": 1}
+        return [{**shared, "mean_polysemanticity": p, "strong": 3, "control": control} for p in values]
 
     numbers = {"polysemanticity": {"few": entries(few), "many": entries(many)}}
-    assert word in demo._about_experts(SMALL, numbers)[0]
+    lines = demo._about_experts(SMALL, numbers)
+    assert word in lines[0]
+    assert "mean p 1.20, 1.0 ± 0.0 strong" in lines[2]
+    assert len(lines) == 3
+
+
+def test_it_names_the_option_to_try_where_the_control_is_no_worse():
+    entry = {"mean_polysemanticity": 0.85, "strong": 6, "mean_polysemanticity_strong": 0.8, "strong_images": 40}
+    numbers = {"polysemanticity": {"few": [{**entry, "control": entry}], "many": [{**entry, "control": entry}]}}
+    assert "--preset specialized" in demo._about_experts(SMALL, numbers)[-1]
 
 
 def test_it_is_honest_about_accuracy_and_bias():

@@ -111,6 +111,16 @@ def test_the_control_is_none_of_the_modes(made):
     row = cells(compared, "run<")
     assert first_number(row[2]) == pytest.approx(control.mean_polysemanticity, abs=5e-4)
     assert first_number(row[4]) == control.strong
+    page = (folder / "one" / "experts.html").read_text()
+    table = re.search(r'<table class="sortable" id="experts">.*?</table>', page, re.S)[0]
+    shown = re.findall(r"<td[^>]*>([^<]*)</td><td[^>]*>([^<]*)</td><td[^>]*>(yes|no)</td></tr>", table)
+    by_unit = {effect.unit: effect for effect in control.effects}
+    for expert, (_, p, strong) in enumerate(shown):
+        effect = by_unit.get(expert)
+        assert p == ("–" if effect is None else f"{effect.polysemanticity:.3f}")
+        assert strong == ("yes" if effect and effect.strong else "no")
+    lost, d = source.lost()
+    assert [images != "–" for images, _, _ in shown] == ((d >= 0.5) & (lost >= LEAST)).any(1).tolist()
 
 
 def test_costs_are_counted_from_the_layers(made):

@@ -40,7 +40,7 @@ def test_a_bare_run_shows_its_training_and_names_what_it_lacks(bare):
     lack = view.lacks("analysis")
     assert lack is not None
     assert lack.command == f"mumoe analyze {bare / 'seed-0'}"
-    assert {found.part for found in view.missing} == {"analysis", "edits", "fairness"}
+    assert {found.part for found in view.missing} == {"analysis", "edits", "fairness", "stability"}
 
 
 def test_curves_are_the_training_log(bare):

@@ -23,6 +23,8 @@ from .layer_study import study_layer as study_layer
 from .layer_study import write_coefficients as write_coefficients
 from .outcomes import Interventions as Interventions
 from .settings import MODES as MODES
+from .shifting import Shift as Shift
+from .stability import Stability as Stability
 from .study import ExpertFacts as ExpertFacts
 from .study import Study as Study
 from .text_study import steer as steer

@@ -168,7 +168,8 @@ def layer_batches(head: Head, inputs: Inputs, rows: Rows, size: int) -> Iterator
     batches = [np.ascontiguousarray(rows[start : start + size]) for start in range(0, len(rows), size)]
     for features, labels in source.stream(batches, None):
         with torch.no_grad():
-            yield head.prepare(features), labels
+            x = head.prepare(features)
+        yield x, labels  # outside: a generator that is not read to its end would leave gradients off
 
 
 def study_head(

@@ -37,6 +37,8 @@ __all__ = [
     "polysemanticity",
     "shuffle_units",
     "specialization",
+    "strong_classes",
+    "strong_losses",
 ]
 
 Ints = npt.NDArray[np.int64]
@@ -210,6 +212,17 @@ def strong_losses(before: Ints, after: Ints, least_lost: int = LEAST_LOST) -> np
     """
     lost = before - after
     return np.asarray((before > 0) & (lost >= STRONG * before) & (lost >= least_lost))
+
+
+def strong_classes(before: Ints, after: Ints, least_lost: int = LEAST_LOST) -> Ints:
+    """The class for which each unit is strong: of several the one that loses the largest share, then the most answers.
+
+    Arguments as for `strong_losses`; returns (units,), -1 where a unit is not strong.
+    """
+    enough = strong_losses(before, after, least_lost)
+    share = np.where(enough, differences(before, after), -np.inf)
+    lost = np.where(share == share.max(1, keepdims=True, initial=-np.inf), before - after, -1)
+    return np.where(enough.any(1), lost.argmax(1), -1).astype(np.int64)
 
 
 def _images_behind(changes: Changes, strong: npt.NDArray[np.bool_]) -> tuple[Ints, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from mumoe.analysis.chosen_images import choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientStore
 from mumoe.analysis.findings import Effect, Interval, LayerStudy, Specialization, UnitStudy
+from mumoe.analysis.hints import layer_hint
 from mumoe.errors import UserError, require, unknown_name
 from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.expert_figure import Picture, expert_figure
@@ -67,6 +68,8 @@ class ExpertFacts(Record):
         images: (image, label, coefficient) of the images with the largest coefficients.
         logits: (class, mean change of its logit when the expert is ablated, over the images that use it), the largest
             change first; empty for a study that was read from disk.
+        control: What the ablation of its control changes: as many random contributions as the expert has; None if
+            nothing.
     """
 
     expert: int
@@ -78,6 +81,7 @@ class ExpertFacts(Record):
     classes_lost: tuple[tuple[str, float], ...]
     images: tuple[tuple[int, str, float], ...] = ()
     logits: tuple[tuple[str, float], ...] = ()
+    control: Effect | None = None
 
     _study: ClassVar[Any] = None
 
@@ -85,8 +89,9 @@ class ExpertFacts(Record):
         about = f"{self.level}, number {self.expert}: contributes to {self.used_by:,} images"
         if self.effect is None:
             return f"{about}; its ablation changes no class's accuracy"
-        strong = "strong" if self.effect.strong else "not strong"
-        return f"{about}, polysemanticity {self.effect.polysemanticity:.3f}, {strong}"
+        strong = f"strong by {_images(self.effect.images)}" if self.effect.strong else "not strong"
+        control = "no effect" if self.control is None else f"{self.control.polysemanticity:.3f}"
+        return f"{about}, polysemanticity {self.effect.polysemanticity:.3f} (control: {control}), {strong}"
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per class that changes: the share of right answers that it loses, and the change of its logit."""
@@ -172,9 +177,16 @@ class Study(Record):
         return self.study.units[position]
 
     def headline(self) -> str:
+        return f"{self._accuracy()}. {self.hint()}".removesuffix(". ")
+
+    def _accuracy(self) -> str:
         first = self.units().modes["zero"]
         split = f" of the {self.split} split" if self.split else ""
         return f"{self.head}: accuracy {first.accuracy:.4f} on {first.images:,} images{split}"
+
+    def hint(self) -> str:
+        """What to try where no level of experts is more specialized than its control; empty where one is."""
+        return layer_hint(self.study)
 
     def rows(self, mode: str = "zero", control: bool = False) -> list[dict[str, Any]]:
         """One row per expert, those without effect included; see `to_frame` for the columns."""
@@ -191,8 +203,9 @@ class Study(Record):
             A frame with the columns level (the kind of unit, ``experts``, ``level 0``, .., ``combinations`` or
             ``neurons``), expert, load (images it contributes to), mean_coefficient, effect (whether its ablation
             changes the accuracy of any class), polysemanticity with the ends of its 95% interval low and high, strong,
-            images (those whose lost right answers make it strong), top_classes (names, the largest loss first) and
-            losses (the share of its right answers that each of these loses). Numbers that do not exist are missing.
+            images (those whose lost right answers make it strong), top_classes (names, the largest loss first), losses
+            (the share of its right answers that each of these loses), control_polysemanticity and control_strong (the
+            same of as many random contributions as the expert has). Numbers that do not exist are missing.
 
         Raises:
             UserError: If the mode was not measured, or pandas is not installed.
@@ -205,8 +218,9 @@ class Study(Record):
         units = self.study.units[position]
         effects = {effect.unit: effect for effect in _part(units, mode, control).effects}
         usage = self.study.usage[position] if position < len(self.study.usage) else None
+        controls = {effect.unit: effect for effect in units.load_control.effects}
         for unit, load in enumerate(units.load):
-            effect = effects.get(unit)
+            effect, random = effects.get(unit), controls.get(unit)
             yield {
                 "level": units.units,
                 "expert": unit,
@@ -214,6 +228,8 @@ class Study(Record):
                 "mean_coefficient": None if usage is None or control else usage.mean_coefficient[unit],
                 "effect": effect is not None,
                 **self._columns(effect),
+                "control_polysemanticity": random and random.polysemanticity,
+                "control_strong": random is not None and random.strong,
             }
 
     def _columns(self, effect: Effect | None) -> dict[str, Any]:
@@ -251,7 +267,7 @@ class Study(Record):
 
     def sentences(self) -> list[str]:
         """The main numbers: for each kind of unit its specialization and control, and the use of the experts."""
-        first, lines = self.units().modes["zero"], [self.headline()]
+        first, lines = self.units().modes["zero"], [self._accuracy()]
         for units in self.study.units:
             lines += [_sentence(units.units, mode, part) for mode, part in units.modes.items()]
             lines.append(_sentence(units.units, "control of the same load", units.load_control))
@@ -268,6 +284,8 @@ class Study(Record):
             )
         if self.no_images:
             lines.append(f"No sheets of images: {self.no_images}.")
+        if hint := self.hint():
+            lines.append(hint)
         return [*lines, f"Written to {self.folder}"] if self.folder else lines
 
     # One expert -------------------------------------------------------------------------------------------------
@@ -288,7 +306,7 @@ class Study(Record):
             raise UserError(f"Study.expert: expected an expert in 0..{len(units.load) - 1}, got {expert}.")
         position = self.study.units.index(units)
         usage = self.study.usage[position] if position < len(self.study.usage) else None
-        effect = next((each for each in units.modes["zero"].effects if each.unit == expert), None)
+        effect, control = (_effect_of(part, expert) for part in (units.modes["zero"], units.load_control))
         facts = ExpertFacts(
             expert=expert,
             level=units.units,
@@ -299,6 +317,7 @@ class Study(Record):
             classes_lost=() if effect is None else self._lost(effect),
             images=self._images(expert, position, images) if usage else (),
             logits=self._logits(expert, position, units.load[expert]) if usage else (),
+            control=control,
         )
         vars(facts)["_study"] = self
         return facts
@@ -359,13 +378,21 @@ def _part(units: UnitStudy, mode: str, control: bool) -> Specialization:
     return units.load_control if control else units.modes[mode]
 
 
+def _effect_of(part: Specialization, unit: int) -> Effect | None:
+    return next((effect for effect in part.effects if effect.unit == unit), None)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
 def _sentence(units: str, mode: str, part: Specialization) -> str:
     mean = "none" if part.mean_polysemanticity is None else f"{part.mean_polysemanticity:.3f}"
     interval: Interval | None = part.mean_interval
     spread = "" if interval is None else " ({:.3f} to {:.3f})".format(*interval)
     strong = part.mean_polysemanticity_strong
     pure = "" if strong is None else f", mean p {strong:.3f}"
-    behind = f" (by {part.strong_images:,} images)" if part.strong else ""
+    behind = f" (by {_images(part.strong_images)})" if part.strong else ""
     return (
         f"{units}, {mode}: {part.with_effect} of {part.units:,} change anything, mean p {mean}{spread}; "
         f"{part.strong} strong{behind}{pure}"

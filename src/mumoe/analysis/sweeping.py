@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,10 @@ class Sweep(Record):
         return [vars(point) for point in self.points]
 
     def means(self) -> list[dict[str, Any]]:
-        """Means over seeds, one row for each series and number of experts; None where no model has a value."""
+        """Means over seeds, one row for each series and number of experts, beside units of the same load as control.
+
+        None where no model has a value.
+        """
         keys = dict.fromkeys((point.series, point.experts) for point in self.points)
         order = {series: place for place, series in enumerate(dict.fromkeys(series for series, _ in keys))}
         return [_mean(self.points, *key) for key in sorted(keys, key=lambda key: (order[key[0]], key[1]))]
@@ -109,7 +112,15 @@ def _mean(points: Sequence[Point], series: str, experts: int) -> dict[str, Any]:
         "with_effect": summary(chosen, lambda point: float(point.with_effect))[0][1],
         "strong": summary(chosen, lambda point: float(point.strong))[0][1],
         "mean_polysemanticity_strong": strong[0][1] if strong else None,
+        "strong_images": summary(chosen, lambda point: float(point.strong_images))[0][1],
+        "control_polysemanticity": _mean_or_none(point.control_polysemanticity for point in chosen),
+        "control_strong": _mean_or_none(point.control_strong for point in chosen),
     }
+
+
+def _mean_or_none(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def grid(heads: Sequence[str], experts: Sequence[int], gates: Sequence[str], seeds: int) -> list[Cell]:
@@ -267,7 +278,8 @@ class _Job:
         write_json(self.result(cell), result)
 
     def point(self, cell: Cell) -> Point:
-        part = read_json(self.result(cell), WHO)["study"]
+        found = read_json(self.result(cell), WHO)
+        part, control = found["study"], found.get("load_control", {})
         shown = ("accuracy", "mean_polysemanticity", "strong", "mean_polysemanticity_strong", "with_effect")
         return Point(
             series=cell.series,
@@ -275,6 +287,9 @@ class _Job:
             seed=cell.seed,
             least_lost=part.get("least_lost", 1),
             control=cell.gate.endswith("-frozen"),
+            strong_images=part.get("strong_images", 0),
+            control_polysemanticity=control.get("mean_polysemanticity"),
+            control_strong=control.get("strong"),
             **{name: part[name] for name in shown},
         )
 

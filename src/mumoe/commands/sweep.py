@@ -68,14 +68,27 @@ def run(options: Options) -> None:
 
 
 def _table(done: Sweep) -> list[str]:
-    """One line for each series and number of experts, means over seeds."""
-    lines = [f"{'':<44} {'experts':>7} {'accuracy':>9} {'mean p':>15} {'effect':>7} {'strong':>7} {'their p':>8}"]
+    """One line for each series and number of experts, means over seeds, beside units of the same load as control."""
+    heads = ("experts", "accuracy", "mean p", "control", "effect", "strong", "control", "images", "their p")
+    widths = (7, 9, 15, 8, 7, 7, 8, 7, 8)
+    lines = [" ".join([f"{'':<44}", *(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))])]
     for row in done.means():
-        mean, theirs = row["mean_polysemanticity"], row["mean_polysemanticity_strong"]
-        shown = "none" if mean is None else f"{mean:.3f} (sd {row['sd_polysemanticity']:.3f})"
-        strong = "none" if theirs is None else f"{theirs:.3f}"
-        lines.append(
-            f"{row['series']:<44} {row['experts']:>7,} {row['accuracy']:>9.4f} {shown:>15} "
-            f"{row['with_effect']:>7.1f} {row['strong']:>7.1f} {strong:>8}"
+        mean = row["mean_polysemanticity"]
+        cells = (
+            f"{row['experts']:,}",
+            f"{row['accuracy']:.4f}",
+            "none" if mean is None else f"{mean:.3f} (sd {row['sd_polysemanticity']:.3f})",
+            _number(row["control_polysemanticity"], 3),
+            f"{row['with_effect']:.1f}",
+            f"{row['strong']:.1f}",
+            _number(row["control_strong"], 1),
+            f"{row['strong_images']:.1f}",
+            _number(row["mean_polysemanticity_strong"], 3),
         )
+        parts = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
+        lines.append(" ".join([f"{row['series']:<44}", *parts]))
     return lines
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"

@@ -14,6 +14,7 @@ from mumoe.dashboard.session import Session, Split
 from mumoe.dashboard.whatif import Level
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import to_plain
+from mumoe.reports.views import LevelView
 
 __all__ = ["THRESHOLD", "Filter", "expert_columns", "expert_detail", "expert_images"]
 
@@ -138,9 +139,20 @@ def _measured(session: Session, level: int, count: int) -> dict[str, Any]:
     return {
         "polysemanticity": [view.polysemanticity for view in views],
         "strong": [view.strong for view in views],
+        "images": [view.images if view.strong else None for view in views],
+        "control_polysemanticity": [view.control.polysemanticity if view.control else None for view in views],
+        "control_strong": [view.control is not None and view.control.strong for view in views],
+        "summary": _summary(levels[level]),
         "lost": [view.losses[0].position if view.losses and view.losses[0].loss > 0 else -1 for view in views],
         "loss": [view.losses[0].loss if view.losses and view.losses[0].loss > 0 else None for view in views],
     }
+
+
+def _summary(level: LevelView) -> dict[str, Any]:
+    """A level's specialization beside its control, and what to try where there is none."""
+    parts = {"experts": level.modes["zero"], "control": level.control}
+    names = ("mean_polysemanticity", "strong", "strong_images", "least_lost")
+    return {"hint": level.hint, **{key: {name: getattr(part, name) for name in names} for key, part in parts.items()}}
 
 
 def expert_detail(session: Session, split: Split, level: int, expert: int) -> dict[str, Any]:

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mumoe.analysis.findings import Specialization
+from mumoe.analysis.findings import Specialization, UnitStudy
+from mumoe.analysis.hints import specialization_hint
 from mumoe.analysis.layer_study import study_layer, write_coefficients
 from mumoe.data import load_data
 from mumoe.data.base import ImageData
@@ -194,8 +195,9 @@ def _ablate_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) 
     with Progress("Ablating every expert", 2 * settings.seeds, enabled=progress) as bar:
         for name in result:
             for seed in range(settings.seeds):
-                special = _specialization(out / name / f"seed-{seed}", found, settings)
-                result[name].append(_summary(special))
+                units = _specialization(out / name / f"seed-{seed}", found, settings)
+                special = units.modes["zero"]
+                result[name].append({**_summary(special), "control": _summary(units.load_control)})
                 if seed == 0:
                     shown.append(EffectRow(f"{special.units} experts", special.effects))
                 bar.advance()
@@ -205,11 +207,11 @@ def _ablate_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) 
     return result
 
 
-def _specialization(run: Path, found: _Set, settings: DemoSettings) -> Specialization:
+def _specialization(run: Path, found: _Set, settings: DemoSettings) -> UnitStudy:
     head = StoredRun(run, device="cpu").head
     batches = functools.partial(found.batches, "test", head)
     studied = study_layer(head.layer, batches, resamples=200, least_lost=settings.least_lost)
-    return studied.units[0].modes["zero"]
+    return studied.units[0]
 
 
 def _summary(special: Specialization) -> dict[str, Any]:
@@ -296,7 +298,28 @@ def _about_experts(settings: DemoSettings, numbers: Mapping[str, Any]) -> list[s
         f"Strong experts (some class loses half its right answers without them, at least {settings.least_lost}): "
         f"{_spread([entry['strong'] for entry in few], 1)} of {settings.few} and "
         f"{_spread([entry['strong'] for entry in many], 1)} of {settings.many}{purer}. The mean alone would mislead.",
+        *_about_controls(settings, many),
     ]
+
+
+def _about_controls(settings: DemoSettings, many: list[dict[str, Any]]) -> list[str]:
+    """The head of many experts beside its control, means over seeds, and a hint where it is no better."""
+    controls = [entry["control"] for entry in many]
+    p, control_p = (_known_mean(entries, "mean_polysemanticity") for entries in (many, controls))
+    strong, control_strong = (mean(entry["strong"] for entry in entries) for entries in (many, controls))
+    shown = "none" if control_p is None else f"{control_p:.2f}"
+    line = (
+        f"Control, units of the same load made up of random contributions, {settings.many} of them: mean p {shown}, "
+        f"{_spread([entry['strong'] for entry in controls], 1)} strong. The strong experts rest on "
+        f"{_spread([entry['strong_images'] for entry in many], 1)} distinct images."
+    )
+    hint = specialization_hint(p, control_p, strong, control_strong)
+    return [line, hint] if hint else [line]
+
+
+def _known_mean(entries: list[dict[str, Any]], name: str) -> float | None:
+    known = [entry[name] for entry in entries if entry[name] is not None]
+    return mean(known) if known else None
 
 
 def _about_bias(numbers: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,9 @@ class Point:
         with_effect: Number of experts that change anything.
         control: Whether the series is a control (drawn dashed and grey).
         least_lost: Right answers that a class must lose for an expert to be strong; 1 (any) in older results.
+        strong_images: Distinct images behind the strong experts.
+        control_polysemanticity, control_strong: Mean p and strong units among units of the same load made up of random
+            contributions; None in older results, and of a point that is that control.
     """
 
     series: str
@@ -47,6 +50,9 @@ class Point:
     with_effect: int
     control: bool = False
     least_lost: int = 1
+    strong_images: int = 0
+    control_polysemanticity: float | None = None
+    control_strong: int | None = None
 
 
 _Value = Callable[[Point], float | None]

@@ -17,7 +17,7 @@ from mumoe.errors import UserError
 from mumoe.files import read_json, recovered
 from mumoe.plots.sprites import ImageView
 from mumoe.records import read_typed
-from mumoe.reports.views import ClassLoss, CombinationView, ExpertView, LevelView, Missing, Neighbour
+from mumoe.reports.views import ClassLoss, CombinationView, ControlView, ExpertView, LevelView, Missing, Neighbour
 from mumoe.results import EvalResult
 
 if TYPE_CHECKING:
@@ -143,6 +143,9 @@ def _at(found: Sequence[Any], position: int, otherwise: Any) -> Any:
 def _level(source: _Source, level: int, units: UnitStudy, images: Images, nearest: Nearest) -> LevelView:
     zero, usage = units.modes["zero"], _at(source.study.study.usage, level, None)
     effects = {effect.unit: effect for effect in zero.effects}
+    controls = {
+        effect.unit: ControlView(effect.polysemanticity, effect.strong) for effect in units.load_control.effects
+    }
 
     def expert(n: int) -> ExpertView:
         effect, (random, top) = effects.get(n), images.get(n, ((), ()))
@@ -157,6 +160,7 @@ def _level(source: _Source, level: int, units: UnitStudy, images: Images, neares
             interval=effect.interval if effect else None,
             strong=effect is not None and effect.strong,
             images=effect.images if effect else 0,
+            control=controls.get(n),
             losses=source.losses(effect) if effect else (),
             by_weight=_neighbours(nearest, "by_weight", n),
             by_coefficient=_neighbours(nearest, "by_coefficient", n),
@@ -164,7 +168,8 @@ def _level(source: _Source, level: int, units: UnitStudy, images: Images, neares
             top=top,
         )
 
-    return LevelView(level, units.units, usage, units.modes, units.load_control, tuple(map(expert, range(zero.units))))
+    views, hint = tuple(map(expert, range(zero.units))), source.study.hint()
+    return LevelView(level, units.units, usage, units.modes, units.load_control, views, hint)
 
 
 def _neighbours(nearest: Nearest, kind: str, n: int) -> tuple[Neighbour, ...]:

@@ -17,6 +17,7 @@ from mumoe.errors import JobError, UserError
 from mumoe.plots.training_curves import TrainingCurve
 from mumoe.reports.corrections import read_edits, read_fairness
 from mumoe.reports.expert_views import Analyzed, evaluations_of, read_experts, read_study
+from mumoe.reports.generalization import read_shifts, read_stability
 from mumoe.reports.views import CostRow, HeadFacts, Missing, RunFacts, RunView, SeedView
 from mumoe.results import Spread
 from mumoe.training.compare import spread
@@ -105,6 +106,7 @@ def _view(name: str, path: str, runs: Sequence[StoredRun], data: ImageData | Non
     if not edits and not (head.gate and head.position == "final"):
         no_edits = (Missing("edits", "Only experts that make the logits can be edited: this head has none."),)
     fairness, no_fairness = read_fairness(run.path, bool(run.facts["multi_label"]))
+    stability, unstable = read_stability(path, runs, head)
     analyzed = [seed.specialized for seed in seeds if seed.specialized]
     return RunView(
         name=name,
@@ -123,7 +125,9 @@ def _view(name: str, path: str, runs: Sequence[StoredRun], data: ImageData | Non
         edits=edits,
         fairness=fairness,
         costs=costs,
-        missing=(*missing, *_unfinished(seeds), *experts.missing, *no_edits, *no_fairness),
+        missing=(*missing, *_unfinished(seeds), *experts.missing, *no_edits, *no_fairness, *unstable),
+        stability=stability,
+        shifts=read_shifts(path, runs),
     )
 
 

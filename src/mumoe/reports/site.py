@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mumoe import __version__
+from mumoe.analysis.matching import MEASURES
 from mumoe.data.base import ImageData
 from mumoe.editing.choose import Choice
 from mumoe.errors import UserError
@@ -22,6 +23,8 @@ from mumoe.files import check_writable, new_folder, write_json
 from mumoe.plots.charts import Chart, csv_text
 from mumoe.plots.loads import load_chart
 from mumoe.plots.polysemanticity import polysemanticity_chart
+from mumoe.plots.seed_agreement import agreement_chart
+from mumoe.plots.shift_figure import shift_chart
 from mumoe.plots.sprites import Sprites, Tile
 from mumoe.plots.tradeoff import trade_off_chart
 from mumoe.plots.training_curves import curves_chart
@@ -203,6 +206,11 @@ def write_pages(
     return path / "index.html"
 
 
+def _summary(view: RunView) -> RunView:
+    """A view without what has a file of its own."""
+    return dataclasses.replace(view, levels=(), stability=None, shifts=())
+
+
 def _json(view: Any) -> Any:
     """A view as JSON, without lists over units."""
     return _without_lists(to_plain(view))
@@ -243,7 +251,7 @@ def _slugs(names: Sequence[str]) -> list[str]:
 
 def _write_run(site: _Site, run: _Run) -> None:
     view = run.view
-    write_json(site.out / run.path("data/run.json"), _json(dataclasses.replace(view, levels=())))
+    write_json(site.out / run.path("data/run.json"), _json(_summary(view)))
     figures = site.out / run.path("figures")
     per_class, split = _per_class(view)
     site.page(
@@ -258,8 +266,15 @@ def _write_run(site: _Site, run: _Run) -> None:
         _write_level(site, run, level)
     if view.combinations or len(view.levels) > 1:
         _write_hierarchy(site, run)
+    if _generalizes(view):
+        _write_generalization(site, run)
     if _has_edits(view):
         _write_edits(site, run)
+
+
+def _generalizes(view: RunView) -> bool:
+    """Whether there is something to say of other seeds and data: it was measured, or could be."""
+    return bool(view.stability or view.shifts or view.lacks("stability"))
 
 
 def _has_edits(view: RunView) -> bool:
@@ -279,6 +294,8 @@ def _common(run: _Run, current: str, json: str, depth: int = 0) -> dict[str, Any
             menu.append((f"images{level.level}", _gallery_name(level, 0), "Images" + more))
     if len(view.levels) > 1:
         menu.append(("hierarchy", "hierarchy.html", "Hierarchy"))
+    if _generalizes(view):
+        menu.append(("generalization", "generalization.html", "Other seeds and data"))
     if _has_edits(view):
         menu.append(("edits", "edits.html", "Edits and fairness"))
     entries = [{"href": up + href, "text": text, "current": key == current} for key, href, text in menu]
@@ -404,6 +421,21 @@ def _write_hierarchy(site: _Site, run: _Run) -> None:
     site.page(run.path("hierarchy.html"), "hierarchy.html", **_common(run, "hierarchy", data), **values)
 
 
+def _write_generalization(site: _Site, run: _Run) -> None:
+    view, data, figures = run.view, "data/generalization.json", site.out / run.path("figures")
+    write_json(site.out / run.path(data), _json({"stability": view.stability, "shifts": view.shifts}))
+    names = _slugs([shift.to for shift in view.shifts])
+    site.page(
+        run.path("generalization.html"),
+        "generalization.html",
+        **_common(run, "generalization", data),
+        measures=MEASURES,
+        spreads=view.stability.spreads() if view.stability else {},
+        agreement=agreement_chart(figures, view.stability) if view.stability else None,
+        shift_charts=[shift_chart(figures, *pair) for pair in zip(names, (s.rows() for s in view.shifts), strict=True)],
+    )
+
+
 def _write_edits(site: _Site, run: _Run) -> None:
     figures = site.out / run.path("figures")
     charts = {
@@ -427,7 +459,7 @@ def _choices(edit: EditView) -> dict[str, Choice]:
 def _write_comparison(site: _Site, runs: Sequence[_Run]) -> None:
     views = [run.view for run in runs]
     differences, reference = _differences(views)
-    content = {"runs": [dataclasses.replace(view, levels=()) for view in views], "differences": differences}
+    content = {"runs": [_summary(view) for view in views], "differences": differences}
     write_json(site.out / "data/comparison.json", _json(content))
     menu = [{"href": "index.html", "text": "All runs", "current": True}]
     menu += [{"href": run.path("index.html"), "text": run.view.name, "current": False} for run in runs]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mumoe.analysis.findings import Interval, Specialization, Usage
+from mumoe.analysis.shifting import Shift
+from mumoe.analysis.stability import Stability
 from mumoe.editing.choose import Choice
 from mumoe.editing.edit_reports import FairnessComparison
 from mumoe.plots.sprites import ImageView
@@ -168,6 +170,14 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class ControlView:
+    """The control of one expert: polysemanticity and strength of as many random contributions as it has."""
+
+    polysemanticity: float
+    strong: bool
+
+
+@dataclass(frozen=True)
 class ExpertView:
     """One expert (or neuron) of one level; both are counted from 0.
 
@@ -185,6 +195,7 @@ class ExpertView:
         random: Images it processes, drawn at random.
         top: Images with the largest coefficients.
         images: Distinct images whose right answers make it strong; 0 if it is not, or in older files.
+        control: p and strength of as many random contributions as it has; None if their ablation changes nothing.
     """
 
     level: int
@@ -202,6 +213,7 @@ class ExpertView:
     random: tuple[ImageView, ...] = ()
     top: tuple[ImageView, ...] = ()
     images: int = 0
+    control: ControlView | None = None
 
     @property
     def worst(self) -> ClassLoss | None:
@@ -218,6 +230,9 @@ class ExpertView:
             "mean_coefficient": self.mean_coefficient,
             **self._purity(),
             "strong": self.strong,
+            "images": self.images,
+            "control_polysemanticity": self.control.polysemanticity if self.control else None,
+            "control_strong": self.control is not None and self.control.strong,
             "top_class": top.name if top else None,
             "top_loss": top.loss if top else None,
         }
@@ -249,6 +264,7 @@ class LevelView:
         modes: Specialization by what replaces an ablated unit; ``zero`` is the paper's.
         control: The same for units of the same load made up of random contributions.
         experts: Every one of them, in order.
+        hint: What to try where no level is more specialized than its control; empty where one is.
     """
 
     level: int
@@ -257,6 +273,7 @@ class LevelView:
     modes: Mapping[str, Specialization]
     control: Specialization
     experts: tuple[ExpertView, ...]
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -344,6 +361,8 @@ class RunView:
         edits: Files of edits of the seed shown.
         fairness: Reports of `mumoe fairness` found beside it.
         costs: The head's layer first, then linear, then dense with the same experts.
+        stability: Whether its experts reappear in other seeds, if that was measured.
+        shifts: Its experts on shifted data, as far as that was measured.
     """
 
     name: str
@@ -363,6 +382,8 @@ class RunView:
     fairness: tuple[MeasuredFairness, ...]
     costs: tuple[CostRow, ...]
     missing: tuple[Missing, ...]
+    stability: Stability | None = None
+    shifts: tuple[Shift, ...] = ()
 
     @property
     def seed(self) -> SeedView:

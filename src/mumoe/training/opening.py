@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,15 @@ from mumoe.training.checkpoint import Snapshot, newest, read_best
 from mumoe.training.config import TrainConfig
 from mumoe.training.distributed import make_accelerator
 from mumoe.training.evaluation import evaluate_split, evaluation_batch
-from mumoe.training.inputs import FEATURES, Data, Inputs, extracted, load_backbone, load_precomputed
+from mumoe.training.inputs import (
+    FEATURES,
+    Data,
+    Inputs,
+    extracted,
+    load_backbone,
+    load_images,
+    load_precomputed,
+)
 from mumoe.training.networks import Trained, WholeNetwork
 from mumoe.training.run import RunFolder, check_same_data, unknown_backbone
 from mumoe.training.tasks import Task, task_of
@@ -146,10 +155,35 @@ class StoredRun:
             return Inputs(data, None, features, int(features.shape[1]))
         if (found := self._found_features()) is not None:
             return Inputs(data, self._backbone, found, int(found.shape[1]))
+        features = self.features_of(data, together=True)
+        return Inputs(data, self.backbone, features, int(features.shape[1]))
+
+    def features_of(self, data: Any, *, together: bool = False) -> npt.NDArray[np.float32]:
+        """The backbone's features of any images, from the cache or extracted into it; `together` by all processes.
+
+        Raises:
+            UserError: If the run does not know its backbone, or trained a whole network.
+        """
+        if self.task.whole:
+            raise UserError(
+                f"{self.path}: expected a run with a head on features, got one of mode {self.config.mode}, which "
+                "trained a whole network."
+            )
         if self.task.trains_backbone:
             _ = self.network  # its weights are the backbone's
-        features = extracted(self.config, data, self.backbone, self.device, self.progress, together=True).x
-        return Inputs(data, self.backbone, features, int(features.shape[1]))
+        return extracted(self.config, data, self.backbone, self.device, self.progress, together=together).x
+
+    def other_data(self, name: str, options: Sequence[str] = ()) -> tuple[Any, npt.NDArray[np.float32] | None]:
+        """Other data than the run's, by name, and their features where they are a file of features.
+
+        Args:
+            name: As in a config, such as ``folder:PATH``.
+            options: Options of the data as KEY=VALUE.
+        """
+        config = self.config.replace(data=name, data_options=tuple(options))
+        if name.startswith(FEATURES):
+            return load_precomputed(config)
+        return load_images(config, self.progress), None
 
     def _found_features(self) -> npt.NDArray[np.float32] | None:
         """The features that the run was trained on, if the cache still has them: then no backbone is needed."""

@@ -12,10 +12,14 @@ const SORTS = {
   load: ["load", (columns, n) => columns.load[n], -1],
   mean: ["mean coefficient", (columns, n) => columns.mean[n], -1],
   polysemanticity: ["polysemanticity", (columns, n) => columns.polysemanticity?.[n], 1],
+  images: ["images that make it strong", (columns, n) => columns.images?.[n], -1],
+  control: ["control's p", (columns, n) => columns.control_polysemanticity?.[n], 1],
   loss: ["class lost most", (columns, n) => columns.loss?.[n], -1],
   gap: ["subgroup gap", (columns, n) => columns.gap?.[n], -1],
   accuracy: ["accuracy of its images", (columns, n) => columns.accuracy[n], 1],
 };
+
+const EXTRA = ["mean", "accuracy", "images", "control"];
 
 function order(columns, sort, descending, unused) {
   const [, value, direction] = SORTS[sort];
@@ -32,6 +36,8 @@ function order(columns, sort, descending, unused) {
 
 function extra(sort) {
   if (sort === "mean") return ["Mean a", (columns, n) => number(columns.mean[n], 3)];
+  if (sort === "images") return ["Images", (columns, n) => (columns.images?.[n] == null ? "–" : count(columns.images[n]))];
+  if (sort === "control") return ["Control p", (columns, n) => number(columns.control_polysemanticity?.[n])];
   if (sort === "accuracy") return ["Acc.", (columns, n) => percent(columns.accuracy[n], 0)];
   return ["Gap", (columns, n) => number(columns.gap?.[n], 3)];
 }
@@ -69,10 +75,19 @@ export function ExpertList({ run, split, level, setLevel, opened, onOpen, select
     <${Problem} text=${problem} />
     ${columns && html`<p class="note" role="status">${plural(places.length, "expert")} on ${plural(columns.rows, "image")} of${" "}
       ${split}${run.analyzed ? html`; p and classes lost on ${run.analyzed}` : ""}.</p>`}
+    ${columns?.summary && html`<${Specialization} summary=${columns.summary} />`}
     ${columns && html`<${Table} run=${run} columns=${columns} places=${places} level=${level} sort=${sort} reversed=${reversed}
       choose=${choose} opened=${opened} onOpen=${onOpen} selected=${selected} setSelected=${setSelected} />`}
     ${run.missing.map((item) => html`<p class="note">${item.reason} ${item.command && html`Run <code>${item.command}</code>.`}</p>`)}
   </section>`;
+}
+
+function Specialization({ summary }) {
+  const { experts, control, hint } = summary;
+  return html`<p class="note">Mean p ${number(experts.mean_polysemanticity)}, control ${number(control.mean_polysemanticity)};
+    ${" "}${plural(experts.strong, "strong expert")}${experts.strong ? ` by ${plural(experts.strong_images, "image")}` : ""}, control
+    ${" "}${count(control.strong)}. Control: as many random contributions as each expert has.</p>
+    ${hint && html`<p class="note">${hint}</p>`}`;
 }
 
 export function Filters({ run, filter, setFilter }) {
@@ -95,7 +110,7 @@ function Table({ run, columns, places, level, sort, reversed, choose, opened, on
     ["load", "Load", "num"],
     ["polysemanticity", "p", "num"],
     ["loss", "Loses most", "wide"],
-    [sort === "mean" || sort === "accuracy" ? sort : "gap", extraName, "num"],
+    [EXTRA.includes(sort) ? sort : "gap", extraName, "num"],
   ];
   const toggle = (n) => {
     const key = `${level}/${n}`;
@@ -139,6 +154,9 @@ function Facts({ run, found, split, onOpenExpert }) {
       <div><dt>Images touched</dt><dd>${count(found.touched)}</dd></div>
       <div><dt>Mean coefficient</dt><dd>${number(found.mean, 4)}</dd></div>
       <div><dt>Polysemanticity p <small>0: one class alone</small></dt><dd>${number(view?.polysemanticity)}${interval}</dd></div>
+      ${view && html`<div><dt>Its control <small>the same load at random</small></dt><dd>${number(view.control?.polysemanticity)}</dd></div>
+      <div><dt>Strong <small>a class loses half</small></dt>
+        <dd>${view.strong ? `yes, by ${plural(view.images, "image")}` : "no"}</dd></div>`}
     </dl>
     <div class="columns">
       <div><h3>Classes lost without it <small>${view ? `on ${found.analysis_split}` : ""}</small></h3>
