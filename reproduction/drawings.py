@@ -59,7 +59,8 @@ def contraction_steps(sizes: Sizes, seed: int = 0) -> Steps:
     """Contract a random dense layer with one input: first its input mode, then level after level (eq. 1)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = MuMoE(sizes.in_features, sizes.out_features, sizes.experts, "dense", bias=False, norm="none", init="paper")
+        widths = (sizes.in_features, sizes.out_features)
+        layer = MuMoE(*widths, sizes.experts, "dense", bias=False, norm="none", init="paper")
         weight, x = torch.randn_like(layer.to_dense()), torch.randn(sizes.in_features)
         a = tuple(torch.softmax(torch.randn(n), 0) for n in sizes.experts)
         a = tuple(torch.where(part < part.median(), 0.0, part) for part in a)
