@@ -42,6 +42,7 @@ CHANGED: dict[str, Any] = {
     "position": "penultimate",
     "norm": "layer",
     "decay": "matrices",
+    "init": "scaled",
     "schedule": "cosine",
     "precision": "bf16",
     "select": "best",

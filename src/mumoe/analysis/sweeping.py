@@ -27,7 +27,7 @@ from mumoe.plots.style import save_figure
 from mumoe.plots.trend import Point, summary, trend_figure
 from mumoe.progress import Progress
 from mumoe.records import Record, read_typed, record, to_plain
-from mumoe.training.config import TrainConfig, from_mapping
+from mumoe.training.config import SWEPT, TrainConfig, from_mapping
 from mumoe.training.inputs import Inputs
 from mumoe.training.jobs import resume, train
 from mumoe.training.opening import StoredRun
@@ -159,7 +159,8 @@ def sweep(
     """Train and analyze every cell that is not finished, and draw the figures of all that are.
 
     Args:
-        config: Settings of every cell; head, gate, seed and out are the sweep's.
+        config: Settings of every cell, by default those of the preset ``specialized``; head, gate, seed and out are the
+            sweep's.
         out: Folder of the sweep; a second call continues it.
         heads: Specifications without their experts, such as ``CPMuMoE-r256``.
         experts: Numbers of experts.
@@ -187,7 +188,7 @@ def sweep(
     objects = {"data": data, "backbone": backbone, "features": features}
     named = {name: value for name, value in objects.items() if isinstance(value, str)}
     held = {name: value for name, value in objects.items() if value is not None and name not in named}
-    known = {**dataclasses.asdict(config or TrainConfig()), **settings, **named}
+    known = {"preset": SWEPT, **(dataclasses.asdict(config) if config else {}), **settings, **named}
     base = from_mapping(known, WHO).replace(vary_split=True, seeds=1, against=(), device=device).absolute()
     job = _Job(Path(out), base, split, least_lost, progress, held)
     job.claim()

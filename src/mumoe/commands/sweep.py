@@ -32,7 +32,7 @@ class Options:
     config: str = ""
     """TOML file with the settings of every cell (head, gate, seed and out are the sweep's)"""
     set: tuple[str, ...] = ()
-    """further settings as KEY=VALUE, e.g. weight_decay=3.0"""
+    """further settings as KEY=VALUE, e.g. preset=accurate specialize=0.5 (by default the preset is specialized)"""
     heads: Annotated[tuple[str, ...], Argument(("--spec",))] = ("CPMuMoE-r256",)
     """heads without their experts, e.g. CPMuMoE-r256 TRMuMoE-r64"""
     experts: tuple[int, ...] = (8, 32, 128, 512, 1024)
@@ -55,10 +55,11 @@ class Options:
 
 def run(options: Options) -> None:
     """Sweep, print means over seeds, and where the figures are."""
-    from mumoe.training.config import TrainConfig, from_mapping, parse_options, read_config
+    from mumoe.training.config import SWEPT, from_mapping, parse_options, read_config
 
-    base = read_config(options.config) if options.config else TrainConfig()
-    config = from_mapping({**dataclasses.asdict(base), **parse_options(options.set)}, "mumoe sweep")
+    given = {"preset": SWEPT, **parse_options(options.set)}
+    base = read_config(options.config, {"preset": given["preset"]}) if options.config else None
+    config = from_mapping({**(dataclasses.asdict(base) if base else {}), **given}, "mumoe sweep")
     from mumoe.analysis.sweeping import sweep  # torch is imported only for settings that are right
 
     chosen = dataclasses.asdict(options)

@@ -41,7 +41,8 @@ from mumoe.plots.style import save_figure
 from mumoe.progress import Progress
 from mumoe.records import to_plain
 from mumoe.reports.rendering import write_demo_page
-from mumoe.training import StoredRun, TrainConfig, train
+from mumoe.training import StoredRun, train
+from mumoe.training.config import from_mapping
 
 __all__ = ["DemoSettings", "run_demo"]
 
@@ -58,9 +59,7 @@ class DemoSettings:
         rank: CP rank.
         seeds: Seeds of every head.
         epochs: Passes over the training split (the studies in docs/results take 20).
-        accurate: Weight decay at which heads are most accurate (docs/results/heads: the best on validation for
-            the linear head and for the mixture alike), also that of the bias experiment (docs/results/bias).
-        specialize: Weight decay at which experts specialize (docs/results/specialization).
+        bias_decay: Weight decay of the heads of the bias experiment (docs/results/bias).
         size: Side of the images in pixels.
         least_lost: Right answers that a class must lose, besides half of its own, for an expert to be strong.
         device: Where features are extracted and heads are trained.
@@ -71,8 +70,7 @@ class DemoSettings:
     rank: int = 256
     seeds: int = 3
     epochs: int = 14
-    accurate: float = 1.0
-    specialize: float = 3.0
+    bias_decay: float = 1.0
     size: int = 96
     least_lost: int = 5
     device: str = AUTO
@@ -150,34 +148,35 @@ def _load(settings: DemoSettings, progress: bool) -> _Set:
 
 
 def _jobs(settings: DemoSettings) -> dict[str, dict[str, Any]]:
-    """Name -> what differs from one job to the next. The first two are as accurate as they get."""
+    """Name -> what differs from one job to the next; docs/results/heads measures the presets."""
     few, many = settings.spec(settings.few), settings.spec(settings.many)
     return {
-        "linear": {"head": "linear", "weight_decay": settings.accurate},
-        "accurate": {"head": many, "weight_decay": settings.accurate},
-        "few": {"head": few, "weight_decay": settings.specialize},
-        "many": {"head": many, "weight_decay": settings.specialize},
+        "linear": {"head": "linear", "preset": "accurate"},
+        "accurate": {"head": many, "preset": "accurate"},
+        "few": {"head": few, "preset": "specialized"},
+        "many": {"head": many, "preset": "specialized"},
     }
 
 
 def _train_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) -> dict[str, list[float]]:
     """Test accuracy of every job, one number a seed."""
-    shared = TrainConfig(
-        data="emoji",
-        data_options=("split_by=image", f"size={settings.size}"),
-        image_size=settings.size,
-        device=settings.device,
-        epochs=settings.epochs,
-        eval_every=0,
-        keep=1,
-    )
+    shared = {
+        "data": "emoji",
+        "data_options": ("split_by=image", f"size={settings.size}"),
+        "image_size": settings.size,
+        "device": settings.device,
+        "epochs": settings.epochs,
+        "eval_every": 0,
+        "keep": 1,
+    }
     accuracy: dict[str, list[float]] = {}
     jobs = _jobs(settings)
     with Progress("Training heads", len(jobs) * settings.seeds, enabled=progress) as bar:
         for name, values in jobs.items():
             accuracy[name] = []
             for seed in range(settings.seeds):
-                config = shared.replace(**values, seed=seed, out=str(out / name / f"seed-{seed}"))
+                run = {"seed": seed, "out": str(out / name / f"seed-{seed}")}
+                config = from_mapping({**shared, **values, **run}, "demo").of_head(values["head"])
                 held: dict[str, Any] = {"data": found.data, "backbone": found.backbone, "features": found.features}
                 result = train(config, **held, progress=False)
                 accuracy[name].append(result.runs[0].evaluations["test"].accuracy)
@@ -238,7 +237,7 @@ def _rewrite(settings: DemoSettings, found: _Set, progress: bool) -> list[dict[s
     entries: list[dict[str, Any]] = []
     with Progress("Rewriting experts for a minority", settings.seeds, enabled=progress) as bar:
         for seed in range(settings.seeds):
-            decay = Settings(epochs=settings.epochs, weight_decay=settings.accurate)
+            decay = Settings(epochs=settings.epochs, weight_decay=settings.bias_decay)
             bench = FeatureBench(bias, seed, decay)
             bench.add(head, bench.train(head), base=True)
             result = bench.correct()
@@ -279,7 +278,7 @@ def _about_accuracy(settings: DemoSettings, numbers: Mapping[str, Any]) -> list[
         f"Numbers are of the test split, over {settings.seeds} seeds of weights and order, ± their standard deviation.",
         f"Accuracy: {settings.spec(settings.many)} {_spread(accuracy['accurate'])}, "
         f"linear {_spread(accuracy['linear'])}: the head of experts is {verdict} linear ({mean(gap):+.3f}).",
-        f"With the weight decay at which experts specialize, accuracy is {_spread(accuracy['many'])} "
+        f"With the preset specialized, whose experts matter more, accuracy is {_spread(accuracy['many'])} "
         f"({mean(cost):+.3f}), and {_spread(accuracy['few'])} with {settings.few} experts.",
     ]
 

@@ -22,6 +22,7 @@ __all__ = [
     "PLAIN",
     "PRESETS",
     "SECTIONS",
+    "SWEPT",
     "TrainConfig",
     "from_mapping",
     "parse_options",
@@ -282,6 +283,9 @@ cosine, clip 1), ``plain`` none: the defaults of `TrainConfig`."""
 
 PLAIN: Mapping[str, Any] = {"preset": "plain"}
 """What the settings of a run are read over: a run records all of them but those that came later."""
+
+SWEPT = "specialized"
+"""Preset of the heads of a sweep, which looks at what experts do."""
 
 DEFAULT_PRESETS: Mapping[str, str] = {"features": "accurate", "finetune": "finetune"}
 """Mode -> preset of a job that names none."""
