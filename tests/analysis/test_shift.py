@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import mumoe
+from analysis.planted_experts import plant
 from mumoe.analysis.purity import measure_purity
 from mumoe.analysis.shifting import Shift
 from mumoe.cli import main
@@ -67,7 +68,7 @@ def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shift")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUMOE_CACHE", str(folder / "cache"))
-        yield mumoe.train(
+        job = mumoe.train(
             data=make_data(),
             backbone=Means(),
             head="CPMuMoE-r6-e12",
@@ -76,11 +77,13 @@ def job(tmp_path_factory):
             epochs=20,
             batch_size=30,
             lr=0.02,
-            gate="sparsemax",
-            weight_decay=1.0,
             out=str(folder / "job"),
             progress=False,
         )
+        for run in job.runs:
+            if run.config.head != "linear":
+                plant(run)
+        yield job
 
 
 def of(found, head):

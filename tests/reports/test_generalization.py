@@ -32,8 +32,6 @@ def job(tmp_path_factory):
         epochs=20,
         batch_size=30,
         lr=0.02,
-        gate="sparsemax",
-        weight_decay=1.0,
         out=str(folder / "job"),
         progress=False,
     )
