@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import mumoe
 from mumoe import MuMoE
 from mumoe.data import ImageData
+from mumoe.data.subset import subset
 from mumoe.demo.bias_bench import SeedResult, coefficient_direction, feature_task
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet
@@ -34,7 +35,7 @@ from reproduction.bias_sets import celeba_bias
 from reproduction.cells import Cell, all_cells
 from reproduction.recipe import Recipe
 from reproduction.retraining import fit, oversampling_weights
-from reproduction.workshop import Workshop, is_main, subset
+from reproduction.workshop import Workshop, is_main
 
 __all__ = ["BiasCell", "TunedBench", "bias_cells", "do_bias", "record_of"]
 
