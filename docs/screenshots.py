@@ -28,8 +28,8 @@ from mumoe.cli import main as mumoe  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 RUNS = Path("runs/screenshots")
-SHARED = ("--data", "emoji", "--data-options", "split_by=image", "size=96", "--image-size", "96", "--epochs", "14",
-          "--keep", "1", "--eval-every", "2")  # fmt: skip
+SHARED = ("--data", "emoji", "--data-options", "split_by=image", "size=96", "--image-size", "96",
+          "--preset", "specialized", "--keep", "1", "--eval-every", "2")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def make_runs() -> Runs:
     heads = {runs.many: ("CPMuMoE-r256-e128", 3), runs.few: ("CPMuMoE-r256-e8", 3), runs.linear: ("linear", 3)}
     for path, (head, seeds) in {**heads, runs.hierarchy: ("CPMuMoE-r256-e64x2", 1)}.items():
         if not (path / "summary.json").is_file():
-            decay = 1.0 if head == "linear" else 3.0
-            call("train", *SHARED, "--spec", head, "--seeds", seeds, "--weight-decay", decay, "--out", path)
+            call("train", *SHARED, "--spec", head, "--seeds", seeds, "--out", path)
         for run in sorted(path.glob("seed-*")) or [path]:
             if head != "linear" and not (run / "analysis" / "analysis.json").is_file():
                 call("analyze", run)
@@ -87,8 +86,8 @@ def _make_bias(path: Path) -> None:
     if not features.is_file():
         _write_features(features)
     if not (path / "summary.json").is_file():
-        call("train", "--data", f"features:{features}", "--spec", "CPMuMoE-r256-e128", "--epochs", 14,
-             "--weight-decay", 1.0, "--keep", 1, "--out", path)  # fmt: skip
+        call("train", "--data", f"features:{features}", "--spec", "CPMuMoE-r256-e128", "--preset", "specialized",
+             "--keep", 1, "--out", path)  # fmt: skip
     if not (path / "analysis").is_dir():
         call("analyze", path, "--images", 0)
     if not (path / "edits").is_dir():

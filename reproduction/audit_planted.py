@@ -65,7 +65,7 @@ def audit_seed(bias: BiasSet, *, seed: int, head: str, settings: Settings, thres
     target = (bias.target[0], values.index(bias.target[1]))
     task = BiasTask(features(rows), torch.from_numpy(bias.labels[rows]), codes, head=bias.head, target=target)
     sizes = (bias.features.shape[1], bias.labels.shape[1])
-    layer = train_plain(task, lambda: build_head(head, *sizes).layer, seed=seed, settings=settings)
+    layer = train_plain(task, lambda: build_head(head, *sizes, init="paper").layer, seed=seed, settings=settings)
     assert isinstance(layer, MuMoE)
     held_out = np.concatenate([bias.splits.val, bias.splits.test])
     x, labels = features(held_out), torch.from_numpy(bias.labels[held_out, bias.head])

@@ -22,11 +22,11 @@ from torch import nn
 
 from mumoe import UserError
 from mumoe.demo.bias_bench import Bench, FeatureBench, Predictions, SeedResult
-from mumoe.demo.bias_heads import Settings
+from mumoe.demo.bias_heads import HeadFactory, Settings
 from mumoe.demo.planted_bias import BiasSet
 from mumoe.editing.choose import Choice
 from mumoe.editing.subgroup_fairness import METRICS, Bootstrap, FairnessReport
-from mumoe.models.heads import matched_spec
+from mumoe.models.heads import build_head, matched_spec
 from mumoe.records import to_plain
 from reproduction.retraining import fit
 
@@ -178,6 +178,10 @@ class RetrainingBench(Bench):
     def train_again(self, strategy: str, spec: str, **options: Any) -> Any:
         """A model trained by a strategy of `reproduction.retraining`."""
 
+    def head_factory(self, spec: str) -> HeadFactory:
+        """Makes a fresh head, with the paper's initial weights."""
+        return lambda: build_head(spec, *self.sizes, init="paper").layer
+
     def retrain(self, method: Retraining, spec: str) -> None:
         """Train at every strength, and pick by each criterion on validation rows."""
         tried: dict[float, str] = {}
@@ -195,7 +199,7 @@ class RetrainingBench(Bench):
         self.pick(f"+ {method.strategy}", take, method.strengths[0], list(heads), counts[0])
 
 
-class FeatureRetrainingBench(FeatureBench, RetrainingBench):
+class FeatureRetrainingBench(RetrainingBench, FeatureBench):
     """Heads on cached features of a frozen backbone."""
 
     def train_again(self, strategy: str, spec: str, **options: Any) -> nn.Module:

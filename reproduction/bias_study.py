@@ -20,12 +20,13 @@ from torch import Tensor, nn
 import mumoe
 from mumoe import MuMoE
 from mumoe.data import ImageData
+from mumoe.data.subset import subset
 from mumoe.demo.bias_bench import SeedResult, coefficient_direction, feature_task
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet
 from mumoe.editing.rewriting import mean_coefficients
 from mumoe.files import read_json, write_json
-from mumoe.models.heads import build_head, matched_spec
+from mumoe.models.heads import matched_spec
 from mumoe.progress import Progress
 from mumoe.training import resume, train
 from reproduction import bias_report
@@ -34,7 +35,7 @@ from reproduction.bias_sets import celeba_bias
 from reproduction.cells import Cell, all_cells
 from reproduction.recipe import Recipe
 from reproduction.retraining import fit, oversampling_weights
-from reproduction.workshop import Workshop, is_main, subset
+from reproduction.workshop import Workshop, is_main
 
 __all__ = ["BiasCell", "TunedBench", "bias_cells", "do_bias", "record_of"]
 
@@ -237,9 +238,8 @@ class TunedBench(RetrainingBench):
         task = feature_task(self.bias, self.rows, self._features(base, "train"))
         config = self.cell.run.config
         settings = Settings(epochs=max(config.epochs, 1), batch_size=config.batch_size)
-        layer = fit(
-            strategy, task, lambda: build_head(spec, *self.sizes).layer, seed=self.seed, settings=settings, **options
-        )
+        factory = self.head_factory(spec)
+        layer = fit(strategy, task, factory, seed=self.seed, settings=settings, **options)
         return _Tuned(layer, base.folder)
 
     def _opened(self, strategy: str, spec: str, strength: float) -> _Tuned:

@@ -26,6 +26,7 @@ from mumoe import MuMoE
 from mumoe.analysis import CoefficientStore, study_layer, write_coefficients
 from mumoe.analysis.analyzing import layer_batches
 from mumoe.data import ImageData
+from mumoe.data.subset import subset
 from mumoe.files import write_json
 from mumoe.progress import Progress
 from mumoe.training import resume, train
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from mumoe.models.heads import Head
     from mumoe.results import RunResult
 
-__all__ = ["Workshop", "images_of", "is_main", "record_files", "subset"]
+__all__ = ["Workshop", "images_of", "is_main", "record_files"]
 
 _SAME = ("data", "root", "data_options", "backbone", "weights", "pretrained", "image_size", "mode", "cache_dir")
 _NETWORK = ("backbone", "weights", "pretrained", "image_size", "cache_dir")
@@ -210,41 +211,6 @@ def _record(result: RunResult, inputs: Inputs) -> dict[str, Any]:
         "classes": len(inputs.data.classes),
         "credits": list(inputs.data.credits),
     }
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Opens some images of a set under new positions."""
-
-    open_image: Callable[[int], Any]
-    rows: npt.NDArray[np.int64]
-    fingerprint: str
-
-    def __call__(self, index: int) -> Any:
-        return self.open_image(int(self.rows[index]))
-
-
-def subset(data: ImageData, rows: npt.NDArray[np.int64]) -> ImageData:
-    """Some images of a set, in this order, each as often as it is listed."""
-    import hashlib
-
-    digest = hashlib.sha256(data.fingerprint.encode() + np.ascontiguousarray(rows).tobytes()).hexdigest()
-    times: dict[int, int] = {}
-    ids = []
-    for row in rows.tolist():
-        times[row] = times.get(row, 0) + 1
-        ids.append(data.ids[row] if times[row] == 1 else f"{data.ids[row]}#{times[row]}")
-    return dataclasses.replace(
-        data,
-        labels=data.labels[rows],
-        split=data.split[rows],
-        ids=tuple(ids),
-        open_image=_Rows(data.open_image, rows, digest),
-        fingerprint=digest,
-        attributes={
-            name: dataclasses.replace(column, codes=column.codes[rows]) for name, column in data.attributes.items()
-        },
-    )
 
 
 def images_of(shop: Workshop, cell: Cell, folder: Path, **options: Any) -> Any:

@@ -121,6 +121,7 @@ BEHIND = {
         "plots.subgroup_accuracy", "plots.tradeoff", "plots.training_curves", "plots.trend", "analysis.text_pages",
     },
     "heads that share images and features": {"analysis.analyzing", "training.inputs", "training.tasks"},
+    "jobs, seeds and splits of a study of several data sets": {"api", "data.splits", "data.subset", "training.compare"},
     "settings from TOML": {"training.config", "training.networks"},
     "gates that are not trained": {"analysis.controls"},
     "errors, files, progress, options": {"cli", "errors", "files", "parsing", "progress", "records"},

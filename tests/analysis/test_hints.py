@@ -26,13 +26,13 @@ from mumoe.analysis.study import Study
 def test_both_the_mean_and_the_count_must_beat_the_control(found, hinted):
     text = specialization_hint(*found)
     assert bool(text) == hinted
-    assert not hinted or "--preset specialized" in text
+    assert not hinted or 'preset "specialized"' in text
 
 
 def test_the_sentence_has_both_numbers_of_both_sides():
     assert specialization_hint(0.85, 0.852, 6, 6) == (
         "No clear specialization beyond the control (mean p 0.850 against 0.852, strong experts 6 against 6): try "
-        'preset="specialized" (on the command line: --preset specialized) or a larger specialize=.'
+        'the preset "specialized" or a larger weight of specialize.'
     )
 
 
@@ -54,9 +54,9 @@ def study(*kinds):
 
 def test_a_study_hints_in_headline_and_sentences_only_where_no_level_shows_an_effect():
     lost, kept = units("level 0", (0.9, 1), (0.8, 1)), units("level 1", (0.5, 4), (0.9, 1))
-    assert "try preset" in study(lost).headline()
+    assert "try the preset" in study(lost).headline()
     assert study(lost).sentences()[-1] == study(lost).hint() != ""
-    assert sum("try preset" in line for line in study(lost).sentences()) == 1
+    assert sum("try the preset" in line for line in study(lost).sentences()) == 1
     assert study(lost, kept).hint() == ""
     assert study(lost, kept).headline() == "CPMuMoE-r2-e2: accuracy 1.0000 on 6 images"
 

@@ -21,7 +21,7 @@ from reproduction import gpt2_study as gpt2
 from reproduction import networks
 from reproduction.networks import RECIPES
 
-TOMLS = sorted(path.name for path in RECIPES.glob("*.toml"))
+TOMLS = sorted(path.name for path in RECIPES.glob("*.toml") if "\nmode = " in path.read_text())
 SMALL_TEXT = """
 mode = "text"
 backbone = "gpt2"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mumoe.data import load_data
+from mumoe.data.subset import subset
 from mumoe.errors import UserError
 from reproduction import accuracy_pages, bias_pages, exact_pages, expert_pages
 from reproduction import make as module
@@ -16,7 +17,7 @@ from reproduction.dry import covering, dry_run
 from reproduction.make import Places, make
 from reproduction.recipe import ITEMS, load_recipe
 from reproduction.standins import LAYOUTS, make_standin
-from reproduction.workshop import Workshop, subset
+from reproduction.workshop import Workshop
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 TINY = ("epochs=2", "batch_size=8", "pretrained=false")

@@ -8,7 +8,7 @@ from mumoe.analysis.findings import LayerStudy, Specialization
 
 __all__ = ["REMEDY", "layer_hint", "no_effect", "specialization_hint"]
 
-REMEDY = 'try preset="specialized" (on the command line: --preset specialized) or a larger specialize='
+REMEDY = 'try the preset "specialized" or a larger weight of specialize'
 """The options that make experts specialize."""
 
 

@@ -302,8 +302,7 @@ def measure_stability(
     finished = [run for run in runs if run.facts.get("state") == "finished"]
     if len(finished) < 2:
         raise UserError(
-            f"{WHO}: expected at least two finished seeds of one head, got {len(finished)}. "
-            "Train with seeds=3 (on the command line: --seeds 3)."
+            f"{WHO}: expected at least two finished seeds of one head, got {len(finished)}. Train with `seeds=3`."
         )
     settings = {"level": level, "least_lost": least_lost, "seed": seed}
     members = [_member(run, split, draws, settings) for run in finished]
@@ -340,7 +339,7 @@ def _member(run: StoredRun, split: SplitName, draws: int, settings: Mapping[str,
     layer, rows = run.head.layer, run.inputs.data.indices(split)
     if not isinstance(layer, MuMoE):
         raise UserError(
-            f"{WHO}: expected a head with a gate, got {run.config.head!r}. Train one with --spec CPMuMoE-r256-e128."
+            f"{WHO}: expected a head with a gate, got {run.config.head!r}. Train one with the head CPMuMoE-r256-e128."
         )
     if not 0 <= settings["level"] < len(layer.num_experts):
         raise UserError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def subset(data: ImageData, rows: npt.NDArray[np.int64]) -> ImageData:
 
     Args:
         data: The set.
-        rows: (images,) positions, each at most once.
+        rows: (images,) positions; one that is listed again has an id of its own, such as ``cat.png#2``.
     """
     places = tuple(rows.tolist())
     base = getattr(data.open_image, "fingerprint", data.fingerprint)
@@ -50,9 +51,19 @@ def subset(data: ImageData, rows: npt.NDArray[np.int64]) -> ImageData:
         data,
         labels=data.labels[rows],
         split=data.split[rows],
-        ids=tuple(data.ids[row] for row in places),
+        ids=_ids(data.ids, places),
         open_image=SelectedImages(data.open_image, places, pixels),
         fingerprint=content,
         attributes={name: replace(column, codes=column.codes[rows]) for name, column in data.attributes.items()},
         problems=(),
     )
+
+
+def _ids(ids: Sequence[str], places: Sequence[int]) -> tuple[str, ...]:
+    """The ids of these positions, the second and later ones of a position numbered."""
+    times: Counter[int] = Counter()
+    found = []
+    for place in places:
+        times[place] += 1
+        found.append(ids[place] if times[place] == 1 else f"{ids[place]}#{times[place]}")
+    return tuple(found)
