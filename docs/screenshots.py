@@ -239,9 +239,10 @@ def _read(page: Any) -> None:
 
 
 def _most_lost(run: Path) -> int:
-    """The expert without which one class loses most."""
+    """The expert without which one class loses most, of those that are strong by at least ten images, if any."""
     units = json.loads((run / "analysis" / "analysis.json").read_text())["study"]["units"]
-    return int(max(units[0]["modes"]["zero"]["effects"], key=lambda effect: effect["top_loss"])["unit"])
+    effects = units[0]["modes"]["zero"]["effects"]
+    return int(max(effects, key=lambda effect: (effect["images"] >= 10, effect["top_loss"]))["unit"])
 
 
 PARTS: dict[str, Callable[[Any, Runs], None]] = {"report": shoot_report, "dashboard": shoot_dashboard}
