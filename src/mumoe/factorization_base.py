@@ -309,7 +309,8 @@ class Factorization(nn.Module, ABC):
             for level, noise in enumerate(noise_levels(sigma, levels)):
                 self.draw_experts(level, noise)
             return
-        self.draw_scaled(noise_levels((FIRST_NOISE, *[LATER_NOISE] * (levels - 1)) if sigma is None else sigma, levels))
+        sigma = (FIRST_NOISE, *[LATER_NOISE] * (levels - 1)) if sigma is None else sigma
+        self.draw_scaled(noise_levels(sigma, levels), balanced=init != "zero")
         if init == "zero":
             self.silence()
 
@@ -322,10 +323,12 @@ class Factorization(nn.Module, ABC):
         factor = self.get_parameter(self.mode(level)[0])
         factor.normal_(1.0, sigma) if sigma else factor.fill_(1.0)
 
-    def draw_scaled(self, sigma: Sequence[float]) -> None:
+    def draw_scaled(self, sigma: Sequence[float], *, balanced: bool = True) -> None:
         """Draw factors so that an expert's entries have the variance of an `nn.Linear`, 1 / (3 in_features).
 
-        Here for classes that have no formula of their own: as ``uniform``, then scaled by what a few experts come to.
+        Where it is balanced, expert factors are made smaller than the others until the gradients of all are about as
+        large; else their entries are near 1, so that one step of AdamW changes them less. This one is for classes that
+        have no formula of their own: as ``uniform``, then scaled by what a few experts come to.
         """
         self.reset_parameters("uniform", sigma)
         sizes = self.num_experts

@@ -110,9 +110,9 @@ class CP(_Factored):
     def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
         return [(self.out_factor, self.out_factor.shape[1], 0), (self.in_factor, self.in_factor.shape[0], 0)]
 
-    def draw_scaled(self, sigma: Sequence[float]) -> None:
+    def draw_scaled(self, sigma: Sequence[float], *, balanced: bool = True) -> None:
         paths = self.out_factor.shape[1]
-        size = _expert_size(paths * self.in_features, len(sigma))
+        size = _expert_size(paths * self.in_features, len(sigma)) if balanced else 1.0
         for level, noise in enumerate(sigma):
             self.draw_experts(level, noise)
             self.get_parameter(self.mode(level)[0]).mul_(size / shrink(noise))
@@ -191,9 +191,10 @@ class Hadamard(CP):
     def drawn(self) -> Iterable[tuple[Tensor, int, int]]:
         return [(self.in_factor, self.in_factor.shape[0], 0)]
 
-    def draw_scaled(self, sigma: Sequence[float]) -> None:
+    def draw_scaled(self, sigma: Sequence[float], *, balanced: bool = True) -> None:
         levels = len(sigma)
-        size = min(1.0, (NORM_RATIO * SQUARED_COEFFICIENTS / (3 * self.in_features)) ** (1 / (2 * levels + 2)))
+        size = (NORM_RATIO * SQUARED_COEFFICIENTS / (3 * self.in_features)) ** (1 / (2 * levels + 2))
+        size = min(1.0, size) if balanced else 1.0
         for level, noise in enumerate(sigma):
             self.draw_experts(level, noise)
             self.get_parameter(self.mode(level)[0]).mul_(size / shrink(noise))
@@ -271,30 +272,29 @@ class Tucker(_Factored):
         columns = (self.core, self.core.shape[1], 1)  # along the input's rank
         return [columns, (self.out_factor, self.out_factor.shape[1], 0), (self.in_factor, self.in_factor.shape[0], 0)]
 
-    def draw_scaled(self, sigma: Sequence[float]) -> None:
+    def draw_scaled(self, sigma: Sequence[float], *, balanced: bool = True) -> None:
         """The core is near a diagonal in its first two modes, the same for all components of the experts."""
-        levels, shape = len(sigma), self.core.shape
-        rank, components = min(shape[:2]), shape[2:]
-        norm = math.sqrt(rank * self.in_features / 3)
-        least = rank * norm**2 * (SQUARED_COEFFICIENTS / 3) ** levels / (3 * NORM_RATIO**2)
-        least **= 1 / (3 + levels)  # squared norm of the gradients of core and expert factors
-        total = min(1.0, NORM_RATIO * least / norm)  # what the diagonal comes to in an expert
-        size = math.sqrt(SQUARED_COEFFICIENTS / (3 * least))
-        sizes = [
-            size * math.sqrt((1 + FEW_EXPERTS / count) / r)
-            for count, r in zip(self.num_experts, components, strict=True)
-        ]
+        rank, components = min(self.core.shape[:2]), self.core.shape[2:]
+        sizes, total = self._balance() if balanced else ([1.0] * len(sigma), 1.0)
         for level, noise in enumerate(sigma):
             self.draw_experts(level, noise)
             self.get_parameter(self.mode(level)[0]).mul_(sizes[level] / shrink(noise))
         diagonal = total / math.prod(map(operator.mul, sizes, components))
-        self.core.normal_(std=diagonal * CORE_NOISE * math.sqrt(math.prod(components) / max(shape[:2])))
-        index = torch.arange(rank)
+        self.core.normal_(std=diagonal * CORE_NOISE * math.sqrt(math.prod(components) / max(self.core.shape[:2])))
+        index = torch.arange(rank, device=self.core.device)
         self.core[index, index] += diagonal
-        same = math.prod(
-            (1 + noise**2 / count) / shrink(noise) ** 2 for noise, count in zip(sigma, components, strict=True)
-        )
-        self.draw_outer(rank * (same + CORE_NOISE**2), total)
+        shared = [(1 + noise**2 / count) / shrink(noise) ** 2 for noise, count in zip(sigma, components, strict=True)]
+        self.draw_outer(rank * (math.prod(shared) + CORE_NOISE**2), total)
+
+    def _balance(self) -> tuple[list[float], float]:
+        """Size of every level's expert factor, and of what the core's diagonal comes to in an expert's matrix."""
+        rank, components, levels = min(self.core.shape[:2]), self.core.shape[2:], len(self.num_experts)
+        norm = math.sqrt(rank * self.in_features / 3)
+        least = rank * norm**2 * (SQUARED_COEFFICIENTS / 3) ** levels / (3 * NORM_RATIO**2)
+        least **= 1 / (3 + levels)  # squared norm of the gradients of core and expert factors
+        pairs = zip(self.num_experts, components, strict=True)
+        sizes = [math.sqrt(SQUARED_COEFFICIENTS / (3 * least) * (1 + FEW_EXPERTS / n) / r) for n, r in pairs]
+        return sizes, min(1.0, NORM_RATIO * least / norm)
 
     def silence(self) -> None:
         self.out_factor.zero_()
@@ -397,12 +397,12 @@ class TensorRing(_Factored):
         fan_in = self.out_core.shape[1] * self.out_core.shape[2]
         return [(self.out_core, fan_in, 0), (self.in_core, self.in_core.shape[0], 0)]
 
-    def draw_scaled(self, sigma: Sequence[float]) -> None:
+    def draw_scaled(self, sigma: Sequence[float], *, balanced: bool = True) -> None:
         chain = torch.eye(self.in_core.shape[2], device="cpu")  # a number, also for a layer on the meta device
         for core in self.factors[2:]:
             chain = chain @ _wrapped(chain.new_ones(max(core.shape[1:])), core.shape[1:])
         paths = self.in_core.shape[1] * float(chain.square().sum())
-        size = _expert_size(paths * self.in_features, len(sigma))
+        size = _expert_size(paths * self.in_features, len(sigma)) if balanced else 1.0
         for level, noise in enumerate(sigma):
             self.draw_experts(level, noise)
             self.get_parameter(self.mode(level)[0]).mul_(size / shrink(noise))
@@ -529,7 +529,7 @@ class Dense(Factorization):
     def _matrix(self) -> Tensor:
         return torch.empty(self.weight.shape[-2:], dtype=self.weight.dtype, device=self.weight.device)
 
-    def draw_scaled(self, sigma: Sequence[float]) -> None:
+    def draw_scaled(self, sigma: Sequence[float], *, balanced: bool = True) -> None:
         matrix = self._matrix()
         DRAWS["uniform"](matrix, self.in_features, 1)
         self.copy_linear(matrix, sigma)

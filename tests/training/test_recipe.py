@@ -44,7 +44,7 @@ def test_a_file_may_name_a_preset(tmp_path: Path) -> None:
 def test_a_run_of_before_these_settings_is_read_as_it_was_trained(config, data, features) -> None:
     train(config, data=data, features=features, progress=False)
     file = Path(config.out) / "config.toml"
-    later = ("gate_scale", "init", "dropout", "gate_dropout", "specialize", "linear_")
+    later = ("gate_scale", "init", "zscore_floor", "dropout", "gate_dropout", "specialize", "linear_")
     lines = [line for line in file.read_text().splitlines() if not line.startswith(later)]
     file.write_text("\n".join(lines))
     assert StoredRun(config.out).config.replace(device="cpu", out="") == config.replace(device="cpu", out="")
@@ -129,8 +129,10 @@ def test_the_scale_of_the_gate_goes_with_the_saved_model(config, data, tmp_path)
 
 def test_a_nearly_constant_feature_is_not_blown_up() -> None:
     head = Head(torch.nn.Linear(4, 2), 4)
-    head.standardize(torch.zeros(4), torch.tensor([1.0, 2.0, 1e-4, 0.0]))
+    head.standardize(torch.zeros(4), torch.tensor([1.0, 2.0, 1e-4, 0.0]), floor=0.1)
     assert torch.allclose(head.scale, torch.tensor([1.0, 0.5, 10.0, 1.0]))
+    head.standardize(torch.zeros(4), torch.tensor([1.0, 2.0, 1e-4, 0.0]))
+    assert torch.allclose(head.scale, torch.tensor([1.0, 0.5, 1e4, 1.0]))
 
 
 @pytest.mark.parametrize("spec", ["linear", "highrank-linear-r3", "sparse-moe-e3-k2", "CPMuMoE-r4-e3"])

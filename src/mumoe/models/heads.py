@@ -49,14 +49,17 @@ class Head(nn.Module):
         self.register_buffer("scale", torch.ones(in_features))
         self.layer, self.activation, self.classifier = layer, activation, classifier
 
-    def standardize(self, mean: Tensor, std: Tensor) -> None:
-        """Set the statistics of the training features.
+    def standardize(self, mean: Tensor, std: Tensor, floor: float = 0.0) -> None:
+        """Set the statistics of the training features; a constant feature is left unscaled.
 
-        A deviation counts as at least a tenth of the median one: a feature that is nearly constant in training would
-        otherwise be thousands of deviations away on another image. A constant feature among such is left unscaled.
+        Args:
+            mean: (in_features,).
+            std: (in_features,).
+            floor: Share of the median deviation that each counts as at least. A feature that is nearly constant in
+                training may otherwise be thousands of deviations away on another image.
         """
         varied = std[std > 1e-6]
-        floor = float(0.1 * varied.median()) if len(varied) else 0.0
+        floor = floor * float(varied.median()) if len(varied) else 0.0
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(std > 1e-6, 1 / std.clamp(min=max(floor, 1e-6)), 1.0))
 

@@ -101,6 +101,8 @@ class TrainConfig:
     maximizes; 0 turns it off"""
     zscore: bool = _setting(True, "model")
     """standardize cached features by the training split's mean and deviation (kept in the model)"""
+    zscore_floor: float = _setting(0.0, "model", 0.0, 1.0)
+    """smallest deviation that a column of features counts with, as a share of the median column's"""
     augment: str = _setting("", "input")
     """timm's automatic augmentation in mode scratch, e.g. rand-n2-m10 (RandAugment, 2 layers of magnitude 10)"""
     crop_area: float = _setting(0.08, "input", 0.0, 1.0)
@@ -234,17 +236,18 @@ _WITH_PATH = ("folder", "csv", "features", "tokens")
 _TYPES: Mapping[str, Any] = get_type_hints(TrainConfig)
 
 _ACCURATE: Mapping[str, Any] = {
-    "lr": 3e-3,
+    "lr": 6e-3,
     "schedule": "one-cycle",
     "batch_size": 256,
     "epochs": 20,
     "weight_decay": 1.0,
     "decay": "factors",
     "init": "zero",
-    "dropout": 0.5,
-    "gate_dropout": 0.5,
+    "dropout": 0.3,
+    "gate_dropout": 0.25,
     "gate_scale": 0.5,
     "specialize": 0.3,
+    "zscore_floor": 0.1,
     "linear_lr": 1e-2,
     "linear_weight_decay": 0.01,
     "linear_dropout": 0.2,

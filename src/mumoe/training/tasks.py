@@ -175,7 +175,8 @@ class FeatureTask(FinetuneTask):
         if self.config.zscore:
             assert isinstance(network, Network)
             assert inputs.features is not None
-            network.head.standardize(*column_statistics(inputs.features, inputs.data.indices("train")))
+            statistics = column_statistics(inputs.features, inputs.data.indices("train"))
+            network.head.standardize(*statistics, self.config.zscore_floor)
         return network
 
     def source(self, inputs: Inputs, device: torch.device | str) -> BatchSource:
