@@ -39,7 +39,10 @@ def points_of(records: Records) -> list[Point]:
         names = ("accuracy", "mean_polysemanticity", "strong", "mean_polysemanticity_strong", "with_effect")
         values = {name: part[name] for name in names}
         control = record["gate"].endswith("-frozen")
-        values["least_lost"] = part.get("least_lost", 1)
+        values |= {"least_lost": part.get("least_lost", 1), "strong_images": part.get("strong_images")}
+        same_load = record["experts"].get("load_control", {})
+        values["control_polysemanticity"] = same_load.get("mean_polysemanticity")
+        values["control_strong"] = same_load.get("strong")
         points.append(Point(series=series, experts=_experts(record), seed=record["seed"], control=control, **values))
     return points
 
@@ -59,13 +62,18 @@ def trend_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
     note = f"{data}, {recipe.split} split; means over seeds, bars one standard deviation"
     save_figure(trend_figure(ordered, title=title, note=note, classes=classes), folder / name, {})
     sheet.pictures.append(f"{name}.png")
-    sheet.add("Means over seeds:", ("", "N", "seeds", "accuracy", "mean p", "with effect", "strong", "their p"),
-              _trend_rows(ordered))  # fmt: skip
+    header = ("", "N", "seeds", "accuracy", "mean p", "with effect", "strong", "their p")
+    controlled = any(point.control_strong is not None for point in points)
+    sheet.add("Means over seeds:", (*header, *(CONTROLS if controlled else ())), _trend_rows(ordered, controlled))
     sheet.findings += _drops(ordered) if name == "figure-3" else _gates(ordered)
     return sheet
 
 
-def _trend_rows(points: Sequence[Point]) -> list[list[str]]:
+CONTROLS = ("same load: mean p", "same load: strong", "images behind the strong")
+"""Columns of the control and of what strength rests on, where the results have them."""
+
+
+def _trend_rows(points: Sequence[Point], controlled: bool) -> list[list[str]]:
     rows = []
     for series in dict.fromkeys(point.series for point in points):
         for n in sorted({point.experts for point in points if point.series == series}):
@@ -75,8 +83,17 @@ def _trend_rows(points: Sequence[Point]) -> list[list[str]]:
                 mean_text(_known(p.mean_polysemanticity for p in chosen), 3),
                 mean_text([float(p.with_effect) for p in chosen], 0), mean_text([float(p.strong) for p in chosen], 1),
                 mean_text(_known(p.mean_polysemanticity_strong for p in chosen), 2),
+                *(_control_cells(chosen) if controlled else ()),
             ])  # fmt: skip
     return rows
+
+
+def _control_cells(points: Sequence[Point]) -> list[str]:
+    return [
+        mean_text(_known(point.control_polysemanticity for point in points), 3),
+        mean_text(_known(point.control_strong for point in points), 1),
+        mean_text(_known(point.strong_images for point in points), 1),
+    ]
 
 
 def rule_text(least: Iterable[int]) -> str:
@@ -144,9 +161,14 @@ def effects_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
         title = f"{name.replace('-', ' ').capitalize()} ({recipe.scale}): {recipe.position} layer, {ordered[0]['data']}"
         save_figure(effects_figure(rows, classes, title=title), folder / name, {})
         sheet.pictures.append(f"{name}.png")
-    sheet.add("Over all seeds:", ("head", "seeds", "accuracy", "strong experts", "classes that lose half, each",
-                                  "largest loss of a strong expert"), _effect_rows(records))  # fmt: skip
+    header = ("head", "seeds", "accuracy", "strong experts", "classes that lose half, each")
+    header = (*header, "largest loss of a strong expert", *(CONTROLS[1:] if _controlled(records) else ()))
+    sheet.add("Over all seeds:", header, _effect_rows(records))
     return sheet
+
+
+def _controlled(records: Records) -> bool:
+    return any("load_control" in record["experts"] for record in records)
 
 
 def _effects(record: Mapping[str, Any]) -> tuple[Effect, ...]:
@@ -174,6 +196,7 @@ def _effect_rows(records: Records) -> list[list[str]]:
             head, str(len(chosen)), mean_text([part["accuracy"] for part in parts], 3),
             mean_text([float(part["strong"]) for part in parts], 1),
             mean_text([pair[0] for pair in known], 2), mean_text([pair[1] for pair in known], 2),
+            *(_control_cells(points_of(chosen))[1:] if _controlled(records) else ()),
         ])  # fmt: skip
     return rows
 

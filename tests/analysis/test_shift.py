@@ -113,6 +113,9 @@ def test_classes_are_known_by_name_and_others_are_left_out(job):
     kept = data.indices("test")[7:]
     measured = measure_purity(run.head, run.inputs, kept, least_lost=2).purity
     assert (after.left_out, after.purity) == (7, measured)
+    shown = run.shift(other, least_lost=2)
+    assert "Left out: 7 images" in shown.sentences()[-2]
+    assert shown.to_frame()["left_out"].tolist() == [0, 7]
     with pytest.raises(UserError, match="expected data with the classes of"):
         run.shift(dataclasses.replace(data, classes=tuple("vwxyz"), name="letters"))
 

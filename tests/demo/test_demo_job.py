@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from mumoe import cli
+from mumoe.analysis.hints import REMEDY
 from mumoe.data.base import Attribute, ImageData
 from mumoe.demo import demo_job as demo
 from mumoe.demo.demo_job import DemoSettings, run_demo
@@ -129,7 +130,7 @@ def test_it_is_honest_about_the_trend(few, many, word):
 def test_it_names_the_option_to_try_where_the_control_is_no_worse():
     entry = {"mean_polysemanticity": 0.85, "strong": 6, "mean_polysemanticity_strong": 0.8, "strong_images": 40}
     numbers = {"polysemanticity": {"few": [{**entry, "control": entry}], "many": [{**entry, "control": entry}]}}
-    assert "--preset specialized" in demo._about_experts(SMALL, numbers)[-1]
+    assert REMEDY in demo._about_experts(SMALL, numbers)[-1]
 
 
 def test_it_is_honest_about_accuracy_and_bias():

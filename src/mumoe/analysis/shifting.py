@@ -120,7 +120,8 @@ class Shift(Record):
         who = {"head": run.head, "seed": run.seed}
         strong, control = run.before.strong, run.before.control_strong
         kept = {"kept": strong, "could_keep": strong, "control_kept": control}
-        yield {**who, "on": f"{self.before} split", "severity": 0, "change": 0.0, **run.before.row(), **kept}
+        rest = {**run.before.row(), **kept, "left_out": 0}
+        yield {**who, "on": f"{self.before} split", "severity": 0, "change": 0.0, **rest}
         for found in run.after:
             yield {
                 **who,
@@ -128,7 +129,7 @@ class Shift(Record):
                 "severity": found.severity,
                 "change": found.purity.accuracy - run.before.accuracy,
                 **found.purity.row(),
-                **{name: getattr(found, name) for name in kept},
+                **{name: getattr(found, name) for name in (*kept, "left_out")},
             }
 
     def means(self) -> list[dict[str, Any]]:
@@ -165,9 +166,18 @@ class Shift(Record):
         note = f"Means over {seeds} seeds, ± their standard deviation. " if seeds > 1 else ""
         return [
             *lines,
+            *([self.left_out()] if self.left_out() else []),
             f"{note}Kept: strong experts that stay strong for the same class; of: those whose class has enough right "
             "answers left. Control: units of the same load made up of random contributions.",
         ]
+
+    def left_out(self) -> str:
+        """How many shifted images were not used, in one sentence; empty for none."""
+        counts = [part.left_out for run in self.runs for part in run.after]
+        if not any(counts):
+            return ""
+        shown = f"{min(counts):,}" if len(set(counts)) == 1 else f"{min(counts):,} to {max(counts):,}"
+        return f"Left out: {shown} images whose class a run does not know or that it was trained on."
 
     def plot(self) -> Figure:
         """Accuracy, mean p and strong experts by severity, a line for each head, controls dashed.

@@ -112,7 +112,7 @@ def _mean(points: Sequence[Point], series: str, experts: int) -> dict[str, Any]:
         "with_effect": summary(chosen, lambda point: float(point.with_effect))[0][1],
         "strong": summary(chosen, lambda point: float(point.strong))[0][1],
         "mean_polysemanticity_strong": strong[0][1] if strong else None,
-        "strong_images": summary(chosen, lambda point: float(point.strong_images))[0][1],
+        "strong_images": _mean_or_none(point.strong_images for point in chosen),
         "control_polysemanticity": _mean_or_none(point.control_polysemanticity for point in chosen),
         "control_strong": _mean_or_none(point.control_strong for point in chosen),
     }
@@ -288,7 +288,7 @@ class _Job:
             seed=cell.seed,
             least_lost=part.get("least_lost", 1),
             control=cell.gate.endswith("-frozen"),
-            strong_images=part.get("strong_images", 0),
+            strong_images=part.get("strong_images"),
             control_polysemanticity=control.get("mean_polysemanticity"),
             control_strong=control.get("strong"),
             **{name: part[name] for name in shown},

@@ -83,7 +83,7 @@ def _table(done: Sweep) -> list[str]:
             f"{row['with_effect']:.1f}",
             f"{row['strong']:.1f}",
             _number(row["control_strong"], 1),
-            f"{row['strong_images']:.1f}",
+            _number(row["strong_images"], 1),
             _number(row["mean_polysemanticity_strong"], 3),
         )
         parts = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]

@@ -35,7 +35,7 @@ class Point:
         with_effect: Number of experts that change anything.
         control: Whether the series is a control (drawn dashed and grey).
         least_lost: Right answers that a class must lose for an expert to be strong; 1 (any) in older results.
-        strong_images: Distinct images behind the strong experts.
+        strong_images: Distinct images behind the strong experts; None in older results.
         control_polysemanticity, control_strong: Mean p and strong units among units of the same load made up of random
             contributions; None in older results, and of a point that is that control.
     """
@@ -50,7 +50,7 @@ class Point:
     with_effect: int
     control: bool = False
     least_lost: int = 1
-    strong_images: int = 0
+    strong_images: int | None = None
     control_polysemanticity: float | None = None
     control_strong: int | None = None
 
