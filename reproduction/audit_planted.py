@@ -23,7 +23,8 @@ from torch import Tensor
 from mumoe import MuMoE
 from mumoe.demo.bias_heads import BiasTask, Settings, train_plain
 from mumoe.demo.planted_bias import BiasSet
-from mumoe.editing.expert_audit import Audit, Finding, audit, handled
+from mumoe.editing.expert_audit import audit, handled
+from mumoe.editing.group_audit import Audit, Finding
 from mumoe.files import write_json
 from mumoe.models.heads import build_head
 from mumoe.parsing import parse

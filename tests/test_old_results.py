@@ -13,6 +13,7 @@ import torch
 import mumoe
 from mumoe.analysis.study import Study
 from mumoe.cli import main
+from mumoe.editing.group_audit import Audit
 
 LANDED = Path(__file__).parent / "fixtures" / "landed"
 DATA = f"features:{LANDED.parent / 'runs' / 'attributes.safetensors'}"
@@ -44,7 +45,16 @@ def test_an_audit_finds_what_it_found(landed: Path, capsys) -> None:
     found = printed(capsys, "audit", landed / "analyzed", "--target", "bee")
     expected = json.loads((landed / "audit.json").read_text())
     assert expected["findings"]
+    for now, then in zip(found.pop("findings"), expected.pop("findings"), strict=True):
+        assert {name: now[name] for name in then} == then
     assert {name: found[name] for name in expected} == expected
+
+
+def test_an_audit_is_read_with_the_score_that_it_had_no_name_for(landed: Path) -> None:
+    old = Audit.load(landed / "audit.json")
+    (first,) = old.findings
+    assert first.score == first.rows * first.gap.value / (first.rows + 20) == -0.5 * 4 / 24
+    assert (first.attributes, first.merged, old.merge) == ((), (), 0)
 
 
 def test_an_analysis_is_read_and_equals_one_made_now(landed: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import mumoe
 from mumoe.cli import main
 from mumoe.editing import subgroup_fairness as fairness
+from mumoe.editing.auditing import RunAudit
 from mumoe.editing.edit_files import load_edits, read_edit_file
 from mumoe.editing.expert_edits import Ablate, Rewrite, SetOutput, Swap
 from mumoe.editing.runs import edited_head, editing_run
@@ -332,7 +333,7 @@ def test_audit_of_many_classes_and_few_images_pools_them_and_says_so(tmp_path, c
     assert (status, err) == (0, "")
     assert "no group has 10 images of one class: all classes are pooled (each class is compared with itself)" in out
     assert "all labels: " in out
-    found = json.loads(call(capsys, "audit", run, "--json")[1])
+    found = json.loads(call(capsys, "audit", run, "--json", "--merge", 0)[1])
     assert found["pooled"]
     opened = mumoe.load(run, progress=False).editing()
     rows = opened.data.indices("val")
@@ -352,7 +353,7 @@ def test_audit_without_images_says_so(run, capsys, tmp_path):
     status, out, _ = call(capsys, *arguments)
     assert status == 0
     assert out.count("No pictures: features:") == 1
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in (tmp_path / "pictures").iterdir()] == ["audit.json"]
     assert json.loads(call(capsys, *arguments, "--json")[1])["pictures"] is None
 
 
@@ -368,7 +369,8 @@ def test_audit_shows_the_images_of_its_findings(run, capsys, tmp_path, monkeypat
     assert out.endswith(f"Written: {folder / 'sheet.png'}\n")
     opened = mumoe.load(run, progress=False).editing()
     content = json.loads((folder / "findings.json").read_text())
-    assert len(content["findings"]) == 2
+    assert [bool(found["finding"]["attributes"]) for found in content["findings"]] == [False, False, True, True]
+    assert RunAudit.load(folder / "audit.json").by_attributes.findings
     for found in content["findings"]:
         label = found["finding"]["label"]
         assert found["label"] == ("not blond", "blond")[label]
@@ -410,7 +412,7 @@ def test_edits_that_do_not_exist_are_answered_before_anything_is_loaded(run, cap
 OPTIONS = {
     "audit": {
         "split": "test", "threshold": 0.3, "no-pairs": None, "min-rows": 40, "alpha": 0.9, "correction": "holm",
-        "top": 2, "images": 0, "target": "smiling",
+        "top": 2, "images": 0, "target": "smiling", "merge": 0,
     },
     "fairness": {
         "target": "smiling", "sensitive": "sex", "label": 0, "value": "0", "split": "val", "resamples": 50, "seed": 1,

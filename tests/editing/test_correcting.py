@@ -190,6 +190,21 @@ def test_an_audit(run, tmp_path):
     assert len(found.plot(5).axes[0].get_yticks()) == 5
     with pytest.raises(UserError, match="expected an audit made by Run.audit, got one read from a file"):
         RunAudit.from_json(found.to_json()).pictured()
+    assert found.by_experts is found
+    named = found.by_attributes
+    assert {name for finding in named.findings for name, _ in finding.attributes} >= {"male", "smiling"}
+    assert "blond" not in {name for finding in named.findings for name, _ in finding.attributes}
+    first = next(finding for finding in named.findings if finding.attributes == (("male", "1"),))
+    assert first.label == 1  # blond men, the planted subgroup
+    assert first in named.significant
+    opened = run.editing()
+    rows = opened.data.indices("test")
+    inside = (opened.data.labels[rows][:, :2] == 1).all(1)
+    assert (first.rows, first.accuracy) == (inside.sum(), (opened.logits(rows, 0) > 0)[inside].mean())
+    shown = found.pictured(3, 2, by="attributes")
+    assert [item.finding for item in shown] == list(named.findings[:3])
+    with pytest.raises(UserError, match="expected `by` out of attributes, experts, got 'names'"):
+        found.pictured(by="names")
     (path,) = found.propose(tmp_path / "proposals", top=1)
     assert read_edit_file(path).provenance["finding"] == str(found.findings[0])
 

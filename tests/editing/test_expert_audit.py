@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_combinations_of_a_hierarchy():
     assert found.findings[0].experts == ((0, 4), (1, 1))
     assert found.findings[0].rows == int(inside.sum())
     assert torch.equal(handled([a, b], ((0, 4), (1, 1)), 0.1), inside)
-    assert str(found.findings[0]).startswith("expert 4 + 1 (level 1), label 0: ")
+    assert str(found.findings[0]).startswith("experts 4 + 1 (level 1), label 0: ")
 
 
 def test_product_of_levels_must_reach_the_threshold():
@@ -128,6 +129,9 @@ def test_labels_are_pooled_where_no_group_has_enough_rows_of_one():
     assert 0.2 < first.gap.value < 0.6
     assert first.gap.low > 0
     assert str(first).startswith("expert 3, all labels: ")
+    named = replace(first, experts=(), attributes=(("studio", "noto"),))
+    with pytest.raises(UserError, match="expected a finding by experts, got 'studio = noto'"):
+        propose(named, [a], labels, head=0)
     with pytest.raises(UserError, match="expected a finding of one label"):
         propose(first, [a], labels, head=0)
     plenty = audit([a], right, labels % 2)
@@ -166,7 +170,7 @@ def test_the_floor_is_lowered_where_even_pooling_leaves_too_little():
 
 def test_result_is_json_and_bounded():
     a, right, labels = planted(0)
-    found = audit([a], right, labels, most=5)
+    found = audit([a], right, labels, most=5, merge=0)
     assert len(found.findings) == 5
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["findings"][0]["label"] == 1
 
@@ -183,3 +187,5 @@ def test_bad_input():
         audit([torch.ones(100, 3)], right, labels)
     with pytest.raises(UserError, match="expected `min_rows` >= 2, got 1"):
         audit([a], right, labels, min_rows=1)
+    with pytest.raises(UserError, match=r"expected `merge` in 0\.\.1, got 1\.5\. 0 merges no groups"):
+        audit([a], right, labels, merge=1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mumoe.data.base import ImageData
-from mumoe.editing.expert_audit import Finding
+from mumoe.editing.group_audit import Finding
 from mumoe.editing.subgroup_fairness import Estimate
 from mumoe.errors import JobError
 from mumoe.plots import sheets
@@ -84,6 +85,10 @@ def test_chance_is_said_and_text_stays_in_its_column(tmp_path, monkeypatch):
     write(tmp_path / "a", Pictured(finding(0.3), (), (), 3, 2))
     assert "corrected p 0.3: may be chance" in texts
     assert "experts 3 + 2 (level 1)" in texts
+    assert "score: 0.100" in texts
+    named = dataclasses.replace(finding(0.3), experts=(), attributes=(("studio", "noto"),))
+    write(tmp_path / "a", Pictured(named, (), (), 3, 2))
+    assert "studio = noto" in texts
     texts.clear()
     write(tmp_path / "a", Pictured(finding(0.04), (), (), 3, 2))
     assert "corrected p 0.04" in texts

@@ -215,7 +215,7 @@ def describe(session: Session) -> dict[str, Any]:
         "multi_label": data.multi_label,
         "num_experts": list(session.num_experts),
         "attributes": attributes,
-        "sensitive": list(dict.fromkeys([*attributes, *(data.classes if data.multi_label else ())])),
+        "sensitive": list(data.column_names),
         "splits": session.available(),
         "split": next(iter(session.splits), session.default_split()),
         "editable": session.run.layer is not None,

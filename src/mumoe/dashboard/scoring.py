@@ -205,14 +205,12 @@ def attribute_groups(data: ImageData, name: str) -> tuple[npt.NDArray[np.int64],
     Raises:
         UserError: If there is no such attribute; the nearest is offered.
     """
-    if name in data.attributes:
-        return data.attributes[name].codes, data.attributes[name].values
-    if data.multi_label and name in data.classes:
-        return data.labels[:, data.classes.index(name)].astype(np.int64), ("0", "1")
-    choices = [*data.attributes, *(data.classes if data.multi_label else ())]
-    if not choices:
+    column = data.column(name)
+    if column is not None:
+        return column.codes, column.values
+    if not data.column_names:
         raise UserError(f"{WHO}: expected an attribute, got {name!r}; {data.name} has none. Leave it out.")
-    raise unknown_name(WHO, "attribute", name, choices)
+    raise unknown_name(WHO, "attribute", name, data.column_names)
 
 
 def by_value(scores: Scores, rows: Rows, changed: Changed, name: str) -> dict[str, Any]:

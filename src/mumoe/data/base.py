@@ -96,6 +96,17 @@ class ImageData:
             f"split {self.split_by or 'as given'}: {parts}" + (f"; unknown: {', '.join(without)}" if without else "")
         )
 
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """What names subgroups: the attributes, and the 0/1 targets of a multi-label set."""
+        return tuple(dict.fromkeys([*self.attributes, *(self.classes if self.multi_label else ())]))
+
+    def column(self, name: str) -> Attribute | None:
+        """The values of one of `column_names`, or None."""
+        if name in self.attributes or name not in self.column_names:
+            return self.attributes.get(name)
+        return Attribute(self.labels[:, self.classes.index(name)].astype(np.int64), ("0", "1"))
+
     def indices(self, split: SplitName) -> npt.NDArray[np.int64]:
         """Positions of the images of one split, in the order of the set."""
         return np.flatnonzero(self.split == SPLITS.index(split)).astype(np.int64)

@@ -1,20 +1,22 @@
-"""An audit of a trained run: its groups, the images behind them, and the rewritings that they suggest."""
+"""An audit of a trained run: by experts and by named attributes, the images behind it, and rewritings it suggests."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mumoe.data.base import SPLITS
+from mumoe.data.base import SPLITS, Attribute, ImageData
+from mumoe.editing.attribute_audit import audit_attributes, matching
 from mumoe.editing.edit_files import save_edits
-from mumoe.editing.expert_audit import Audit, Correction, Finding, audit, handled, propose
+from mumoe.editing.expert_audit import audit, handled, propose
+from mumoe.editing.group_audit import MERGE, Audit, Correction, Finding
 from mumoe.editing.runs import EditingRun, check_editable, editing_run
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument
@@ -23,9 +25,14 @@ from mumoe.plots.finding_sheet import Pictured, spread, write_findings
 from mumoe.records import record
 from mumoe.training.opening import StoredRun
 
-__all__ = ["RunAudit", "audit_run"]
+__all__ = ["AUDIT", "RunAudit", "audit_opened", "audit_run"]
 
 WHO = "Run.audit"
+
+AUDIT = "audit.json"
+"""The audit in the folder that `RunAudit.write` makes."""
+
+By = Literal["experts", "attributes"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class _Audited:
         coefficients: One (rows, N_e) tensor per level.
         labels: (rows,) true labels.
         answers: (rows,) the model's.
+        columns: Named columns of the rows.
     """
 
     run: EditingRun
@@ -45,11 +53,24 @@ class _Audited:
     coefficients: tuple[Tensor, ...]
     labels: Tensor
     answers: Tensor
+    columns: Mapping[str, Attribute]
+
+    def inside(self, finding: Finding, threshold: float) -> npt.NDArray[np.bool_]:
+        """(rows,) whether an image is one of a finding's."""
+        if finding.attributes:
+            inside = matching(self.columns, finding.attributes)
+        else:
+            inside = handled(self.coefficients, finding.experts, threshold)
+        if finding.label is not None:
+            inside = inside & (self.labels == finding.label)
+        return inside.numpy()
 
 
 @record
 class RunAudit(Audit):
     """Groups of a run's images that are right less often than the rest; made by `Run.audit`.
+
+    The ranking is that of groups by experts; the one by named attributes is beside it.
 
     Attributes:
         run: Folder of the run.
@@ -57,6 +78,7 @@ class RunAudit(Audit):
         images: Number of its images.
         target: The attribute that was audited; empty in a single-label run.
         labels: Name of each label.
+        by_attributes: The ranking of groups by named attributes; None where the data have none.
     """
 
     run: str = ""
@@ -64,6 +86,7 @@ class RunAudit(Audit):
     images: int = 0
     target: str = ""
     labels: tuple[str, ...] = ()
+    by_attributes: Audit | None = None
 
     _audited: ClassVar[_Audited | None] = None
 
@@ -86,29 +109,51 @@ class RunAudit(Audit):
     def headline(self) -> str:
         return f"{super().headline()}, on {self.images:,} {self.split} images of {self.run}"
 
-    def pictured(self, top: int = 10, images: int = 5) -> list[Pictured]:
+    @property
+    def by_experts(self) -> Self:
+        """The ranking of groups by experts: this audit itself."""
+        return self
+
+    def pictured(self, top: int = 10, images: int = 5, *, by: By = "experts") -> list[Pictured]:
         """The first findings with some of their images, wrong and right, evenly spread.
 
         Args:
             top: Number of findings.
             images: Most wrong images of each, and most right ones.
+            by: Which ranking's: ``experts`` or ``attributes``.
         """
-        return [self._pictured(finding, images) for finding in self.findings[:top]]
+        if by not in ("experts", "attributes"):
+            raise unknown_argument("RunAudit.pictured", "by", by, ("experts", "attributes"))
+        ranking = self if by == "experts" else self.by_attributes
+        return [self._pictured(finding, images) for finding in (ranking.findings[:top] if ranking else ())]
 
     def _pictured(self, finding: Finding, images: int) -> Pictured:
         made = self.audited
-        inside, right = handled(made.coefficients, finding.experts, self.threshold), made.answers == made.labels
-        if finding.label is not None:
-            inside &= made.labels == finding.label
-        wrong, good = made.rows[(inside & ~right).numpy()], made.rows[(inside & right).numpy()]
+        inside, right = made.inside(finding, self.threshold), (made.answers == made.labels).numpy()
+        wrong, good = made.rows[inside & ~right], made.rows[inside & right]
         return Pictured(finding, spread(wrong, images), spread(good, images), len(wrong), len(good))
+
+    def write(self, shown: Sequence[Pictured], folder: str | Path = "") -> list[Path]:
+        """Write the audit as ``audit.json``, which `mumoe report` shows, and images of findings on one sheet.
+
+        Args:
+            shown: From `pictured`.
+            folder: Where they go, in place of an earlier audit; by default RUN/audit/SPLIT, or RUN/audit/TARGET-SPLIT.
+
+        Returns:
+            The paths of the audit and of the sheet, which is missing if the data have no images.
+        """
+        place = self._place(folder)
+        sheet = self.write_sheet(shown, folder)
+        self.save(place / AUDIT)
+        return [place / AUDIT, *([sheet] if sheet else [])]
 
     def write_sheet(self, shown: Sequence[Pictured], folder: str | Path = "") -> Path | None:
         """Draw the images of findings on one sheet, with their ids and credits beside it.
 
         Args:
             shown: From `pictured`.
-            folder: Where it goes; by default RUN/audit/SPLIT, or RUN/audit/TARGET-SPLIT.
+            folder: As for `write`.
 
         Returns:
             The path of the sheet; None if the data have no images.
@@ -119,10 +164,13 @@ class RunAudit(Audit):
             return None
         guesses = np.full(len(data), -1, dtype=np.int64)
         guesses[made.rows] = made.answers.numpy()
+        title = f"Groups whose images go wrong, {data.name}, {self.split} images"
+        return write_findings(self._place(folder), shown, data, guesses, self.labels, alpha=self.alpha, title=title)
+
+    def _place(self, folder: str | Path) -> Path:
         name = "".join(c if c.isalnum() or c in "-_=" else "_" for c in self.target)
-        place = folder or made.run.path / "audit" / "-".join(part for part in (name, self.split) if part)
-        title = f"Experts whose images go wrong, {data.name}, {self.split} images"
-        return write_findings(place, shown, data, guesses, self.labels, alpha=self.alpha, title=title)
+        default = self.audited.run.path / "audit" / "-".join(part for part in (name, self.split) if part)
+        return Path(folder) if str(folder) else default
 
     def propose(self, folder: str | Path, top: int = 10) -> list[Path]:
         """Write one edit file for each of the first findings that are significant: the rewriting of its experts.
@@ -152,8 +200,25 @@ class RunAudit(Audit):
         return written
 
 
-def audit_run(
-    stored: StoredRun,
+def audit_run(stored: StoredRun, target: str = "", **settings: Any) -> RunAudit:
+    """Rank groups of a run's images by their errors beyond those of the rest, by experts and by named attributes.
+
+    Args:
+        stored: The run.
+        target: The attribute to audit in a multi-label run; a single-label run is audited class by class.
+        **settings: As for `audit_opened`.
+
+    Raises:
+        UserError: If an argument is wrong, the split is empty, or the head has no experts that make the logits.
+    """
+    if settings.get("split", "val") not in SPLITS:
+        raise unknown_argument(WHO, "split", settings["split"], SPLITS)
+    check_editable(stored, who=WHO)
+    return audit_opened(editing_run(stored), target, **settings)
+
+
+def audit_opened(
+    run: EditingRun,
     target: str = "",
     *,
     split: str = "val",
@@ -162,37 +227,43 @@ def audit_run(
     min_rows: int = 10,
     alpha: float = 0.05,
     correction: Correction = "fdr",
+    merge: float = MERGE,
 ) -> RunAudit:
-    """Rank experts and their combinations by how far below the rest the accuracy of their images is.
+    """`audit_run` of a run that is open already.
 
     Args:
-        stored: The run.
-        target: The attribute to audit in a multi-label run; a single-label run is audited class by class.
+        run: The run.
+        target: The attribute to audit in a multi-label run.
         split: train, val or test; choosing edits by the test split would spoil it.
         threshold: Coefficient from which an expert handles an image.
-        pairs: Look at pairs of experts too.
-        min_rows: Images that a group must have; lowered where no group has as many, see `audit`.
+        pairs: Look at pairs of experts, and of named values, too.
+        min_rows: Images that a group must have; lowered where no group has as many, see `group_audit`.
         alpha: Level of significance after correction.
         correction: ``fdr`` (share of false alarms) or ``holm`` (chance of any).
+        merge: Overlap from which a group is listed under one that ranks above it; 0 for never.
 
     Raises:
-        UserError: If an argument is wrong, the split is empty, or the head has no experts that make the logits.
+        UserError: As `audit_run`.
     """
-    if split not in SPLITS:
-        raise unknown_argument(WHO, "split", split, SPLITS)
-    check_editable(stored, who=WHO)
-    run = editing_run(stored)
     run.require_layer(WHO)
     rows = run.data.indices(split)  # type: ignore[arg-type]
     if not len(rows):
         raise UserError(f"{WHO}: expected images in the {split} split, got none. Use another `split`.")
     labels, answers = _outcomes(run, target, rows)
-    made = _Audited(run, rows, run.coefficients(rows, WHO), labels, answers)
-    settings: dict[str, Any] = {"threshold": threshold, "pairs": pairs, "min_rows": min_rows}
-    found = audit(made.coefficients, answers == labels, labels, alpha=alpha, correction=correction, **settings)
+    made = _Audited(run, rows, run.coefficients(rows, WHO), labels, answers, _columns(run.data, target, rows))
+    settings: dict[str, Any] = {"pairs": pairs, "min_rows": min_rows, "alpha": alpha, "correction": correction}
+    right = answers == labels
+    found = audit(made.coefficients, right, labels, threshold=threshold, merge=merge, **settings)
+    named = audit_attributes(made.columns, right, labels, merge=merge, **settings) if made.columns else None
     names = (f"not {target}", target) if run.data.multi_label else run.data.classes
     about: dict[str, Any] = {"run": str(run.path), "split": split, "images": len(rows), "target": target}
-    return RunAudit(**vars(found), **about, labels=tuple(names)).bound(made)
+    return RunAudit(**vars(found), **about, labels=tuple(names), by_attributes=named).bound(made)
+
+
+def _columns(data: ImageData, target: str, rows: npt.NDArray[np.int64]) -> dict[str, Attribute]:
+    """Named columns of these rows, but for the target itself."""
+    found = {name: data.column(name) for name in data.column_names if name != target}
+    return {name: Attribute(column.codes[rows], column.values) for name, column in found.items() if column}
 
 
 def _outcomes(run: EditingRun, target: str, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:

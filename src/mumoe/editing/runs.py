@@ -232,10 +232,8 @@ def edited_head(head: Head, stack: EditStack) -> Head:
 
 def _sensitive(data: ImageData, name: str, who: str) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.bool_]]:
     """Values and whether they are known, from an attribute or another 0/1 label of the set."""
-    if name in data.attributes:
-        attribute = data.attributes[name]
-        values = np.array([*attribute.values, "unknown"], dtype=np.str_)
-        return values[attribute.codes], attribute.codes >= 0
-    if name in data.classes:
-        return data.labels[:, data.classes.index(name)].astype(np.str_), np.ones(len(data), dtype=np.bool_)
-    raise unknown_argument(who, "sensitive", name, [*data.attributes, *data.classes])
+    column = data.column(name)
+    if column is None:
+        raise unknown_argument(who, "sensitive", name, data.column_names)
+    values = np.array([*column.values, "unknown"], dtype=np.str_)
+    return values[column.codes], column.codes >= 0

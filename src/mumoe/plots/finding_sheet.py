@@ -1,8 +1,9 @@
 """What an audit's findings look like: for each, images that went wrong and images that went right, on one sheet.
 
-A finding is a row of numbers about images that some experts handle. Whether they have anything in common is for a
-person to see: left are images that the model gets wrong, right, for comparison, those of the same experts and the same
-true label that it gets right. Both are spread evenly over all there are, in the order of the data, not picked.
+A finding is a row of numbers about images that some experts handle, or that share a named attribute. Whether they have
+anything else in common is for a person to see: left are images that the model gets wrong, right, for comparison, those
+of the same group and the same true label that it gets right. Both are spread evenly over all there are, in the order of
+the data, not picked.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mumoe.data.base import ImageData
-    from mumoe.editing.expert_audit import Finding
+    from mumoe.editing.group_audit import Finding
 
 __all__ = ["Pictured", "spread", "write_findings"]
 
@@ -36,7 +37,7 @@ class Pictured:
 
     Attributes:
         finding: The finding.
-        wrong: Positions in the data of images that its experts handle and the model gets wrong.
+        wrong: Positions in the data of images of the group that the model gets wrong.
         right: Positions of those that it gets right.
         wrong_total: How many there are.
         right_total: How many there are.
@@ -127,7 +128,7 @@ class _Names:
 
 
 _NOTE = (
-    "Images are spread evenly over all that these experts handle. What they have in common is yours to judge: a "
+    "Images are spread evenly over all of a group. What they have in common is yours to judge: a "
     "finding is a group of images, not a named group of people."
 )
 
@@ -142,9 +143,9 @@ def _sheet(
     pitch, top = size + BAND + 14, MARGIN + HEAD
     sheet = Sheet(width, top + max(1, len(findings)) * pitch + MARGIN, [_NOTE, *names.data.credits])
     sheet.text((MARGIN, MARGIN), title, 17, width=width - 2 * MARGIN)
-    sheet.text((MARGIN, MARGIN + 36), "experts", 13, PALE)
+    sheet.text((MARGIN, MARGIN + 36), "group", 13, PALE)
     sheet.text((left, MARGIN + 36), "wrong: true label, then the model's", 13, PALE)
-    sheet.text((middle, MARGIN + 36), "right: same experts and label", 13, PALE)
+    sheet.text((middle, MARGIN + 36), "right: same group and label", 13, PALE)
     for row, item in enumerate(findings):
         y = top + row * pitch
         _write_numbers(sheet, y, item, names.names, alpha)
@@ -159,15 +160,15 @@ def _sheet(
 def _write_numbers(sheet: Sheet, y: int, item: Pictured, names: Sequence[str], alpha: float) -> None:
     """The finding in words, beside its images."""
     found = item.finding
-    experts = " + ".join(f"{n}" if level == 0 else f"{n} (level {level})" for level, n in found.experts)
     p = f"corrected p {found.p_corrected:.2g}"
     lines = [
         "true label: any" if found.label is None else f"true label: {names[found.label]}",
         f"wrong: {item.wrong_total} of {found.rows} images",
         f"right: {found.accuracy:.3f}, elsewhere {found.rest:.3f}",
         f"gap: {found.gap.value:.3f} [{found.gap.low:.3f}, {found.gap.high:.3f}]",
+        f"score: {found.score:.3f}",
         p if found.p_corrected <= alpha else f"{p}: may be chance",
     ]
-    sheet.text((MARGIN, y), f"expert{'s' if len(found.experts) > 1 else ''} {experts}", 15, width=SIDE - 12)
+    sheet.text((MARGIN, y), found.group_in_words(), 15, width=SIDE - 12)
     for number, text in enumerate(lines):
         sheet.text((MARGIN, y + 24 + 17 * number), text, 12, PALE, SIDE - 12)
