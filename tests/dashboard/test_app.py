@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mumoe
 from dashboard.made_up_run import CLASSES, EVIL, draw
 from dashboard.talking import get, post, refused, request
-from mumoe.dashboard import app, image_panel
+from mumoe.dashboard import app, audit_panel, image_panel
 from mumoe.deploy.model import ImageClassifier
 from mumoe.deploy.predictions import explain
+from mumoe.editing.group_audit import Audit
 
 
 def test_the_state_names_everything_and_the_secret_of_the_page(running):
@@ -70,6 +72,21 @@ def test_one_expert_with_what_its_classes_lose(running, session):
     assert [item["loss"] for item in found["analysis"]["losses"]] == [item.loss for item in expected.losses]
     assert all(len(item["interval"]) == 2 for item in found["analysis"]["losses"])
     assert found["touched"] == expected.touched
+
+
+def test_an_audit_is_that_of_the_run_by_experts_and_by_named_attributes(running, session, run):
+    found = get(running, "/api/audit", split="val", target=CLASSES[1])
+    made = mumoe.load(run, progress=False).audit(CLASSES[1], split="val")
+    assert (found["labels"], found["images"]) == (list(made.labels), 120)
+    for name, audit in (("experts", made), ("attributes", made.by_attributes)):
+        assert found[name]["headline"] == Audit.headline(audit)
+        assert found[name]["total"] == len(audit.findings)
+        shown = [(row["group"], row["label"], row["score"], row["p_corrected"]) for row in found[name]["findings"]]
+        expected = [(f.group_in_words(), f.label, f.score, f.p_corrected) for f in audit.findings]
+        assert shown == expected[: audit_panel.SHOWN]
+    assert any("studio = <i>inked</i>" in row["group"] for row in found["attributes"]["findings"])
+    status, _, content = request(running, "GET", "/api/audit?split=val&target=nope")
+    assert (status, b"expected target out of" in content.replace(b"`", b"")) == (400, True)
 
 
 def test_images_of_an_expert_come_with_the_largest_coefficient_first(running, session):

@@ -245,6 +245,24 @@ def dragged(page, path, name: str):
     return page.evaluate_handle(make, [list(path.read_bytes()), name])
 
 
+def test_an_audit_shows_both_rankings_and_leads_to_experts(browser, running, session):  # noqa: F811
+    with opened(browser, running.url) as watched:
+        page = ready(watched)
+        page.get_by_role("link", name="Audit").click()
+        page.get_by_label("Attribute to audit").select_option("<b>striped</b>")
+        watched.still().get_by_role("region", name="By named attributes").wait_for()
+        audit = session.audits["val", "<b>striped</b>"]
+        rows = page.get_by_role("region", name="By named attributes").locator("tbody tr")
+        assert rows.count() == len(audit.by_attributes.findings[:50])
+        first = rows.first.inner_text()
+        assert audit.by_attributes.findings[0].group_in_words() in first
+        assert f"{audit.by_attributes.findings[0].score:.3f}" in first.replace("−", "-")
+        assert both_themes(watched) == [([], 0)] * 2
+        page.get_by_role("region", name="By experts").locator("tbody .link").first.click()
+        expert = audit.findings[0].experts[0][1]
+        page.get_by_role("heading", name=f"Expert {expert}", exact=True).wait_for()
+
+
 def test_a_phone_has_every_page(browser, running):  # noqa: F811
     with opened(browser, running.url, width=390, height=844, dark=True) as watched:
         page = ready(watched)
@@ -262,6 +280,9 @@ def test_a_phone_has_every_page(browser, running):  # noqa: F811
         page.locator("button.tile").first.click()
         page.wait_for_selector("table.apart")
         found["image"] = faults(watched)
+        page.get_by_role("link", name="Audit").click()
+        watched.still().get_by_role("region", name="By experts").wait_for()
+        found["audit"] = faults(watched)
         assert found == dict.fromkeys(found, ([], 0))
 
 

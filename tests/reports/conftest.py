@@ -11,7 +11,7 @@ from mumoe.reports import site as pages
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from made_up_report import NAMES, analyzed, edited, named_data, trained
+from made_up_report import NAMES, analyzed, audited, edited, named_data, trained
 from made_up_results import gathered, made_up_data, write_run
 
 
@@ -24,6 +24,7 @@ def whole(tmp_path_factory):
         changed.setattr(analyzing, "save_figure", lambda *_: None)
         analyzed(folder)
     edited(folder)
+    audited(folder)
     return folder
 
 

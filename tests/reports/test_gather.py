@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mumoe
+from mumoe.editing.auditing import RunAudit
 from mumoe.errors import UserError
 from mumoe.records import to_plain
 from mumoe.reports.gathering import open_images
@@ -40,7 +41,7 @@ def test_a_bare_run_shows_its_training_and_names_what_it_lacks(bare):
     lack = view.lacks("analysis")
     assert lack is not None
     assert lack.command == f"mumoe analyze {bare / 'seed-0'}"
-    assert {found.part for found in view.missing} == {"analysis", "edits", "fairness", "stability"}
+    assert {found.part for found in view.missing} == {"analysis", "audit", "edits", "fairness", "stability"}
 
 
 def test_curves_are_the_training_log(bare):
@@ -113,6 +114,29 @@ def test_edits_are_shown_before_and_after_beside_the_blind_shift(whole):
     assert [report.to_dict() for report in found.models.values()] == reports()
     assert (found.target, found.sensitive, found.split) == ("old <u>", "sex", "test")
     assert (found.blind.strength, subgroup.choice.strength) == (2, 1)
+
+
+def test_audits_are_shown_by_experts_and_by_named_attributes(whole):
+    (view,) = gathered(whole)
+    (shown,) = view.audits
+    stored = RunAudit.load(whole / shown.file)
+    assert (shown.title, shown.images, shown.labels) == ("Test images", 300, NAMES)
+    assert [ranking.kind for ranking in shown.rankings] == ["experts", "named attributes"]
+    for ranking, audit in zip(shown.rankings, (stored, stored.by_attributes), strict=True):
+        assert ranking.findings == audit.findings[:20]
+        assert ranking.total == len(audit.findings)
+        assert audit.significant
+    assert shown.label_name(stored.findings[0]) == NAMES[stored.findings[0].label]
+
+
+def test_a_run_without_an_audit_says_how_to_make_one(bare, tmp_path):
+    assert gathered(bare)[0].lacks("audit").command.startswith("mumoe audit ")
+    trained(tmp_path / "run")
+    (tmp_path / "run" / "audit" / "val").mkdir(parents=True)
+    (tmp_path / "run" / "audit" / "val" / "audit.json").write_text("{}")
+    (view,) = gathered(tmp_path / "run")
+    assert view.audits == ()
+    assert view.lacks("audit").reason.startswith("val/audit.json could not be read")
 
 
 def test_a_damaged_file_of_edits_is_named_and_the_rest_shown(whole, tmp_path):

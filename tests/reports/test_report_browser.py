@@ -27,6 +27,7 @@ PAGES = (
     "run/experts/0-1.html",
     "run/hierarchy.html",
     "run/edits.html",
+    "run/audit.html",
     "other-i-run/images-2.html",
 )
 

@@ -228,6 +228,7 @@ def test_a_run_without_anything_is_shown_with_the_commands(tmp_path):
     assert f"mumoe analyze {run}" in page.text
     assert "Fewer than two steps were logged" in page.text
     assert f"mumoe edit {run} --do ablate:0" in Page(tmp_path / "out" / "edits.html").text
+    assert f"mumoe audit {run}" in Page(tmp_path / "out" / "audit.html").text
 
 
 def test_an_interrupted_report_leaves_the_older_one(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mumoe.dashboard import WHO, edit_panel, expert_panel, image_panel
+from mumoe.dashboard import WHO, audit_panel, edit_panel, expert_panel, image_panel
 from mumoe.dashboard.background import Tasks, one_line
 from mumoe.dashboard.guard import Guard, Secrets
 from mumoe.dashboard.session import Session, Split
@@ -113,6 +113,9 @@ class Dashboard:
     def expert(self, given: Mapping[str, str]) -> Any:
         level, expert = _number(given, "level"), _number(given, "expert")
         return expert_panel.expert_detail(self.session, self.split(given), level, expert)
+
+    def audit(self, given: Mapping[str, str]) -> Any:
+        return audit_panel.audit_split(self.session, self.split(given).name, given.get("target", ""))
 
     def job(self, given: Mapping[str, str]) -> Any:
         job = self.tasks[_number(given, "number")].public()
@@ -236,6 +239,7 @@ def make_app(dashboard: Dashboard, port: int | None = None) -> Guard:
         "/api/state": dashboard.state,
         "/api/experts": dashboard.experts,
         "/api/expert": dashboard.expert,
+        "/api/audit": dashboard.audit,
         "/api/job": dashboard.job,
         "/api/edits": dashboard.edit_files,
         "/api/text/layer": dashboard.text_layer,

@@ -25,6 +25,7 @@ from mumoe.dashboard.background import Report
 from mumoe.dashboard.scoring import Groups, Scores
 from mumoe.dashboard.whatif import Level, Rows, begun, open_rows
 from mumoe.data.base import SPLITS
+from mumoe.editing.auditing import RunAudit
 from mumoe.editing.runs import EditingRun, editing_run
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import recovered
@@ -88,6 +89,7 @@ class Session:
         splits: Splits that were opened.
         lock: Held by whoever opens a split or computes.
         means: Factors of rewritings by their short name, so that pages need not carry them.
+        audits: Audits by split and target, once they were asked for.
         groups: Subgroups by split, head and sensitive attribute, once they were looked at.
         uploads: What the layer sees of the last pictures of one's own, by number.
     """
@@ -98,6 +100,7 @@ class Session:
     splits: dict[str, Split] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     means: dict[str, Any] = field(default_factory=dict)
+    audits: dict[tuple[str, str], RunAudit] = field(default_factory=dict)
     groups: dict[tuple[str, str, str], Groups] = field(default_factory=dict)
     uploads: dict[int, Tensor] = field(default_factory=dict)
 

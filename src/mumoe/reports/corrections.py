@@ -1,4 +1,4 @@
-"""Edits and fairness as they are shown: what `mumoe edit` and `mumoe fairness` wrote beside a run."""
+"""Edits, fairness and audits as they are shown: what `mumoe edit`, `mumoe fairness` and `mumoe audit` wrote."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mumoe.editing.auditing import AUDIT, RunAudit
 from mumoe.editing.edit_files import read_edit_file
 from mumoe.editing.edit_reports import FairnessComparison, recorded_choice, recorded_fairness
+from mumoe.editing.group_audit import Audit
 from mumoe.editing.subgroup_fairness import FairnessReport
 from mumoe.errors import UserError
 from mumoe.files import read_json
-from mumoe.reports.views import EditView, MeasuredFairness, Missing, PlainChange
+from mumoe.reports.views import AuditView, EditView, MeasuredFairness, Missing, PlainChange, RankingView
 
-__all__ = ["read_edits", "read_fairness"]
+__all__ = ["read_audits", "read_edits", "read_fairness"]
+
+FINDINGS = 20
+"""Findings of a ranking that a report shows."""
 
 
 def read_edits(run: Path) -> tuple[tuple[EditView, ...], tuple[Missing, ...]]:
@@ -76,3 +81,34 @@ def _fairness(path: Path, run: Path) -> MeasuredFairness:
     models = {name: FairnessReport.from_dict(found) for name, found in read_json(path, "report").items()}
     file = str(path.relative_to(run))
     return MeasuredFairness(path.name, file, FairnessComparison(str(run), "", "", "", models))
+
+
+def read_audits(run: Path, multi_label: bool) -> tuple[tuple[AuditView, ...], tuple[Missing, ...]]:
+    """The audits in RUN/audit, by name; one that cannot be read is named among what is missing."""
+    views, missing = [], []
+    for path in sorted((run / "audit").glob(f"*/{AUDIT}")):
+        try:
+            views.append(_audit(RunAudit.load(path), str(path.relative_to(run))))
+        except UserError as error:
+            missing.append(Missing("audit", f"{path.parent.name}/{AUDIT} could not be read: {error}", ""))
+    if not views and not missing:
+        command = f"mumoe audit {run}{' --target ATTRIBUTE' if multi_label else ''}"
+        missing.append(Missing("audit", "No audit was made of this run.", command))
+    return tuple(views), tuple(missing)
+
+
+def _audit(found: RunAudit, file: str) -> AuditView:
+    named = [("named attributes", found.by_attributes)] if found.by_attributes else []
+    return AuditView(
+        title=f"{found.target}, {found.split} images" if found.target else f"{found.split} images".capitalize(),
+        file=file,
+        split=found.split,
+        images=found.images,
+        labels=found.labels,
+        pooled=found.pooled,
+        rankings=tuple(_ranking(kind, audit) for kind, audit in [("experts", found), *named]),
+    )
+
+
+def _ranking(kind: str, found: Audit) -> RankingView:
+    return RankingView(kind, Audit.headline(found), found.alpha, len(found.findings), found.findings[:FINDINGS])

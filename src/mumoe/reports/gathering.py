@@ -15,7 +15,7 @@ from mumoe.costs import spec_costs
 from mumoe.data.base import ImageData
 from mumoe.errors import JobError, UserError
 from mumoe.plots.training_curves import TrainingCurve
-from mumoe.reports.corrections import read_edits, read_fairness
+from mumoe.reports.corrections import read_audits, read_edits, read_fairness
 from mumoe.reports.expert_views import Analyzed, evaluations_of, read_experts, read_study
 from mumoe.reports.generalization import read_shifts, read_stability
 from mumoe.reports.views import CostRow, HeadFacts, Missing, RunFacts, RunView, SeedView
@@ -103,8 +103,11 @@ def _view(name: str, path: str, runs: Sequence[StoredRun], data: ImageData | Non
     else:
         experts = read_experts(run, data=data, most_images=most_images)
     edits, no_edits = read_edits(run.path)
-    if not edits and not (head.gate and head.position == "final"):
-        no_edits = (Missing("edits", "Only experts that make the logits can be edited: this head has none."),)
+    audits, no_audits = read_audits(run.path, bool(run.facts["multi_label"]))
+    if not (head.gate and head.position == "final"):
+        reason = "Only experts that make the logits can be {}: this head has none."
+        no_edits = no_edits if edits else (Missing("edits", reason.format("edited")),)
+        no_audits = no_audits if audits else (Missing("audit", reason.format("audited")),)
     fairness, no_fairness = read_fairness(run.path, bool(run.facts["multi_label"]))
     stability, unstable = read_stability(path, runs, head)
     analyzed = [seed.specialized for seed in seeds if seed.specialized]
@@ -124,8 +127,9 @@ def _view(name: str, path: str, runs: Sequence[StoredRun], data: ImageData | Non
         combinations=experts.combinations,
         edits=edits,
         fairness=fairness,
+        audits=audits,
         costs=costs,
-        missing=(*missing, *_unfinished(seeds), *experts.missing, *no_edits, *no_fairness, *unstable),
+        missing=(*missing, *_unfinished(seeds), *experts.missing, *no_edits, *no_fairness, *no_audits, *unstable),
         stability=stability,
         shifts=read_shifts(path, runs),
     )

@@ -270,6 +270,8 @@ def _write_run(site: _Site, run: _Run) -> None:
         _write_generalization(site, run)
     if _has_edits(view):
         _write_edits(site, run)
+    if _has_audits(view):
+        site.page(run.path("audit.html"), "audit.html", **_common(run, "audit", "data/run.json"))
 
 
 def _generalizes(view: RunView) -> bool:
@@ -280,6 +282,11 @@ def _generalizes(view: RunView) -> bool:
 def _has_edits(view: RunView) -> bool:
     """Whether there can be edits to speak of: there are some, or the head has experts to edit."""
     return bool(view.edits or view.fairness or view.head.experts)
+
+
+def _has_audits(view: RunView) -> bool:
+    """Whether there is an audit, or experts to audit."""
+    return bool(view.audits or view.head.experts)
 
 
 def _common(run: _Run, current: str, json: str, depth: int = 0) -> dict[str, Any]:
@@ -298,6 +305,8 @@ def _common(run: _Run, current: str, json: str, depth: int = 0) -> dict[str, Any
         menu.append(("generalization", "generalization.html", "Other seeds and data"))
     if _has_edits(view):
         menu.append(("edits", "edits.html", "Edits and fairness"))
+    if _has_audits(view):
+        menu.append(("audit", "audit.html", "Audit"))
     entries = [{"href": up + href, "text": text, "current": key == current} for key, href, text in menu]
     if run.others:
         entries.insert(0, {"href": f"{up}../index.html", "text": "All runs", "current": False})

@@ -15,11 +15,13 @@ from mumoe.analysis.shifting import Shift
 from mumoe.analysis.stability import Stability
 from mumoe.editing.choose import Choice
 from mumoe.editing.edit_reports import FairnessComparison
+from mumoe.editing.group_audit import Finding
 from mumoe.plots.sprites import ImageView
 from mumoe.plots.training_curves import TrainingCurve
 from mumoe.results import EvalResult, Spread
 
 __all__ = [
+    "AuditView",
     "ClassLoss",
     "CombinationView",
     "CostRow",
@@ -31,6 +33,7 @@ __all__ = [
     "Missing",
     "Neighbour",
     "PlainChange",
+    "RankingView",
     "RunFacts",
     "RunView",
     "SeedView",
@@ -42,8 +45,8 @@ class Missing:
     """A part that a run does not have.
 
     Attributes:
-        part: ``analysis``, ``neighbours``, ``loss intervals``, ``images``, ``edits``, ``fairness``, ``costs`` or
-            ``evaluation``.
+        part: ``analysis``, ``neighbours``, ``loss intervals``, ``images``, ``edits``, ``fairness``, ``audit``,
+            ``costs`` or ``evaluation``.
         reason: Why it is not there, in a sentence.
         command: The command that would make it; empty where none can.
     """
@@ -339,6 +342,53 @@ class EditView:
     change: PlainChange | None
 
 
+# Audits --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RankingView:
+    """The first findings of an audit by experts or by named attributes.
+
+    Attributes:
+        kind: ``experts`` or ``named attributes``.
+        headline: How many groups are right less often than the rest.
+        alpha: Level of significance.
+        total: Findings of the audit, of which these are the first.
+    """
+
+    kind: str
+    headline: str
+    alpha: float
+    total: int
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class AuditView:
+    """What `mumoe audit` wrote.
+
+    Attributes:
+        title: The attribute and the split that were audited.
+        file: Its path relative to the run.
+        images: Number of images.
+        labels: Name of each label.
+        pooled: Whether all labels were pooled.
+        rankings: By experts, then by named attributes where the data have some.
+    """
+
+    title: str
+    file: str
+    split: str
+    images: int
+    labels: tuple[str, ...]
+    pooled: bool
+    rankings: tuple[RankingView, ...]
+
+    def label_name(self, finding: Finding) -> str:
+        """The true label of a finding's images."""
+        return "any" if finding.label is None else self.labels[finding.label]
+
+
 # All of it -----------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +410,7 @@ class RunView:
         combinations: Strong combinations of a hierarchy.
         edits: Files of edits of the seed shown.
         fairness: Reports of `mumoe fairness` found beside it.
+        audits: Audits of the seed shown.
         costs: The head's layer first, then linear, then dense with the same experts.
         stability: Whether its experts reappear in other seeds, if that was measured.
         shifts: Its experts on shifted data, as far as that was measured.
@@ -380,6 +431,7 @@ class RunView:
     combinations: tuple[CombinationView, ...]
     edits: tuple[EditView, ...]
     fairness: tuple[MeasuredFairness, ...]
+    audits: tuple[AuditView, ...]
     costs: tuple[CostRow, ...]
     missing: tuple[Missing, ...]
     stability: Stability | None = None

@@ -3,6 +3,7 @@
 import { render } from "/vendor/preact.js";
 import { useCallback, useEffect, useRef, useState } from "/vendor/hooks.js";
 import { get, post, setPage, watch } from "/api.js";
+import { Audit } from "/audit.js";
 import { Board, entries } from "/board.js";
 import { ExpertDetail, ExpertList } from "/experts.js";
 import { change, current, free, redo, settle, START, undo } from "/history.js";
@@ -33,13 +34,13 @@ function keep(name, value) {
   }
 }
 
-// The address after #: experts, expert/LEVEL/N, images, image/N, own, edits, texts.
+// The address after #: experts, expert/LEVEL/N, images, image/N, own, audit, edits, texts.
 function place() {
   const [page, ...rest] = location.hash.replace(/^#\/?/, "").split("/");
   const numbers = rest.map(Number);
   if (page === "expert" && numbers.length === 2 && numbers.every(Number.isInteger)) return { page, level: numbers[0], expert: numbers[1] };
   if (page === "image" && numbers.length === 1 && Number.isInteger(numbers[0])) return { page, image: numbers[0] };
-  return { page: ["images", "own", "edits", "texts"].includes(page) ? page : "experts" };
+  return { page: ["images", "own", "audit", "edits", "texts"].includes(page) ? page : "experts" };
 }
 
 const go = (path) => {
@@ -155,7 +156,7 @@ function Dashboard({ run }) {
   };
   const openImage = (image) => go(`image/${image}`);
   const sent = useSent(edits);
-  const tabs = [["experts", "Experts"], ["images", "Images"], ["own", "Your picture"], ["edits", `Edits${edits.length ? ` (${edits.length})` : ""}`]];
+  const tabs = [["experts", "Experts"], ["images", "Images"], ["own", "Your picture"], ...(run.editable ? [["audit", "Audit"]] : []), ["edits", `Edits${edits.length ? ` (${edits.length})` : ""}`]];
   const tab = { expert: "experts", image: "images" }[where.page] ?? where.page;
   const opened = where.page === "expert" ? `${where.level}/${where.expert}` : "";
   const splits = Object.entries(run.splits).map(([name, images]) => [name, `${name} (${images.toLocaleString("en-US")} images)`]);
@@ -169,6 +170,7 @@ function Dashboard({ run }) {
     <main id="main" tabindex="-1" ref=${heading}>
       ${tab === "images" ? html`<${ImageList} run=${run} split=${split} edits=${sent} kind=${kind} setKind=${setKind} opened=${where.image} onOpen=${openImage} />`
         : tab === "own" ? html`<${OwnPicture} run=${run} edits=${sent} onOpenExpert=${openExpert} />`
+        : tab === "audit" ? html`<${Audit} run=${run} split=${split} onOpenExpert=${openExpert} />`
         : html`<${ExpertList} run=${run} split=${split} level=${level} setLevel=${setLevel} opened=${opened} onOpen=${openExpert} selected=${selected} setSelected=${setSelected} />`}
       ${where.page === "expert" && html`<${ExpertDetail} run=${run} split=${split} level=${where.level} expert=${where.expert}
         onOpenExpert=${openExpert} onOpenImage=${openImage} onEdit=${addEdit} onClose=${() => go("experts")} />`}
