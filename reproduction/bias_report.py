@@ -16,6 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
+from mumoe.data.base import ImageData
 from mumoe.demo.bias_bench import CRITERIA, SeedResult
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet, planted_style
@@ -29,7 +33,7 @@ from reproduction.bias import BiasResults, run_bias
 from reproduction.bias_sets import CELEBA_EXPERIMENTS, celeba_bias, natural_skin_tone
 from reproduction.page_plots import score_figure
 
-__all__ = ["Options", "emoji_sets", "write_report"]
+__all__ = ["Options", "emoji_sets", "emoji_source", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,13 @@ def celeba_sets(options: Options) -> Callable[[int], BiasSet]:
 
 def emoji_sets(options: Options) -> Callable[[int], BiasSet]:
     """Seed to the experiment's data; images and features are read once."""
+    load, features = emoji_source(options)
+    make = natural_skin_tone if options.experiment == "natural" else planted_style
+    return lambda seed: make(load(seed), features)
+
+
+def emoji_source(options: Options) -> tuple[Callable[[int], ImageData], npt.NDArray[np.float32]]:
+    """Seed to the emoji set in that split, and the features of its images, which no split changes."""
     from mumoe.data import load_data
     from mumoe.models import create_backbone
     from mumoe.models.features import extract_features
@@ -95,8 +106,7 @@ def emoji_sets(options: Options) -> Callable[[int], BiasSet]:
     )
     backbone = create_backbone("efficientnet-lite0", image_size=options.image_size, cache_dir=cache)
     features = extract_features(load(), backbone, cache_dir=cache).x
-    make = natural_skin_tone if natural else planted_style
-    return lambda seed: make(load(split_seed=seed, progress=False), features)
+    return (lambda seed: load(split_seed=seed, progress=False)), features
 
 
 def write_report(results: BiasResults, folder: str | Path) -> None:
