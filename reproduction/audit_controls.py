@@ -42,7 +42,7 @@ def untrained(fresh: Callable[[], MuMoE], train: Tensor, x: Tensor, seed: int) -
 
 def clusters(train: Tensor, x: Tensor, count: int, seed: int) -> tuple[Tensor, ...]:
     """Clusters of the features in place of experts: each row belongs to one of as many, found on training rows."""
-    cluster: Any = require("sklearn.cluster", "dev", "audit_controls.clusters")
+    cluster: Any = require("sklearn.cluster", "test", "audit_controls.clusters")
     found = cluster.KMeans(count, n_init=1, random_state=seed).fit(train.numpy())
     return (torch.nn.functional.one_hot(torch.from_numpy(found.predict(x.numpy())).long(), count).float(),)
 
@@ -61,7 +61,7 @@ def known_studio(
     train: Tensor, sensitive: npt.NDArray[np.bool_], test: Tensor, test_sensitive: npt.NDArray[np.bool_]
 ) -> float:
     """Area under the ROC curve, on test rows, of a linear probe of the sensitive value trained on training rows."""
-    linear: Any = require("sklearn.linear_model", "dev", "audit_controls.known_studio")
-    metrics: Any = require("sklearn.metrics", "dev", "audit_controls.known_studio")
+    linear: Any = require("sklearn.linear_model", "test", "audit_controls.known_studio")
+    metrics: Any = require("sklearn.metrics", "test", "audit_controls.known_studio")
     probe = linear.LogisticRegression(max_iter=2000).fit(train.numpy(), sensitive)
     return float(metrics.roc_auc_score(test_sensitive, probe.decision_function(test.numpy())))

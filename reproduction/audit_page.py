@@ -35,8 +35,8 @@ def page(about: Mapping[str, Any], planted: Found, full: Found) -> str:
         "",
         "Animals and plants drawn by OpenMoji are nearly absent from training. At which place do audits of the trained "
         "head rank them? A finding counts as the planted subgroup if most of its rows are in it. Ranked by excess / "
-        f"(rows + {about['score_prior']}), groups that overlap by {about['merge']:g} of the smaller one merged. The planted "
-        f"gap in accuracy is {gap:.3f} on average.",
+        f"(rows + {about['score_prior']}), groups that overlap by {about['merge']:g} of the smaller one merged. "
+        f"The planted gap in accuracy is {gap:.3f} on average.",
         "",
         f"Settings: {settings}.",
         "",

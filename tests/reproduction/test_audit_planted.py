@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -86,4 +87,4 @@ def test_audits_of_a_planted_bias_find_it():
     assert found["known"]["features"] > found["known"]["coefficients"] - 0.05
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     text = page({"head": "CPMuMoE-r16-e16", "score_prior": 20, "merge": 0.5}, [found], [found])
-    assert "| seeds 0 to 8 | named attributes            |            1 |" in text
+    assert re.search(r"\| seeds 0 to 8 \| +named attributes \| +1 \| +1 \| +1 of 1 \|", text)
