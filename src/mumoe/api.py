@@ -302,9 +302,13 @@ class Run:
         return edit_by_hand(self._stored, operations, **settings)
 
     def audit(self, target: str = "", **settings: Any) -> RunAudit:
-        """Rank groups of experts by how far below the rest the accuracy of the images they handle is.
+        """Rank groups of images, by experts and by named attributes, by their errors beyond those of the rest.
 
-        Settings as for `mumoe.editing.auditing.audit_run`.
+        Settings as for `mumoe.editing.auditing.audit_opened`.
+
+        >>> found = run.audit("Blond_Hair")
+        >>> found.to_frame()  # by experts
+        >>> found.by_attributes  # None where the data name no attributes
 
         Raises:
             UserError: If a setting is wrong, or the head has no experts that make the logits.

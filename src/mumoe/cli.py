@@ -34,7 +34,7 @@ VERBS = {
     "dashboard": "a run in the browser: experts, images, edits and what they change, at once",
     "sweep": "train and analyze heads of many experts, gates and seeds (Figures 3 and 9)",
     "fairness": "accuracy of subgroups and fairness metrics of a run, before and after edits",
-    "audit": "experts whose images the model gets wrong more often than the rest",
+    "audit": "groups of images, by experts and by attributes, that the model gets wrong more often",
     "edit": "correct a biased run by rewriting the experts of a subgroup; lambda chosen on validation",
     "export": "a run as ONNX, torch.export or safetensors, checked",
     "convert": "a timm or Hugging Face network with its MLPs, or any layers, as MuMoE blocks",
