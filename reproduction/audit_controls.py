@@ -15,7 +15,7 @@ from mumoe import MuMoE
 from mumoe.editing.group_audit import Audit, Finding
 from mumoe.errors import require
 
-__all__ = ["by_gap", "clusters", "known_studio", "shuffled", "untrained"]
+__all__ = ["by_gap", "clusters", "known_studio", "shuffled", "significant_first", "untrained"]
 
 
 def shuffled(coefficients: tuple[Tensor, ...], labels: Tensor, seed: int) -> tuple[Tensor, ...]:
@@ -55,6 +55,13 @@ def by_gap(found: Audit) -> Audit:
         return chance, finding.p_value if chance else -finding.gap.value
 
     return replace(found, findings=tuple(sorted(found.findings, key=place)))
+
+
+def significant_first(found: Audit) -> Audit:
+    """An audit with its significant findings first, each part by falling score."""
+    chance = [finding.p_corrected > found.alpha for finding in found.findings]
+    order = sorted(range(len(chance)), key=lambda place: chance[place])
+    return replace(found, findings=tuple(found.findings[place] for place in order))
 
 
 def known_studio(

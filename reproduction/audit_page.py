@@ -8,15 +8,16 @@ from typing import Any
 
 from mumoe.records import render_table
 
-__all__ = ["CHOSEN", "page"]
+__all__ = ["FIRST", "page"]
 
-CHOSEN = 9
-"""Seeds on whose validation rows the ranking's constants were chosen."""
+FIRST = 9
+"""Seeds of earlier measurements; the others were audited as a whole after everything was chosen."""
 
 KINDS = {
     "experts": "experts",
     "attributes": "named attributes",
     "by gap": "experts, by gap, not merged",
+    "significant first": "attributes, significant first, not merged",
     "untrained gate": "untrained gate",
     "k-means": "k-means",
     "shuffled": "shuffled coefficients",
@@ -89,7 +90,7 @@ def _ranks(planted: Found, split: str, title: str) -> list[str]:
 
 def _summary(planted: Found, split: str) -> list[str]:
     """Median, worst and top three by group of seeds; a place that does not exist counts as the last of all."""
-    parts = {f"seeds 0 to {CHOSEN - 1}": planted[:CHOSEN], f"seeds from {CHOSEN}": planted[CHOSEN:]}
+    parts = {f"seeds 0 to {FIRST - 1}": planted[:FIRST], f"seeds from {FIRST}": planted[FIRST:]}
     rows = []
     for name, items in parts.items():
         for kind, words in KINDS.items() if items else ():
@@ -133,18 +134,19 @@ def _known(planted: Found) -> list[str]:
 
 
 def _validation(planted: Found) -> list[str]:
-    """The choice of the overlap."""
-    items = planted[:CHOSEN]
+    """The choice of order and overlap."""
     rows = []
-    for merge in items[0]["validation"]:
-        places = [item["validation"][merge] for item in items]
-        known = [place or 10_000 for place in places]
-        row = [merge if merge != "0" else "not merged", f"{statistics.median(known):g}"]
-        rows.append([*row, ", ".join("-" if place is None else str(place) for place in places)])
+    for kind in ("experts", "attributes"):
+        for name in planted[0]["validation"][kind]:
+            places = [item["validation"][kind][name] for item in planted]
+            known = [place or 10_000 for place in places]
+            words = {"0": "not merged", "significant first": "significant first, not merged"}
+            row = [KINDS[kind], words.get(name, f"merged from {name}"), f"{statistics.median(known):g}"]
+            rows.append([*row, str(sum(place <= 3 for place in known)), ", ".join(str(n or "-") for n in places)])
     return [
-        "## How the overlap was chosen",
+        "## How the order and the overlap were chosen",
         "",
-        f"Audits by experts of validation rows alone (groups of at least 5 rows), seeds 0 to {len(items) - 1}:",
+        f"Audits of validation rows alone (groups of at least 5 rows), all {len(planted)} seeds:",
         "",
-        render_table(["merged from an overlap of", "median place", "places"], rows, "markdown"),
+        render_table(["groups by", "order", "median place", "first three", "places by seed"], rows, "markdown"),
     ]

@@ -15,7 +15,7 @@ from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import planted_style
 from mumoe.editing.expert_audit import audit, handled
 from mumoe.models.heads import build_head
-from reproduction.audit_controls import by_gap, clusters, known_studio, shuffled, untrained
+from reproduction.audit_controls import by_gap, clusters, known_studio, shuffled, significant_first, untrained
 from reproduction.audit_page import KINDS, page
 from reproduction.audit_planted import audit_seed, first_rank
 
@@ -52,6 +52,11 @@ def test_the_order_of_earlier_versions():
     assert alarms == sorted(alarms, reverse=True)
     gaps = [finding.gap.value for finding in found.significant]
     assert gaps == sorted(gaps, reverse=True)
+    found = significant_first(audit([a], right, labels, merge=0))
+    alarms = [finding.p_corrected <= 0.05 for finding in found.findings]
+    assert alarms == sorted(alarms, reverse=True)
+    scores = [finding.score for finding in found.significant]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_clusters_and_a_gate_that_was_not_trained_give_every_row_a_group():
@@ -83,7 +88,8 @@ def test_audits_of_a_planted_bias_find_it():
         assert found[split]["attributes"]["rank"] == 1
         assert found[split]["experts"]["rank"] is not None
         assert found[split]["shuffled"]["significant"] < found[split]["experts"]["significant"]
-    assert set(found["validation"]) == {"0", "0.33", "0.5", "0.67"}
+    for kind in ("experts", "attributes"):
+        assert set(found["validation"][kind]) == {"significant first", "0", "0.33", "0.5", "0.67"}
     assert found["known"]["features"] > found["known"]["coefficients"] - 0.05
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     text = page({"head": "CPMuMoE-r16-e16", "score_prior": 20, "merge": 0.5}, [found], [found])
