@@ -86,9 +86,9 @@ def test_chance_is_said_and_text_stays_in_its_column(tmp_path, monkeypatch):
     assert "corrected p 0.3: may be chance" in texts
     assert "experts 3 + 2 (level 1)" in texts
     assert "score: 0.100" in texts
-    named = dataclasses.replace(finding(0.3), experts=(), attributes=(("studio", "noto"),))
+    named = dataclasses.replace(finding(0.3), experts=(), attributes=(("studio", "noto"), ("tone", "dark")))
     write(tmp_path / "a", Pictured(named, (), (), 3, 2))
-    assert "studio = noto" in texts
+    assert texts.index("tone = dark") == texts.index("studio = noto") + 1
     texts.clear()
     write(tmp_path / "a", Pictured(finding(0.04), (), (), 3, 2))
     assert "corrected p 0.04" in texts

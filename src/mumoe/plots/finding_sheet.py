@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pictured", "spread", "write_findings"]
 
-GAP, SIDE, HEAD, APART = 6, 220, 62, 22
-"""Pixels between tiles, of the column with numbers, of the heading, and between wrong and right."""
+GAP, SIDE, HEAD, APART, LINE = 6, 220, 62, 22, 17
+"""Pixels between tiles, of the column with numbers, of the heading, between wrong and right, and of a line of text."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _sheet(
     tile, left = size + GAP, MARGIN + SIDE
     middle = left + max([3, *(len(item.wrong) for item in findings)]) * tile + APART
     width = max(middle + max([2, *(len(item.right) for item in findings)]) * tile + MARGIN, 640)
-    pitch, top = size + BAND + 14, MARGIN + HEAD
+    pitch, top = max(size + BAND, 24 + 7 * LINE) + 14, MARGIN + HEAD
     sheet = Sheet(width, top + max(1, len(findings)) * pitch + MARGIN, [_NOTE, *names.data.credits])
     sheet.text((MARGIN, MARGIN), title, 17, width=width - 2 * MARGIN)
     sheet.text((MARGIN, MARGIN + 36), "group", 13, PALE)
@@ -161,7 +161,9 @@ def _write_numbers(sheet: Sheet, y: int, item: Pictured, names: Sequence[str], a
     """The finding in words, beside its images."""
     found = item.finding
     p = f"corrected p {found.p_corrected:.2g}"
+    name, *others = [f"{column} = {value}" for column, value in found.attributes] or [found.group_in_words()]
     lines = [
+        *others,
         "true label: any" if found.label is None else f"true label: {names[found.label]}",
         f"wrong: {item.wrong_total} of {found.rows} images",
         f"right: {found.accuracy:.3f}, elsewhere {found.rest:.3f}",
@@ -169,6 +171,6 @@ def _write_numbers(sheet: Sheet, y: int, item: Pictured, names: Sequence[str], a
         f"score: {found.score:.3f}",
         p if found.p_corrected <= alpha else f"{p}: may be chance",
     ]
-    sheet.text((MARGIN, y), found.group_in_words(), 15, width=SIDE - 12)
+    sheet.text((MARGIN, y), name, 15, width=SIDE - 12)
     for number, text in enumerate(lines):
-        sheet.text((MARGIN, y + 24 + 17 * number), text, 12, PALE, SIDE - 12)
+        sheet.text((MARGIN, y + 24 + LINE * number), text, 12, PALE, SIDE - 12)
