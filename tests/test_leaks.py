@@ -175,7 +175,7 @@ def test_proposals_of_an_audit(edited: list[Path], tmp_path: Path, capsys) -> No
     """Found on validation images, their mean coefficients from training images alone, whatever is audited."""
     proposed = []
     for run in edited:
-        call("audit", run, "--target", "blond", "--split", "val", "--propose", tmp_path / run.name)
+        call("audit", run, "--target", "blond", "--split", "val", "--merge", 0, "--propose", tmp_path / run.name)
         proposed.append({path.name: read_edit_file(path).edits for path in (tmp_path / run.name).iterdir()})
     assert len(proposed[0]) >= 2
     assert proposed[0] == proposed[1]

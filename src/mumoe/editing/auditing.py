@@ -173,7 +173,9 @@ class RunAudit(Audit):
         return Path(folder) if str(folder) else default
 
     def propose(self, folder: str | Path, top: int = 10) -> list[Path]:
-        """Write one edit file for each of the first findings that are significant: the rewriting of its experts.
+        """Write one edit file, named after its place, for each significant one of the first findings by experts.
+
+        It holds the rewriting of these experts.
 
         The mean coefficients come from training images; the strength is the paper's, to be chosen on validation.
 
@@ -190,7 +192,8 @@ class RunAudit(Audit):
         coefficients = run.coefficients(train, WHO)
         folder.mkdir(parents=True, exist_ok=True)
         written = []
-        for number, finding in enumerate(self.significant[:top], 1):
+        chosen = [(n, found) for n, found in enumerate(self.findings[:top], 1) if found.p_corrected <= self.alpha]
+        for number, finding in chosen:
             stack = EditStack(run.require_layer(WHO))
             edit = propose(finding, coefficients, labels, head=position, threshold=self.threshold)
             stack.add(edit, f"finding-{number}")
