@@ -57,8 +57,8 @@ Correction = Literal["holm", "fdr"]
 CORRECTIONS = ("holm", "fdr")
 
 PRIOR = 20
-"""Rows added to a group's in the score. On validation rows of 18 planted biases (docs/editing.md) the median place is 6.5 with
-10 and with 20, and 8 with 40."""
+"""Rows added to a group's in the score. On validation rows of 18 planted biases (docs/editing.md) the median place of
+the planted group is 6.5 with 10 and with 20, and 8 with 40."""
 
 MERGE = 0.5
 """Overlap from which a group is listed under another, chosen on the same rows."""
