@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mumoe.data.base import Attribute
-from mumoe.editing.group_audit import MERGE, Audit, Correction, Groups, Name, rank_groups
+from mumoe.editing.group_audit import MIN_ROWS, Audit, Groups, Name, Rules, rank_groups
 from mumoe.errors import UserError
 
 __all__ = ["audit_attributes", "matching"]
@@ -28,11 +29,7 @@ def audit_attributes(
     labels: Tensor,
     *,
     pairs: bool = True,
-    min_rows: int = 10,
-    alpha: float = 0.05,
-    correction: Correction = "fdr",
-    merge: float = MERGE,
-    most: int = 1000,
+    **rules: Unpack[Rules],
 ) -> Audit:
     """Rank values of named columns, and pairs of them, by their errors beyond those of the rest.
 
@@ -44,7 +41,7 @@ def audit_attributes(
         right: (rows,) whether the prediction is right.
         labels: (rows,) true labels; each is audited by itself.
         pairs: Look at combinations of the values of two columns too.
-        min_rows, alpha, correction, merge, most: See `group_audit.rank_groups`.
+        **rules: ``min_rows``, ``alpha``, ``correction``, ``merge`` and ``most``, as for `group_audit.rank_groups`.
 
     Returns:
         The ranking; without findings if no group has two rows to be tested.
@@ -55,17 +52,8 @@ def audit_attributes(
     sizes = [len(column.codes) for column in columns.values()] + [len(right), len(labels)]
     if len(set(sizes)) > 1:
         raise UserError(f"audit_attributes: expected columns, right and labels of the same rows, got {sizes} rows.")
-    return rank_groups(
-        _candidates(columns, pairs, min_rows),
-        right,
-        labels,
-        named=lambda name: {"attributes": name},
-        min_rows=min_rows,
-        alpha=alpha,
-        correction=correction,
-        merge=merge,
-        most=most,
-    )
+    candidates = _candidates(columns, pairs, rules.get("min_rows", MIN_ROWS))
+    return rank_groups(candidates, right, labels, named=lambda name: {"attributes": name}, **rules)
 
 
 def matching(columns: Mapping[str, Attribute], attributes: Sequence[tuple[str, str]]) -> Tensor:

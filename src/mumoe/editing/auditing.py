@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from mumoe.data.base import SPLITS, Attribute, ImageData
 from mumoe.editing.attribute_audit import audit_attributes, matching
 from mumoe.editing.edit_files import save_edits
 from mumoe.editing.expert_audit import audit, handled, propose
-from mumoe.editing.group_audit import MERGE, Audit, Correction, Finding
+from mumoe.editing.group_audit import Audit, Finding, Rules
 from mumoe.editing.runs import EditingRun, check_editable, editing_run
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument
@@ -227,10 +227,7 @@ def audit_opened(
     split: str = "val",
     threshold: float = 0.1,
     pairs: bool = True,
-    min_rows: int = 10,
-    alpha: float = 0.05,
-    correction: Correction = "fdr",
-    merge: float = MERGE,
+    **rules: Unpack[Rules],
 ) -> RunAudit:
     """`audit_run` of a run that is open already.
 
@@ -240,10 +237,7 @@ def audit_opened(
         split: train, val or test; choosing edits by the test split would spoil it.
         threshold: Coefficient from which an expert handles an image.
         pairs: Look at pairs of experts, and of named values, too.
-        min_rows: Images that a group must have; lowered where no group has as many, see `group_audit`.
-        alpha: Level of significance after correction.
-        correction: ``fdr`` (share of false alarms) or ``holm`` (chance of any).
-        merge: Overlap from which a group is listed under one that ranks above it; 0 for never.
+        **rules: ``min_rows``, ``alpha``, ``correction``, ``merge`` and ``most``, as for `group_audit.rank_groups`.
 
     Raises:
         UserError: As `audit_run`.
@@ -254,10 +248,9 @@ def audit_opened(
         raise UserError(f"{WHO}: expected images in the {split} split, got none. Use another `split`.")
     labels, answers = _outcomes(run, target, rows)
     made = _Audited(run, rows, run.coefficients(rows, WHO), labels, answers, _columns(run.data, target, rows))
-    settings: dict[str, Any] = {"pairs": pairs, "min_rows": min_rows, "alpha": alpha, "correction": correction}
     right = answers == labels
-    found = audit(made.coefficients, right, labels, threshold=threshold, merge=merge, **settings)
-    named = audit_attributes(made.columns, right, labels, merge=merge, **settings) if made.columns else None
+    found = audit(made.coefficients, right, labels, threshold=threshold, pairs=pairs, **rules)
+    named = audit_attributes(made.columns, right, labels, pairs=pairs, **rules) if made.columns else None
     names = (f"not {target}", target) if run.data.multi_label else run.data.classes
     about: dict[str, Any] = {"run": str(run.path), "split": split, "images": len(rows), "target": target}
     return RunAudit(**vars(found), **about, labels=tuple(names), by_attributes=named).bound(made)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from mumoe.devices import host
 from mumoe.editing.expert_edits import Rewrite
-from mumoe.editing.group_audit import MERGE, Audit, Correction, Finding, Groups, Name, rank_groups
+from mumoe.editing.group_audit import Audit, Finding, Groups, Name, Rules, rank_groups
 from mumoe.editing.rewriting import joint_sum
 from mumoe.errors import UserError
 
@@ -34,11 +35,7 @@ def audit(
     *,
     threshold: float = 0.1,
     pairs: bool = True,
-    min_rows: int = 10,
-    alpha: float = 0.05,
-    correction: Correction = "fdr",
-    merge: float = MERGE,
-    most: int = 1000,
+    **rules: Unpack[Rules],
 ) -> Audit:
     """Rank experts and their combinations by how many errors the rows that they handle have beyond those of the rest.
 
@@ -48,7 +45,7 @@ def audit(
         labels: (rows,) true labels; each is audited by itself.
         threshold: A row is handled by experts whose coefficient (the product, for several) reaches this, 0..1.
         pairs: Look at pairs of experts of a level too.
-        min_rows, alpha, correction, merge, most: See `group_audit.rank_groups`.
+        **rules: ``min_rows``, ``alpha``, ``correction``, ``merge`` and ``most``, as for `group_audit.rank_groups`.
 
     Raises:
         UserError: If sizes disagree, a setting is out of range, or no group has two rows to be tested.
@@ -59,12 +56,8 @@ def audit(
         right,
         labels,
         named=lambda name: {"experts": name},
-        min_rows=min_rows,
-        alpha=alpha,
-        correction=correction,
-        merge=merge,
-        most=most,
         threshold=threshold,
+        **rules,
     )
     if not found.comparisons:
         raise UserError(

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +51,7 @@ from mumoe.statistics import benjamini_hochberg, fisher_less, holm, newcombe, st
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CORRECTIONS", "MERGE", "PRIOR", "Audit", "Correction", "Finding", "Groups", "Name", "rank_groups"]
+__all__ = ["MERGE", "MIN_ROWS", "PRIOR", "Audit", "Correction", "Finding", "Groups", "Name", "Rules", "rank_groups"]
 
 Correction = Literal["holm", "fdr"]
 CORRECTIONS = ("holm", "fdr")
@@ -63,11 +63,24 @@ the planted group is 6.5 with 10 and with 20, and 8 with 40."""
 MERGE = 0.5
 """Overlap from which a group is listed under another, chosen on the same rows."""
 
+MIN_ROWS = 10
+"""Rows of a group that is tested, by default."""
+
 BLOCK = 8192
 """Rows at a time while overlaps are counted."""
 
 Name = tuple[tuple[Any, Any], ...]
 """What a group is called: (level, expert) pairs, or (column, value) pairs."""
+
+
+class Rules(TypedDict, total=False):
+    """Settings of `rank_groups` that every audit takes."""
+
+    min_rows: int
+    alpha: float
+    correction: Correction
+    merge: float
+    most: int
 
 
 @dataclass(frozen=True)
@@ -291,11 +304,11 @@ def rank_groups(
     labels: Tensor,
     *,
     named: Callable[[Name], dict[str, Any]],
-    min_rows: int,
-    alpha: float,
-    correction: Correction,
-    merge: float,
-    most: int,
+    min_rows: int = MIN_ROWS,
+    alpha: float = 0.05,
+    correction: Correction = "fdr",
+    merge: float = MERGE,
+    most: int = 1000,
     threshold: float = 0.0,
 ) -> Audit:
     """Rank groups of rows by how many errors they have beyond those of the rest.
