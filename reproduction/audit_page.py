@@ -91,6 +91,8 @@ def _ranks(planted: Found, split: str, title: str) -> list[str]:
 def _summary(planted: Found, split: str) -> list[str]:
     """Median, worst and top three by group of seeds; a place that does not exist counts as the last of all."""
     parts = {f"seeds 0 to {FIRST - 1}": planted[:FIRST], f"seeds from {FIRST}": planted[FIRST:]}
+    if len(planted) > FIRST:
+        parts[f"all {len(planted)} seeds"] = planted
     rows = []
     for name, items in parts.items():
         for kind, words in KINDS.items() if items else ():
