@@ -63,6 +63,8 @@ class Options:
     """number of seeds"""
     head: str = "CPMuMoE-r256-e128"
     """the head to audit"""
+    init: str = "paper"
+    """of the experts: paper, scaled or zero"""
     threshold: float = 0.1
     """coefficient from which an expert handles a row"""
     epochs: int = 20
@@ -106,7 +108,14 @@ class Rows:
 
 
 def audit_seed(
-    bias: BiasSet, columns: Mapping[str, Attribute], *, seed: int, head: str, settings: Settings, threshold: float = 0.1
+    bias: BiasSet,
+    columns: Mapping[str, Attribute],
+    *,
+    seed: int,
+    head: str,
+    settings: Settings,
+    threshold: float = 0.1,
+    init: str = "paper",
 ) -> dict[str, Any]:
     """Train one head, audit it in every way, and say at which places the planted subgroup came out.
 
@@ -117,13 +126,14 @@ def audit_seed(
         head: The head.
         settings: How it is trained.
         threshold: Coefficient from which an expert handles a row.
+        init: Of the experts, one of `MuMoE`.
     """
     training = bias.training_rows(seed)
     features = _standardized(bias, training)
     sizes = (bias.features.shape[1], bias.labels.shape[1])
 
     def fresh() -> MuMoE:
-        layer = build_head(head, *sizes).layer
+        layer = build_head(head, *sizes, init=init).layer
         assert isinstance(layer, MuMoE)
         return layer
 
@@ -264,14 +274,14 @@ def main(options: Options) -> None:
     settings = Settings(options.epochs, options.batch_size, options.lr, options.weight_decay)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    about = {name: getattr(options, name) for name in ("head", "threshold", "epochs", "batch_size", "lr")}
+    about = {name: getattr(options, name) for name in ("head", "init", "threshold", "epochs", "batch_size", "lr")}
     about |= {"weight_decay": options.weight_decay, "score_prior": PRIOR, "merge": MERGE}
     planted, full = [], []
     for seed in range(options.seeds):
         data: ImageData = load(seed)
         bias = planted_style(data, features)
         common: dict[str, Any] = {"seed": seed, "head": options.head, "settings": replace(settings, progress=False)}
-        common["threshold"] = options.threshold
+        common |= {"threshold": options.threshold, "init": options.init}
         planted.append(audit_seed(bias, data.attributes, **common))
         full.append(audit_seed(without_cut(bias), data.attributes, **common))
         write_json(folder / "emoji-audit.json", {**about, "planted": planted, "full_support": full})
