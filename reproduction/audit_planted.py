@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mumoe import MuMoE
-from mumoe.data.base import Attribute, ImageData
+from mumoe.data import Attribute, ImageData
 from mumoe.demo.bias_heads import BiasTask, Settings, train_plain
 from mumoe.demo.planted_bias import BiasSet, planted_style
 from mumoe.editing.attribute_audit import audit_attributes, matching

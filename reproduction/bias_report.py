@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.data.base import ImageData
+from mumoe.data import ImageData
 from mumoe.demo.bias_bench import CRITERIA, SeedResult
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet, planted_style
