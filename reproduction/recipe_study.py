@@ -5,9 +5,10 @@
 
 The linear head is tried with every learning rate and dropout of a grid; the setting with the best mean validation
 accuracy over all seeds is the one that the others are compared with. Heads of experts have the settings of their preset
-and nothing is chosen for them. Each seed has its own split and initial weights. Beside the experts stand two controls:
-the same head with its gate frozen at random, and contributions dealt out again among units of the same load. Runs are
-kept under ``--work`` and not trained again.
+and nothing is chosen for them. A curve shows what accuracy the first head pays for strong experts as its gate's scale
+and the weight of the term for specialization change. Each seed has its own split and initial weights. Beside the experts
+stand two controls: the same head with its gate frozen at random, and contributions dealt out again among units of the
+same load. Runs are kept under ``--work`` and not trained again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 from mumoe.analysis.analyzing import study_head
 from mumoe.analysis.controls import FROZEN
 from mumoe.parsing import parse
+from mumoe.plots.style import save_figure
 from mumoe.progress import Progress
 from mumoe.results import RunResult
 from mumoe.training import StoredRun, TrainConfig, resume, train
@@ -36,11 +38,11 @@ __all__ = ["Options", "compare"]
 HEADS = (
     "CPMuMoE-r256-e128",
     "TRMuMoE-r70-e128",
-    "TTMuMoE-r73-e128",
+    "TTMuMoE-r128-e128",
     "TuckerMuMoE-r66-e128",
     "CPMuMoE-r256-e128x4",
     "TRMuMoE-r70-e128x4",
-    "TTMuMoE-r73-e128x4",
+    "TTMuMoE-r128-e128x4",
     "TuckerMuMoE-r66-e128x4",
 )
 
@@ -65,6 +67,8 @@ class Options:
     """learning rates tried for the linear head"""
     dropout: tuple[float, ...] = (0.0, 0.1, 0.2)
     """dropouts tried for the linear head"""
+    curve_seeds: int = 3
+    """seeds of the curve (0: no curve)"""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,32 @@ def _jobs(options: Options) -> list[_Job]:
     return [*linear, *accurate, _Job(f"{first}-specialized", first, "specialized"), *controls]
 
 
+def _curve(options: Options) -> dict[str, list[_Job]]:
+    """Lines of the trade-off: what changes -> one job for each of its values, in the preset accurate."""
+    head = options.heads[0]
+    values = {"gate_scale": (0.25, 0.5, 0.75, 1.0, 1.5), "specialize": (0.0, 0.1, 0.3, 1.0)}
+    return {
+        name: [_Job(f"{head}-{name}-{value:g}", head, "accurate", ((name, value),)) for value in choices]
+        for name, choices in values.items()
+    }
+
+
+def _trade_off(options: Options, shared: Inputs, progress: bool) -> dict[str, Any]:
+    """What changes -> its values, and rows of the seeds for each."""
+    lines = _curve(options)
+    found: dict[str, Any] = {name: [] for name in lines}
+    with Progress("Curve", sum(map(len, lines.values())) * options.curve_seeds, enabled=progress) as bar:
+        for name, jobs in lines.items():
+            for job in jobs:
+                rows = []
+                for seed in range(options.curve_seeds):
+                    rows.append(_measure(job.config(options, seed), shared))
+                    bar.advance(note=job.name)
+                points = {key: [row[key] for row in rows] for key in ("test", "p", "strong")}
+                found[name].append({"value": job.changes[0][1], **points})
+    return found
+
+
 def compare(options: Options, *, progress: bool = True) -> dict[str, Any]:
     """Train and analyze every head on every seed.
 
@@ -109,7 +139,8 @@ def compare(options: Options, *, progress: bool = True) -> dict[str, Any]:
         for seed, job in itertools.product(range(options.seeds), jobs):
             found[job.name].append(_measure(job.config(options, seed), shared))
             bar.advance(note=job.name)
-    return _summary(options, jobs, found, shared)
+    curve = _trade_off(options, shared, progress) if options.curve_seeds else {}
+    return {**_summary(options, jobs, found, shared), "curve": curve}
 
 
 def _measure(config: TrainConfig, shared: Inputs) -> dict[str, Any]:
@@ -181,12 +212,42 @@ def _spread(values: Sequence[float | None], style: str) -> str:
     return f"{mean(known):{style}} ± {stdev(known):{style.lstrip('+')}}" if len(known) > 1 else f"{known[0]:{style}}"
 
 
+def draw(out: Path) -> None:
+    """Draw the curves of every set whose results are in the folder."""
+    from matplotlib.figure import Figure
+
+    files = [path for path in sorted(out.glob("recipe-*.json")) if json.loads(path.read_text())["curve"]]
+    if not files:
+        return
+    figure = Figure(figsize=(5 * len(files), 3.6), layout="constrained")
+    for place, path in enumerate(files):
+        _draw_set(figure.add_subplot(1, len(files), place + 1), json.loads(path.read_text()), path.stem[7:])
+    save_figure(figure, out / "trade-off", [json.loads(path.read_text())["curve"] for path in files])
+
+
+def _draw_set(axes: Any, results: Mapping[str, Any], name: str) -> None:
+    linear = results["heads"][results["linear"]["chosen"]]["test"]
+    words = {"gate_scale": "scale of the gate's logits", "specialize": "weight of the term for specialization"}
+    for line, marker in zip(words, "os", strict=True):
+        points = results["curve"][line]
+        base = mean(linear[: len(points[0]["test"])])
+        strong = [mean(point["strong"]) for point in points]
+        gap = [100 * (mean(point["test"]) - base) for point in points]
+        axes.plot(strong, gap, marker=marker, label=words[line])
+        for point, x, y in zip(points, strong, gap, strict=True):
+            axes.annotate(f"{point['value']:g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    axes.axhline(0, color="0.6", linewidth=1)
+    axes.set(title=name, xlabel="strong experts", ylabel="test accuracy minus tuned linear (points)")
+    axes.legend(fontsize=8)
+
+
 def main(options: Options) -> None:
     """Run the study."""
     results = compare(options)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"recipe-{options.data}.json").write_text(json.dumps(results, indent=1) + "\n")
+    draw(out)
     sys.stdout.write(table(results))
 
 

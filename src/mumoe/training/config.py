@@ -239,7 +239,7 @@ _ACCURATE: Mapping[str, Any] = {
     "lr": 6e-3,
     "schedule": "one-cycle",
     "batch_size": 256,
-    "epochs": 20,
+    "epochs": 30,
     "weight_decay": 1.0,
     "decay": "factors",
     "init": "zero",
