@@ -70,6 +70,11 @@ class Options:
     curve_seeds: int = 3
     """seeds of the curve (0: no curve)"""
 
+    @property
+    def name(self) -> str:
+        """Name of the data in files and folders."""
+        return Path(self.data.rpartition(":")[2]).stem
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -83,14 +88,16 @@ class _Job:
     def config(self, options: Options, seed: int) -> TrainConfig:
         """Settings of one seed, the split drawn by the job itself."""
         values = {"data": options.data, "preset": self.preset, "head": self.head, "seed": seed, "eval_every": 0}
-        out = f"{options.work}/{options.data}/{self.name}/seed-{seed}"
+        out = f"{options.work}/{options.name}/{self.name}/seed-{seed}"
         config = from_mapping({**values, "keep": 1, "split_seed": options.split_seed + seed, "out": out})
         return settled(config.of_head(self.head).replace(**dict(self.changes)))
 
 
 def _jobs(options: Options) -> list[_Job]:
-    grid = itertools.product(options.lr, options.dropout)
-    linear = [_Job(f"linear-lr{lr:g}-d{d:g}", "linear", "accurate", (("lr", lr), ("dropout", d))) for lr, d in grid]
+    linear = [
+        _Job(f"linear-lr{lr:g}-d{dropout:g}", "linear", "accurate", (("linear_lr", lr), ("linear_dropout", dropout)))
+        for lr, dropout in itertools.product(options.lr, options.dropout)
+    ]
     first = options.heads[0]
     controls = [
         _Job(f"{first}-{preset}{FROZEN}", first, preset, (("gate", f"entmax15{FROZEN}"),))
@@ -246,7 +253,7 @@ def main(options: Options) -> None:
     results = compare(options)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"recipe-{options.data}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / f"recipe-{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
     draw(out)
     sys.stdout.write(table(results))
 

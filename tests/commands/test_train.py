@@ -94,6 +94,9 @@ def test_options_know_the_file_in_both_spellings(tmp_path):
 def test_the_preset_follows_the_mode_until_one_is_named():
     assert default([]).specialize == PRESETS["accurate"]["specialize"] > 0
     assert default(["--preset", "specialized"]).gate_scale == PRESETS["specialized"]["gate_scale"]
+    assert default(["--lr", "0.5"]).linear_lr == 0  # a rate that is given holds for all heads
+    assert default(["--dropout=0.5"]).linear_dropout == -1
+    assert default(["--lr", "0.5", "--linear-lr", "0.1"]).linear_dropout == PRESETS["accurate"]["linear_dropout"]
     assert default(["--mode", "text"]) == Options(mode="text")
     assert default(["--mode=finetune"]).lr == PRESETS["finetune"]["lr"]
 

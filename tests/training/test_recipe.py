@@ -26,14 +26,21 @@ def recipe(config: TrainConfig, **changes: object) -> TrainConfig:
 
 def test_the_preset_follows_the_mode_and_what_is_given_wins() -> None:
     assert from_mapping({}) == TrainConfig(**PRESETS["accurate"])
-    assert from_mapping({"preset": "specialized", "dropout": 0.1}) == TrainConfig(
-        **{**PRESETS["specialized"], "dropout": 0.1}
-    )
+    given = {"preset": "specialized", "gate_dropout": 0.1}
+    assert from_mapping(given) == TrainConfig(**{**PRESETS["specialized"], "gate_dropout": 0.1})
     assert from_mapping({"mode": "finetune"}) == TrainConfig(**PRESETS["finetune"])
     assert from_mapping({"mode": "text"}) == TrainConfig(mode="text")
     assert from_mapping({"preset": "plain"}) == TrainConfig()
     with pytest.raises(UserError, match=r"expected `preset` out of .* got 'acurate'. Did you mean 'accurate'"):
         from_mapping({"preset": "acurate"})
+
+
+def test_a_rate_that_is_given_holds_for_heads_without_experts_too() -> None:
+    assert from_mapping({"lr": 0.5}).of_head("linear").lr == 0.5
+    assert from_mapping({"lr": 0.5, "linear_lr": 0.25}).of_head("linear").lr == 0.25
+    found = from_mapping({"dropout": 0.1, "weight_decay": 0.2}).of_head("linear")
+    assert (found.dropout, found.weight_decay, found.lr) == (0.1, 0.2, PRESETS["accurate"]["linear_lr"])
+    assert found.of_head("linear") == found
 
 
 def test_a_file_may_name_a_preset(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from mumoe.errors import UserError, require
 from mumoe.parsing import flag_of
-from mumoe.training.config import TrainConfig, from_mapping, parse_options, read_config
+from mumoe.training.config import FOR_ALL_HEADS, TrainConfig, from_mapping, parse_options, read_config
 
 __all__ = ["Options", "default", "run"]
 
@@ -55,6 +55,9 @@ def default(arguments: Sequence[str]) -> Options:
     preset, config, mode = vars(first.parse_known_args(list(arguments))[0]).values()
     values = {name: value for name, value in (("preset", preset), ("mode", mode)) if value}
     settings = read_config(config, values) if config else from_mapping(values, "mumoe train")
+    flags = {argument.partition("=")[0] for argument in arguments}
+    given = [name for name in FOR_ALL_HEADS if f"--{name.replace('_', '-')}" in flags]
+    settings = settings.replace(**dict(FOR_ALL_HEADS[name] for name in given))
     return Options(**dataclasses.asdict(settings))
 
 

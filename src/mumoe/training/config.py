@@ -19,6 +19,7 @@ from mumoe.errors import UserError, nearest, unknown_argument, unknown_name
 
 __all__ = [
     "DEFAULT_PRESETS",
+    "FOR_ALL_HEADS",
     "PLAIN",
     "PRESETS",
     "SECTIONS",
@@ -373,8 +374,20 @@ def from_mapping(values: Mapping[str, Any], who: str = "train") -> TrainConfig:
     for key in values:
         if key not in _TYPES:
             raise unknown_name(who, "setting", key, [*_TYPES, "preset"])
-    values = {**PRESETS[name], **values}
+    values = {**PRESETS[name], **_for_all_heads(values), **values}
     return TrainConfig(**{key: _coerce(key, value, who) for key, value in values.items()}).check()
+
+
+FOR_ALL_HEADS: Mapping[str, tuple[str, float]] = {
+    "lr": ("linear_lr", 0.0),
+    "weight_decay": ("linear_weight_decay", -1.0),
+    "dropout": ("linear_dropout", -1.0),
+}
+"""Settings that hold for heads without experts too where they are given, although the preset has others for these."""
+
+
+def _for_all_heads(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {own: neutral for name, (own, neutral) in FOR_ALL_HEADS.items() if name in given}
 
 
 def _coerce(name: str, value: Any, who: str) -> Any:
