@@ -254,6 +254,7 @@ def main(options: Options) -> None:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"recipe-{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / f"recipe-{options.name}.md").write_text(table(results), encoding="utf-8")
     draw(out)
     sys.stdout.write(table(results))
 

@@ -51,7 +51,7 @@ def test_wrong_dtype(dtype):
         ({"gate": "entmax-15"}, "got 'entmax-15'. Did you mean 'entmax15'?"),
         ({"gate": "zzz"}, "got 'zzz'. Take one of these."),
         ({"norm": "bach"}, "expected a norm out of batch, layer, none, got 'bach'. Did you mean 'batch'?"),
-        ({"init": "papr"}, "expected a init out of paper, uniform, got 'papr'. Did you mean 'paper'?"),
+        ({"init": "papr"}, "expected a init out of paper, scaled, uniform, zero, got 'papr'. Did you mean 'paper'?"),
         ({"gate_init": "zero"}, "Did you mean 'zeros'?"),
         ({"rank": 0}, "MuMoE: expected rank as an int >= 1, got 0. Give a positive whole number."),
         ({"rank": 2.5}, "MuMoE: expected rank as an int >= 1, got 2.5."),

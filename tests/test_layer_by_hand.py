@@ -78,7 +78,8 @@ def test_nested_ablations_of_a_layer_with_one_level(factorization: str) -> None:
 def test_expert_factors_are_noise_around_one(factorization: str) -> None:
     """sigma is the standard deviation between the experts of each level, in the factor of its mode (or diagonal)."""
     sigma = (0.5, 0.02)
-    layer = mumoe.MuMoE(6, 5, (4000, 3000), factorization, RANKS[factorization], sigma=sigma, bias=False)
+    options = {"sigma": sigma, "init": "paper", "bias": False}
+    layer = mumoe.MuMoE(6, 5, (4000, 3000), factorization, RANKS[factorization], **options)
     for level, noise in enumerate(sigma):
         (factor,) = [value for name, value in layer.factorization.named_parameters() if name.endswith(f"_{level}")]
         if factor.ndim == 3:

@@ -428,20 +428,16 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Coefficients, ...]:
         levels: list[Coefficients] = []
+        dropping = self.training and self.dropout > 0
         for level, norm in enumerate(self.norms):
-            if self.training and self.dropout:
-                with _forgetting(norm):
-                    levels.append(self._level(level, F.dropout(x, self.dropout)))
-                if isinstance(norm, BatchNorm):
-                    with torch.no_grad():  # evaluation has no dropout, so its statistics are those without
-                        self._normalized(level, x)
-            else:
-                levels.append(self._level(level, x))
+            rows = F.dropout(x, self.dropout) if dropping else x
+            with _forgetting(norm) if dropping else contextlib.nullcontext():
+                found = self._sparse_level(level, rows) if takes_sparse(self, level, rows) else None
+                levels.append(self._dense_level(level, rows) if found is None else found)
+            if dropping and isinstance(norm, BatchNorm):
+                with torch.no_grad():  # evaluation has no dropout, so its statistics are those without
+                    self._normalized(level, x)
         return tuple(levels)
-
-    def _level(self, level: int, x: Tensor) -> Coefficients:
-        found = self._sparse_level(level, x) if takes_sparse(self, level, x) else None
-        return self._dense_level(level, x) if found is None else found
 
     def _dense_level(self, level: int, x: Tensor) -> Coefficients:
         with full_precision(x):

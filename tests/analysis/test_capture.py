@@ -24,9 +24,10 @@ from mumoe.layers import MuMoE, MuMoEBlock
 
 def model(experts=8):
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(6, 6), nn.ReLU(), MuMoE(6, 5, (experts, 3), "cp", rank=4), nn.GELU(), MuMoE(5, 4, 16, "tr", rank=3)
-    ).eval()
+    linear = nn.Linear(6, 6)
+    first = MuMoE(6, 5, (experts, 3), "cp", rank=4, init="paper")  # experts that differ enough to be strong
+    second = MuMoE(5, 4, 16, "tr", rank=3, init="paper")
+    return nn.Sequential(linear, nn.ReLU(), first, nn.GELU(), second).eval()
 
 
 def test_captured_coefficients_are_those_of_the_layers(tmp_path):

@@ -89,7 +89,7 @@ def test_generate_and_scale_experts(folder, capsys):
         (["generate", "RUN", "--scale", "0:9=2"], "expected an expert in 0..3, got 9"),
         (["generate", "RUN", "--tokens", "99"], "expected at most 24 tokens, the model's context"),
         (["generate", "RUN", "--samples", "0"], "expected samples >= 1, got 0"),
-        (["analyze", "RUN", "--windows", "0"], "expected windows >= 1, got 0"),
+        (["analyze", "RUN", "--windows", "0"], "expected --windows >= 1, got 0"),
         (["export", "RUN", "--to", "onnx"], "which trained a whole network"),
         (["predict", "RUN", "x.png"], "which trained a whole network"),
         (["fairness", "RUN", "--target", "x", "--sensitive", "studio"], "which trained a whole network"),

@@ -112,10 +112,11 @@ def _refuse_settings(options: Options) -> None:
         from mumoe.training.run import RunFolder
 
         RunFolder.open(options.resume)
-    plain = default(())
+    untouched = (Options(), default(()))
     names = [item.name for item in dataclasses.fields(options)]
     for name in names:
-        if name not in ("resume", "quiet", "device", "data") and getattr(options, name) != getattr(plain, name):
+        same = any(getattr(options, name) == getattr(start, name) for start in untouched)
+        if name not in ("resume", "quiet", "device", "data") and not same:
             flag = flag_of(Options, name)
             raise UserError(
                 f"mumoe train: expected --resume alone, since a run keeps its settings, got {flag} too. "
