@@ -226,26 +226,28 @@ def draw(out: Path) -> None:
     files = [path for path in sorted(out.glob("recipe-*.json")) if json.loads(path.read_text())["curve"]]
     if not files:
         return
-    figure = Figure(figsize=(5 * len(files), 3.6), layout="constrained")
+    figure = Figure(figsize=(5 * len(files), 3.9), layout="constrained")
     for place, path in enumerate(files):
-        _draw_set(figure.add_subplot(1, len(files), place + 1), json.loads(path.read_text()), path.stem[7:])
+        axes = figure.add_subplot(1, len(files), place + 1)
+        _draw_set(axes, json.loads(path.read_text()), path.stem[7:])
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     save_figure(figure, out / "trade-off", [json.loads(path.read_text())["curve"] for path in files])
 
 
 def _draw_set(axes: Any, results: Mapping[str, Any], name: str) -> None:
     linear = results["heads"][results["linear"]["chosen"]]["test"]
     words = {"gate_scale": "scale of the gate's logits", "specialize": "weight of the term for specialization"}
-    for line, marker in zip(words, "os", strict=True):
+    for line, marker, below in zip(words, "os", (False, True), strict=True):
         points = results["curve"][line]
         base = mean(linear[: len(points[0]["test"])])
         strong = [mean(point["strong"]) for point in points]
         gap = [100 * (mean(point["test"]) - base) for point in points]
         axes.plot(strong, gap, marker=marker, label=words[line])
         for point, x, y in zip(points, strong, gap, strict=True):
-            axes.annotate(f"{point['value']:g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+            beside = (4, -11 if below else 5)
+            axes.annotate(f"{point['value']:g}", (x, y), textcoords="offset points", xytext=beside, size=8)
     axes.axhline(0, color="0.6", linewidth=1)
     axes.set(title=name, xlabel="strong experts", ylabel="test accuracy minus tuned linear (points)")
-    axes.legend(fontsize=8)
 
 
 def main(options: Options) -> None:

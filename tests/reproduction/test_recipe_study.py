@@ -33,6 +33,14 @@ def results(options: Options) -> dict:
     return compare(options, progress=False)
 
 
+@pytest.mark.parametrize("name", ["emoji", "icons"])
+def test_committed_tables_are_those_of_the_numbers(name: str) -> None:
+    folder = Path(__file__).parents[2] / "docs/results/heads"
+    drawn = table(json.loads((folder / f"recipe-{name}.json").read_text()))
+    assert (folder / f"recipe-{name}.md").read_text(encoding="utf-8") == drawn
+    assert drawn in (folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_linear_head_is_the_best_of_its_grid_on_validation(results) -> None:
     grid = results["linear"]["grid"]
     assert set(grid) == {"linear-lr0.003-d0", "linear-lr0.03-d0"}
