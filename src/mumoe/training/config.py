@@ -96,7 +96,7 @@ class TrainConfig:
     dropout: float = _setting(0.0, "optimization", 0.0, 0.99)
     """probability with which an input of a head is zeroed in training (of its experts, where it has any)"""
     gate_dropout: float = _setting(0.0, "optimization", 0.0, 0.99)
-    """the same for the input of a MuMoE head's gate, drawn by itself"""
+    """the same for the input of a MuMoE head's gate, drawn separately"""
     specialize: float = _setting(0.0, "optimization", 0.0, 100.0)
     """weight of the mutual information between class and expert of the first level, which is added to what training
     maximizes; 0 turns it off"""
