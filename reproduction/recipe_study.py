@@ -212,6 +212,11 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def titled(name: str, results: Mapping[str, Any]) -> str:
+    """The table as a page; docs include it from the third line on."""
+    return f"# Heads on {name}\n\n{table(results)}"
+
+
 def _spread(values: Sequence[float | None], style: str) -> str:
     known = [value for value in values if value is not None]
     if not known:
@@ -256,7 +261,7 @@ def main(options: Options) -> None:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"recipe-{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / f"recipe-{options.name}.md").write_text(table(results), encoding="utf-8")
+    (out / f"recipe-{options.name}.md").write_text(titled(options.name, results), encoding="utf-8")
     draw(out)
     sys.stdout.write(table(results))
 

@@ -9,7 +9,7 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from reproduction.recipe_study import Options, compare, main, table
+from reproduction.recipe_study import Options, compare, main, table, titled
 
 HEAD = "CPMuMoE-r4-e4"
 
@@ -36,9 +36,9 @@ def results(options: Options) -> dict:
 @pytest.mark.parametrize("name", ["emoji", "icons"])
 def test_committed_tables_are_those_of_the_numbers(name: str) -> None:
     folder = Path(__file__).parents[2] / "docs/results/heads"
-    drawn = table(json.loads((folder / f"recipe-{name}.json").read_text()))
-    assert (folder / f"recipe-{name}.md").read_text(encoding="utf-8") == drawn
-    assert drawn in (folder / "README.md").read_text(encoding="utf-8")
+    numbers = json.loads((folder / f"recipe-{name}.json").read_text())
+    assert (folder / f"recipe-{name}.md").read_text(encoding="utf-8") == titled(name, numbers)
+    assert table(numbers) in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_linear_head_is_the_best_of_its_grid_on_validation(results) -> None:
