@@ -39,7 +39,7 @@ def audit_attributes(
     Args:
         columns: Name to values of the same rows; unknown ones (-1) are in no group, and in the rest of every group.
         right: (rows,) whether the prediction is right.
-        labels: (rows,) true labels; each is audited by itself.
+        labels: (rows,) true labels; each is audited separately.
         pairs: Look at combinations of the values of two columns too.
         **rules: ``min_rows``, ``alpha``, ``correction``, ``merge`` and ``most``, as for `group_audit.rank_groups`.
 

@@ -42,7 +42,7 @@ def audit(
     Args:
         coefficients: One (rows, N_e) tensor per level.
         right: (rows,) whether the prediction is right.
-        labels: (rows,) true labels; each is audited by itself.
+        labels: (rows,) true labels; each is audited separately.
         threshold: A row is handled by experts whose coefficient (the product, for several) reaches this, 0..1.
         pairs: Look at pairs of experts of a level too.
         **rules: ``min_rows``, ``alpha``, ``correction``, ``merge`` and ``most``, as for `group_audit.rank_groups`.

@@ -316,7 +316,7 @@ def rank_groups(
     Args:
         candidates: The groups.
         right: (rows,) whether the prediction is right.
-        labels: (rows,) true labels; each is audited by itself.
+        labels: (rows,) true labels; each is audited separately.
         named: A group's name as fields of `Finding`.
         min_rows: Groups with fewer rows, or with fewer left to compare with, are not tested; if that leaves no group,
             labels are pooled, and then the floor is lowered.
