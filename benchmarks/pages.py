@@ -130,7 +130,15 @@ def summary(records: Records) -> str:
             ours = [peaks[name] for name in ("torch", "native") if name in peaks]
             cells += [megabytes(peaks.get("plain")), megabytes(min(ours, default=None))]
         rows.setdefault((row["batch"], row["experts"]), []).extend(cells)
-    head = ["batch", "experts", "forward: plain, ms", "ours, ms", "plain / ours", "training step: plain, ms", "ours, ms"]
+    head = [
+        "batch",
+        "experts",
+        "forward: plain, ms",
+        "ours, ms",
+        "plain / ours",
+        "training step: plain, ms",
+        "ours, ms",
+    ]
     head += ["plain / ours", "its memory: plain, MB", "ours, MB"]
     body = [[f"{batch:,}", f"{experts:,}", *cells] for (batch, experts), cells in rows.items()]
     return table(head, [[*cells, *[""] * (len(head) - len(cells))] for cells in body], left=0)

@@ -1,4 +1,4 @@
-"""``.. summary:: MODULE [MODULE ...]``: a table of the public names of modules, each with the first line of its docstring.
+"""``.. summary:: MODULE [MODULE ...]``: a table of modules' public names, each with the first line of its docstring.
 
 The names are those of ``__all__``, or, after a colon, those that are given: ``mumoe.analysis.purity:Purity``. Each row
 links to the full description on the page.
