@@ -12,6 +12,7 @@ import threading
 
 import pytest
 
+from axe import CLEAN, both_themes, faults
 from browsing import browser, opened  # noqa: F401 (a fixture)
 from dashboard.made_up_run import EVIL, draw
 from mumoe.dashboard.background import Report
@@ -48,21 +49,6 @@ def accuracy(watched, work=None) -> str:
     return watched.still().locator(".figure b").inner_text()
 
 
-def faults(watched) -> tuple[list[str], int]:
-    """What axe finds, and pixels by which the page is too wide."""
-    watched.still()
-    return watched.violations(), watched.sideways()
-
-
-def both_themes(watched) -> list[tuple[list[str], int]]:
-    """The faults in light and in dark."""
-    found = []
-    for theme in ("dark", "light"):
-        watched.page.emulate_media(color_scheme=theme)
-        found.append(faults(watched))
-    return found
-
-
 def test_experts_are_sorted_filtered_and_opened(browser, running, session):  # noqa: F811
     with opened(browser, running.url) as watched:
         page = ready(watched)
@@ -88,7 +74,7 @@ def test_experts_are_sorted_filtered_and_opened(browser, running, session):  # n
         watched.still().wait_for_selector(".detail .gallery img")
         assert page.get_by_text("<b>striped</b>").count() > 0
         assert page.locator("b:text-is('striped')").count() == 0
-        assert both_themes(watched) == [([], 0)] * 2
+        assert both_themes(watched) == CLEAN
         page.get_by_label("Split").select_option("test")
         page.get_by_text("images of test").first.wait_for()
 
@@ -257,7 +243,7 @@ def test_an_audit_shows_both_rankings_and_leads_to_experts(browser, running, ses
         first = rows.first.inner_text()
         assert audit.by_attributes.findings[0].group_in_words() in first
         assert f"{audit.by_attributes.findings[0].score:.3f}" in first.replace("−", "-")
-        assert both_themes(watched) == [([], 0)] * 2
+        assert both_themes(watched) == CLEAN
         page.get_by_role("region", name="By experts").locator("tbody .link").first.click()
         expert = audit.findings[0].experts[0][1]
         page.get_by_role("heading", name=f"Expert {expert}", exact=True).wait_for()
