@@ -224,8 +224,8 @@ class Study(Record):
             mean_coefficient, effect (whether its ablation changes the accuracy of any class), polysemanticity with the
             ends of its 95% interval low and high, strong, images (those whose lost right answers make it strong),
             top_classes (names, the largest loss first), losses (the share of its right answers that each of these
-            loses), control_polysemanticity and control_strong (the
-            same of as many random contributions as the expert has). Numbers that do not exist are missing.
+            loses), control_polysemanticity and control_strong (the same of as many random contributions as the expert
+            has). Numbers that do not exist are missing.
 
         Raises:
             UserError: If the mode was not measured, or pandas is not installed.
