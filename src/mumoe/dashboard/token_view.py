@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mumoe.analysis.findings import LayerText, TextStudy
+from mumoe.analysis.expert_notes import suggest_name
+from mumoe.analysis.findings import ExpertText, LayerText, TextStudy
 from mumoe.dashboard import WHO
 from mumoe.errors import UserError
 from mumoe.records import to_plain
@@ -57,7 +58,7 @@ class TokenSession:
         """One expert with its tokens."""
         for found in self._layer(layer).experts:
             if found.expert == expert:
-                return to_plain(found)
+                return {**to_plain(found), "suggestion": _suggestion(found)}
         raise UserError(f"{WHO}: expected an expert of {self._layer(layer).layer}, got {expert}. Choose another.")
 
     def excerpt(self, number: int) -> Any:
@@ -77,6 +78,12 @@ def _most(by_class: Mapping[str, float | None]) -> str:
     """The kind of token that an expert has the largest mean coefficient on; empty for one that reads nothing."""
     known = {name: value for name, value in by_class.items() if value}
     return max(known, key=lambda name: known[name]) if known else ""
+
+
+def _suggestion(expert: ExpertText) -> str:
+    """A name from the kind of token whose loss rises most without the expert; empty if none was measured."""
+    effect = expert.effect.by_class if expert.effect else {}
+    return suggest_name(sorted(((kind, value) for kind, value in effect.items() if value), key=lambda i: -i[1])[:1])
 
 
 def has_tokens(run: Path) -> bool:

@@ -33,6 +33,12 @@ export function post(path, content, signal) {
   return send(path, { method: "POST", headers, body: JSON.stringify(content), signal });
 }
 
+// A file that the server makes, as a blob.
+export async function fetched(path, query) {
+  const response = await fetch(`${path}?${new URLSearchParams(query)}`, { credentials: "same-origin" });
+  return response.ok ? response.blob() : answer(response);
+}
+
 export function upload(file) {
   return send("/api/upload", { method: "POST", headers: { "x-mumoe-page": page }, body: file });
 }

@@ -1,13 +1,13 @@
 // Lists of images, one image taken apart, and pictures of one's own.
 
-import { useCallback, useRef, useState } from "/vendor/hooks.js";
+import { useCallback, useMemo, useRef, useState } from "/vendor/hooks.js";
 import { useAnswer } from "/answers.js";
 import { post, upload } from "/api.js";
 import { count, index, number, percent, plural, signed } from "/format.js";
 import { Filters } from "/experts.js";
-import { Choice, Diverging, Gallery, html, Picture, Problem, Progress } from "/parts.js";
+import { Choice, Csv, Diverging, Gallery, html, Picture, Problem, Progress, Scroll, Term } from "/parts.js";
 
-const KINDS = [
+export const KINDS = [
   ["all", "all"],
   ["wrong", "wrong answers"],
   ["right", "right answers"],
@@ -15,8 +15,9 @@ const KINDS = [
   ["broken", "made wrong by the edits"],
 ];
 
-export function ImageList({ run, split, edits, kind, setKind, opened, onOpen }) {
-  const [filter, setFilter] = useState({ label: "", attribute: "", value: "" });
+export function ImageList({ run, view, setView, edits, opened, onOpen }) {
+  const { split, kind, label, attribute, value } = view;
+  const filter = useMemo(() => ({ label, attribute, value }), [label, attribute, value]);
   const changed = kind === "mended" || kind === "broken";
   const used = changed ? edits : null;
   const load = useCallback(
@@ -27,8 +28,8 @@ export function ImageList({ run, split, edits, kind, setKind, opened, onOpen }) 
   const question = JSON.stringify([split, filter, kind, used]);
   const { found, problem, busy } = useAnswer(question, () => load(0, 0), { fresh: true });
   return html`<section class="pane list wide" aria-label="Images" aria-busy=${busy}>
-    <div class="fields"><${Choice} label="Show" value=${kind} onChange=${setKind} options=${KINDS} />
-      <${Filters} run=${run} filter=${filter} setFilter=${setFilter} /></div>
+    <div class="fields"><${Choice} label="Show" value=${kind} onChange=${(key) => setView({ kind: key })} options=${KINDS} />
+      <${Filters} run=${run} filter=${filter} setFilter=${setView} /></div>
     <${Problem} text=${problem} />
     <p class="note" role="status">${found ? `${plural(found.total, "image")} of ${split}.` : problem ? "" : "Counting."} ${changed && !edits.length ? "There are no edits." : ""}</p>
     <${Gallery} run=${run} total=${found?.total ?? 0} load=${load} onOpen=${onOpen} selected=${opened} label="Images" />
@@ -78,9 +79,9 @@ function Apart({ run, found, labels, setLabels, onOpenExpert }) {
     <p class="note">${found.additive ? "A logit is the sum over experts of coefficient × (expert's weight × image): the lines add up to it."
       : "A linear layer follows the experts, so that a logit is no sum over them: only coefficients are given."}
       ${rest > 0 ? ` The ${found.experts.length} largest of ${found.experts_total} are shown.` : ""}</p>
-    <div class="scroll" tabindex="0" role="region" aria-label="Experts behind the logits"><table class="apart">
-      <thead><tr><th scope="col">Expert</th><th scope="col">a</th>${found.additive && found.classes.map((c) => html`<th key=${c} scope="col"
-        class=${found.truth?.includes(c) ? "truth" : ""}>${run.classes[c]}</th>`)}<th scope="col">Answer without it</th></tr></thead>
+    <${Scroll} label="Experts behind the logits"><table class="apart">
+      <thead><tr><th scope="col">Expert</th><th scope="col">a<${Term} of="coefficient" /></th>${found.additive && found.classes.map((c) => html`<th key=${c} scope="col"
+        class=${found.truth?.includes(c) ? "truth" : ""}>${run.classes[c]}</th>`)}<th scope="col">Answer without it<${Term} of="without" /></th></tr></thead>
       <tbody>${found.experts.map((expert) => html`<tr key=${index(expert.index)}>
         <th scope="row">${expert.index.map((n, level) => html`${level ? ", " : ""}<button type="button" class="link" key=${level}
           aria-label=${run.num_experts.length > 1 ? `Expert ${n} of level ${level}` : `Expert ${n}`} onClick=${() => onOpenExpert(level, n)}>${n}</button>`)}</th>
@@ -91,7 +92,9 @@ function Apart({ run, found, labels, setLabels, onOpenExpert }) {
       <tfoot>${found.additive && html`<tr><th scope="row">Logit</th><td></td>${found.logits.map((logit, n) => html`<td key=${n} class="num">${number(logit)}</td>`)}<td></td></tr>`}
         <tr><th scope="row">Probability</th><td></td>${found.additive && found.probabilities.map((share, n) => html`<td key=${n} class="num">${percent(share)}</td>`)}<td></td></tr>
         ${found.edited && found.additive && html`<tr><th scope="row">With the edits</th><td></td>${found.edited.logits.map((logit, n) => html`<td key=${n} class="num">${number(logit)}</td>`)}<td></td></tr>`}</tfoot>
-    </table></div>
+    </table></${Scroll}>
+    <${Csv} name="experts-behind-the-logits" heads=${["expert", "coefficient", ...(found.additive ? found.classes.map((c) => run.classes[c]) : []), "answer_without_it"]}
+      rows=${[...found.experts.map((expert) => [index(expert.index), expert.coefficient, ...(expert.terms ?? []), named(run, expert.without.decided)]), ...(found.additive ? [["logit", "", ...found.logits, ""]] : [])]} />
     ${found.additive && html`<div class="fields"><${Choice} label="Show another label" value="" onChange=${(name) => name && setLabels([...labels, name])}
       options=${[["", "choose"], ...others.map((name) => [name, name])]} /></div>`}`;
 }
