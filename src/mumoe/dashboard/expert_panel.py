@@ -351,7 +351,9 @@ def _measured_lines(detail: dict[str, Any]) -> list[str]:
     if view["polysemanticity"] is None:
         return [f"Its ablation changes no class on {detail['analysis_split']} images."]
     control = view["control"]
-    other = "changes no class" if control is None else f"has {control['polysemanticity']:.2f}"
+    other = "changes no class"
+    if control is not None:
+        other = f"{control['polysemanticity']:.2f}, {'strong' if control['strong'] else 'not strong'}"
     strong = f"strong by {view['images']:,} images" if view["strong"] else "not strong"
     return [
         f"On {detail['analysis_split']} images: polysemanticity {view['polysemanticity']:.2f} (0: one class alone), "

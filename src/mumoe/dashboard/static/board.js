@@ -321,7 +321,7 @@ function Files({ edits, sent, setEdits, split, subgroup }) {
     }
   };
   return html`<h3>Files <small>that mumoe edit reads and writes</small></h3>
-    <form class="actions" onSubmit=${save}><label class="field grow"><span>Name</span>
+    <form class="actions" onSubmit=${save}><label class="field grow"><span>File name</span>
       <input type="text" value=${name} placeholder="without-17" onInput=${(event) => setName(event.currentTarget.value)} /></label>
       <button type="submit" disabled=${!edits.length || !name}>${taken ? "Replace" : "Save"}</button></form>
     ${said && html`<p class="note break" role="status">${said}</p>`}
