@@ -58,8 +58,17 @@ class TokenSession:
         """One expert with its tokens."""
         for found in self._layer(layer).experts:
             if found.expert == expert:
-                return {**to_plain(found), "suggestion": _suggestion(found)}
+                return {**to_plain(found), "suggestion": self._suggestion(found)}
         raise UserError(f"{WHO}: expected an expert of {self._layer(layer).layer}, got {expert}. Choose another.")
+
+    def _suggestion(self, expert: ExpertText) -> str:
+        """A name from the kinds of token that get most of the expert's coefficients; empty if they are spread."""
+        weights = {
+            kind: mean * (self.study.by_class[kind]["tokens"] or 0) for kind, mean in expert.by_class.items() if mean
+        }
+        total = sum(weights.values())
+        seen = sorted(((kind, weight / total) for kind, weight in weights.items() if total), key=lambda item: -item[1])
+        return suggest_name((), seen)
 
     def excerpt(self, number: int) -> Any:
         """One window of text with every layer's coefficients."""
@@ -78,12 +87,6 @@ def _most(by_class: Mapping[str, float | None]) -> str:
     """The kind of token that an expert has the largest mean coefficient on; empty for one that reads nothing."""
     known = {name: value for name, value in by_class.items() if value}
     return max(known, key=lambda name: known[name]) if known else ""
-
-
-def _suggestion(expert: ExpertText) -> str:
-    """A name from the kind of token whose loss rises most without the expert; empty if none was measured."""
-    effect = expert.effect.by_class if expert.effect else {}
-    return suggest_name(sorted(((kind, value) for kind, value in effect.items() if value), key=lambda i: -i[1])[:1])
 
 
 def has_tokens(run: Path) -> bool:

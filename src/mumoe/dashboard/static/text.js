@@ -16,18 +16,23 @@ const SORTS = {
   expert: ["number", 1],
 };
 
-// A token as it can be seen: line ends and tabs by a sign.
-function shown(piece) {
+// A token inside a text: line ends and tabs by a sign.
+function signs(piece) {
   return piece.replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+}
+
+// A token alone: spaces by a sign, too, where there is nothing else.
+function shown(piece) {
+  return piece.trim() ? signs(piece) : signs(piece).replaceAll(" ", "␣");
 }
 
 function Token({ piece, coefficient, center, words, onClick, current }) {
   const style = { "--a": Math.min(1, coefficient).toFixed(3) };
   const className = `token ${center ? "center" : ""} ${current ? "current" : ""}`;
   if (onClick) {
-    return html`<button type="button" class=${className} style=${style} title=${words} aria-pressed=${current} onClick=${onClick}>${shown(piece)}</button>`;
+    return html`<button type="button" class=${className} style=${style} title=${words} aria-pressed=${current} onClick=${onClick}>${signs(piece)}</button>`;
   }
-  return html`<span class=${className} style=${style} title=${words}>${shown(piece)}</span>`;
+  return html`<span class=${className} style=${style} title=${words}>${signs(piece)}</span>`;
 }
 
 // The place in the address: experts, expert/LAYER/N, pair/LAYER/N/LAYER/N, texts. Layers are counted from 0.
@@ -167,7 +172,7 @@ function Expert({ run, notes, layer, expert, view, setView, others, onClose }) {
 function Tokens({ run, notes, found, name, expert }) {
   const worth = found.effect ? `${signed(found.effect.all, 4)} nats` : "not measured";
   const file = `${name}-expert-${expert}`;
-  return html`<p class="headline">${found.effect ? html`Without it the loss rises by <b>${signed(found.effect.all, 4)}</b> nats per token` : "What its ablation changes was not measured"}; the tokens that it reads most:</p>
+  return html`<p class="headline">${found.effect ? html`Without it the loss changes by <b>${signed(found.effect.all, 4)}</b> nats per token.` : "What its ablation changes was not measured."}</p>
     <h3>Tokens with the largest coefficients <small>with the text around them; darker is a larger coefficient</small></h3>
     <ol class="quotes">${found.top.map((token) => html`<li key=${token.row}><span class="num">${number(token.coefficient)}</span>
       <p class="quote">${token.pieces.map((piece, n) => html`<${Token} key=${n} piece=${piece} coefficient=${token.coefficients[n]} center=${n === token.center}
