@@ -297,7 +297,7 @@ def test_where_the_edits_are_out_of_sight_their_headline_is_shown(browser, runni
         after = headline.locator("b").inner_text()
         page.get_by_role("link", name="Experts").click()
         line = page.locator(".editsline")
-        assert line.is_visible()
+        line.wait_for()
         assert line.inner_text().startswith("1 edit: accuracy on val")
         assert after in line.inner_text()
         line.click()

@@ -6,7 +6,7 @@ import { get } from "/api.js";
 import { count, number, percent, plural } from "/format.js";
 import { Choice, Csv, ExpertLink, html, Problem, Scroll, Term } from "/parts.js";
 
-export function Audit({ run, split, onOpenExpert }) {
+export function Audit({ run, notes, split, onOpenExpert }) {
   const [target, setTarget] = useState(run.multi_label ? run.classes[0] : "");
   const query = { split, target };
   const { found, problem, busy } = useAnswer(JSON.stringify(query), () => get("/api/audit", query), { fresh: true });
@@ -18,16 +18,16 @@ export function Audit({ run, split, onOpenExpert }) {
     ${busy && html`<p class="note" role="status">Comparing groups.</p>`}
     <${Problem} text=${problem} />
     ${found?.pooled && html`<p class="note">All labels are pooled, each compared with itself: no group has enough images of one.</p>`}
-    ${found && html`<${Ranking} title="By experts" ranking=${found.experts} labels=${found.labels} levels=${run.num_experts.length} onOpenExpert=${onOpenExpert} />`}
+    ${found && html`<${Ranking} title="By experts" ranking=${found.experts} labels=${found.labels} notes=${notes} levels=${run.num_experts.length} onOpenExpert=${onOpenExpert} />`}
     ${found?.attributes && html`<${Ranking} title="By named attributes" ranking=${found.attributes} labels=${found.labels} />`}
     ${found && !found.attributes && html`<p class="note">The data name no attributes.</p>`}
   </section>`;
 }
 
-function Ranking({ title, ranking, labels, levels, onOpenExpert }) {
+function Ranking({ title, ranking, labels, notes, levels, onOpenExpert }) {
   const rows = ranking.findings.map((item) => {
     const chance = item.p_corrected > ranking.alpha;
-    const group = item.experts.map(([level, expert], n) => html`${n > 0 && " + "}<${ExpertLink} expert=${expert} level=${level} levels=${levels} onOpen=${onOpenExpert} />`);
+    const group = item.experts.map(([level, expert], n) => html`${n > 0 && " + "}<${ExpertLink} expert=${expert} level=${level} levels=${levels} name=${notes.of(level, expert).name} onOpen=${onOpenExpert} />`);
     return html`<tr key=${`${item.group}/${item.label}`}><th scope="row">${item.experts.length ? group : item.group}
         ${item.merged.length > 0 && html`<small class="block" title=${item.merged.join("; ")}>and ${plural(item.merged.length, "overlapping group")}</small>`}</th>
       <td>${item.label == null ? "any" : labels[item.label]}</td><td class="num">${count(item.rows)}</td>

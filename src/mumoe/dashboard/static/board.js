@@ -45,7 +45,7 @@ export function entries(edits) {
   return edits.map(({ paper, lowers, about, ...entry }) => entry);
 }
 
-export function Board({ run, split, edits, setEdits, addEdits, history, onUndo, onRedo, comparison, subgroup, setSubgroup, onSettle, selected, setSelected, onOpenImages, onOpenExpert }) {
+export function Board({ run, notes, split, edits, setEdits, addEdits, history, onUndo, onRedo, comparison, subgroup, setSubgroup, onSettle, selected, setSelected, onOpenImages, onOpenExpert }) {
   const sent = useMemo(() => entries(edits), [edits]);
   const { result, problem, slow, busy } = comparison;
   if (!run.editable) {
@@ -60,7 +60,7 @@ export function Board({ run, split, edits, setEdits, addEdits, history, onUndo, 
     ${result && html`<${Overall} run=${run} split=${split} result=${result} slow=${slow} onOpenImages=${onOpenImages} />`}
     <${Problem} text=${problem} />
     <${Adding} run=${run} edits=${edits} add=${addEdits} selected=${selected} setSelected=${setSelected} subgroup=${subgroup} setSubgroup=${setSubgroup} />
-    <ol class="edits">${edits.map((edit, n) => html`<${EditLine} key=${edit.name} run=${run} edit=${edit} text=${result?.edits[n]}
+    <ol class="edits">${edits.map((edit, n) => html`<${EditLine} key=${edit.name} run=${run} notes=${notes} edit=${edit} text=${result?.edits[n]}
       onOpenExpert=${onOpenExpert} onSettle=${onSettle}
       onChange=${(next) => setEdits((old) => old.map((other) => (other.name === edit.name ? next : other)), edit.name)}
       onRemove=${() => setEdits((old) => old.filter((other) => other.name !== edit.name))} />`)}</ol>
@@ -186,11 +186,18 @@ function title(run, edit) {
   return `Rewrite ${output()}`;
 }
 
-function EditLine({ run, edit, text, onChange, onRemove, onSettle }) {
+// The name of the one expert that an edit is about.
+function named(run, notes, edit) {
+  if (edit.kind === "ablate" || edit.kind === "scale") return notes.of(edit.level, edit.expert).name;
+  const index = edit.kind === "set-output" ? edit.expert : edit.kind === "correct" && edit.terms.length === 1 ? edit.terms[0][0] : [];
+  return index.length === 1 ? notes.of(0, index[0]).name : "";
+}
+
+function EditLine({ run, notes, edit, text, onChange, onRemove, onSettle }) {
   const { name, value, least, most, step, set } = dial(edit);
   const give = (next) => Number.isFinite(next) && onChange(set(next));
   const digits = step < 0.01 ? 4 : 2;
-  return html`<li class="edit"><div class="editline"><b title=${text}>${title(run, edit)}</b>
+  return html`<li class="edit"><div class="editline"><b title=${text}>${title(run, edit)}${named(run, notes, edit) && html` <small>${named(run, notes, edit)}</small>`}</b>
       <button type="button" class="plain" aria-label=${`Remove ${edit.name}`} onClick=${onRemove}>×</button></div>
     ${edit.about && html`<p class="note">${edit.about}</p>`}
     <div class="dial"><span><${Term} of=${name}>${name}</${Term}></span>

@@ -166,7 +166,7 @@ function Table({ run, notes, columns, places, level, column, sort, reversed, cho
   };
   const lost = (n) => {
     const which = columns.lost?.[n] ?? -1;
-    const name = notes.of(level, n).name;
+    const name = notes.of(level, n).name === run.classes[which] ? "" : notes.of(level, n).name;
     return html`${name && html`<b class="ellipsis" title=${name}>${name}</b>`}
       ${which < 0 ? html`<span class="quiet">nothing</span>` : html`<span class="lost"><span class="ellipsis" title=${run.classes[which]}>${run.classes[which]}</span> <b>${percent(columns.loss[n], 0)}</b></span>`}`;
   };
@@ -250,7 +250,9 @@ function Bars({ run, found, split, mine }) {
   const lost = [...losses, ...gains].map((item) => ({ name: item.name, value: item.loss, interval: item.interval }));
   const { falls, rises } = found.logits;
   const logits = [...falls, ...rises].map((item) => ({ name: item.name, value: -item.change }));
-  const share = (item) => html`${item.value < 0 ? `gains ${percent(-item.value, 0)}` : percent(item.value, 0)}${interval(item.interval) && html` <small>${interval(item.interval)}</small>`}`;
+  const digits = lost.every((item) => Math.abs(item.value) < 0.1) ? 1 : 0;
+  const ends = (item) => interval(item.value < 0 ? item.interval && [-item.interval[1], -item.interval[0]] : item.interval, digits);
+  const share = (item) => html`${item.value < 0 ? `gains ${percent(-item.value, digits)}` : percent(item.value, digits)}${ends(item) && html` <small>${ends(item)}</small>`}`;
   return html`<div class="columns">
     <div><h3>Classes that change without it <small>${view ? `on ${found.analysis_split}` : ""}</small><${Term} of="change" /></h3>
       ${!view && html`<p class="note">Not measured: the run was not analyzed.</p>`}

@@ -37,7 +37,7 @@ export function ImageList({ run, view, setView, edits, opened, onOpen }) {
   </section>`;
 }
 
-export function ImageDetail({ run, image, edits, onOpenExpert, onClose }) {
+export function ImageDetail({ run, notes, image, edits, onOpenExpert, onClose }) {
   const [labels, setLabels] = useState([]);
   const { found, problem, busy } = useApart({ image }, labels, edits);
   return html`<section class="pane detail" aria-label="Image" aria-busy=${busy}>
@@ -48,7 +48,7 @@ export function ImageDetail({ run, image, edits, onOpenExpert, onClose }) {
         <div><dt>Truth</dt><dd>${named(run, found.truth)}</dd></div>
         <${Answers} run=${run} found=${found} />
         ${Object.entries(found.attributes).map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value ?? "unknown"}</dd></div>`)}</dl></div>
-      <${Apart} run=${run} found=${found} labels=${labels} setLabels=${setLabels} onOpenExpert=${onOpenExpert} />`}
+      <${Apart} run=${run} notes=${notes} found=${found} labels=${labels} setLabels=${setLabels} onOpenExpert=${onOpenExpert} />`}
   </section>`;
 }
 
@@ -71,7 +71,7 @@ function useApart(which, labels, edits) {
 }
 
 // The sum that a logit is: one line per expert, one column per label.
-function Apart({ run, found, labels, setLabels, onOpenExpert }) {
+function Apart({ run, notes, found, labels, setLabels, onOpenExpert }) {
   const most = Math.max(1e-9, ...found.experts.flatMap((expert) => (expert.terms ?? []).map(Math.abs)));
   const rest = found.experts_total - found.experts.length;
   const others = run.classes.filter((name) => !labels.includes(name));
@@ -84,7 +84,7 @@ function Apart({ run, found, labels, setLabels, onOpenExpert }) {
         class=${found.truth?.includes(c) ? "truth" : ""}>${run.classes[c]}</th>`)}<th scope="col">Answer without it<${Term} of="without" /></th></tr></thead>
       <tbody>${found.experts.map((expert) => html`<tr key=${index(expert.index)}>
         <th scope="row">${expert.index.map((n, level) => html`${level ? ", " : ""}<button type="button" class="link" key=${level}
-          aria-label=${run.num_experts.length > 1 ? `Expert ${n} of level ${level}` : `Expert ${n}`} onClick=${() => onOpenExpert(level, n)}>${n}</button>`)}</th>
+          aria-label=${run.num_experts.length > 1 ? `Expert ${n} of level ${level}` : `Expert ${n}`} onClick=${() => onOpenExpert(level, n)}>${n}</button>${notes.of(level, n).name && html`<small>${notes.of(level, n).name}</small>`}`)}</th>
         <td class="num">${number(expert.coefficient)}</td>
         ${expert.terms?.map((term, n) => html`<td key=${n} class="num"><${Diverging} value=${term} most=${most} />${signed(term)}</td>`)}
         <td class=${same(expert.without.decided, found.decided) ? "quiet" : "moved"}>${same(expert.without.decided, found.decided) ? "the same" : named(run, expert.without.decided)}
@@ -108,7 +108,7 @@ function same(left, right) {
   return left.length === right.length && left.every((value, n) => value === right[n]);
 }
 
-export function OwnPicture({ run, edits, onOpenExpert }) {
+export function OwnPicture({ run, notes, edits, onOpenExpert }) {
   const [busy, setBusy] = useState(false);
   const [shown, setShown] = useState(null);
   const [problem, setProblem] = useState("");
@@ -147,16 +147,16 @@ export function OwnPicture({ run, edits, onOpenExpert }) {
       <p class="note">It stays on this machine. At most ${run.most_bytes / 2 ** 20} MB.</p></div>
     ${busy && html`<${Progress} job=${{ note: "Looking at the picture (the first one loads the network)", total: 0 }} />`}
     <${Problem} text=${problem} onClose=${() => setProblem("")} />
-    ${shown && html`<${OwnApart} run=${run} shown=${shown} edits=${edits} onOpenExpert=${onOpenExpert} />`}
+    ${shown && html`<${OwnApart} run=${run} notes=${notes} shown=${shown} edits=${edits} onOpenExpert=${onOpenExpert} />`}
   </section>`;
 }
 
-function OwnApart({ run, shown, edits, onOpenExpert }) {
+function OwnApart({ run, notes, shown, edits, onOpenExpert }) {
   const [labels, setLabels] = useState([]);
   const { found, problem, busy } = useApart({ upload: shown.upload }, labels, edits);
   return html`<div class="picturefacts" aria-busy=${busy}><img src=${shown.picture} alt=${shown.name} width="192" height="192" />
       <dl><div><dt>File</dt><dd class="break">${shown.name}</dd></div><div><dt>Size</dt><dd>${shown.width} × ${shown.height}</dd></div>
         ${found && html`<${Answers} run=${run} found=${found} />`}</dl></div>
     <${Problem} text=${problem} />
-    ${found && html`<${Apart} run=${run} found=${found} labels=${labels} setLabels=${setLabels} onOpenExpert=${onOpenExpert} />`}`;
+    ${found && html`<${Apart} run=${run} notes=${notes} found=${found} labels=${labels} setLabels=${setLabels} onOpenExpert=${onOpenExpert} />`}`;
 }

@@ -186,16 +186,16 @@ function Dashboard({ run }) {
     ${job && html`<${Progress} job=${job} />`}<${Problem} text=${problem} onClose=${() => setProblem("")} />
     <main id="main" tabindex="-1" ref=${heading}>
       ${tab === "images" ? html`<${ImageList} run=${run} view=${view} setView=${setView} edits=${sent} opened=${where.image} onOpen=${openImage} />`
-        : tab === "own" ? html`<${OwnPicture} run=${run} edits=${sent} onOpenExpert=${openExpert} />`
-        : tab === "audit" ? html`<${Audit} run=${run} split=${split} onOpenExpert=${openExpert} />`
+        : tab === "own" ? html`<${OwnPicture} run=${run} notes=${notes} edits=${sent} onOpenExpert=${openExpert} />`
+        : tab === "audit" ? html`<${Audit} run=${run} notes=${notes} split=${split} onOpenExpert=${openExpert} />`
         : html`<${ExpertList} run=${run} notes=${notes} view=${view} setView=${setView} opened=${opened} onOpen=${openExpert} selected=${selected} setSelected=${setSelected} />`}
       ${where.page === "expert" && detail(where.level, where.expert, { onClose: () => go("experts"), onBeside: (key) => go(`pair/${where.level}/${where.expert}/${key}`) })}
       ${where.page === "pair" && detail(where.level, where.expert, { onClose: () => go(`expert/${besideLevel}/${beside}`) })}
       ${where.page === "pair" && detail(besideLevel, beside, { onClose: () => go(`expert/${where.level}/${where.expert}`) })}
-      ${where.page === "image" && html`<${ImageDetail} run=${run} image=${where.image} edits=${sent} onOpenExpert=${openExpert} onClose=${() => (window.history.length > 1 ? window.history.back() : go("images"))} />`}
+      ${where.page === "image" && html`<${ImageDetail} run=${run} notes=${notes} image=${where.image} edits=${sent} onOpenExpert=${openExpert} onClose=${() => (window.history.length > 1 ? window.history.back() : go("images"))} />`}
       ${(where.page === "experts" || where.page === "edits") && html`<section class="pane detail empty-pane"><p class="note">Choose an expert in the list: arrow keys and Enter, or a click.</p></section>`}
       ${where.page === "images" && html`<section class="pane detail empty-pane"><p class="note">Choose an image to see which experts made its logits.</p></section>`}
-      <${Board} run=${run} split=${split} edits=${edits} setEdits=${setEdits} addEdits=${addEdits} history=${history} onUndo=${() => setHistory(undo)} onRedo=${() => setHistory(redo)}
+      <${Board} run=${run} notes=${notes} split=${split} edits=${edits} setEdits=${setEdits} addEdits=${addEdits} history=${history} onUndo=${() => setHistory(undo)} onRedo=${() => setHistory(redo)}
         comparison=${comparison} subgroup=${subgroup} setSubgroup=${setSubgroup}
         onSettle=${() => setHistory(settle)} selected=${selected} setSelected=${setSelected} onOpenExpert=${openExpert}
         onOpenImages=${(which) => (setView({ kind: which }), go("images"))} />

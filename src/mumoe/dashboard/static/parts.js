@@ -239,8 +239,8 @@ export function Effects({ items, most, both, text }) {
     <span class="value">${text(item)}</span></li>`)}</ul>`;
 }
 
-export function interval(ends) {
-  return ends && ends[0] !== ends[1] ? `${percent(ends[0], 0)} to ${percent(ends[1], 0)}` : "";
+export function interval(ends, digits = 0) {
+  return ends && ends[0] !== ends[1] ? `${percent(ends[0], digits)} to ${percent(ends[1], digits)}` : "";
 }
 
 // A share of 1 with its interval.

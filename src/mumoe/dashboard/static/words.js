@@ -10,7 +10,7 @@ export const WORDS = {
   strong: ["strong", "Without the expert, some class loses at least half of its right answers (and at least as many as the analysis asks for)."],
   control: ["the control", "As many contributions as the expert has, taken from random experts and images. An expert that is no better than its control has learned nothing of its own."],
   loses: ["loses most", "The class that loses the largest share of its right answers when the expert is ablated."],
-  change: ["a class that changes", "The share of its right answers that a class loses when the expert is ablated, with a 95% bootstrap interval below it."],
+  change: ["a class that changes", "The share of its right answers that a class loses when the expert is ablated, with its 95% interval (Wilson)."],
   gap: ["gap", "Largest minus smallest mean coefficient over the values of the chosen attribute: whom the gate sends to this expert."],
   accuracy: ["accuracy of its images", "Share of right answers on the images where its coefficient is at least 0.5."],
   images: ["images that make it strong", "Distinct images whose right answers are lost without the expert, in the classes that lose at least half."],
