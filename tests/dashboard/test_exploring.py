@@ -306,3 +306,22 @@ def test_where_the_edits_are_out_of_sight_their_headline_is_shown(browser, runni
     with opened(browser, f"{running.url}#/expert/0/3?edits={EDIT}", width=1280) as watched:
         watched.page.wait_for_selector(".facts")
         assert not watched.still().locator(".editsline").is_visible()
+
+
+def test_a_run_without_pictures_has_pages_without_faults(browser, running):  # noqa: F811
+    def without(route) -> None:
+        state = route.fetch().json()
+        state["run"]["pictures"] = False
+        route.fulfill(json=state)
+
+    with opened(browser, "about:blank") as watched:
+        page = watched.page
+        page.route("**/api/state*", without)
+        page.goto(f"{running.url}#/expert/0/3")
+        page.wait_for_selector(".detail .nopicture")
+        assert both_themes(watched) == CLEAN
+        assert page.locator(".thumb").count() == 0
+        page.evaluate("location.hash = '#/image/5'")
+        page.wait_for_selector("table.apart")
+        assert both_themes(watched) == CLEAN
+        assert outside(page, ".pane") == []

@@ -85,7 +85,8 @@ export function Picture({ run, image, size = 96, name }) {
   const [failed, setFailed] = useState(false);
   useEffect(() => setFailed(false), [image]);
   if (!run.pictures || failed) {
-    return html`<span class="nopicture" role="img" aria-label=${name}>${run.pictures ? "cannot be opened" : "no picture"}</span>`;
+    const words = run.pictures ? "cannot be opened" : "no picture";
+    return name ? html`<span class="nopicture" role="img" aria-label=${`${name}: ${words}`}>${words}</span>` : html`<span class="nopicture" aria-hidden="true">${words}</span>`;
   }
   const source = `/api/picture?image=${image}&size=${size}`;
   return html`<img src=${source} alt=${name} width=${size} height=${size} loading="lazy" decoding="async"
