@@ -357,5 +357,6 @@ def test_the_page_holds_what_the_json_holds(browser, running, run):  # noqa: F81
         assert f"{effect['polysemanticity']:.2f}" in text
         first = page.locator(".bars.spans li").first.inner_text()
         low, high = effect["loss_intervals"][0]
-        assert f"{100 * effect['top_loss']:.0f}%" in first
-        assert f"{100 * low:.0f}% to {100 * high:.0f}%".replace("-", "−") in first
+        digits = 1 if all(abs(share) < 0.1 for _, share in effect["losses"]) else 0
+        assert f"{100 * effect['top_loss']:.{digits}f}%" in first
+        assert f"{100 * low:.{digits}f}% to {100 * high:.{digits}f}%".replace("-", "−") in first

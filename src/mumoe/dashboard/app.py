@@ -308,7 +308,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 def _get(answer: Callable[[Mapping[str, str]], Any]) -> Answer:
     async def handle(request: Request) -> Response:
-        return await _told(answer, dict(request.query_params))
+        return await _answered(answer, dict(request.query_params))
 
     return handle
 
@@ -324,7 +324,7 @@ def _post(answer: Callable[[Mapping[str, Any]], Any]) -> Answer:
             return _problem(f"{WHO}: expected JSON, got {error}.", 400)
         if not isinstance(given, dict):
             return _problem(f"{WHO}: expected a JSON object, got a {type(given).__name__}.", 400)
-        return await _told(answer, given)
+        return await _answered(answer, given)
 
     return handle
 
@@ -342,7 +342,7 @@ def _upload(dashboard: Dashboard) -> Answer:
         def explain(_: Any) -> Any:
             return image_panel.add_upload(dashboard.session, content)
 
-        return await _told(explain, None)
+        return await _answered(explain, None)
 
     return handle
 
@@ -370,7 +370,7 @@ def _file(name: str) -> Answer:
     return handle
 
 
-async def _told(answer: Callable[[Any], Any], given: Any) -> Response:
+async def _answered(answer: Callable[[Any], Any], given: Any) -> Response:
     """The answer, or the error in one line."""
     try:
         found = await run_in_threadpool(answer, given)

@@ -65,11 +65,11 @@ export function latest(work) {
   };
 }
 
-// Watch a job until it is done; tell its progress.
-export async function watch(number, tell) {
+// Watch a job until it is done; report its progress.
+export async function watch(number, report) {
   for (;;) {
     const job = await get("/api/job", { number });
-    tell(job);
+    report(job);
     if (job.state === "done") return job.result;
     if (job.state === "failed") throw new Error(job.error);
     await new Promise((resolve) => setTimeout(resolve, 200));

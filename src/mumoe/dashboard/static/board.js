@@ -75,7 +75,7 @@ export function Board({ run, notes, split, edits, setEdits, addEdits, history, o
 // What the edits change. While a slider moves, the newest position is asked for as soon as the last answer is there;
 // once it rests, the bootstrap intervals of the subgroups follow, which no later position waits for.
 export function useComparison(run, split, sent, subgroup) {
-  const [told, setTold] = useState({ question: null, result: null, problem: "" });
+  const [answered, setAnswered] = useState({ question: null, result: null, problem: "" });
   const [intervals, setIntervals] = useState({ question: null, fairness: null });
   const [slow, setSlow] = useState(false);
   const given = { split, edits: sent, subgroup };
@@ -86,19 +86,19 @@ export function useComparison(run, split, sent, subgroup) {
     const waiting = setTimeout(() => setSlow(true), 400);
     try {
       const found = await post("/api/compare", content);
-      setTold({ question: asked, result: { ...found, milliseconds: Math.round(performance.now() - started) }, problem: "" });
+      setAnswered({ question: asked, result: { ...found, milliseconds: Math.round(performance.now() - started) }, problem: "" });
     } catch (error) {
-      setTold((old) => ({ ...old, question: asked, problem: error.message }));
+      setAnswered((old) => ({ ...old, question: asked, problem: error.message }));
     }
     clearTimeout(waiting);
     setSlow(false);
   });
-  const busy = run.editable && told.question !== question;
+  const busy = run.editable && answered.question !== question;
   useLayoutEffect(() => {
     if (run.editable) ask.current(question, given);
   }, [question]);
   useEffect(() => {
-    if (busy || !told.result?.fairness || told.problem) return undefined;
+    if (busy || !answered.result?.fairness || answered.problem) return undefined;
     let current = true;
     const later = setTimeout(() => {
       post("/api/compare", { ...given, resamples: RESAMPLES }).then((found) => current && setIntervals({ question, fairness: found.fairness }), () => {});
@@ -108,9 +108,9 @@ export function useComparison(run, split, sent, subgroup) {
       clearTimeout(later);
     };
   }, [question, busy]);
-  const known = told.result?.fairness && intervals.question === question;
-  const result = known ? { ...told.result, fairness: intervals.fairness } : told.result;
-  return { result, problem: told.problem, slow, busy };
+  const known = answered.result?.fairness && intervals.question === question;
+  const result = known ? { ...answered.result, fairness: intervals.fairness } : answered.result;
+  return { result, problem: answered.problem, slow, busy };
 }
 
 export function firstSubgroup(run) {
