@@ -14,9 +14,9 @@ wrongly included (label 0). It also keeps a group from being suspected merely be
 a column that determines the label leaves no rest to compare with, and is not tested.
 
 With many labels no group may hold `min_rows` rows of any one of them. Then all labels are pooled: a group is compared
-with the other rows label by label, and only the sums are tested (the exact test of a sum of hypergeometric counts; the
-gap is Mantel and Haenszel's). If even that leaves nothing, the floor `min_rows` is lowered to what the rows hold. The
-result states either.
+with the other rows label by label, and only the sums are tested (the exact test of a sum of hypergeometric counts).
+The rest's accuracy is then standardized: what it would be with as many rows of each label as the group. If even that
+leaves nothing, the floor `min_rows` is lowered to what the rows hold. The result states either.
 
 Very many comparisons are made, and some gap is always large by chance. Each gets the one-sided p-value of Fisher's
 exact test, corrected over all comparisons: by Holm (``holm``: the chance of even one false alarm is below alpha) or
@@ -93,7 +93,7 @@ class Finding:
         label: The true label of the rows compared; None if all labels were pooled.
         rows: Rows of the group.
         accuracy: Their accuracy.
-        rest: Accuracy of all other rows with this label; pooled, accuracy + gap.
+        rest: Accuracy of all other rows with this label; pooled, with the labels weighted as in the group.
         gap: rest - accuracy, with its interval; positive is worse than the rest.
         p_value: One-sided, of Fisher's exact test.
         p_corrected: After the correction over all comparisons.
@@ -408,7 +408,7 @@ def _by_label(table: _Tables, name: Callable[[int], dict[str, Any]], least: int)
     columns = (part.tolist() for part in (group, label, counts, fisher_less(*counts.T)))
     for g, place, (k, n, k_rest, n_rest), p in zip(*columns, strict=True):
         accuracy, rest = k / n, k_rest / n_rest
-        gap = Estimate(rest - accuracy, *newcombe(k, n, k_rest, n_rest))
+        gap = Estimate(rest - accuracy, *map(float, newcombe(k, n, k_rest, n_rest)))
         found.append((g, _finding(name(g), table.labels[place], n, accuracy, rest, gap, p)))
     return found
 
