@@ -22,7 +22,7 @@ class Source:
     """One designer's set of drawings.
 
     Attributes:
-        name: Its value of the attribute that names the designers, such as ``studio`` or ``family``.
+        name: Its name, a value of the attribute for designers, such as ``studio`` or ``family``.
         package: The npm package with the drawings.
         credit: Attribution and licence.
     """
