@@ -142,11 +142,11 @@ def test_a_stop_is_status_130_and_says_how_to_go_on(monkeypatch, capsys):
     import mumoe.training as training
 
     def stopped(config, **_):
-        raise training.Interrupted("Stopped at step 3 of 9. Go on with: mumoe train --resume runs/x")
+        raise training.Interrupted("Stopped at step 3 of 9. Resume with: mumoe train --resume runs/x")
 
     monkeypatch.setattr(training, "train", stopped)
     assert main(["train"]) == 130
-    expected = "mumoe: interrupted. Stopped at step 3 of 9. Go on with: mumoe train --resume runs/x\n"
+    expected = "mumoe: interrupted. Stopped at step 3 of 9. Resume with: mumoe train --resume runs/x\n"
     assert capsys.readouterr().err == expected
 
 

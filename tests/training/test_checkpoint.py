@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, and damage of every kind told instead of loaded."""
+"""Checkpoints are whole or absent; damage of every kind is reported instead of loaded."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def reshape(path, rng):
 
 
 def words(path, rng):
-    """JSON that parses and says something else."""
+    """JSON that parses but has other content."""
     junk = ["[]", "null", '{"step": 5}', "[" * 5000, "1" * 5000, "{}", '{"format": 1, "step": 5, "files": {}}', "NaN"]
     junk.append('{"format": 1, "step": 5, "files": {"state.json": {"size": 1}, "../x": 3}}')
     path.with_name(rng.choice(["state.json", "manifest.json"])).write_text(rng.choice(junk))
@@ -260,7 +260,7 @@ def test_files_swapped_between_checkpoints_are_told(tmp_path):
 
 @pytest.mark.parametrize("damage", [flip, truncate, grow, noise, header, reshape], ids=lambda f: f.__name__)
 def test_damage_with_a_matching_manifest_is_told_or_a_valid_checkpoint(tmp_path, damage):
-    """What no digest shows: a file that was changed on purpose loads as what it says, or not at all."""
+    """Beyond digests: a file that was changed on purpose loads with the content it declares, or not at all."""
     network, _, snapshot = make()
     pristine = tmp_path / "pristine"
     write(pristine, snapshot)

@@ -64,7 +64,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
 def free_port() -> str:
     """A port below those that the system gives to connections: one of those could be taken before its server starts.
 
-    A client that tries such a port while nobody listens can even be given it as its own, and then talks to itself.
+    A client that tries such a port while no server listens may get it as its own port, and then connects to itself.
     """
     for port in random.sample(range(20_000, 30_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):

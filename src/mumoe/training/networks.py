@@ -103,7 +103,7 @@ class Network(nn.Module):
 
     @property
     def on_features(self) -> bool:
-        """Whether it reads features: then batches can be large when it is evaluated."""
+        """Whether it reads features, so that evaluation can use large batches."""
         return self.backbone is None
 
     @property
@@ -173,7 +173,7 @@ def make_mixer(config: TrainConfig, num_classes: int) -> WholeNetwork:
 
 
 def make_gpt2(config: TrainConfig, vocabulary: int) -> WholeNetwork:
-    """The GPT-2 that a config of mode text asks for, over a vocabulary of so many tokens.
+    """The GPT-2 that a config of mode text asks for, with a vocabulary of this size.
 
     Raises:
         UserError: As `make_mixer`.

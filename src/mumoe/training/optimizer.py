@@ -37,7 +37,7 @@ def decayed(network: nn.Module, rule: str) -> set[str]:
 
 
 def _named_like(network: nn.Module, kind: type[nn.Module], starts: tuple[str, ...]) -> Iterator[str]:
-    """Names of the parameters of all modules of a kind that start so within their module."""
+    """Names of parameters in all modules of a kind whose name within the module has one of these prefixes."""
     for prefix, module in network.named_modules():
         if isinstance(module, kind):
             for name, _ in module.named_parameters():
