@@ -161,7 +161,7 @@ def test_a_context_longer_than_the_text(folder):
 
 def test_damaged_tokens_are_told(folder):
     (folder / "train.bin").write_bytes((folder / "train.bin").read_bytes()[:-1])
-    with pytest.raises(JobError, match=r"expected whole tokens, got: train.bin of \d+ bytes instead of \d+"):
+    with pytest.raises(JobError, match=r"expected intact tokens, got: train.bin of \d+ bytes instead of \d+"):
         open_text(folder, context=8)
 
 

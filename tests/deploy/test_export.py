@@ -152,7 +152,7 @@ def test_overwrite_spares_what_is_no_export(model: ImageClassifier, tmp_path: Pa
         ("torch-export", precious.rename(tmp_path / "p.pt2")),
     ):
         target = target if target.exists() else tmp_path / "p.pt2" / target.relative_to(precious)
-        with pytest.raises(UserError, match="which is another"):
+        with pytest.raises(UserError, match="which is something else"):
             export(model, target, to=kind, overwrite=True)
     assert (tmp_path / "p.pt2" / "thesis.tex").read_text() == "years of work"
 
@@ -207,7 +207,7 @@ def test_a_sparse_moe_is_traced_over_all_experts() -> None:
     torch.testing.assert_close(program.module()(x), head.layer(x))
 
 
-# A network of one's own -----------------------------------------------------------------------------------
+# The user's own network -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

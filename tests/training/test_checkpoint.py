@@ -118,7 +118,7 @@ def test_no_checkpoint_is_none_and_only_damaged_ones_an_error(tmp_path):
     write(tmp_path, snapshot)
     (tmp_path / "step-00000005" / "model.safetensors").unlink()
     told = []
-    with pytest.raises(CheckpointError, match="1 damaged ones"):
+    with pytest.raises(CheckpointError, match="got 1 damaged"):
         newest(tmp_path, state.check_fit(network), told.append)
     assert "model.safetensors" in told[0]
 
@@ -215,7 +215,7 @@ DAMAGE = [flip, truncate, grow, noise, header, missing, folder, pipe, link, extr
 
 
 def sign(path):
-    """Make the manifest agree with the files, as one who meant the damage would."""
+    """Make the manifest agree with the files, as deliberate damage would."""
     files = {
         p.name: {"size": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
         for p in path.iterdir()

@@ -183,7 +183,7 @@ def open_text(folder: Path, name: str = "", *, context: int) -> TextData:
         tokenizer_name = str(meta["tokenizer"])
     except (KeyError, TypeError, ValueError) as error:
         raise JobError(
-            f"{folder}: expected whole tokens, got: {error}. Write them again with mumoe tokenize."
+            f"{folder}: expected intact tokens, got: {error}. Write them again with mumoe tokenize."
         ) from None
     credits = tuple(str(line) for line in meta.get("credits", ()))
     tokenizer = open_tokenizer(tokenizer_name, folder)

@@ -37,7 +37,7 @@ def model_card(
     """The card of a model.
 
     Args:
-        data: Metadata that the library sets; it is changed.
+        data: Metadata that the library sets; it is modified in place.
         config: What the model is built from, with ``about`` of its run.
         parameters: Numbers of parameters of the whole ``model`` and of its ``head``.
         fields: Further metadata, which takes precedence.
@@ -106,7 +106,7 @@ def _data(config: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name on one line, with what Markdown would take for markup escaped."""
+    """A name on one line, with the characters escaped that Markdown would read as markup."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(text.split()))
 
 

@@ -113,7 +113,7 @@ def prune(folder: Path, keep: int, also: int | None = None) -> None:
 
 
 def newest(folder: Path, check: Check, report: Callable[[str], None]) -> Snapshot | None:
-    """The newest checkpoint that is whole and fits; each newer one is passed to `report` with its problem.
+    """The newest checkpoint that is intact and fits; each newer one is passed to `report` with its problem.
 
     Returns None when the folder holds no checkpoint at all.
 
@@ -130,14 +130,14 @@ def newest(folder: Path, check: Check, report: Callable[[str], None]) -> Snapsho
             report(str(error))
     if last is not None:
         raise CheckpointError(
-            f"{folder}: expected a whole checkpoint, got {len(steps)} damaged ones. "
+            f"{folder}: expected an intact checkpoint, got {len(steps)} damaged. "
             f"The newest: {last} Train again into another folder."
         )
     return None
 
 
 def read_best(folder: Path, step: int, check: Check, report: Callable[[str], None]) -> Snapshot | None:
-    """The checkpoint of the best step; None if it is not whole, and the reason is passed to `report`."""
+    """The checkpoint of the best step; None if it is damaged, and the reason is passed to `report`."""
     try:
         return read(folder / f"step-{step:08d}", check)
     except CheckpointError as error:
@@ -161,7 +161,7 @@ def read(path: Path, check: Check) -> Snapshot:
         check({part: specs(values) for part, values in tensors.items()}, state)
     except (ValueError, TypeError, KeyError, OverflowError, OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"checkpoint {path}: expected a whole checkpoint, got: {reason_of(error, 300).rstrip('.')}."
+            f"checkpoint {path}: expected an intact checkpoint, got: {reason_of(error, 300).rstrip('.')}."
         ) from None
     return Snapshot(_step_of(path), tensors, state)
 

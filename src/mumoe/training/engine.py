@@ -99,10 +99,10 @@ class Engine:
     # Resuming
 
     def restore(self, tell: Any = None) -> bool:
-        """Resume from the newest whole checkpoint, reporting damaged ones; returns False if there is none yet.
+        """Resume from the newest intact checkpoint, reporting damaged ones; returns False if there is none yet.
 
         Raises:
-            CheckpointError: If there are checkpoints and none is whole.
+            CheckpointError: If there are checkpoints and none is intact.
         """
         found = newest(self.run.checkpoints, state.check_fit(self.network), tell or (lambda text: None))
         if found is None:
@@ -114,7 +114,7 @@ class Engine:
         try:
             known = state.restore_random(rank, found.tensors.get("random", {}))
         except ValueError as error:
-            raise CheckpointError(f"{self.run.path}: expected a whole checkpoint, got: {error}.") from None
+            raise CheckpointError(f"{self.run.path}: expected an intact checkpoint, got: {error}.") from None
         if not known:
             self.seed()
         self._restore_numbers(found)

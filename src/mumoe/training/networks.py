@@ -61,7 +61,7 @@ def column_statistics(x: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -
 
 
 def make_head(config: TrainConfig, num_features: int, num_classes: int) -> Head:
-    """Build the head that a config asks for.
+    """Build the head that a config specifies.
 
     Raises:
         UserError: If the specification, the gate or the norm is not known.
@@ -159,7 +159,7 @@ class WholeNetwork(nn.Module):
 
 
 def make_mixer(config: TrainConfig, num_classes: int) -> WholeNetwork:
-    """The MLP-Mixer that a config of mode scratch asks for.
+    """The MLP-Mixer that a config of mode scratch specifies.
 
     Raises:
         UserError: If the network, an option or the specification is not known, or sizes do not fit.
@@ -173,7 +173,7 @@ def make_mixer(config: TrainConfig, num_classes: int) -> WholeNetwork:
 
 
 def make_gpt2(config: TrainConfig, vocabulary: int) -> WholeNetwork:
-    """The GPT-2 that a config of mode text asks for, with a vocabulary of this size.
+    """The GPT-2 that a config of mode text specifies, with a vocabulary of this size.
 
     Raises:
         UserError: As `make_mixer`.
@@ -237,8 +237,8 @@ def image_side(config: TrainConfig) -> int:
 
 
 def image_transform(config: TrainConfig, train: bool) -> Callable[[Image.Image], Tensor]:
-    """The preprocessing of images in mode scratch: inception crop, flip and the augmentation asked for; or the
-    centre.
+    """The preprocessing of images in mode scratch: inception crop, flip and the configured augmentation; without
+    training, a centre crop.
 
     Shape:
         an RGB PIL image -> (3, image_size, image_size), scaled to [-1, 1].

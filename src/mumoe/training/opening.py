@@ -66,7 +66,7 @@ class StoredRun:
         device: The device.
 
     Raises:
-        UserError: If the path is no run, or this machine has no such device.
+        UserError: If the path is not a run, or this machine has no such device.
         JobError: If run.json is damaged.
     """
 
@@ -222,7 +222,7 @@ class StoredRun:
 
     @property
     def network(self) -> Trained:
-        """The trained network, in eval mode; raises `JobError` without a whole checkpoint."""
+        """The trained network, in eval mode; raises `JobError` without an intact checkpoint."""
         return self._restored[0]
 
     @property

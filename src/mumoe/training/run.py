@@ -103,7 +103,7 @@ class RunFolder:
         """An existing run (not locked). One of an earlier version, or with unknown keys, opens with a warning.
 
         Raises:
-            UserError: If the path is no run, or one that a later version wrote.
+            UserError: If the path is not a run, or one that a later version wrote.
         """
         run = cls(path)
         if not (run.path / "run.json").is_file():

@@ -109,7 +109,7 @@ class Task(ABC):
 
     @abstractmethod
     def empty(self, num_features: int, num_classes: int, vocabulary: int = 0, backbone: Any = None) -> Trained:
-        """The network that the config asks for, with weights drawn from the current random generators.
+        """The network that the config specifies, with weights drawn from the current random generators.
 
         Raises:
             UserError: If the network, an option or the specification is not known, or sizes do not fit.
