@@ -150,7 +150,7 @@ def build(
         classes: Names of the classes or 0/1 targets.
         labels: Position in `classes` per image, or one 0/1 row per image.
         ids: A unique name per image; if several images share one, only the first is kept.
-        split: Position in SPLITS per image, UNDECIDED where the set does not fix it; None if it fixes none.
+        split: Position in SPLITS per image, UNDECIDED if the set does not fix it; None if it fixes none.
         attributes: Subgroup columns.
         credits: Licence lines.
         problems: One line for each item that the loader itself left out.

@@ -165,7 +165,7 @@ def binary_codes(texts: Iterable[str]) -> dict[str, int]:
 
 
 def yes_no(values: npt.ArrayLike) -> Attribute:
-    """A column of 0 and 1 (UNKNOWN where it is not known) as subgroups with the values ``no`` and ``yes``."""
+    """A column of 0 and 1 (UNKNOWN if it is not known) as subgroups with the values ``no`` and ``yes``."""
     return Attribute(np.asarray(values).astype(np.int64), ("no", "yes"))
 
 

@@ -1,7 +1,7 @@
 """``folder:PATH``: one folder per class, inside split folders or not.
 
     PATH/cat/1.png  PATH/dog/7.jpg                  split at random (seeded, stratified)
-    PATH/train/cat/1.png  PATH/val/...  PATH/test/...    as the folders say; val or test may be missing
+    PATH/train/cat/1.png  PATH/val/...  PATH/test/...    split by folder; val or test may be missing
 
 A class is the name of a folder, and every image below it, at any depth, belongs to it. Names that start with a
 dot are skipped; files without the extension of an image are counted and reported.

@@ -50,7 +50,7 @@ class Family(Source):
     numbered: bool = False
 
     def read_name(self, name: str) -> tuple[str, str, str]:
-        """The concept, the icon without its variant, and the style; the concept is empty where there is none."""
+        """The concept, the icon without its variant, and the style; the concept is empty if there is none."""
         icon, style = self._unmarked(name)
         base = re.sub(r"-?\d$", "", icon) if self.numbered else icon
         usual = MEANING.get(icon) or MEANING.get(base, "")

@@ -71,8 +71,8 @@ def load_data(
 ) -> ImageData:
     """Load a data set by name, from local files first.
 
-    Splits that a set fixes are kept. Where it has no val, a seeded, stratified `val_fraction` of its training
-    images becomes val; where it has no test, `test_fraction` of them becomes test. Files that cannot be read
+    Splits that a set fixes are kept. If it has no val, a seeded, stratified `val_fraction` of its training
+    images becomes val; if it has no test, `test_fraction` of them becomes test. Files that cannot be read
     are left out and named in `ImageData.problems`; `problem_summary` makes one message of them.
 
     Args:

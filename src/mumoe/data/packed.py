@@ -180,7 +180,7 @@ def _cifar_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _cifar_part(path: Path) -> tuple[Pixels, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pixels (n, 32, 32, 3), fine labels and coarse labels (-1 where there are none) of one file."""
+    """Pixels (n, 32, 32, 3), fine labels and coarse labels (-1 if there are none) of one file."""
     content = read_cifar(path)
     data, fine = content.get("data"), content.get("fine_labels")
     if not isinstance(data, _Array) or data.value.ndim != 2 or data.value.shape[1] != 3072:

@@ -1,6 +1,6 @@
 """The data sets by name, and how to add one.
 
-A loader is a function that takes a `Request` and options of its own by keyword, and returns an `ImageData`:
+A loader is a function that takes a `Request` and its own options by keyword, and returns an `ImageData`:
 
 >>> @register("mine", "two colours")                                                    # doctest: +SKIP
 ... def load_mine(request: Request, *, size: int = 32) -> ImageData:
@@ -31,8 +31,8 @@ class Request:
         download: Whether fetching from the network was allowed.
         strict: Whether anything left out is an error.
         split_seed: Seed of every split that the set does not fix itself.
-        val_fraction: Share that becomes val where the set has none.
-        test_fraction: Share that becomes test where the set has none.
+        val_fraction: Share that becomes val if the set has none.
+        test_fraction: Share that becomes test if the set has none.
         verify: How thoroughly files are checked: ``auto``, ``full`` or ``header`` (see `mumoe.data.verify`).
         cache_dir: Where the results of the check are kept; None for the default.
         progress: Whether to show progress.

@@ -264,7 +264,7 @@ def _labels(
 
 
 def _group(values: Sequence[str], kept: Sequence[int]) -> Attribute:
-    """Subgroups of the rows that were kept; what the values mean is decided over the whole column."""
+    """Subgroups of the kept rows; the meaning of values is decided over the whole column."""
     whole = read_column(values).attribute()
     codes = whole.codes[np.asarray(kept, np.int64)]
     if whole.values == ("no", "yes"):

@@ -1,7 +1,7 @@
 """Tokenizers, and tokenizing of text, JSON-lines or parquet files, document by document, in bounded memory.
 
 A document goes to val or test by a digest of its text, so that the split depends neither on the order of the
-files nor on their number, and equal documents never lie on both sides.
+files nor on their number, and equal documents are never in different splits.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def _rows(path: Path, column: str) -> Iterator[str]:
 
 
 def _document(value: Any) -> str:
-    """The text of a row; empty where it has none."""
+    """The text of a row; empty if it has none."""
     if value is None or (isinstance(value, float) and value != value):
         return ""
     if isinstance(value, bytes):

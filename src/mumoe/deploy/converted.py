@@ -132,7 +132,7 @@ def save_converted(
 
     Raises:
         UserError: If the model cannot be rebuilt from plain values, or the folder is a file.
-        JobError: If the folder cannot be written or the disk is full; what was there is kept.
+        JobError: If the folder cannot be written or the disk is full; existing files are kept.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():

@@ -66,4 +66,4 @@ def _check_replaceable(target: Path, *, folder: bool) -> None:
 
 def new_export(target: Path, *, folder: bool = False) -> AbstractContextManager[Path]:
     """A temporary path beside the target, which replaces it on success and is removed on failure."""
-    return (new_folder if folder else new_file)(target, who="export", remedy="What was there is kept. " + OUT)
+    return (new_folder if folder else new_file)(target, who="export", remedy="Existing files are kept. " + OUT)

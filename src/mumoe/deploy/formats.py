@@ -63,7 +63,7 @@ Forward = Callable[[Tensor], Tensor]
 
 @record
 class ExportReport(Record):
-    """What was written, and how far its logits are from the model's.
+    """The files written, and how far their logits are from the model's.
 
     Attributes:
         path: The file or folder.
@@ -97,7 +97,7 @@ def export(
     labels: Sequence[str] = (),
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write a model for another runtime, and check what was written against it.
+    """Write a model for another runtime, and check the result against the model.
 
     Args:
         model: An `ImageClassifier`, or any network that maps one tensor to one tensor. It is traced on the CPU in
@@ -113,7 +113,7 @@ def export(
 
     Raises:
         UserError: If the format is unknown, a package is missing, the target exists, or an example is needed.
-        JobError: If the model cannot be traced, what was written computes other logits, or the disk is full.
+        JobError: If the model cannot be traced, the result computes other logits, or the disk is full.
 
     >>> mumoe.export(model, "model.onnx", x[:2], labels=["cat", "dog"])  # doctest: +SKIP
     """

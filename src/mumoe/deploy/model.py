@@ -47,7 +47,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         num_features: Width of the backbone's features.
         classes: Names of the logits, in order.
         data_config: timm's preprocessing, as recorded with the weights; it takes precedence over the installed timm's.
-        image_size: Side of the input in pixels where it is not the backbone's own.
+        image_size: Side of the input in pixels, if it is not the backbone's own.
         multi_label: Whether each class is a separate yes-or-no attribute.
         position: ``final`` or ``penultimate``.
         gate: Activation of a MuMoE head's gate.

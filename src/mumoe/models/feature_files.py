@@ -81,7 +81,7 @@ def load_feature_data(
 
     Args:
         path: The file; see the module for what it and the files beside it hold.
-        fractions: Shares of train, val and test where the file has no split.
+        fractions: Shares of train, val and test, if the file has no split.
         split_seed: Seed of that split.
 
     Raises:
@@ -366,7 +366,7 @@ def _attributes(table: Table, path: Path) -> dict[str, Attribute]:
 
 
 def _group(raw: Array, names: tuple[str, ...] | None, what: str, path: Path) -> Attribute:
-    """Subgroups: unknown where a value is missing, no and yes for 0 and 1 that have no names."""
+    """Subgroups: unknown for missing values, no and yes for 0 and 1 without names."""
     column = _read_column(raw, what, path)
     if _are_numbers(raw) and (names or column.kind != "binary"):
         return _positions(column, names, what, path)

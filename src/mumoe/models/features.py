@@ -50,7 +50,7 @@ class Features:
     """One feature vector per image of a set, in the order of the set.
 
     Attributes:
-        x: (num_images, num_features) float32, read-only, memory-mapped where the file allows it.
+        x: (num_images, num_features) float32, read-only, memory-mapped if the file allows it.
         key: Hex digest of all that the numbers depend on.
         path: The file they are in.
         extracted: How many images this call ran through the backbone.

@@ -70,7 +70,7 @@ GPT2S = {"gpt2": GPT2Shape(), "gpt2-medium": GPT2Shape(24, 16, 1024), "gpt2-larg
 
 
 class GPT2MuMoEConfig(GPT2Config):  # type: ignore[no-untyped-call]
-    """GPT-2's configuration and that of the mixtures.
+    """The configuration of GPT-2 and of its mixtures.
 
     Args:
         mumoe: ``CPMuMoE-e256`` or another specification of `models.block_specs`; ``mlp`` keeps the ordinary MLPs.
@@ -192,7 +192,7 @@ def generate_text(
     top_k: int = 0,
     seed: int = 0,
 ) -> str:
-    """The prompt and what the model writes after it, with the cache of keys and values.
+    """The prompt and its continuation by the model, generated with the cache of keys and values.
 
     Args:
         model: A GPT-2.

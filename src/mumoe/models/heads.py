@@ -26,7 +26,7 @@ class Head(nn.Module):
         in_features: Width of the features.
         classifier: The linear layer after it, in penultimate position.
         activation: Between the two in penultimate position.
-        drop: Probability of dropout on what the layer reads in training. A `MuMoE` layer has its own.
+        drop: Probability of dropout on the layer's input in training. A `MuMoE` layer has its own.
 
     Attributes:
         mean, scale: Buffers of the standardization (x - mean) * scale, the identity until `standardize`.
@@ -80,7 +80,7 @@ class Head(nn.Module):
         return F.dropout(prepared, self.drop) if self.drop and self.training else prepared
 
     def forward_with_loss(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and the layer's own load-balancing loss, 0 where it has none."""
+        """Logits and the layer's own load-balancing loss, 0 if it has none."""
         prepared = self._dropped(self.prepare(features))
         if isinstance(self.layer, SparseMoE):
             output, loss = self.layer(prepared, return_loss=True)
@@ -120,7 +120,7 @@ def build_head(
         in_features: Width of the features.
         num_classes: Number of classes.
         position: ``final`` (the layer makes the logits) or ``penultimate`` (GELU and a linear layer follow, Figure 5).
-        drop: Probability of dropout on what the layer reads in training.
+        drop: Probability of dropout on the layer's input in training.
         options: Options of `MuMoE`, such as ``gate``, ``norm`` or ``gate_options``; ignored by other heads.
 
     Raises:

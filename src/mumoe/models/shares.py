@@ -1,6 +1,6 @@
 """Batches of features, computed by several processes in turn and sent to all of them in order.
 
-Process r of n computes batches r, r + n, r + 2n, .. of those that one process would compute, and after each round all
+Process r of n computes batches r, r + n, r + 2n, ... of those that a single process would compute. After each round all
 processes exchange their results. The batches are the same, so on one kind of device the features are bit-identical
 for any number of processes. If one process fails, all of them raise, so that none waits forever.
 """

@@ -94,7 +94,7 @@ class TrainConfig:
     """initial factors of a MuMoE head: scaled (output as large as a linear layer's), zero (scaled, output zero), paper
     (appendix B.1), uniform"""
     dropout: float = _setting(0.0, "optimization", 0.0, 0.99)
-    """probability with which an input of a head is zeroed in training (of its experts, where it has any)"""
+    """dropout probability of a head's input in training (of its experts' input, if it has experts)"""
     gate_dropout: float = _setting(0.0, "optimization", 0.0, 0.99)
     """the same for the input of a MuMoE head's gate, drawn separately"""
     specialize: float = _setting(0.0, "optimization", 0.0, 100.0)
@@ -391,7 +391,7 @@ def _for_all_heads(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _coerce(name: str, value: Any, who: str) -> Any:
-    """TOML's value as the field's type: an int stands for a float, a list for a tuple of strings."""
+    """A TOML value as the field's type: an int becomes a float, a list of strings a tuple."""
     kind = _TYPES[name]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -154,7 +154,7 @@ def make_accelerator(config: TrainConfig) -> Any:
 
 
 def _own_device(config: TrainConfig) -> torch.device | None:
-    """The device of a job of one process; None where accelerate gives each of several processes its own.
+    """The device of a job of one process; None if accelerate gives each of several processes its own.
 
     Raises:
         UserError: If there is no such device, or several processes are asked to share one.
@@ -197,7 +197,7 @@ def wants_shard(config: TrainConfig) -> bool:
 
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
-    """Shard parameters over the processes (FSDP2), block by block where the model has lists of blocks."""
+    """Shard parameters over the processes (FSDP2), block by block if the model has lists of blocks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

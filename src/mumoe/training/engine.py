@@ -46,7 +46,7 @@ class Engine:
 
     Args:
         config: The settings.
-        network: What is trained; moved to the accelerator's device.
+        network: The network to train; moved to the accelerator's device.
         source: Where batches come from.
         data: The image set or text, for its splits and classes.
         run: The run's folder, locked by the main process.

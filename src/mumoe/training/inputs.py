@@ -1,4 +1,4 @@
-"""What a job reads: the image set or text, the backbone and the features, by the names in its config."""
+"""The inputs of a job: the image set or text, the backbone and the features, by the names in its config."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Inputs:
             a whole network is trained from random weights.
         features: (num_images, num_features) float32 in feature mode; None until they are extracted.
         num_features: Width of the features; 0 for a whole network.
-        feature_key: Key of the features in the cache; empty where they come from elsewhere.
+        feature_key: Key of the features in the cache; empty if they come from elsewhere.
     """
 
     data: Any

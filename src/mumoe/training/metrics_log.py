@@ -70,7 +70,7 @@ def read_curve(path: Path, name: str) -> Curve:
 def job_curves(result: TrainResult) -> tuple[str, dict[str, list[Curve]]]:
     """The curves of a job to plot: a label, and one curve for each seed of each head.
 
-    That is the validation accuracy, or the training loss where the accuracy was measured less than twice.
+    That is the validation accuracy, or the training loss if the accuracy was measured less than twice.
     """
     for name in LABELS:
         curves: dict[str, list[Curve]] = {}

@@ -1,4 +1,4 @@
-"""What is trained: a head on cached features, a backbone with a head, or a whole network from random weights.
+"""The networks to train: a head on cached features, a backbone with a head, or a whole network from random weights.
 
 Whole networks are MLP-Mixers on images and GPT-2 on text, with the MLPs that `head` names.
 """
@@ -198,7 +198,7 @@ def _named(config: TrainConfig, shapes: Mapping[str, Any]) -> Any:
 def _options(
     config: TrainConfig, sizes: dict[str, Any], others: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The given network options, those that are sizes and the others, checked for name and type."""
+    """The given network options, split into sizes and others, with names and types checked."""
     given = parse_options(config.network_options)
     for name, value in given.items():
         known = {**sizes, **others}

@@ -144,7 +144,7 @@ class StoredRun:
 
     @functools.cached_property
     def inputs(self) -> Inputs:
-        """The data, and what the head sees of each image: features of the backbone, frozen or trained in the run."""
+        """The data, and the head's input for each image: features of the backbone, frozen or trained in the run."""
         data = self.data
         if self.task.whole:
             return Inputs(data, None, None, 0)
@@ -174,7 +174,7 @@ class StoredRun:
         return extracted(self.config, data, self.backbone, self.device, self.progress, together=together).x
 
     def other_data(self, name: str, options: Sequence[str] = ()) -> tuple[Any, npt.NDArray[np.float32] | None]:
-        """Other data than the run's, by name, and their features where they are a file of features.
+        """Other data than the run's, by name, and their features if they are a file of features.
 
         Args:
             name: As in a config, such as ``folder:PATH``.

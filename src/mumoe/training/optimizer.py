@@ -46,7 +46,7 @@ def _named_like(network: nn.Module, kind: type[nn.Module], starts: tuple[str, ..
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW on what is trained, in one group or, where some parameters do not decay, in two."""
+    """AdamW on the trained parameters, in one group or, if some of them do not decay, in two."""
     names = decayed(network, config.decay)
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in network.named_parameters():

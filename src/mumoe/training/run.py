@@ -60,7 +60,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "accelerate
 
 @contextlib.contextmanager
 def disk_errors(what: str, run: Path) -> Iterator[None]:
-    """Turn a failed write in a run's folder into a `JobError` that says what is safe and how to resume."""
+    """Turn a failed write in a run's folder into a `JobError` that explains what is safe and how to resume."""
     remedy = f"Earlier checkpoints are untouched. Resume with: mumoe train --resume {run}"
     with write_errors(run, who=what, remedy=remedy):
         yield
@@ -289,7 +289,7 @@ def _validation_accuracy(runs: Sequence[RunFolder]) -> float:
 
 
 def started_head(job: Path) -> str:
-    """The head that a job of several runs was started with; empty where that is not recorded."""
+    """The head that a job of several runs was started with; empty if it is not recorded."""
     config = job / "config.toml"
     return read_config(config, PLAIN, unknown=lambda names: None).head if config.is_file() else ""
 

@@ -24,7 +24,7 @@ _KEEP_ON_DEVICE = 1 << 30
 
 
 class BatchSource(Protocol):
-    """What the loop and the evaluation read."""
+    """Batches for the training loop and the evaluation."""
 
     def stream(self, batches: Sequence[Indices], epoch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels of each batch, on the device; `epoch` None means no augmentation."""

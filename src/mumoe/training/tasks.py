@@ -96,11 +96,11 @@ class Task(ABC):
         return replace(inputs, data=data)
 
     def image_size(self, inputs: Inputs) -> int | None:
-        """Side of the images that the network sees, in pixels; None where it sees none."""
+        """Side of the images that the network sees, in pixels; None if it sees none."""
         return getattr(inputs.backbone, "image_size", None)
 
     def transform(self) -> Any:
-        """The preprocessing of one image without augmentation; None where it is the backbone's."""
+        """The preprocessing of one image without augmentation; None if the backbone has its own."""
         return None
 
     @abstractmethod

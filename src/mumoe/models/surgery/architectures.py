@@ -109,7 +109,7 @@ def _architectures(presets: dict[str, Preset]) -> str:
 def is_causal(model: nn.Module, name: str) -> bool:
     """Whether the rows that a module sees are positions of a causal model.
 
-    True within the known causal classes, and where the nearest attention has ``is_causal`` set.
+    True within the known causal classes, and if the nearest attention has ``is_causal`` set.
     """
     path = name.split(".")
     ancestors = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]

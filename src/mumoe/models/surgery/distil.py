@@ -125,7 +125,7 @@ def fit(
             over them more than once.
         held_out: Batches to measure on; a number takes that many from the front of `batches` and trains on the rest.
         epochs: Passes over the data.
-        lr: Learning rate; it falls to 0 along a cosine where the number of batches is known.
+        lr: Learning rate; it falls to 0 along a cosine if the number of batches is known.
         weight_decay: Weight decay of AdamW.
         progress: Show progress and the time left.
 

@@ -1,4 +1,4 @@
-"""What a module is made of: where the linear layers, the nonlinearity and the dropout of an MLP are.
+"""The parts of a module: the linear layers, the nonlinearity and the dropout of an MLP.
 
 An MLP is recognized by the names of its children, and then verified: the parts and the module itself are computed
 on four generated rows, and both outputs must agree. A module that only looks like an MLP is rejected.

@@ -39,7 +39,7 @@ class Target:
     """One module to replace.
 
     Attributes:
-        names: Its names; several where a model uses one module in several places.
+        names: Its names; several if the model uses it in several places.
         parts: Its layers.
         options: What replaces it.
         rows: Rows that pass through it in one forward of the example; 1 without an example.
