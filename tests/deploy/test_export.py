@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_what_was_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(JobError, match="got: the disk is full. Free some space. What was there is kept"):
+    with pytest.raises(JobError, match="got: the disk is full. Free some space. Existing files are kept"):
         export(model, tmp_path / "saved", overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
