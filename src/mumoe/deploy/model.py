@@ -52,8 +52,8 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         position: ``final`` or ``penultimate``.
         gate: Activation of a MuMoE head's gate.
         norm: Normalization of that gate.
-        gate_options: Further options of the gate, such as ``{"scale": 0.5}``.
-        about: Facts for the model card: data, seed, accuracy, versions. Not used in computation.
+        gate_options: Its further options, such as ``{"scale": 0.5}``.
+        about: Facts for the model card: data, seed, accuracy, versions. Not used in computing.
 
     Shape:
         images (B, 3, H, W), preprocessed by `transform` -> logits (B, len(classes)).

@@ -54,7 +54,7 @@ class ExpertShare:
     Attributes:
         index: The expert; one number per level in a hierarchy.
         coefficient: a_n in [0, 1], the product over levels in a hierarchy.
-        contribution: a_n (W_n z)_label, its term of the label's logit; None if logits are not such a sum.
+        contribution: a_n (W_n z)_label, its term of the label's logit; None where logits are no such sum.
     """
 
     index: int | tuple[int, ...]

@@ -2,7 +2,7 @@
 
 Three formats, each holding one row per image in one order:
 
-- ``FEATURES.npy``, (n, d) floats, with files beside it: ``labels.npy`` and, optionally,
+- ``FEATURES.npy``, (n, d) floats, with files beside it: ``labels.npy`` and, if there are such,
   ``split.npy`` and ``group_NAME.npy`` for every subgroup column.
 - ``FILE.safetensors`` with the tensors ``features``, ``labels``, ``split``, ``group_NAME``. Floats of 8 and 16 bits
   are converted to float32.
