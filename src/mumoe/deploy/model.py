@@ -159,7 +159,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
     def with_edits(self, edits: Edits) -> Self:
         """This model with edits folded into its head: an ordinary model, whose config names the grown ranks.
 
-        Measurements of this model are left out of the new one's card, which lists the edits instead. The backbone
+        Measurements of this model are left out of the new model's card, which lists the edits instead. The backbone
         is shared.
 
         Args:

@@ -3,7 +3,7 @@
 The gate reads what the MLP would read, the output of the block's own layer norm, and its logits are normalized
 over the experts of each position, without scale or shift, before the entmax (``norm="layer"``; the later version
 of the paper calls it the layer norm before the gate). Statistics over a batch would mix positions: a later token
-would change an earlier one's prediction. They are refused.
+would change the prediction of an earlier one. They are refused.
 
 A model is saved and loaded by Hugging Face's `save_pretrained` and `from_pretrained`, as safetensors with a
 config.json, and `generate` works as for any GPT-2, with its cache of keys and values.

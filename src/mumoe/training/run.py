@@ -163,7 +163,7 @@ class RunFolder:
         self.write_facts({**self.facts(), **changes})
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Raises:
             JobError: If another job works in this folder.

@@ -110,7 +110,7 @@ class Target:
 
 
 def layer_widths(parts: Parts, out_features: int | None = None) -> list[tuple[int, int]]:
-    """Width of input and output of each layer, the last one's output replaced by `out_features`."""
+    """Width of input and output of each layer, with `out_features` as the output of the last one."""
     widths = [sizes(linear)[:2] for linear in parts.linears]
     if out_features is not None:
         widths[-1] = (widths[-1][0], out_features)
