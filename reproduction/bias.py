@@ -22,11 +22,11 @@ from torch import nn
 
 from mumoe import UserError
 from mumoe.demo.bias_bench import Bench, FeatureBench, Predictions, SeedResult
-from mumoe.demo.bias_heads import HeadFactory, Settings
+from mumoe.demo.bias_heads import HeadFactory, Settings, head_factory
 from mumoe.demo.planted_bias import BiasSet
 from mumoe.editing.choose import Choice
 from mumoe.editing.subgroup_fairness import METRICS, Bootstrap, FairnessReport
-from mumoe.models.heads import build_head, matched_spec
+from mumoe.models.heads import matched_spec
 from mumoe.records import to_plain
 from reproduction.retraining import fit
 
@@ -131,8 +131,8 @@ def run_bias(
                 bootstrap=bootstrap,
             )
         )
-    shown = {"epochs": settings.epochs, "batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
-    shown |= {"weight_decay": settings.weight_decay, "max_loss": max_loss}
+    names = ("epochs", "batch_size", "learning_rate", "weight_decay", "preset")
+    shown = {**{name: getattr(settings, name) for name in names}, "max_loss": max_loss}
     return BiasResults(bias.name, head, tuple(found), bias.facts, shown)
 
 
@@ -179,8 +179,8 @@ class RetrainingBench(Bench):
         """A model trained by a strategy of `reproduction.retraining`."""
 
     def head_factory(self, spec: str) -> HeadFactory:
-        """Makes a fresh head, with the paper's initial weights."""
-        return lambda: build_head(spec, *self.sizes, init="paper").layer
+        """Makes a fresh head as the settings say; those of the paper's recipes have its initial weights."""
+        return head_factory(spec, self.sizes, self.settings)
 
     def retrain(self, method: Retraining, spec: str) -> None:
         """Train at every strength, and pick by each criterion on validation rows."""

@@ -60,7 +60,7 @@ def oversample(
     """
     head = make_head(head_factory, task, seed)
     weights = oversampling_weights(task, strength)
-    return minimize(head, task, weights, lambda rows: loss_of(head, task, rows), seed, settings, "oversample")
+    return minimize(head, task, weights, loss_of(head, task, settings), seed, settings, "oversample")
 
 
 def adversarial(
