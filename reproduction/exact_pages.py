@@ -39,7 +39,7 @@ def drawing_page(recipe: Recipe, folder: Path) -> Sheet:
 
 
 def parameters_page(recipe: Recipe, folder: Path) -> Sheet:
-    """Figure 10, and from where on CP needs more parameters than the others."""
+    """Figure 10, and the number of experts from which CP needs more parameters than the others."""
     assert recipe.sizes is not None
     curves = exact.parameter_curves(recipe)
     sizes = f"{recipe.sizes.in_features} inputs, {recipe.sizes.out_features:,} outputs"

@@ -2,9 +2,9 @@
 
 The shift is another split of the run's own data (where a split holds out a studio or a hospital, the test split is
 shifted), another set with the same classes, or the run's own images corrupted at three severities. A strong expert is
-*kept* if it is strong for the same class afterwards. One whose class has fewer right answers left than strength asks
-for cannot be; those that could are counted beside. Controls are units of the same load made up of random contributions,
-before and after, and heads without experts, such as the linear partner, whose accuracy stands beside.
+*kept* if it is strong for the same class afterwards. An expert whose class has too few right answers left cannot be
+kept; the number of those that can is given as well. Controls are units of the same load made up of random
+contributions, before and after, and heads without experts, such as the linear partner, whose accuracy is compared.
 
 How many experts are strong depends on the number of images too: compare counts before and after with their controls.
 """
@@ -284,7 +284,7 @@ def measure_shift(
 
     Raises:
         UserError: If the shift is unknown, a split is empty, no class is common, or a run has no images to corrupt.
-        JobError: If a run has no whole checkpoint.
+        JobError: If a run has no complete checkpoint.
     """
     before = before or ("val" if to == "test" else "test")
     for name, value in (("before", before), ("split", split)):

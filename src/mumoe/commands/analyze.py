@@ -32,7 +32,7 @@ class Options(RunOptions):
     split: str = "test"
     """train, val or test"""
     modes: tuple[str, ...] = ("zero",)
-    """what takes an ablated expert's place: zero (the paper's), mean, resampled"""
+    """what replaces an ablated expert: zero (the paper's), mean, resampled"""
     experts: tuple[int, ...] = ()
     """experts whose images are shown (default: the first ten that process any)"""
     images: int = 6

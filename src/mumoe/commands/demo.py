@@ -28,7 +28,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Run the demo and say what it found."""
+    """Run the demo and print its results."""
     from mumoe.demo.demo_job import DemoSettings, run_demo
     from mumoe.errors import UserError
 

@@ -39,7 +39,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Export, and say what was written and how close it is."""
+    """Export, and print what was written and how close it is."""
     require_run(options.run)
     from mumoe.deploy.export_files import check_ready
 
