@@ -1,4 +1,4 @@
-"""Files and folders are the old or the new ones, whatever happens while they are replaced."""
+"""Files and folders are the old or the new ones, even if their writer is killed while they are replaced."""
 
 from __future__ import annotations
 
