@@ -18,7 +18,17 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PLACES = ("src", "reproduction", "benchmarks", "examples", "docs", "README.md", "CONTRIBUTING.md", "Makefile")
+PLACES = (
+    "src",
+    "reproduction",
+    "benchmarks",
+    "examples",
+    "docs",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "Makefile",
+)
 SKIPPED = ("/_build/", "/__pycache__/", "/vendor/", "docs/results/gpt2/experts.html")
 """Parts of paths without prose of ours: built pages, scripts of others, quoted text."""
 
@@ -65,7 +75,12 @@ WORDS = (
     Word(r"\bto be had\b", "available, an upper bound", "The best that is to be had.", "The upper bound."),
     Word(r"\bat hand\b", "available, current", "The batch at hand.", "By hand, at a handful of sizes."),
     Word(r"\bone's\b", "your, the", "Data of one's own.", "Someone's data."),
-    Word(r"(^|[.!?:] )take (?!care\b|(a |the )?(screenshots?|pictures?)\b)", "use", "Too many. Take load_run.", "Steps take a second."),
+    Word(
+        r"(^|[.!?:] )take (?!care\b|(a |the )?(screenshots?|pictures?)\b)",
+        "use",
+        "Too many. Take load_run.",
+        "Steps take a second.",
+    ),
     Word(r"\b(none|0) takes\b", "uses, picks", "None takes the only layer.", "Each one takes a second."),
     Word(r"\bwhatever\b", "regardless of, any", "Whatever the dtype.", "For any dtype."),
     Word(r"\b(anew|afresh)\b", "again, new", "Weights are drawn anew.", "A new draw of weights."),
