@@ -57,7 +57,7 @@ def parameters_page(recipe: Recipe, folder: Path) -> Sheet:
 
 
 def flops_page(recipe: Recipe, folder: Path) -> Sheet:
-    """Figure 11, and what forming the dense weight would cost besides."""
+    """Figure 11, and the additional cost of forming the dense weight."""
     sizes = recipe.sizes
     assert sizes is not None
     found = [

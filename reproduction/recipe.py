@@ -84,11 +84,11 @@ class Recipe:
         scale: small, full or exact.
         hardware: What it is meant for.
         minutes: Time on it: measured for small and exact, estimated for full.
-        expected: What came out or should come out.
+        expected: The expected result.
         notes: What the paper leaves open, and what is done here.
         sizes: Of an exact item.
         seeds: Number of seeds; a data set may have its own.
-        analysis: ``none``; ``load``: count the images of every expert; ``experts``: ablate each besides.
+        analysis: ``none``; ``load``: count the images of every expert; ``experts``: also ablate each.
         split: Split that is analyzed.
         threshold: Coefficient from which an image counts as processed by an expert.
         settings: Of `TrainConfig`, for every run.

@@ -399,7 +399,7 @@ class Run:
         Args:
             out: The file, or the folder for safetensors.
             to: onnx, torch-export or safetensors; empty: by the ending of `out` (.onnx, .pt2, else safetensors).
-            images: Images, or folders of them, to check the file on besides random ones.
+            images: Images, or folders of them, to check the file on, in addition to random ones.
             edits: Edits to fold into the head first, as `with_edits` takes them.
             overwrite: Replace what exists.
 

@@ -244,7 +244,7 @@ class Factorization(nn.Module, ABC):
         """The rank that `rank_text` wrote as these numbers.
 
         Raises:
-            UserError: If they are neither one nor as many as there are ranks.
+            UserError: If their number is neither one nor that of the ranks.
         """
         if len(values) < 2:
             return values[0] if values else None

@@ -68,7 +68,7 @@ def analyze_run(
         experts: Experts whose images are drawn; by default the first ten that process any.
         images: Images drawn per expert, once at random and once the largest coefficients; 0 for none.
         threshold: Coefficient from which an image counts as processed by an expert.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         resamples: Bootstrap resamples for the confidence intervals; 0 for none.
         seed: Seed of bootstrap, control and the images drawn at random.
         batch_size: Images at a time.
@@ -260,7 +260,7 @@ def analyze(
             images that use an expert, unless the layer makes the logits.
         modes: What replaces an ablated expert: ``zero`` (always measured), ``mean``, ``resampled`` (final layers).
         threshold: Coefficient from which an image, or a token of one, counts as processed by an expert.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         resamples: Bootstrap resamples for the confidence intervals; 0 for none.
         seed: Seed of bootstrap and control.
         out: Folder for analysis.json, the coefficients and the figures; None writes nothing.

@@ -204,7 +204,7 @@ def strong_losses(before: Ints, after: Ints, least_lost: int = LEAST_LOST) -> np
     Args:
         before: (classes,) right answers before the intervention.
         after: (units, classes) the same after each intervention.
-        least_lost: Right answers that must be lost, besides the share `STRONG`.
+        least_lost: Least number of right answers lost, in addition to the share `STRONG`.
 
     Returns:
         (units, classes).

@@ -80,7 +80,7 @@ class Effect:
 class Specialization:
     """How specialized the units of one layer are, by intervention (eq. 5, Figures 3, 5, 6 and 9).
 
-    The mean of p alone misleads: a unit with hardly any effect has p near 1. Read it beside `strong`.
+    The mean of p alone misleads: a unit with hardly any effect has p near 1. Read it together with `strong`.
 
     Attributes:
         units: Number of units ablated, each in isolation.

@@ -55,7 +55,7 @@ def study_layer(
         modes: What replaces an ablated expert; ``zero`` is always measured, of a MuMoE layer the others too.
         resamples: Bootstrap resamples of the images for the confidence intervals.
         seed: Seed of bootstrap, control and resampling.
-        least_lost: Right answers that a class must lose, besides half of them, for a unit to be strong.
+        least_lost: A unit is strong if a class loses at least this many right answers, and at least half of them.
         threshold: Coefficient from which an image counts as processed by an expert, in `usage`.
 
     Raises:
@@ -155,7 +155,7 @@ def and_reading(
     Args:
         levels: Interventions on the single levels, in order.
         combinations: Interventions on all combinations, of the same images.
-        least_lost: Right answers that a class must lose, besides half of them.
+        least_lost: A unit is strong if a class loses at least this many right answers, and at least half of them.
     """
     lost = [_lost(level, least_lost) for level in levels]
     joint = _lost(combinations, least_lost)

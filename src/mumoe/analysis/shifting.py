@@ -101,7 +101,7 @@ class Shift(Record):
         data: Name of the runs' data.
         before: Split before the shift.
         level: Level of a hierarchy.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         runs: One for each run.
     """
 
@@ -279,7 +279,7 @@ def measure_shift(
         data_options: Options of other data as KEY=VALUE, such as ``held_out=twemoji``, over those of the run where the
             name is the same.
         level: Level of a hierarchy.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         seed: Seed of the controls and of a corruption.
 
     Raises:

@@ -130,7 +130,7 @@ class Stability(Record):
         compared: Images on which coefficients were compared, in words.
         level: Level of a hierarchy.
         threshold: Correlation from which experts are similar.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         draws: Random gates of each run.
         seeds: The seeds.
         purity: Accuracy and specialization of each seed on its own images of the split.
@@ -290,7 +290,7 @@ def measure_stability(
             coefficients are compared.
         level: Level of a hierarchy whose experts are matched.
         threshold: Correlation from which matched experts are similar.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         draws: Random gates drawn for each run, for the control.
         seed: Seed of these and of the controls of each run.
 

@@ -167,7 +167,7 @@ def sweep(
         gates: Names of gates; one that ends in ``-frozen`` keeps its initial projection: the control.
         seeds: Seeds of every cell, each with its own split and initial weights.
         split: Split that is analyzed; choose settings on val.
-        least_lost: Right answers that a class must lose, besides half of its own, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         limit: Stop after this many newly trained cells; 0 trains all.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         progress: Whether to show progress on stderr.

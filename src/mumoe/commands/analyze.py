@@ -40,7 +40,7 @@ class Options(RunOptions):
     threshold: float = 0.5
     """coefficient from which an image counts as processed by an expert"""
     least_lost: int = 5
-    """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
+    """an expert is strong if a class loses at least this many right answers, and at least half of them"""
     resamples: int = 1000
     """bootstrap resamples for the confidence intervals (0: none)"""
     seed: int = 0

@@ -44,7 +44,7 @@ class Options:
     split: str = "test"
     """split that is analyzed; choose settings on val"""
     least_lost: int = 5
-    """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
+    """an expert is strong if a class loses at least this many right answers, and at least half of them"""
     limit: int = 0
     """stop after this many newly trained cells (0: do all)"""
     device: str = "auto"

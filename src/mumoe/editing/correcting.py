@@ -329,7 +329,7 @@ def edit_by_hand(
         stored: The run.
         operations: Edits such as ``mumoe.Ablate(17)``, or texts such as ``ablate:17`` (see `editing.edit_texts`).
         split: The split that is measured; choosing edits on the test split would make its numbers optimistic.
-        target: 0/1 attribute of a subgroup to measure besides; with `sensitive` and `value`.
+        target: 0/1 attribute of a subgroup to measure as well; with `sensitive` and `value`.
         sensitive: The sensitive attribute.
         value: Sensitive value of the subgroup.
         label: True label of the subgroup.
