@@ -1,13 +1,13 @@
-"""Table 2 of the paper on one's own data: correct a bias by every method, measure all on the same test rows.
+"""Table 2 of the paper on any data: correct a bias by every method, and measure all on the same test rows.
 
     emoji = partial(load_emoji, label="group", min_per_class=1, fractions=(0.6, 0.2, 0.2))
     results = run_bias(lambda seed: planted_style(emoji(split_seed=seed), features), seeds=(0, 1, 2))
 
 Per seed (which changes split, cut, initialization and order) heads are trained, strengths are chosen on validation
-rows, and then all methods are measured on the test rows. Every strength is reported twice or thrice: as
-the paper fixes it (experts: lambda = N, blind: 2.5, retraining: fully balanced), *matched* (the smallest at which
-the target subgroup is as accurate as the others with its label were), so that methods are compared at equal
-benefit, and *best worst group* (the best worst-subgroup accuracy that costs at most one point of accuracy).
+rows, and then all methods are measured on the test rows. Every strength is reported in two or three ways: as the paper
+fixes it (experts: lambda = N, blind: 2.5, retraining: fully balanced), *matched* (the smallest at which the target
+subgroup is as accurate as the others with its label were), so that methods are compared at equal benefit, and *best
+worst group* (the best worst-subgroup accuracy that costs at most one point of accuracy).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ RETRAINING = (
 
 @dataclass(frozen=True)
 class BiasResults:
-    """All seeds of one experiment; `mean` sums them up, `to_dict` is what is written to disk."""
+    """All seeds of one experiment; `mean` summarizes them, `to_dict` is written to disk."""
 
     name: str
     head: str
@@ -115,7 +115,7 @@ def run_bias(
         bootstrap: Of the intervals.
     """
     if not seeds:
-        raise UserError("run_bias: expected at least one seed, got none. Take (0, 1, 2).")
+        raise UserError("run_bias: expected at least one seed, got none. Use (0, 1, 2).")
     settings = settings or Settings()
     found: list[SeedResult] = []
     for seed in seeds:
@@ -150,7 +150,7 @@ def run_seed(
 ) -> SeedResult:
     """Train, choose, and then report, for one seed.
 
-    Arguments are those of `run_bias`; `linear` leaves the linear heads out, and `bench` takes other models than heads
+    Arguments are those of `run_bias`; `linear` leaves the linear heads out, and `bench` makes models other than heads
     on cached features.
     """
     bench = bench or FeatureRetrainingBench(bias, seed, settings, max_loss)

@@ -46,7 +46,7 @@ class Options:
     root: str = ""
     """folder of CelebA in its official layout (empty: the user's data folder)"""
     backbone: str = "clip-b32"
-    """backbone of the CelebA experiments, frozen; emoji take the embedded one"""
+    """backbone of the CelebA experiments, frozen; emoji use the embedded one"""
     weights: str = ""
     """safetensors file with that backbone's weights (empty: its pretrained ones)"""
     out: str = "runs/bias"
@@ -73,7 +73,7 @@ class Options:
 
 
 def celeba_sets(options: Options) -> Callable[[int], BiasSet]:
-    """Seed to one of the paper's experiments: CelebA in its official split, whatever the seed."""
+    """Seed to one of the paper's experiments: CelebA in its official split, for every seed."""
     from mumoe.data import load_data
     from mumoe.models import create_backbone
     from mumoe.models.features import extract_features
@@ -183,7 +183,7 @@ def _settings(options: Options) -> Settings:
 
 
 def main(options: Options) -> None:
-    """Run seed by seed; what is finished is on disk."""
+    """Run seed by seed; finished seeds are on disk."""
     make = celeba_sets(options) if options.experiment in CELEBA_EXPERIMENTS else emoji_sets(options)
     settings = _settings(options)
     done: list[SeedResult] = []
