@@ -1,4 +1,4 @@
-"""`mumoe.train` and `mumoe.load`: one object for a trained run, one for a job of several; the verbs use them too."""
+"""The Python API: `mumoe.train` and `mumoe.load` return runs and jobs; the command line uses them too."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Transform = Callable[["Image.Image"], Tensor]
 
 
 class Run:
-    """A trained run: settings and facts at once, data, model and features when they are first used.
+    """A trained run. Settings and facts are read at once; data, model and features on first use.
 
     Made by `mumoe.load`, `Job.runs` and `Job.best`.
 
@@ -102,7 +102,7 @@ class Run:
 
     @property
     def multi_label(self) -> bool:
-        """Whether each logit is an attribute of its own."""
+        """Whether every logit is an attribute that an image may have or not."""
         return bool(self.facts["multi_label"])
 
     @property
@@ -256,14 +256,14 @@ class Run:
     def fairness(
         self, target: str, sensitive: str, *, edits: Edits | None = None, **settings: Any
     ) -> FairnessComparison:
-        """Accuracy of each subgroup and fairness metrics, of the model and, given edits, of these and a blind shift.
+        """Accuracy of each subgroup and fairness metrics of the model; given edits, also of these and a blind shift.
 
         Settings as for `mumoe.editing.correcting.measure_fairness`.
 
         >>> run.fairness(target="Blond_Hair", sensitive="Male").to_frame()
 
         Raises:
-            UserError: If a name or a setting is wrong, the split is empty, or the edits are those of another model.
+            UserError: If a name or a setting is wrong, the split is empty, or the edits belong to another model.
         """
         from mumoe.editing.correcting import measure_fairness
 
@@ -272,7 +272,7 @@ class Run:
     def rewrite(
         self, target: str, sensitive: str, value: object, *, strength: Strength = "auto", **settings: Any
     ) -> Edit:
-        """Rewrite the experts that treat a subgroup: strength chosen on validation images, report of test images.
+        """Rewrite the experts that treat a subgroup; validation images give the strength, test images the report.
 
         Settings as for `mumoe.editing.correcting.rewrite_subgroup`.
 
@@ -302,7 +302,7 @@ class Run:
         return edit_by_hand(self._stored, operations, **settings)
 
     def audit(self, target: str = "", **settings: Any) -> RunAudit:
-        """Rank groups of images, by experts and by named attributes, by their errors beyond those of the rest.
+        """Rank groups of images, formed by experts and by named attributes, by their excess of errors over the rest.
 
         Settings as for `mumoe.editing.auditing.audit_opened`.
 
@@ -324,7 +324,7 @@ class Run:
             edits: What `rewrite` or `edit` returned, a stack, or the path of a file of edits.
 
         Raises:
-            UserError: If the head has no experts, or the edits are those of another model.
+            UserError: If the head has no experts, or the edits belong to another model.
         """
         from mumoe.editing.edited_run import EditedRun
 
@@ -343,7 +343,7 @@ class Run:
     # Pages and files --------------------------------------------------------------------------------------------
 
     def dashboard(self, *, port: int = 0, split: str = "", browser: bool = True) -> None:
-        """Show the run in the browser until interrupted: browse experts and images, edit experts, see what changes.
+        """Serve the dashboard until interrupted: browse experts and images, edit experts, see what changes.
 
         Args:
             port: Port on 127.0.0.1; 0 uses a free one.
@@ -367,14 +367,14 @@ class Run:
             max_images: Images shown per expert, drawn at random and with the largest coefficients; 0 for none.
 
         Raises:
-            UserError: If a file of the run is damaged, or `out` holds something else than a report.
+            UserError: If a file of the run is damaged, or `out` holds something other than a report.
             JobError: If the folder cannot be written.
         """
         self._require_trained("Run.report")
         return write_report({self.path: [self]}, out, max_images=max_images)
 
     def _require_trained(self, who: str) -> None:
-        """Refuse a run with edits, of which there is no folder to read."""
+        """Refuse a run with edits, which has no folder to read."""
         from mumoe.editing.edited_run import EditedRun
 
         if isinstance(self._stored, EditedRun):
@@ -399,7 +399,7 @@ class Run:
         Args:
             out: The file, or the folder for safetensors.
             to: onnx, torch-export or safetensors; empty: by the ending of `out` (.onnx, .pt2, else safetensors).
-            images: Images, or folders of them, to check the file on besides random ones.
+            images: Images, or folders of them, to check the file on, in addition to random ones.
             edits: Edits to fold into the head first, as `with_edits` takes them.
             overwrite: Replace what exists.
 
@@ -520,8 +520,8 @@ class Job:
         return self.result.to_frame()
 
     def plot(self) -> Figure:
-        """Validation accuracy by step, or the loss where there is none: a line for each run, a thick one for the mean
-        of each head.
+        """Validation accuracy by step (the loss if there is no accuracy): a line for each run and a thick one for the
+        mean of each head.
 
         Raises:
             JobError: If no run is finished.
@@ -588,7 +588,7 @@ def resume(
     announce: Callable[[str], None] | None = None,
     **objects: Any,
 ) -> Job:
-    """Resume a stopped run, or the unfinished runs of a job; on a CPU with the bits of one that was never stopped.
+    """Resume a stopped run, or the unfinished runs of a job; bit-exact on a CPU.
 
     Args:
         path: The folder of the run or the job.
@@ -631,7 +631,7 @@ def load(
         transform, for one of `save_converted` the network and None.
 
     Raises:
-        UserError: If there is nothing of these, the device is not there, or a run was written by a later version.
+        UserError: If the path holds none of these, the device does not exist, or a run was written by a later version.
         JobError: If the files are damaged.
 
     >>> run = mumoe.load("runs/demo/many/seed-0")

@@ -1,6 +1,6 @@
 """Statistics that several rooms share: intervals of shares, exact tests of counts, corrections for many comparisons.
 
-Distributions are scipy's; what is written here has no vectorized form there. Arrays broadcast as in numpy. The
+Distributions are scipy's; only what has no vectorized form there is written here. Arrays broadcast as in numpy. The
 bootstraps live beside what they resample (`analysis.class_effects`, `editing.subgroup_fairness`).
 """
 
@@ -50,7 +50,7 @@ def newcombe(
 
 
 def fisher_less(k: npt.ArrayLike, n: npt.ArrayLike, k_rest: npt.ArrayLike, n_rest: npt.ArrayLike) -> Floats:
-    """One-sided p-values of Fisher's exact test: are as few as k of n right by chance?
+    """One-sided p-values of Fisher's exact test: could k of n, or fewer, be right by chance?
 
     Args:
         k: Right answers in the group.
@@ -67,7 +67,7 @@ def fisher_less(k: npt.ArrayLike, n: npt.ArrayLike, k_rest: npt.ArrayLike, n_res
 
 
 def stratified_less(k: npt.ArrayLike, n: npt.ArrayLike, k_rest: npt.ArrayLike, n_rest: npt.ArrayLike) -> float:
-    """Fisher's exact test over strata: are as few as sum(k) right by chance, given what is right in every stratum?
+    """Fisher's exact test over strata: could sum(k), or fewer, be right by chance, given the margins of each stratum?
 
     The sum of independent hypergeometric counts, one per stratum, by convolution. One stratum is `fisher_less`.
 
