@@ -36,12 +36,8 @@ LATER: tuple[str, ...] = (
     "README.md",
     "docs",
     "src/mumoe/dashboard",
-    "src/mumoe/data",
     "src/mumoe/demo",
-    "src/mumoe/deploy",
-    "src/mumoe/models",
     "src/mumoe/reports",
-    "src/mumoe/training",
 )
 """Files, or folders, that are not checked yet."""
 
