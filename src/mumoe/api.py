@@ -86,7 +86,7 @@ class Run:
         """Optimizer step of the checkpoint that is used.
 
         Raises:
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         return self._stored.step
 
@@ -129,7 +129,7 @@ class Run:
 
         Raises:
             UserError: If the run trained a whole network.
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         return self._stored.head
 
@@ -139,7 +139,7 @@ class Run:
 
         Raises:
             UserError: If the run does not know its backbone.
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         return self._stored.model
 
@@ -149,7 +149,7 @@ class Run:
 
         Raises:
             UserError: If the run trained a whole network, or does not know its backbone.
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         from mumoe.deploy.model import ImageClassifier
 
@@ -161,7 +161,7 @@ class Run:
         of one that does not know its backbone, the `Head`.
 
         Raises:
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         if self._stored.trains_whole:
             return self.network
@@ -179,7 +179,7 @@ class Run:
 
         Raises:
             UserError: If the split is unknown or empty, or as `inputs`.
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         return self._stored.evaluate(split)
 
@@ -226,7 +226,7 @@ class Run:
 
         Raises:
             UserError: If a setting is wrong, the run has no experts, or the split is empty.
-            JobError: If the run has no whole checkpoint, or the folder cannot be written.
+            JobError: If the run has no intact checkpoint, or the folder cannot be written.
         """
         from mumoe.analysis.analyzing import analyze_run
 
@@ -245,7 +245,7 @@ class Run:
 
         Raises:
             UserError: If a setting is wrong, the data have no class in common, or there are no images to corrupt.
-            JobError: If a run has no whole checkpoint, or the file cannot be written.
+            JobError: If a run has no intact checkpoint, or the file cannot be written.
         """
         from mumoe.analysis.shifting import shift_runs
 
@@ -352,7 +352,7 @@ class Run:
 
         Raises:
             UserError: If the run has no experts, a package is missing, or the port is taken.
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         from mumoe.dashboard.server import show_run
 
@@ -498,7 +498,7 @@ class Job:
 
         Raises:
             UserError: If a setting is wrong, there are fewer than two finished seeds, or the head has no gate.
-            JobError: If a run has no whole checkpoint, or the file cannot be written.
+            JobError: If a run has no intact checkpoint, or the file cannot be written.
         """
         from mumoe.analysis.stability import job_stability
 

@@ -81,7 +81,7 @@ def analyze_run(
 
     Raises:
         UserError: If a setting is wrong, the run has no experts, or the split is empty.
-        JobError: If the run has no complete checkpoint, or the folder cannot be written.
+        JobError: If the run has no intact checkpoint, or the folder cannot be written.
     """
     counts = {"images": images, "least_lost": least_lost, "resamples": resamples, "batch_size": batch_size}
     check_settings(

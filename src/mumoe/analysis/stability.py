@@ -296,7 +296,7 @@ def measure_stability(
 
     Raises:
         UserError: If there are fewer than two finished seeds, the head has no gate, or every image was trained on.
-        JobError: If a run has no complete checkpoint.
+        JobError: If a run has no intact checkpoint.
     """
     _check(split, threshold, least_lost, draws)
     finished = [run for run in runs if run.facts.get("state") == "finished"]

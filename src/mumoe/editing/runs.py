@@ -195,7 +195,7 @@ def editing_run(run: StoredRun) -> EditingRun:
 
     Raises:
         UserError: If its data differ, or it does not know its backbone.
-        JobError: If it has no complete checkpoint.
+        JobError: If it has no intact checkpoint.
     """
     head, inputs = run.head, run.inputs
     assert inputs.features is not None
