@@ -126,7 +126,7 @@ def change_note(
         level: The level, or the name of the layer.
         name: Its name.
         note: Its note.
-        before: The name and note that the change was made from; None changes whatever is there.
+        before: The name and note that the change was made from; None skips the comparison.
 
     Returns:
         All names and notes of the run.

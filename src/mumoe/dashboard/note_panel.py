@@ -36,7 +36,7 @@ def set_note(session: Opened, level: str, expert: int, after: ExpertNote, before
         before: What the page showed when the change was made.
 
     Raises:
-        UserError: If there is no such expert, somebody else has changed it since, or a text is too long.
+        UserError: If there is no such expert, it was changed elsewhere since, or a text is too long.
         JobError: If the file cannot be written.
     """
     sizes = _sizes(session)

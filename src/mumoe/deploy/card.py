@@ -126,7 +126,7 @@ def _edits(about: Mapping[str, Any]) -> str:
 
 
 def _experts(about: Mapping[str, Any]) -> str:
-    """The experts that somebody named."""
+    """The experts that have a name or a note."""
     if not about.get("experts"):
         return ""
     lines = ["## Experts", "", "Names and notes that were given to experts while looking at what they do:", ""]

@@ -1,4 +1,4 @@
-// Names and notes of experts: read once, saved at once, and refused by the server if somebody else changed them.
+// Names and notes of experts: read once, saved at once, and refused by the server if they were changed elsewhere.
 
 import { useEffect, useId, useState } from "/vendor/hooks.js";
 import { get, post } from "/api.js";

@@ -21,7 +21,7 @@ export const WORDS = {
   ablate: ["ablate", "Set the expert's weight to 0 and change nothing else."],
   scale: ["scale", "Multiply the expert's weight by a factor."],
   correct: ["correct", "Add a constant to one output of one expert, times its coefficient: only images that use the expert change."],
-  set: ["set", "Replace one output of one expert by a constant, whatever the image."],
+  set: ["set", "Replace one output of one expert by a constant that is the same for every image."],
   swap: ["swap", "Exchange the weights of two experts: images sent to one are processed by the other."],
   rewrite: ["rewrite", "Add the mean coefficients of a subgroup's training images to one logit, times lambda (equation 6 of the paper)."],
   strength: ["strength", "How much of the edit is applied: 0 nothing, 1 all of it."],
