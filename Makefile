@@ -10,13 +10,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 # Packages are installed without bytecode; what is imported is compiled once, regardless of the environment.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check fmt docs bench screenshots notebooks pythons setup browser clean
+.PHONY: help demo test check fmt docs wheel bench screenshots notebooks pythons setup browser clean
 help:
 	@echo "make demo    set up and run the main job on embedded data"
 	@echo "make test    set up and run all tests (TESTS=tests/reports: some of them)"
 	@echo "make check   linters, types and the fast tests"
 	@echo "make pythons   the tests that need no torch, on every Python that is installed (FULL=1: the layer's tests too)"
 	@echo "make docs    build the site into docs/_build/html; warnings are errors"
+	@echo "make wheel   build the wheel and the source archive into dist/, and check them"
 	@echo "make bench   measure against baselines (2 minutes; FULL=1 for all sizes) and write the docs' tables"
 	@echo "make screenshots   make every screenshot of docs/images again"
 	@echo "make notebooks   run the notebooks of examples/ and save their outputs"
@@ -65,6 +66,12 @@ fmt: .venv/test
 docs: .venv/test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+wheel: .venv/bin/python
+	@$(PIP) 'build>=1.2' 'twine>=6.1'
+	@rm -rf dist
+	@$(BIN)/python -m build
+	@$(BIN)/python -m twine check --strict dist/*
 
 bench: .venv/test
 	@$(BIN)/python -m benchmarks.run $(if $(FULL),--full)

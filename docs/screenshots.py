@@ -257,15 +257,32 @@ PARTS: dict[str, Callable[[Any, Runs], None]] = {"report": shoot_report, "dashbo
 """Name -> what takes its pictures."""
 
 
+def draw_icons(columns: int = 12, rows: int = 6, side: int = 64, gap: int = 12) -> None:
+    """A sheet of icons for the card about data: a row for each concept, drawings of different families."""
+    from mumoe.data import load_data
+
+    icons = load_data("icons", size=96, progress=False)
+    sheet = Image.new("L", (columns * (side + gap) + gap, rows * (side + gap) + gap), 255)
+    for down, name in enumerate(("home", "bell", "chat", "pencil", "trash", "cloud")[:rows]):
+        places = [row for row, label in enumerate(icons.labels) if icons.classes[label] == name]
+        for across, row in enumerate(places[:: len(places) // columns][:columns]):
+            drawing = icons.open_image(row).convert("L").resize((side, side))
+            sheet.paste(drawing, (gap + across * (side + gap), gap + down * (side + gap)))
+    sheet.save(IMAGES / "data-icons.png", optimize=True)
+
+
 def main() -> None:
     """Take the pictures of the parts named on the command line, or of all."""
-    chosen = sys.argv[1:] or list(PARTS)
-    if unknown := sorted(set(chosen) - set(PARTS)):
-        raise SystemExit(f"screenshots: expected parts out of {', '.join(PARTS)}, got {unknown[0]!r}.")
-    runs = make_runs()
-    with launched() as browser:
-        for name in chosen:
-            PARTS[name](browser, runs)
+    chosen = sys.argv[1:] or [*PARTS, "icons"]
+    if unknown := sorted(set(chosen) - {*PARTS, "icons"}):
+        raise SystemExit(f"screenshots: expected parts out of {', '.join([*PARTS, 'icons'])}, got {unknown[0]!r}.")
+    if "icons" in chosen:
+        draw_icons()
+    if parts := [name for name in chosen if name in PARTS]:
+        runs = make_runs()
+        with launched() as browser:
+            for name in parts:
+                PARTS[name](browser, runs)
 
 
 if __name__ == "__main__":

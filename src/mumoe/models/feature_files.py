@@ -2,10 +2,10 @@
 
 Three formats, each holding one row per image in one order:
 
-- ``FEATURES.npy``, (n, d) floats, with files beside it: ``labels.npy`` and, if there are such,
-  ``split.npy`` and ``group_NAME.npy`` for every subgroup column.
-- ``FILE.safetensors`` with the tensors ``features``, ``labels``, ``split``, ``group_NAME``. Floats of 8 and 16 bits
-  are converted to float32.
+- ``FEATURES.npy``, (n, d) floats, with files beside it: ``labels.npy`` and, optionally, ``split.npy``, ``id.npy``
+  and ``group_NAME.npy`` for every subgroup column.
+- ``FILE.safetensors`` with the tensors ``features``, ``labels``, ``split``, ``group_NAME`` and ``id``. Floats of 8 and
+  16 bits are converted to float32.
 - ``FILE.parquet`` with the columns ``features`` (lists of floats), ``labels``, ``split``, ``group_NAME`` and
   ``id``.
 
@@ -137,6 +137,7 @@ def _read_npy(path: Path) -> Table:
     beside = [
         path.with_name("labels.npy"),
         path.with_name("split.npy"),
+        path.with_name("id.npy"),
         *sorted(path.parent.glob("group_*.npy")),
     ]
     found = [file for file in beside if file.is_file() and file != path]

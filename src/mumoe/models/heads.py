@@ -151,13 +151,13 @@ def _layer(spec: str, in_features: int, out_features: int, options: dict[str, An
 def matched_spec(baseline: str, spec: str, in_features: int, num_classes: int) -> str:
     """Specification of a baseline with as many parameters as a MuMoE head, gate included, within one step.
 
-        Args:
-            baseline: ``linear`` (has no free size, returned as it is), ``highrank-linear`` or ``sparse-moe``
-    (with at least one expert), or a factorization's title such as ``TRMuMoE``, which keeps
-                the experts.
-            spec: The head to match.
-            in_features: Width of the features.
-            num_classes: Number of classes.
+    Args:
+        baseline: ``linear`` (has no free size, returned as it is), ``highrank-linear`` or ``sparse-moe``
+            (with at least one expert), or a factorization's title such as ``TRMuMoE``, which keeps
+            the experts.
+        spec: The head to match.
+        in_features: Width of the features.
+        num_classes: Number of classes.
     """
     head, sizes = read_spec(spec), (in_features, num_classes)
     budget = count_parameters(head.kind, *sizes, head.num_experts or 1, head.rank)
