@@ -328,7 +328,8 @@ def _who_paid(numbers: Numbers) -> str:
     overall = "all images {:.3f} to {:.3f}".format(*ends["accuracy"])
     if ends[worst][1] >= ends[worst][0]:
         return f"No other group pays; {overall}."
-    return "Who pays: {} {:.3f} to {:.3f}; {}.".format(GROUPS[worst], *ends[worst], overall)
+    before, after = ends[worst]
+    return f"Who pays: {GROUPS[worst]} {before:.3f} to {after:.3f}; {overall}."
 
 
 # Numbers -------------------------------------------------------------------------------------------------------
