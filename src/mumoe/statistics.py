@@ -40,7 +40,11 @@ def wilson(hits: npt.ArrayLike, total: npt.ArrayLike, confidence: float = 0.95) 
 
 
 def bootstrap_interval(
-    draws: npt.ArrayLike, estimate: npt.ArrayLike, confidence: float = 0.95, *, moved: bool = False
+    draws: npt.ArrayLike,
+    estimate: npt.ArrayLike,
+    ends: tuple[float, float] = (0.025, 0.975),
+    *,
+    moved: bool = False,
 ) -> tuple[Floats, Floats]:
     """Percentile interval of a bootstrap that always holds its estimate.
 
@@ -52,14 +56,14 @@ def bootstrap_interval(
     Args:
         draws: (resamples, ...) the statistic of each resample.
         estimate: (...) the statistic of the data.
-        confidence: Share of the draws between the percentiles.
+        ends: Shares of the draws below the lower and below the upper percentile.
         moved: Move the interval instead of widening it; for statistics whose bias is larger than their spread.
 
     Returns:
         Lower and upper end, (...).
     """
-    tail, value = (1 - confidence) / 2, np.asarray(estimate, dtype=np.float64)
-    low, middle, high = np.quantile(np.asarray(draws, dtype=np.float64), [tail, 0.5, 1 - tail], axis=0)
+    value = np.asarray(estimate, dtype=np.float64)
+    low, middle, high = np.quantile(np.asarray(draws, dtype=np.float64), [ends[0], 0.5, ends[1]], axis=0)
     if moved:
         return np.asarray(low - middle + value), np.asarray(high - middle + value)
     return np.minimum(low, value), np.maximum(high, value)

@@ -388,5 +388,6 @@ def _draw(right: npt.NDArray[np.bool_], groups: Subgroups, bootstrap: Bootstrap)
 def _interval(value: float, drawn: Values, bootstrap: Bootstrap) -> Estimate:
     if not len(drawn):
         return Estimate(value)
-    low, high = bootstrap_interval(drawn, value, bootstrap.confidence)
+    tail = (1 - bootstrap.confidence) / 2
+    low, high = bootstrap_interval(drawn, value, (tail, 1 - tail))
     return Estimate(value, float(low), float(high))
