@@ -27,7 +27,7 @@ def setting(records: Mapping[str, Record]) -> str:
 
 
 def start(records: Mapping[str, Record]) -> str:
-    """When it is there, its memory, and its slowest answer."""
+    """Start-up time, memory, and the slowest answer."""
     head = ["run", "experts", "images", "there after, s", "of the processor, s", "load", "peak memory, MB"]
     lines = [_row(*head, "slowest answer, ms", "bound, ms", ""), _row("---", *["--:"] * 8, "---")]
     for row in records["dashboard"]["settings"]:

@@ -287,7 +287,7 @@ _BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, records: Records) -> str:
-    """The page with every table written anew."""
+    """The page with every table replaced."""
 
     def one(found: re.Match[str]) -> str:
         return f"{found[1]}\n{TABLES[found[2]](records)}\n\n{found[3]}"

@@ -1,4 +1,4 @@
-"""What the work set out to reach, beside what was measured."""
+"""Target bounds beside the measured ratios."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether what was measured keeps the bound."""
+        """Whether the measured ratio is within the bound."""
         compare: Callable[[float, float], bool] = operator.ge if self.least else operator.le
         return compare(self.measured, self.bound)
 

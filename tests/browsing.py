@@ -125,7 +125,7 @@ def _is_here(url: str) -> bool:
 
 @contextlib.contextmanager
 def opened(browser: Any, url: str, *, width: int = 1280, height: int = 800, dark: bool = False) -> Iterator[Watched]:
-    """A watched page at a URL; on leaving, whatever went wrong on it fails the test."""
+    """A watched page at a URL; on exit, any error on it fails the test."""
     context = browser.new_context(
         viewport={"width": width, "height": height},
         color_scheme="dark" if dark else "light",

@@ -179,7 +179,7 @@ def test_shapes_that_disagree_are_one_clear_error():
 
 
 def plain_bootstrap(answers, changed, resamples, seed, least):
-    """Every resample counted anew from the resampled images, one by one."""
+    """Every resample counted again from the resampled images, one by one."""
     rng = np.random.default_rng(seed)
     p, means, strong = [], [], []
     images = rng.integers(len(answers.right), size=(resamples, len(answers.right)))
@@ -301,7 +301,7 @@ def test_shuffling_refuses_a_load_smaller_than_the_changes():
 
 
 def test_losses_have_wilson_intervals_shifted_by_what_is_gained():
-    """Class 0: 10 of 10 right answers lost; class 1: 5 of 20 lost, 4 mended."""
+    """Class 0: 10 of 10 right answers lost; class 1: 5 of 20 lost, 4 corrected."""
     labels = np.repeat([0, 1], [10, 30])
     right = np.r_[np.ones(30, dtype=bool), np.zeros(10, dtype=bool)]
     image = np.r_[np.arange(10), np.arange(10, 15), np.arange(30, 34)]

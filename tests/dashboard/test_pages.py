@@ -337,7 +337,7 @@ def test_opening_shows_its_progress_and_why_it_failed(browser):  # noqa: F811
     def work(report: Report):
         report(3, 4, "Computing coefficients of 100 val images")
         go.wait(60)
-        raise JobError("run: expected a whole checkpoint, got <b>none</b>. Train again.")
+        raise JobError("run: expected an intact checkpoint, got <b>none</b>. Train again.")
 
     running = Running(work)
     thread = threading.Thread(target=lambda: running.server.run(sockets=[running.socket]), daemon=True)
@@ -352,7 +352,7 @@ def test_opening_shows_its_progress_and_why_it_failed(browser):  # noqa: F811
         running.server.should_exit = True
         thread.join(10)
         running.socket.close()
-    with pytest.raises(JobError, match="whole checkpoint"), serving(work):
+    with pytest.raises(JobError, match="intact checkpoint"), serving(work):
         pass
 
 

@@ -1,4 +1,4 @@
-"""A trained model as files: the same logits after a round trip, offline, without pickle, with an honest card."""
+"""A trained model as files: the same logits after a round trip, offline, without pickle, with a correct card."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_public_name(data: str, public: str) -> None:
 
 @pytest.fixture
 def uploaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The files that a hub of our own is given, by name."""
+    """The files uploaded to a stand-in for the hub, by name."""
     files: dict[str, bytes] = {}
 
     class Api:
@@ -249,7 +249,7 @@ def rename_tensor(folder: Path) -> None:
         (lambda f: (f / "config.json").unlink(), UserError, "expected config.json in"),
         (lambda f: (f / "model.safetensors").unlink(), UserError, "expected model.safetensors in"),
         (lambda f: (f / "config.json").write_text("{"), JobError, "config.json is not JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), JobError, "a config.json that is no table"),
+        (lambda f: (f / "config.json").write_text("[]"), JobError, "a config.json that is not a table"),
         (lambda f: damage_config(f, head=None), JobError, "a config.json without head"),
         (lambda f: damage_config(f, classes=7), JobError, "a config.json that builds none"),
         (lambda f: damage_config(f, data_config=7), JobError, "a config.json that builds none"),
@@ -257,7 +257,7 @@ def rename_tensor(folder: Path) -> None:
         (lambda f: damage_config(f, backbone="test_vot"), UserError, "Did you mean 'test_vit"),
         (lambda f: damage_config(f, num_features=65), JobError, "expected the weights of its config.json"),
         (lambda f: damage_config(f, head="CPMuMoE-r9-e3"), JobError, "expected the weights of its config.json"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), JobError, "expected a whole safetensors file"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), JobError, "expected an intact safetensors file"),
         (rename_tensor, JobError, "head.mean"),
     ],
 )
@@ -276,7 +276,7 @@ def test_another_width_than_the_backbones() -> None:
 
 
 def test_no_such_model() -> None:
-    with pytest.raises(UserError, match="which is no folder and cannot be had from the hub"):
+    with pytest.raises(UserError, match="which is not a folder and cannot be loaded from the hub"):
         ImageClassifier.from_pretrained("no/such/folder")
 
 

@@ -193,7 +193,7 @@ def test_report_survives_json():
 
 
 def row_resampling(truth, before, after, sensitive, *, stratified, resamples, seed):
-    """The plain method: draw rows, then compute the metrics anew from each drawn test set."""
+    """The plain method: draw rows, then compute the metrics again from each drawn test set."""
     rng, found = np.random.default_rng(seed), {name: [] for name in fairness.METRICS}
     group = truth * 10 + sensitive
     for _ in range(resamples):

@@ -70,7 +70,7 @@ def extract(data: ImageData, backbone: Backbone, tmp_path: Path, **options: Any)
 
 
 def plain_loop(data: ImageData, backbone: Backbone) -> torch.Tensor:
-    """The features as one would write it without a cache."""
+    """The features computed without a cache."""
     model, transform = backbone.model.eval(), backbone.transform()
     with torch.inference_mode():
         images = [transform(data.open_image(k)) for k in range(len(data))]

@@ -1,4 +1,4 @@
-"""Numbers that say how specialized experts are, from counts of right answers.
+"""Measures of how specialized experts are, from counts of right answers.
 
 The question of Section 4.1.2 of the paper is causal: had expert n not contributed its weight, would the
 accuracy of class c have dropped? With y_c and y_c^(n) the accuracy of class c before and after expert n is
@@ -6,9 +6,8 @@ ablated, its difference vector and class-level polysemanticity are (eq. 5)
 
     d_c^(n) = (y_c - y_c^(n)) / y_c          p^(n) = || d^(n) - onehot(argmax_c d_c^(n)) ||_2
 
-so p = 0 means that one class loses everything and no other class changes, and an expert that hardly matters
-has p near 1. Classes that were never right before have no d and are left out (and counted); d may be
-negative.
+so p = 0 means that one class loses everything and no other class changes, and an expert with hardly any effect has p
+near 1. Classes that were never right before have no d and are left out (and counted); d may be negative.
 
 Everything here works on counts and on lists of changed answers, never on a model.
 """
@@ -204,7 +203,7 @@ def strong_losses(before: Ints, after: Ints, least_lost: int = LEAST_LOST) -> np
     Args:
         before: (classes,) right answers before the intervention.
         after: (units, classes) the same after each intervention.
-        least_lost: Right answers that must be lost, besides the share `STRONG`.
+        least_lost: Least number of right answers lost, in addition to the share `STRONG`.
 
     Returns:
         (units, classes).
@@ -234,8 +233,8 @@ def _images_behind(changes: Changes, strong: npt.NDArray[np.bool_]) -> tuple[Int
 def loss_intervals(answers: Answers, changes: Changes, units: Ints) -> Floats:
     """95% interval of every d, (len(units), classes, 2): Wilson's, of the share of right answers that are lost.
 
-    Wrong answers that the intervention mends are taken as they are: they shift the interval. Unlike a bootstrap
-    interval it keeps a width where all, or none, of a few right answers are lost.
+    Wrong answers that the intervention corrects are counted without uncertainty: they shift the interval. Unlike a
+    bootstrap interval it keeps a width where all, or none, of a few right answers are lost.
     """
     size = answers.num_classes
     position = np.full(changes.num_units, -1, dtype=np.int64)
@@ -280,7 +279,7 @@ class Bootstrap:
 
     Attributes:
         units: Interval of p for every unit with at least one changed answer.
-        mean: Interval of the mean p over the units with effect; None if there never is one.
+        mean: Interval of the mean p over the units with effect; None if no unit ever has one.
         strong: Interval of the number of strong units.
     """
 
@@ -399,13 +398,13 @@ def shuffle_units(changes: Changes, load: npt.ArrayLike, *, seed: int = 0) -> Ch
     """The control "random units of the same load": deal the ablated contributions out again at random.
 
     An ablation removes one contribution from each row that uses the unit. Here every contribution keeps what
-    its removal does to its row, and the contributions are dealt to the units at random, each unit getting as
-    many as it had. What is left of specialization afterwards comes from load alone.
+    its removal does to its row, and the contributions are dealt to the units at random, each unit getting as many as it
+    had. The specialization that remains comes from load alone.
 
     Args:
         changes: What removing each contribution changed.
         load: (units,) contributions per unit: rows with a coefficient above 0.
-        seed: Seed of the dealing.
+        seed: Seed of the random deal.
 
     Raises:
         UserError: If `load` has another length or is smaller than the changes a unit caused.

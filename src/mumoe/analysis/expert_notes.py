@@ -26,7 +26,7 @@ MOST_NAME, MOST_NOTE = 80, 4000
 
 @dataclass(frozen=True)
 class ExpertNote:
-    """What somebody calls one expert.
+    """The name of one expert, and a note on it.
 
     Attributes:
         name: A short name on one line; empty for none.

@@ -11,7 +11,7 @@ __all__ = ["Highlights", "choose_highlights", "interest_order"]
 
 @dataclass(frozen=True)
 class Highlights:
-    """Experts of one level that stand for all, and a control beside them.
+    """Experts of one level to show for all, and a control beside them.
 
     Attributes:
         purest: Positions of the strong experts with the lowest polysemanticity, the purest first.
@@ -32,7 +32,7 @@ def choose_highlights(units: UnitStudy, most: int = 4, mode: str = "zero") -> Hi
     Args:
         units: The level.
         most: Number of purest strong experts.
-        mode: What took an ablated expert's place.
+        mode: What replaced an ablated expert.
     """
     part = units.modes[mode]
     strong = [effect.unit for effect in sorted(part.effects, key=_interest) if effect.strong][:most]

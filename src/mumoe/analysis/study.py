@@ -34,7 +34,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Source:
-    """What a study was made from; `Study.expert` reads images and logits from it.
+    """The sources of a study; `Study.expert` reads images and logits from them.
 
     Attributes:
         store: Coefficients, or None for neurons.
@@ -101,7 +101,7 @@ class ExpertFacts(Record):
     def show(self) -> Figure:
         """Draw the expert: its images with their coefficients, the classes it loses, and its effects on the logits.
 
-        The figure belongs to no window; notebooks display it.
+        The figure has no window; notebooks display it.
 
         Raises:
             UserError: If matplotlib is not installed.
@@ -125,7 +125,7 @@ class Study(Record):
         head: Specification of the head, or the name of the layer.
         study: The numbers.
         experts_skipped: Experts that process no image, or None where no images are shown.
-        no_images: Why images that were asked for are not shown; empty where they are.
+        no_images: Why the requested images are not shown; empty if they are.
     """
 
     classes: tuple[str, ...]
@@ -153,13 +153,13 @@ class Study(Record):
         return found.bound(Source(CoefficientStore(store))) if (store / "index.json").is_file() else found
 
     def bound(self, source: Source) -> Self:
-        """The study with what it was made from."""
+        """The study with its sources."""
         vars(self)["_source"] = source
         return self
 
     @property
     def source(self) -> Source:
-        """What it was made from; of a study that was read from disk the coefficients alone."""
+        """Its sources; for a study that was read from disk the coefficients alone."""
         return self._source
 
     # Tables and figures -----------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class Study(Record):
         """One row per expert, in order of level and position.
 
         Args:
-            mode: What took an ablated expert's place, one of those that were measured.
+            mode: What replaced an ablated expert, one of the modes that were measured.
             control: Whether to give the control instead: units of the same load made up of random contributions.
 
         Returns:
@@ -249,7 +249,7 @@ class Study(Record):
         return tuple((self.classes[c], d) for c, d in effect.losses)
 
     def plot(self, *, level: int | str = 0, mode: str = "zero") -> Figure:
-        """The classes that the first strong experts answer for, as Figures 5 and 6 of the paper.
+        """The classes that depend on the first strong experts, as Figures 5 and 6 of the paper.
 
         Raises:
             UserError: If the level or mode does not exist, or matplotlib is not installed.
@@ -269,7 +269,7 @@ class Study(Record):
         """The main numbers: for each kind of unit its specialization and control, and the use of the experts."""
         first, lines = self.units().modes["zero"], [self._accuracy()]
         for units in self.study.units:
-            lines += [_sentence(units.units, mode, part) for mode, part in units.modes.items()]
+            lines += [_sentence(units.units, f"{mode} ablation", part) for mode, part in units.modes.items()]
             lines.append(_sentence(units.units, "control of the same load", units.load_control))
         if self.study.usage:
             usage = self.study.usage[0]
@@ -291,7 +291,7 @@ class Study(Record):
     # One expert -------------------------------------------------------------------------------------------------
 
     def expert(self, expert: int, *, level: int | str = 0, images: int = 6) -> ExpertFacts:
-        """The facts of one expert: what it loses, what it looks at, and what it says.
+        """The facts of one expert: the classes it loses, the images it processes, and its effect on the logits.
 
         Args:
             expert: Its position in the level.
@@ -386,7 +386,7 @@ def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def _sentence(units: str, mode: str, part: Specialization) -> str:
+def _sentence(units: str, what: str, part: Specialization) -> str:
     mean = "none" if part.mean_polysemanticity is None else f"{part.mean_polysemanticity:.3f}"
     interval: Interval | None = part.mean_interval
     spread = "" if interval is None else " ({:.3f} to {:.3f})".format(*interval)
@@ -394,6 +394,6 @@ def _sentence(units: str, mode: str, part: Specialization) -> str:
     pure = "" if strong is None else f", mean p {strong:.3f}"
     behind = f" (by {_images(part.strong_images)})" if part.strong else ""
     return (
-        f"{units}, {mode}: {part.with_effect} of {part.units:,} change anything, mean p {mean}{spread}; "
+        f"{units}, {what}: {part.with_effect} of {part.units:,} change the accuracy of a class, mean p {mean}{spread}; "
         f"{part.strong} strong{behind}{pure}"
     )

@@ -4,11 +4,11 @@ Read. Every token goes through every layer's gate. For each expert the tokens wi
 kept with the text around them, at most one for each window, and the mean coefficient on each kind of token.
 
 Lost. An expert is ablated (its weights are zero in both layers of its block, for every token) and the loss is
-measured again; the change is averaged over the tokens of a kind that were to be predicted. A positive change is what
-the expert is worth for that kind. Windows none of whose tokens uses the expert cannot change and are not run again.
+measured again; the change is averaged over the tokens of a kind that were to be predicted. A positive change is the
+value of the expert for that kind. Windows none of whose tokens uses the expert cannot change and are not run again.
 
-Steered. Within `steer` an expert's coefficient is multiplied at every token, so that it does more or less of what it
-does; 0 is the ablation. The coefficients are not normalized again.
+Steered. Within `steer` an expert's coefficient is multiplied at every token, so that its effect grows or shrinks; 0 is
+the ablation. The coefficients are not normalized again.
 
 A hierarchy is read at its first level.
 """
@@ -59,7 +59,7 @@ def study_text(
         model: A causal language model with MuMoE layers, tokens (B, T) -> an object with `logits`.
         data: The text.
         split: The split.
-        layers: Names of the layers; None takes all.
+        layers: Names of the layers; None uses all.
         windows: Windows to read, spread evenly over the split.
         ablated_windows: The first of these on which every expert is ablated (0: none).
         top: Tokens kept for each expert.
@@ -150,7 +150,7 @@ class _Gathered:
 
 @dataclass
 class _Read:
-    """What one pass over the windows left.
+    """What one pass over the windows gathered.
 
     Attributes:
         rows: The windows.
@@ -322,7 +322,7 @@ def steer(layer: Gated, experts: Mapping[int, float], *, level: int = 0) -> Iter
     last = layer.num_experts[level] - 1
     for expert in experts:
         if not 0 <= expert <= last:
-            raise UserError(f"steer: expected an expert in 0..{last}, got {expert}. Take one of these.")
+            raise UserError(f"steer: expected an expert in 0..{last}, got {expert}. Use one of these.")
 
     def hook(module: nn.Module, args: Any, output: tuple[Coefficients, ...]) -> tuple[Any, ...]:
         a = output[level].to_dense()

@@ -24,7 +24,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Options:
-    """Name what is in images, with the experts behind it and their terms of the logit."""
+    """Predict the labels of images, with the experts behind them and their terms of the logit."""
 
     COMMON: ClassVar = {"top": "5", "experts": "10", "json": ""}
 
@@ -71,7 +71,7 @@ def run(options: Options) -> None:
 
 
 def _write(text: str) -> None:
-    """To stdout; a file name that is no UTF-8 is shown with its bytes escaped."""
+    """To stdout; a file name that is not UTF-8 is shown with its bytes escaped."""
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
 

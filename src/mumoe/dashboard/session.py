@@ -150,7 +150,7 @@ def open_session(stored: StoredRun, report: Report = silent, *, split: str = "")
 
     Raises:
         UserError: If the run has no experts, or has changed.
-        JobError: If it has no whole checkpoint.
+        JobError: If it has no intact checkpoint.
     """
     report(0, 3, "Reading the run")
     analyzed = begun(lambda: read_experts(stored, most_images=0))

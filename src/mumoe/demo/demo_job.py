@@ -276,8 +276,7 @@ def _rewrite(settings: DemoSettings, found: _Set, progress: bool) -> list[dict[s
     entries: list[dict[str, Any]] = []
     with Progress("Rewriting experts for a minority", settings.seeds, enabled=progress) as bar:
         for seed in range(settings.seeds):
-            decay = Settings(epochs=settings.bias_epochs, weight_decay=settings.bias_decay)
-            bench = FeatureBench(bias, seed, decay)
+            bench = FeatureBench(bias, seed, Settings.of_preset("specialized", epochs=settings.bias_epochs))
             bench.add(head, bench.train(head), base=True)
             result = bench.correct()
             picked = {"before": head, "experts": "+ experts matched", "blind": "+ blind matched"}

@@ -21,8 +21,7 @@ class DemoSettings:
         rank: CP rank.
         seeds: Seeds of every head.
         epochs: Passes over the training split, as in the presets.
-        bias_epochs: The same of the bias experiment (the studies in docs/results take 20).
-        bias_decay: Weight decay of the heads of the bias experiment (docs/results/bias).
+        bias_epochs: The same of the bias experiment, whose heads have the preset specialized (docs/results/bias).
         size: Side of the images in pixels.
         least_lost: Right answers that a class must lose, besides half of its own, for an expert to be strong.
         device: Where features are extracted and heads are trained.
@@ -33,8 +32,7 @@ class DemoSettings:
     rank: int = 256
     seeds: int = 3
     epochs: int = 30
-    bias_epochs: int = 14
-    bias_decay: float = 1.0
+    bias_epochs: int = 30
     size: int = 96
     least_lost: int = 5
     device: str = AUTO

@@ -1,4 +1,4 @@
-"""The model card: what was trained on what, how well it does, and whose weights and images are in it."""
+"""The model card: what was trained on which data, its accuracy, and the origin of its weights and images."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def model_card(
     """The card of a model.
 
     Args:
-        data: Metadata that the library sets; it is changed.
-        config: What the model is built from, with ``about`` of its run.
+        data: Metadata that the library sets; it is modified in place.
+        config: The values that the model is built from, with ``about`` of its run.
         parameters: Numbers of parameters of the whole ``model`` and of its ``head``.
         fields: Further metadata, which takes precedence.
     """
@@ -77,7 +77,7 @@ def _slug(text: str) -> str:
 def _what(config: Mapping[str, Any], parameters: Mapping[str, int]) -> str:
     backbone = config["backbone"]
     named = f"`{backbone}` (timm's `{PRESETS[backbone]}`)" if backbone in PRESETS else f"`{backbone}` (timm)"
-    place = "makes the logits" if config["position"] == "final" else "stands before a linear classifier"
+    place = "computes the logits" if config["position"] == "final" else "is followed by a linear classifier"
     gate = f", gate {config['gate']} with {config['norm']} normalization" if "MuMoE" in config["head"] else ""
     sides = "x".join(str(side) for side in config["data_config"]["input_size"][-2:])
     return "\n".join(
@@ -106,7 +106,7 @@ def _data(config: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name on one line, with what Markdown would take for markup escaped."""
+    """A name on one line, with the characters escaped that Markdown would read as markup."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(text.split()))
 
 

@@ -36,7 +36,7 @@ __all__ = ["HeadModel", "ImageClassifier"]
 
 
 class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
-    """Backbone and head, built from plain values, with random weights until some are loaded.
+    """Backbone and head, built from plain values, with random weights until trained ones are loaded.
 
     `from_run` takes a trained run, `from_pretrained` a folder that `save_pretrained` wrote (offline) or a
     name on the hub; `push_to_hub` uploads the same files.
@@ -47,8 +47,8 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         num_features: Width of the backbone's features.
         classes: Names of the logits, in order.
         data_config: timm's preprocessing, as recorded with the weights; it takes precedence over the installed timm's.
-        image_size: Side of the input in pixels where it is not the backbone's own.
-        multi_label: Whether each class is an attribute of its own.
+        image_size: Side of the input in pixels, if it is not the backbone's own.
+        multi_label: Whether each class is a separate yes-or-no attribute.
         position: ``final`` or ``penultimate``.
         gate: Activation of a MuMoE head's gate.
         norm: Normalization of that gate.
@@ -128,8 +128,8 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         """The trained model of a run's folder (on the CPU), or of an opened run (on its device).
 
         Raises:
-            UserError: If the path is no run, the run trained a whole network, or it does not know its backbone.
-            JobError: If it has no whole checkpoint.
+            UserError: If the path is not a run, the run trained a whole network, or it does not know its backbone.
+            JobError: If it has no intact checkpoint.
         """
         opened = run if isinstance(run, StoredRun) else StoredRun(run, device="cpu")
         config, facts = opened.config, {**opened.facts, "step": opened.step}
@@ -159,14 +159,14 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
     def with_edits(self, edits: Edits) -> Self:
         """This model with edits folded into its head: an ordinary model, whose config names the grown ranks.
 
-        Measurements of this model are left out of the new one's card, which lists the edits instead. The backbone
+        Measurements of this model are left out of the new model's card, which lists the edits instead. The backbone
         is shared.
 
         Args:
-            edits: A file that `mumoe edit` wrote for this model, or a stack, or what holds one.
+            edits: A file that `mumoe edit` wrote for this model, or a stack, or an object that holds one.
 
         Raises:
-            UserError: If the head has no experts, or the edits cannot be read or are those of another model.
+            UserError: If the head has no experts, or the edits cannot be read or were made for another model.
         """
         layer = self.head.layer
         if not isinstance(layer, MuMoE):
@@ -186,7 +186,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
 
     @classmethod
     def _check(cls, name: str, values: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Compare the head on the meta device with the header: no config allocates more than the file has."""
+        """Compare the head on the meta device with the header, so that no config allocates more than the file has."""
         options = {key: values[key] for key in ("position", "gate", "norm", "gate_options") if key in values}
         with building(name, cls.NOUN), torch.device("meta"):
             head = build_head(values["head"], values["num_features"], len(values["classes"]), **options)
@@ -218,7 +218,7 @@ class HeadModel(nn.Module):
         spec: Its specification.
         num_features: Width of the features.
         classes: Names of the logits, in order.
-        multi_label: Whether each class is an attribute of its own.
+        multi_label: Whether each class is a separate yes-or-no attribute.
         about: As in `ImageClassifier`.
 
     Shape:
@@ -250,7 +250,7 @@ class HeadModel(nn.Module):
 
         Raises:
             UserError: If it trained a whole network.
-            JobError: If it has no whole checkpoint.
+            JobError: If it has no intact checkpoint.
         """
         config, facts = run.config, {**run.facts, "step": run.step}
         values: dict[str, Any] = {"multi_label": bool(facts["multi_label"]), "about": _about(config, facts)}
@@ -258,7 +258,7 @@ class HeadModel(nn.Module):
 
 
 def _with_tuples(data_config: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's preprocessing as it was before JSON made lists of its tuples."""
+    """timm's preprocessing, with the lists from JSON turned back into tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data_config.items()}
 
 
@@ -283,7 +283,7 @@ def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _edited(about: Mapping[str, Any], edits: Sequence[str]) -> dict[str, Any]:
-    # What was measured of the model before its edits is not stated of the edited one.
+    # Measurements of the model before its edits do not hold for the edited one.
     kept = {key: value for key, value in about.items() if key not in ("evaluations", "trained_parameters")}
     return {**kept, "edits": [*about.get("edits", []), *edits]}
 

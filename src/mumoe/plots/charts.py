@@ -34,7 +34,7 @@ ON_DARK = {
     COLOURS[5]: "#8fb1d9",
     GREY: "#9aa3ad",
 }
-"""What each colour becomes on a dark page."""
+"""The colour on a dark page for each colour on a light one."""
 
 Rows = Sequence[Mapping[str, Any]]
 Draw = Callable[[bool], "Figure"]
@@ -48,7 +48,7 @@ class Chart:
     Attributes:
         name: Base name of its files.
         caption: What is shown, in words.
-        alt: The same for those who do not see it.
+        alt: The same for readers who do not see it.
         title: What it shows, in a few plain words.
         paper: The figure of the paper that it corresponds to; empty for none.
     """
@@ -74,7 +74,7 @@ def save_chart(
 
 
 def csv_text(rows: Rows) -> str:
-    """Rows as CSV with a heading; numbers keep all their digits."""
+    """Rows as CSV with a heading; numbers are written in full precision."""
     text = io.StringIO()
     names = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, names, lineterminator="\n")

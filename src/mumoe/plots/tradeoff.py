@@ -1,4 +1,4 @@
-"""What an edit's strength trades: accuracy of the target subgroup against accuracy overall."""
+"""Trade-off over an edit's strength: accuracy of the target subgroup against overall accuracy."""
 
 from __future__ import annotations
 
