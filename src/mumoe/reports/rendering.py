@@ -22,6 +22,17 @@ TITLES = {name: title for names in (STAGES, COMPARED) for name, title in zip(nam
 """Names of the models of a comparison, as the pages show them."""
 
 
+PLAIN_METRICS = {
+    "rewriting_score": "the target's gain, less what others move",
+    "target_accuracy": "accuracy of the target",
+    "equal_opportunity_difference": "largest gap between subgroups of the target's label",
+    "std_bias": "spread over subgroups",
+    "min_accuracy": "accuracy of the worst subgroup",
+    "accuracy": "accuracy of all images",
+}
+"""Metric of `METRICS` -> its heading in plain words; the paper's stands below it."""
+
+
 def render(name: str, values: Mapping[str, Any]) -> str:
     """A template filled in; whatever text it is given is shown as text, never read as HTML."""
     return str(_environment().get_template(name).render(values))
@@ -50,7 +61,7 @@ def _environment() -> Any:
         "subgroup": _subgroup,
         "title": lambda name: TITLES.get(name, name),
     }
-    environment.globals["METRICS"] = METRICS
+    environment.globals |= {"METRICS": METRICS, "PLAIN_METRICS": PLAIN_METRICS}
     return environment
 
 
