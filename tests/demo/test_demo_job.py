@@ -289,10 +289,13 @@ def test_it_is_honest_about_bias_and_says_who_pays():
         before = {"target": 0.5, "same_label": 0.6, "same_studio": 0.9, "rest": 0.9, "accuracy": 0.8}
         after = {**before, "target": 0.7, "rest": rest, "score": score}
         one = {"before": before, "experts": after, "blind": {**after, "score": 0.1}, "support": 3}
-        return " ".join(findings._bias({"rewriting": [one]}).sentences)
+        numbers = {"rewriting": [one]}
+        return " ".join([*findings._bias(numbers).sentences, findings._bias_headline(numbers)])
 
     assert "Experts move others less in every seed: score 0.200 against 0.100" in said(0.2, 0.8)
+    assert "does about as well" not in said(0.2, 0.8)
     assert "Experts are no clear gain over it (better in 0 of 1 seeds)" in said(0.1, 0.8)
+    assert "all images 0.800 to 0.800. Shifting all images alike, the control, does about as well." in said(0.1, 0.8)
     assert "Who pays: other emoji by other studios 0.900 to 0.800; all images 0.800 to 0.800" in said(0.2, 0.8)
     assert "No other group pays" in said(0.2, 0.9)
 

@@ -64,17 +64,20 @@ class Demo:
         page: Its page.
         found: What it found.
         expert: The purest strong expert of the run that is opened next, or a typical one; None if none has an effect.
+        seconds: Time that it took.
     """
 
     out: Path
     page: Path
     found: DemoFindings
     expert: int | None
+    seconds: float
 
     def lines(self) -> list[str]:
         """What was done, what came out and what to open, for the terminal."""
         found, many = self.found, self.out / "many" / "seed-0"
-        lines = ["What was done", *_indented([found.about, found.method])]
+        took = f"All of it took {self.seconds:.0f} seconds."
+        lines = ["What was done", *_indented([found.about, found.method, took])]
         for part in found.sections:
             lines += ["", part.title, *_indented(part.sentences)]
         opened = {
@@ -155,7 +158,7 @@ def run_demo(out: str | Path = "runs/demo", *, settings: DemoSettings | None = N
     expert = strips[0].unit if strips and strips[0].kind != CONTROL else None
     how = {"spec": settings.spec(settings.many), "look": f"{look_at(expert).capitalize()}:"}
     page = write_demo_page(out, found, numbers, strips, data.data, **how)
-    return Demo(out, page, found, expert)
+    return Demo(out, page, found, expert, numbers["seconds"])
 
 
 def _clear(out: Path) -> None:
