@@ -135,7 +135,7 @@ def strip_text(strip: Strip) -> str:
     """What is lost without the unit of a strip."""
     if strip.lost <= 0:
         return "No class loses a right answer."
-    others = "no other class loses any" if strip.others <= 0 else f"{strip.others} of all other classes"
+    others = "no other class loses any" if not strip.others else f"{strip.others} of all other classes"
     return f"{strip.top}: {strip.lost} of {strip.right} right answers lost; {others}."
 
 
@@ -164,8 +164,8 @@ def _method(settings: DemoSettings) -> str:
     seeds = f"{settings.seeds} seed{'s' if settings.seeds != 1 else ''}"
     return (
         "Only the last layer was trained, on features of a fixed network. Numbers are of test images, means over "
-        f"{seeds} ± their standard deviation. The split is random: a character of the test images may have been trained on as "
-        "another studio drew it."
+        f"{seeds} ± their standard deviation. The split is random: a character of the test images may have been "
+        "trained on as another studio drew it."
     )
 
 

@@ -18,6 +18,10 @@ from mumoe.reports.rendering import render
 
 __all__ = ["CARD", "write_card", "write_demo_page"]
 
+LEGEND = (
+    "Accuracy before (grey), with experts rewritten (blue), and with all images shifted alike, the control (amber)."
+)
+
 CARD, IMAGES = "demo-card.png", "card"
 """The picture, and the folder of the thumbnails, in the demo's folder."""
 
@@ -30,17 +34,18 @@ def write_card(
     with new_folder(out / IMAGES, durable=False) as scratch:
         pictures = write_thumbnails(scratch, data, shown, SIDE)
     drawn = [CardStrip(strip_title(s), strip_text(s), s.images, s.kind == CONTROL) for s in strips]
-    footer = [f"{found.choice} {found.method} Made by mumoe demo.", *data.credits]
+    footer = [f"{found.choice} {LEGEND} {found.method} Made by mumoe demo.", *data.credits]
     sheet = demo_card(found.headline, found.about, drawn, pictures, found.bias, bars(numbers), footer)
     sheet.save(out / CARD)
     return out / CARD
 
 
 def bars(numbers: Mapping[str, Any]) -> list[CardBar]:
-    """Accuracy of each subgroup, and of all images, before and after experts are rewritten: means over seeds."""
+    """Accuracy of each subgroup, and of all images, before and after experts are rewritten, and under the control."""
     names = {**GROUPS, "accuracy": "all images"}
     return [
-        CardBar(name, *(_mean(numbers, method, key) for method in ("before", "experts"))) for key, name in names.items()
+        CardBar(name, *(_mean(numbers, method, key) for method in ("before", "experts", "blind")))
+        for key, name in names.items()
     ]
 
 
@@ -86,6 +91,7 @@ def write_demo_page(
         "bars": bars(numbers),
         "side": SIDE,
         "card": CARD,
+        "legend": LEGEND,
         "credits": data.credits,
         "folder": out.as_posix(),
         "look": look,

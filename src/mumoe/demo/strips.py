@@ -34,7 +34,7 @@ class Strip:
         top: Name of the class that loses most.
         lost: Right answers of that class that are lost.
         right: Right answers of that class before.
-        others: Right answers that all other classes lose, less those that they gain.
+        others: Right answers that all other classes lose.
         images: Positions in the data of images whose right answer is lost, those of `top` first.
     """
 
@@ -93,4 +93,5 @@ def _strip(
     image, label = changes.image[mine], changes.label[mine]
     order = np.lexsort((image, label != top))
     shown = tuple(int(row) for row in rows[image[order]][:IMAGES])
-    return Strip(kind, unit, classes[top], int(lost[top]), int(before[top]), int(lost.sum() - lost[top]), shown)
+    own = int((label == top).sum())
+    return Strip(kind, unit, classes[top], own, int(before[top]), len(label) - own, shown)

@@ -19,7 +19,7 @@ WIDTH, EDGE, SIDE, GAP = 1200, 40, 80, 10
 COLUMN = (WIDTH - 2 * EDGE - 40) // 2
 """Width of one of the two columns of strips."""
 
-BLUE, GREY, TRACK, RULE = "#0b6e99", "#8a8f98", "#e9edf0", "#d5dce2"
+BLUE, GREY, AMBER, TRACK, RULE = "#0b6e99", "#8a8f98", "#c98a1b", "#e9edf0", "#d5dce2"
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ class CardStrip:
 
 @dataclass(frozen=True)
 class CardBar:
-    """An accuracy before and after the correction, in [0, 1]."""
+    """An accuracy before the correction, after it and under its control, in [0, 1]."""
 
     name: str
     before: float
     after: float
+    control: float
 
 
 def demo_card(
@@ -98,11 +99,12 @@ def _strip(sheet: Sheet, corner: tuple[int, int], strip: CardStrip, pictures: Ma
 
 
 def _bar(sheet: Sheet, top: int, bar: CardBar) -> None:
-    """A line: the group, a track with before (grey) and after (blue), and both numbers."""
-    left, right = EDGE + 300, WIDTH - EDGE - 250
+    """A line: the group, a track with before (grey), after (blue) and the control (amber), and the numbers."""
+    left, right = EDGE + 300, WIDTH - EDGE - 290
     sheet.text((EDGE, top + 3), bar.name, 17, INK, 290)
     sheet.box((left, top + 3), (right - left, 22), TRACK)
-    for value, colour, upper in ((bar.before, GREY, 4), (bar.after, BLUE, 15)):
-        sheet.box((left, top + upper), (round((right - left) * value), 9), colour)
-    change = f"{bar.before:.3f} to {bar.after:.3f} ({bar.after - bar.before:+.3f})"
+    for value, colour, upper in ((bar.before, GREY, 3), (bar.after, BLUE, 10), (bar.control, AMBER, 19)):
+        height = 8 if colour == BLUE else 6
+        sheet.box((left, top + upper), (round((right - left) * value), height), colour)
+    change = f"{bar.before:.3f} to {bar.after:.3f}, control {bar.control:.3f}"
     sheet.text((right + 16, top + 3), change, 17, INK)
