@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
 from browsing import launched, opened  # noqa: E402
+from mumoe import load  # noqa: E402
 from mumoe.cli import main as mumoe  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
@@ -195,30 +196,45 @@ def _strongest(folder: Path) -> int:
 
 
 def shoot_dashboard(browser: Any, runs: Runs) -> None:
-    """The dashboard: the list, an expert, an image taken apart, a subgroup that is rewritten, and tokens."""
+    """The dashboard: the first expert, two side by side, the list, an image taken apart, a subgroup that is rewritten,
+    and tokens."""
     from mumoe.dashboard.server import serving
     from mumoe.dashboard.session import open_session
     from mumoe.dashboard.token_view import open_tokens
     from mumoe.training.opening import StoredRun
 
-    with serving(lambda report: open_session(StoredRun(runs.many / "seed-0", progress=False), report)) as server:
-        strong = f"#/expert/0/{_most_lost(runs.many / 'seed-0')}"
-        shoot(browser, server.url, "dashboard-experts", height=860, prepare=_list)
-        shoot(browser, server.url + strong, "dashboard-expert", height=900, looks=(WIDE, DARK), prepare=_ablate)
-        shoot(browser, server.url + strong, "dashboard-expert", phone=1300, looks=(PHONE,))
+    run = runs.many / "seed-0"
+    with serving(lambda report: open_session(StoredRun(run, progress=False), report)) as server:
+        _name_first(server, run)
+        first, second, *_ = server.dashboard.state({})["run"]["start"]["purest"]
+        pair = f"#/pair/0/{first}/0/{second}?pins=0/{first},0/{second}"
+        shoot(browser, server.url, "dashboard-expert", height=900, looks=(WIDE, DARK), prepare=_ablate)
+        shoot(browser, server.url, "dashboard-expert", phone=1900, looks=(PHONE,))
+        shoot(browser, server.url + "#/experts", "dashboard-experts", height=860, prepare=_list)
+        shoot(browser, server.url + pair, "dashboard-pair", height=1100, phone=2000)
         shoot(browser, server.url + "#/images", "dashboard-image", height=900, phone=1100, prepare=_take_apart)
     with serving(lambda report: open_session(StoredRun(runs.bias, progress=False), report)) as server:
-        strong = f"#/expert/0/{_most_lost(runs.bias)}"
-        shoot(browser, server.url + strong, "dashboard-edits", height=1000, prepare=_rewrite, looks=(WIDE,))
+        shoot(browser, server.url, "dashboard-edits", height=1000, prepare=_rewrite, looks=(WIDE,))
         shoot(browser, server.url + "#/edits", "dashboard-edits", phone=1500, prepare=_rewrite, looks=(PHONE,))
     with serving(lambda report: open_tokens(runs.text)) as server:
-        shoot(browser, server.url, "dashboard-tokens", height=900, phone=1300, prepare=_read)
+        shoot(browser, server.url, "dashboard-tokens", height=1000, phone=1700, prepare=_read)
+
+
+def _name_first(server: Any, run: Path) -> None:
+    """Give the first experts the names that the page suggests."""
+    from mumoe.dashboard.expert_panel import expert_detail
+
+    session = server.dashboard.session
+    opened = load(run, progress=False)
+    for expert in server.dashboard.state({})["run"]["start"]["purest"]:
+        opened.name_expert(expert, expert_detail(session, session.split("val"), 0, expert)["suggestion"])
 
 
 def _list(page: Any) -> None:
     page.wait_for_selector(".experts .row:not(.head)")
     if page.viewport_size["width"] > 700:
-        page.get_by_label("Sort by").select_option("loss")
+        page.get_by_text("Sort and filter").click()
+        page.get_by_text("What the columns mean").click()
 
 
 def _ablate(page: Any) -> None:
@@ -243,15 +259,7 @@ def _rewrite(page: Any) -> None:
 
 
 def _read(page: Any) -> None:
-    page.locator(".experts .row:not(.head)").first.click()
     page.wait_for_selector(".quotes .token.center")
-
-
-def _most_lost(run: Path) -> int:
-    """The expert without which one class loses most, of those that are strong by at least ten images, if any."""
-    units = json.loads((run / "analysis" / "analysis.json").read_text())["study"]["units"]
-    effects = units[0]["modes"]["zero"]["effects"]
-    return int(max(effects, key=lambda effect: (effect["images"] >= 10, effect["top_loss"]))["unit"])
 
 
 PARTS: dict[str, Callable[[Any, Runs], None]] = {

@@ -17,6 +17,7 @@ from mumoe.deploy.saved import is_converted, is_saved
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import UserError, require
 from mumoe.results import EvalResult, TrainResult
+from mumoe.specs import read_spec
 from mumoe.training.config import TrainConfig, from_mapping
 from mumoe.training.jobs import job_result
 from mumoe.training.metrics_log import job_curves
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from mumoe.analysis.expert_notes import ExpertNotes
     from mumoe.analysis.findings import TextStudy
     from mumoe.analysis.shifting import Shift
     from mumoe.analysis.stability import Stability
@@ -250,6 +252,55 @@ class Run:
         from mumoe.analysis.shifting import shift_runs
 
         return shift_runs([run._stored for run in (self, *against)], to, self.path, **settings)
+
+    @property
+    def notes(self) -> ExpertNotes:
+        """Names and notes of its experts, as `name_expert` and the dashboard wrote them.
+
+        Raises:
+            UserError: If their file is damaged.
+        """
+        from mumoe.analysis.expert_notes import ExpertNotes
+
+        return ExpertNotes.of_run(self._stored.folder.path)
+
+    def name_expert(self, expert: int, name: str = "", *, note: str = "", level: int | str = 0) -> ExpertNotes:
+        """Name an expert, and note something of it, in RUN/expert-notes.json; both empty removes its entry.
+
+        Dashboard, report, `Study.to_frame`, predictions and exports show the name.
+
+        Args:
+            expert: Its position in the level.
+            name: A short name.
+            note: Anything else worth keeping.
+            level: Its level in a hierarchy; of a language model the name of the layer, such as ``"h.0.mlp"``.
+
+        Returns:
+            All names and notes of the run.
+
+        >>> run.name_expert(17, "cat faces", note="Also a few foxes.")
+
+        Raises:
+            UserError: If there is no such expert or level, a text is too long, or the file is damaged.
+            JobError: If the file cannot be written.
+        """
+        from mumoe.analysis.expert_notes import change_note
+
+        self._require_expert(expert, level)
+        return change_note(self._stored.folder.path, expert, level, name=name, note=note)
+
+    def _require_expert(self, expert: int, level: int | str) -> None:
+        if self._stored.trains_whole:  # its layers have names, and experts each
+            return
+        sizes = read_spec(self.config.head, "Run.name_expert").num_experts
+        if not sizes:
+            raise UserError(f"Run.name_expert: expected a run with experts, got the head {self.config.head!r}.")
+        if not str(level).isdecimal() or not 0 <= int(level) < len(sizes):
+            raise UserError(f"Run.name_expert: expected a level in 0..{len(sizes) - 1}, got {level}. Count from 0.")
+        if not 0 <= expert < sizes[int(level)]:
+            raise UserError(
+                f"Run.name_expert: expected an expert in 0..{sizes[int(level)] - 1}, got {expert}. Count from 0."
+            )
 
     # Fairness and edits -----------------------------------------------------------------------------------------
 

@@ -1,8 +1,10 @@
 """Names and notes of experts: kept with a run, read back, suggested from the classes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from mumoe.analysis.expert_notes import FILE, ExpertNote, ExpertNotes, suggest_name
+from mumoe.analysis.expert_notes import FILE, ExpertNote, ExpertNotes, change_note, suggest_name
 from mumoe.errors import UserError
 
 
@@ -58,3 +60,20 @@ def test_a_damaged_file_is_reported(tmp_path):
 )
 def test_suggested_names(lost, seen, name):
     assert suggest_name(lost, seen) == name
+
+
+def test_a_change_is_made_only_to_what_it_was_made_from(tmp_path):
+    first = change_note(tmp_path, 4, name="cats", before=ExpertNote())
+    assert first == ExpertNotes.of_run(tmp_path)
+    change_note(tmp_path, 5, 1, name="dogs")
+    with pytest.raises(UserError, match="expert 4 with no name and no note, got the name 'cats' and no note"):
+        change_note(tmp_path, 4, name="lions", before=ExpertNote())
+    assert ExpertNotes.of_run(tmp_path).name(4) == "cats"
+    change_note(tmp_path, 4, before=ExpertNote("cats"))
+    assert ExpertNotes.of_run(tmp_path).rows() == [{"level": "1", "expert": 5, "name": "dogs", "note": ""}]
+
+
+def test_changes_at_the_same_time_are_all_kept(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: change_note(tmp_path, n, name=f"e{n}"), range(40)))
+    assert [row["name"] for row in ExpertNotes.of_run(tmp_path).rows()] == [f"e{n}" for n in range(40)]

@@ -15,8 +15,11 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import mumoe
+from mumoe.analysis.expert_notes import FILE
+from mumoe.deploy import formats
 from mumoe.deploy.card import public_name
 from mumoe.deploy.model import ImageClassifier
+from mumoe.deploy.predictions import explain
 from mumoe.editing.expert_edits import Rewrite, SetOutput
 from mumoe.editing.stack import EditStack
 from mumoe.errors import JobError, UserError
@@ -145,6 +148,34 @@ def test_card_states_whose_weights_and_images() -> None:
     assert "2 classes: a\\|b c, \\<d\\>." in card.text
     assert card.data.license == "mit"
     assert "Not evaluated." in card.text
+
+
+def test_names_of_experts_go_with_the_model(run: Path, tmp_path: Path) -> None:
+    opened = mumoe.load(run, progress=False, device="cpu")
+    try:
+        opened.name_expert(1, "cat *faces*", note="Foxes too.")
+        opened.name_expert(0, "drawn", level=1)
+        named = opened.name_expert(1, "taken", level=1)
+        model = ImageClassifier.from_run(run)
+    finally:
+        (run / FILE).unlink()
+    model.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "- Expert 1, cat \\*faces\\*: Foxes too." in card
+    assert "- Expert 0 of level 1, drawn" in card
+    assert formats._our_subject(model).about["experts"] == model.about["experts"] == list(named.rows())
+    again = ImageClassifier.from_pretrained(tmp_path / "saved")
+    assert again.expert_name((1, 0)) == "cat *faces*, drawn"
+    assert (again.expert_name((0, 0)), again.expert_name((2,))) == ("drawn", "")
+    shares = [share for found in explain(again, images(6), experts=6) for share in found.labels[0].experts]
+    assert [share.name for share in shares] == [again.expert_name(share.index) for share in shares]
+    assert all(share.name for share in shares)
+    assert "experts" not in ImageClassifier.from_run(run).about
+
+
+@pytest.mark.parametrize("rows", [3, [3], [{"level": "x"}], [{"level": 0, "expert": [1], "name": {}}]])
+def test_names_of_experts_in_a_strange_config_are_left_out(rows: Any) -> None:
+    assert ImageClassifier(**CONFIG, about={"experts": rows}).expert_name((1,)) == ""
 
 
 def test_no_path_of_the_machine_gets_out(attribute_run: Path, tmp_path: Path) -> None:

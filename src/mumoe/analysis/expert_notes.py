@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from mumoe.errors import UserError
-from mumoe.files import read_json
+from mumoe.files import read_json, write_errors
 from mumoe.records import Record, record
 
-__all__ = ["FILE", "ExpertNote", "ExpertNotes", "suggest_name"]
+__all__ = ["FILE", "ExpertNote", "ExpertNotes", "change_note", "suggest_name"]
 
 FILE = "expert-notes.json"
 """Name of the file in a run's folder."""
+
+LOCK = ".expert-notes.lock"
+"""Name of the file that is locked while the notes are changed."""
 
 MOST_NAME, MOST_NOTE = 80, 4000
 """Longest name and note, in characters."""
@@ -45,7 +48,8 @@ class ExpertNotes(Record):
     """Names and notes of a run's experts.
 
     Attributes:
-        levels: By level of a hierarchy (``"0"``, ``"1"``, ..; of a language model its layer), and in it by expert.
+        levels: By level of a hierarchy (``"0"``, ``"1"``, ..; of a language model the name of the layer, such as
+            ``"h.0.mlp"``), and in it by expert.
     """
 
     levels: Mapping[str, Mapping[str, ExpertNote]] = field(default_factory=dict)
@@ -104,6 +108,49 @@ class ExpertNotes(Record):
         ]
 
 
+def change_note(
+    folder: str | Path,
+    expert: int,
+    level: int | str = 0,
+    *,
+    name: str = "",
+    note: str = "",
+    before: ExpertNote | None = None,
+) -> ExpertNotes:
+    """Give one expert of a run a name and a note; both empty removes them. The file is locked, read, changed and
+    written, so that changes of other processes are kept.
+
+    Args:
+        folder: The run's folder.
+        expert: Its position in the level.
+        level: The level, or the name of the layer.
+        name: Its name.
+        note: Its note.
+        before: The name and note that the change was made from; None skips the comparison.
+
+    Returns:
+        All names and notes of the run.
+
+    Raises:
+        UserError: If the expert has another name or note than `before`, one is too long, or the file is damaged.
+        JobError: If the file cannot be written.
+    """
+    from filelock import FileLock  # an extra; reading notes needs none
+
+    place = Path(folder)
+    with write_errors(place / FILE), FileLock(place / LOCK):
+        notes = ExpertNotes.of_run(place)
+        found = notes.of(expert, level)
+        if before is not None and found != before:
+            raise UserError(
+                f"expert notes: expected expert {expert} with {_shown(before)}, got {_shown(found)}: it was changed "
+                "elsewhere. Load it again and repeat your change."
+            )
+        changed = notes.with_note(expert, level, name=name, note=note)
+        changed.save_to(place)
+    return changed
+
+
 def suggest_name(lost: Sequence[tuple[str, float]], seen: Sequence[tuple[str, float]] = ()) -> str:
     """A name for an expert from what its classes lose without it and whose images it handles.
 
@@ -124,3 +171,9 @@ def suggest_name(lost: Sequence[tuple[str, float]], seen: Sequence[tuple[str, fl
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _shown(entry: ExpertNote) -> str:
+    name = f"the name {entry.name!r}" if entry.name else "no name"
+    note = f"the note {entry.note[:40]!r}" if entry.note else "no note"
+    return f"{name} and {note}"

@@ -11,6 +11,7 @@
         "experts": [{
            "expert": int, "mean": mean coefficient, "used": share of tokens where it is above 0,
            "half": share where it is at least 1/2, "by_class": {class: mean coefficient or null},
+           "histogram": [tokens in each of 20 equal bins of the coefficients above 0; not in older files],
            "top": [{"row": window, "position": token in it, "coefficient": float, "center": index in pieces,
                     "pieces": [text of each token], "coefficients": [this expert's at each]}],
            "effect": {"all": nats per token, "by_class": {class: nats per token or null}} or null}]}],
@@ -237,6 +238,7 @@ class ExpertText:
     by_class: Mapping[str, float | None]
     top: tuple[TopToken, ...]
     effect: TextEffect | None
+    histogram: tuple[int, ...] = ()
 
     @property
     def reads(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mumoe.analysis.chosen_images import choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientStore
+from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.analysis.findings import Effect, Interval, LayerStudy, Specialization, UnitStudy
 from mumoe.analysis.hints import layer_hint
 from mumoe.errors import UserError, require, unknown_name
@@ -70,6 +71,8 @@ class ExpertFacts(Record):
             change first; empty for a study that was read from disk.
         control: What the ablation of its control changes: as many random contributions as the expert has; None if
             nothing.
+        name: What it was named; empty if nothing.
+        note: What was noted of it.
     """
 
     expert: int
@@ -82,11 +85,14 @@ class ExpertFacts(Record):
     images: tuple[tuple[int, str, float], ...] = ()
     logits: tuple[tuple[str, float], ...] = ()
     control: Effect | None = None
+    name: str = ""
+    note: str = ""
 
     _study: ClassVar[Any] = None
 
     def headline(self) -> str:
-        about = f"{self.level}, number {self.expert}: contributes to {self.used_by:,} images"
+        named = f" ({self.name})" if self.name else ""
+        about = f"{self.level}, number {self.expert}{named}: contributes to {self.used_by:,} images"
         if self.effect is None:
             return f"{about}; its ablation changes no class's accuracy"
         strong = f"strong by {_images(self.effect.images)}" if self.effect.strong else "not strong"
@@ -138,6 +144,7 @@ class Study(Record):
     no_images: str = ""
 
     _source: ClassVar[Source] = Source()
+    _run: ClassVar[Path | None] = None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -150,6 +157,7 @@ class Study(Record):
         file = next((place for place in places if place.is_file()), places[1])
         found = super().load(file)
         store = file.parent / "coefficients"
+        vars(found)["_run"] = file.parent.parent
         return found.bound(Source(CoefficientStore(store))) if (store / "index.json").is_file() else found
 
     def bound(self, source: Source) -> Self:
@@ -161,6 +169,16 @@ class Study(Record):
     def source(self) -> Source:
         """Its sources; for a study that was read from disk the coefficients alone."""
         return self._source
+
+    @property
+    def notes(self) -> ExpertNotes:
+        """Names and notes of the run's experts as they are now; none if the results were not written to a run.
+
+        Raises:
+            UserError: If their file is damaged.
+        """
+        run = self._run or (Path(self.folder).parent if self.folder else None)
+        return ExpertNotes() if run is None else ExpertNotes.of_run(run)
 
     # Tables and figures -----------------------------------------------------------------------------------------
 
@@ -190,7 +208,8 @@ class Study(Record):
 
     def rows(self, mode: str = "zero", control: bool = False) -> list[dict[str, Any]]:
         """One row per expert, those without effect included; see `to_frame` for the columns."""
-        return [row for position in range(len(self.study.units)) for row in self._rows(position, mode, control)]
+        levels, notes = range(len(self.study.units)), self.notes
+        return [row for position in levels for row in self._rows(position, mode, control, notes)]
 
     def to_frame(self, mode: str = "zero", *, control: bool = False) -> pd.DataFrame:
         """One row per expert, in order of level and position.
@@ -201,11 +220,12 @@ class Study(Record):
 
         Returns:
             A frame with the columns level (the kind of unit, ``experts``, ``level 0``, .., ``combinations`` or
-            ``neurons``), expert, load (images it contributes to), mean_coefficient, effect (whether its ablation
-            changes the accuracy of any class), polysemanticity with the ends of its 95% interval low and high, strong,
-            images (those whose lost right answers make it strong), top_classes (names, the largest loss first), losses
-            (the share of its right answers that each of these loses), control_polysemanticity and control_strong (the
-            same of as many random contributions as the expert has). Numbers that do not exist are missing.
+            ``neurons``), expert, name (what it was named, or empty), load (images it contributes to),
+            mean_coefficient, effect (whether its ablation changes the accuracy of any class), polysemanticity with the
+            ends of its 95% interval low and high, strong, images (those whose lost right answers make it strong),
+            top_classes (names, the largest loss first), losses (the share of its right answers that each of these
+            loses), control_polysemanticity and control_strong (the same of as many random contributions as the expert
+            has). Numbers that do not exist are missing.
 
         Raises:
             UserError: If the mode was not measured, or pandas is not installed.
@@ -214,7 +234,7 @@ class Study(Record):
         frame: pd.DataFrame = pandas.DataFrame(self.rows(mode, control))
         return frame
 
-    def _rows(self, position: int, mode: str, control: bool) -> Iterable[dict[str, Any]]:
+    def _rows(self, position: int, mode: str, control: bool, notes: ExpertNotes) -> Iterable[dict[str, Any]]:
         units = self.study.units[position]
         effects = {effect.unit: effect for effect in _part(units, mode, control).effects}
         usage = self.study.usage[position] if position < len(self.study.usage) else None
@@ -224,6 +244,7 @@ class Study(Record):
             yield {
                 "level": units.units,
                 "expert": unit,
+                "name": notes.name(unit, position),
                 "load": load,
                 "mean_coefficient": None if usage is None or control else usage.mean_coefficient[unit],
                 "effect": effect is not None,
@@ -307,6 +328,7 @@ class Study(Record):
         position = self.study.units.index(units)
         usage = self.study.usage[position] if position < len(self.study.usage) else None
         effect, control = (_effect_of(part, expert) for part in (units.modes["zero"], units.load_control))
+        entry = self.notes.of(expert, position)
         facts = ExpertFacts(
             expert=expert,
             level=units.units,
@@ -318,6 +340,8 @@ class Study(Record):
             images=self._images(expert, position, images) if usage else (),
             logits=self._logits(expert, position, units.load[expert]) if usage else (),
             control=control,
+            name=entry.name,
+            note=entry.note,
         )
         vars(facts)["_study"] = self
         return facts

@@ -38,6 +38,9 @@ __all__ = ["steer", "study_text"]
 
 BATCH = 16
 
+BINS = 20
+"""Bins of the histogram of an expert's coefficients."""
+
 
 def study_text(
     model: nn.Module,
@@ -114,6 +117,14 @@ def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(0).permutation(rows)
 
 
+def coefficient_bins(a: Tensor) -> Tensor:
+    """(BINS, N) of how many rows of a (rows, N) lie in each of the equal bins of [0, 1]; zeros are left out."""
+    rows, experts = a.nonzero(as_tuple=True)
+    place = (a[rows, experts].double() * BINS).long().clamp(max=BINS - 1)
+    counts = torch.bincount(place * a.shape[1] + experts, minlength=BINS * a.shape[1])
+    return counts.view(BINS, a.shape[1])
+
+
 @dataclass
 class _Gathered:
     """Sums over what was read of one layer's first level.
@@ -122,6 +133,7 @@ class _Gathered:
         total: (classes, N) coefficients summed over the tokens of each kind.
         used: (N,) tokens with a coefficient above 0.
         half: (N,) tokens with one of at least 1/2.
+        bins: (BINS, N) tokens with a coefficient above 0 in each bin of [0, 1].
         peaks: (windows, N) the largest coefficient in each window.
         places: (windows, N) where it is.
     """
@@ -129,13 +141,14 @@ class _Gathered:
     total: Tensor
     used: Tensor
     half: Tensor
+    bins: Tensor
     peaks: list[Tensor] = field(default_factory=list)
     places: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def empty(cls, experts: int) -> _Gathered:
-        zeros = torch.zeros(2, experts, dtype=torch.int64)
-        return cls(torch.zeros(len(TOKEN_CLASSES), experts, dtype=torch.float64), zeros[0], zeros[1])
+        zeros = torch.zeros(2 + BINS, experts, dtype=torch.int64)
+        return cls(torch.zeros(len(TOKEN_CLASSES), experts, dtype=torch.float64), zeros[0], zeros[1], zeros[2:])
 
     def add(self, a: Tensor, kinds: Tensor) -> None:
         """a (B, T, N); kinds (B, T) of the tokens read."""
@@ -143,6 +156,7 @@ class _Gathered:
         self.total.index_add_(0, kinds.flatten(), host(flat))
         self.used += (flat > 0).sum(0)
         self.half += (flat >= 0.5).sum(0)
+        self.bins += coefficient_bins(host(flat))
         peak, place = a.max(1)
         self.peaks.append(peak)
         self.places.append(place)
@@ -243,6 +257,7 @@ class _Reader:
                     by_class=by_class,
                     top=self._top(name, expert, read, peaks[:, expert], places[:, expert], radius),
                     effect=self._effect(part, expert, read, ablated, peaks[:, expert]) if len(ablated) else None,
+                    histogram=tuple(found.bins[:, expert].tolist()),
                 )
             )
         return LayerText(name, part.num_experts[0], len(ablated), tuple(experts))

@@ -97,7 +97,8 @@ def _expert_lines(label: LabelScore, experts: int) -> list[str]:
     for share in label.experts:
         index = share.index if isinstance(share.index, int) else f"({', '.join(map(str, share.index))})"
         term = "" if share.contribution is None else f", contributes {share.contribution:+.3f}"
-        lines.append(f"    expert {index}: coefficient {share.coefficient:.4f}{term}")
+        named = f" ({share.name})" if share.name else ""
+        lines.append(f"    expert {index}{named}: coefficient {share.coefficient:.4f}{term}")
     shown = [share.contribution for share in label.experts if share.contribution is not None]
     if shown and len(label.experts) == experts:
         lines.append(f"    all other experts: {label.logit - sum(shown):+.3f}")

@@ -50,7 +50,7 @@ def model_card(
     for key, value in fields.items():
         setattr(data, key, value)
     parts = [f"# {title}", _what(config, parameters), _data(config), _accuracy(about), _edits(about)]
-    parts += [_licences(config), _how(about), "## Use\n\n" + _USE]
+    parts += [_experts(about), _licences(config), _how(about), "## Use\n\n" + _USE]
     body = "\n\n".join(part for part in parts if part)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
@@ -123,6 +123,18 @@ def _edits(about: Mapping[str, Any]) -> str:
         return ""
     lines = ["## Edits", "", "The head was changed after training, and the changes folded into its weights:", ""]
     return "\n".join([*lines, *(f"- {_plain(line)}" for line in about["edits"])])
+
+
+def _experts(about: Mapping[str, Any]) -> str:
+    """The experts that have a name or a note."""
+    if not about.get("experts"):
+        return ""
+    lines = ["## Experts", "", "Names and notes that were given to experts while looking at what they do:", ""]
+    for row in about["experts"]:
+        note = f": {_plain(row['note'])}" if row["note"] else ""
+        where = f" of level {row['level']}" if row["level"] != "0" else ""
+        lines.append(f"- Expert {row['expert']}{where}, {_plain(row['name']) or 'not named'}{note}")
+    return "\n".join(lines)
 
 
 def _licences(config: Mapping[str, Any]) -> str:

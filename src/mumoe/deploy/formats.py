@@ -190,7 +190,7 @@ def _subject(model: nn.Module, example: Tensor | None, labels: Sequence[str]) ->
 
 
 def _our_subject(model: ImageClassifier | HeadModel) -> _Subject:
-    edits = {"edits": model.about["edits"]} if "edits" in model.about else {}
+    edits: dict[str, Any] = {name: model.about[name] for name in ("edits", "experts") if name in model.about}
     if isinstance(model, ImageClassifier):
         source, below = "images", model.backbone.name
         described = preprocessing(model.backbone.data_config, model.classes, multi_label=model.multi_label)

@@ -7,6 +7,7 @@ A saved model is three files: ``model.safetensors`` (weights), ``config.json`` (
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +17,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.data.emoji import CREDITS
 from mumoe.deploy.card import model_card, public_name
 from mumoe.deploy.saved_model import CONFIG, WEIGHTS, SavedModel, building, read_shapes
@@ -24,7 +26,6 @@ from mumoe.errors import JobError, UserError
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
-from mumoe.training.config import TrainConfig
 from mumoe.training.networks import gate_options
 from mumoe.training.opening import StoredRun
 from mumoe.training.state import current_names
@@ -53,7 +54,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         gate: Activation of a MuMoE head's gate.
         norm: Normalization of that gate.
         gate_options: Its further options, such as ``{"scale": 0.5}``.
-        about: Facts for the model card: data, seed, accuracy, versions. Not used in computing.
+        about: Facts for the model card: data, seed, accuracy, versions, names of experts. Not used in computing.
 
     Shape:
         images (B, 3, H, W), preprocessed by `transform` -> logits (B, len(classes)).
@@ -123,6 +124,26 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         """Softmax over the classes, or a sigmoid for each attribute when multi-label."""
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
 
+    def expert_name(self, index: Sequence[int]) -> str:
+        """What an expert was named in its run, given as one number per level; empty if nothing.
+
+        Of a hierarchy the names of the levels, joined by a comma.
+        """
+        return ", ".join(filter(None, (self._names.get((level, expert)) for level, expert in enumerate(index))))
+
+    @functools.cached_property
+    def _names(self) -> dict[tuple[int, int], str]:
+        """(level, expert) -> name, as far as the config, which may come from elsewhere, states them soundly."""
+        rows = self.about.get("experts")
+        found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        return {
+            (int(row["level"]), row["expert"]): row["name"]
+            for row in found
+            if str(row.get("level")).isdecimal()
+            and isinstance(row.get("expert"), int)
+            and isinstance(row.get("name"), str)
+        }
+
     @classmethod
     def from_run(cls, run: str | Path | StoredRun) -> Self:
         """The trained model of a run's folder (on the CPU), or of an opened run (on its device).
@@ -151,7 +172,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
             gate=config.gate,
             norm=config.norm,
             gate_options=gate_options(config),
-            about=_about(config, facts),
+            about=_about(opened, facts),
         )
         model.backbone, model.head = backbone, head
         return model.to(opened.device).eval()
@@ -253,7 +274,7 @@ class HeadModel(nn.Module):
             JobError: If it has no intact checkpoint.
         """
         config, facts = run.config, {**run.facts, "step": run.step}
-        values: dict[str, Any] = {"multi_label": bool(facts["multi_label"]), "about": _about(config, facts)}
+        values: dict[str, Any] = {"multi_label": bool(facts["multi_label"]), "about": _about(run, facts)}
         return cls(run.head, config.head, int(facts["num_features"]), run.classes, **values)
 
 
@@ -262,8 +283,9 @@ def _with_tuples(data_config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data_config.items()}
 
 
-def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _about(run: StoredRun, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of a run for its card: names and numbers, without paths of the machine it was trained on."""
+    config, named = run.config, ExpertNotes.of_run(run.folder.path).rows()
     result = facts.get("result") or {}
     evaluations = result.get("evaluations") or {}
     kept = ("split", "accuracy", "loss", "count")
@@ -279,6 +301,7 @@ def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
         "evaluations": [{key: found[key] for key in kept} for found in evaluations.values()],
         "versions": facts.get("versions") or {},
     }
+    about |= {"experts": named} if named else {}
     return _edited(about, facts["edits"]) if "edits" in facts else about
 
 

@@ -55,11 +55,13 @@ class ExpertShare:
         index: The expert; one number per level in a hierarchy.
         coefficient: a_n in [0, 1], the product over levels in a hierarchy.
         contribution: a_n (W_n z)_label, its term of the label's logit; None where logits are no such sum.
+        name: What the expert was named; empty if nothing. In a hierarchy the names of its levels.
     """
 
     index: int | tuple[int, ...]
     coefficient: float
     contribution: float | None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Prediction(Record):
 def _columns(share: ExpertShare | None) -> dict[str, Any]:
     if share is None:
         return {}
-    return {"expert": share.index, "coefficient": share.coefficient, "contribution": share.contribution}
+    named = {"name": share.name} if share.name else {}
+    return {"expert": share.index, **named, "coefficient": share.coefficient, "contribution": share.contribution}
 
 
 def note(model: ImageClassifier) -> str:
@@ -164,7 +167,7 @@ def explain(
         order = probabilities[row].argsort(descending=True, stable=True).tolist()
         sure = [label for label in order if float(probabilities[row, label]) >= threshold]
         chosen = sure if model.multi_label else order[:top]
-        shares = _shares(model.head, z[row], [a[row] for a in coefficients], [order[0], *chosen], experts)
+        shares = _shares(model, z[row], [a[row] for a in coefficients], [order[0], *chosen], experts)
         scores = [
             LabelScore(model.classes[label], float(probabilities[row, label]), float(logits[row, label]), share)
             for label, share in zip([order[0], *chosen], shares, strict=True)
@@ -188,16 +191,21 @@ def _coefficients(head: Head, z: Tensor) -> tuple[Tensor, ...]:
 
 
 def _shares(
-    head: Head, z: Tensor, levels: Sequence[Tensor], labels: Sequence[int], most: int
+    model: ImageClassifier, z: Tensor, levels: Sequence[Tensor], labels: Sequence[int], most: int
 ) -> list[tuple[ExpertShare, ...]]:
     """The experts of one image for each label; the same experts each time, with their shares of that label."""
-    chosen = largest_experts(levels, most)
+    head, chosen = model.head, largest_experts(levels, most)
     if not chosen:
         return [()] * len(labels)
     terms = None if head.classifier is not None else expert_terms(head.layer, z, levels, [index for index, _ in chosen])
     return [
         tuple(
-            ExpertShare(index[0] if len(index) == 1 else index, a, None if terms is None else float(terms[row, label]))
+            ExpertShare(
+                index[0] if len(index) == 1 else index,
+                a,
+                None if terms is None else float(terms[row, label]),
+                model.expert_name(index),
+            )
             for row, (index, a) in enumerate(chosen)
         )
         for label in labels
