@@ -118,7 +118,7 @@ class BiasTask:
         if not bool((self.groups == self.target_group).any()):
             raise UserError(
                 f"BiasTask: expected rows of the target subgroup {self.target}, got none. "
-                "Take a label and a sensitive code that occur together in training."
+                "Use a label and a sensitive code that occur together in training."
             )
 
     @property

@@ -83,7 +83,7 @@ class DemoFindings:
     """Everything that the demo says.
 
     Attributes:
-        headline: What is found, in one sentence.
+        headline: The main result, in one sentence.
         about: What an expert is.
         method: What was trained and measured.
         choice: How the experts that are shown were chosen.
@@ -270,7 +270,7 @@ def _about_purity(settings: DemoSettings, few: Sequence[Numbers], many: Sequence
     p_few, p_many = (_known(entries, "mean_polysemanticity") for entries in (few, many))
     c_few, c_many = (_known([e["control"] for e in part], "mean_polysemanticity") for part in (few, many))
     if not p_few or not p_many:
-        return "Whether more experts are purer cannot be said: too few change any answer."
+        return "Whether more experts are purer is not known: too few change any answer."
     falls = max(p_many) < min(p_few)
     text = (
         f"More experts are {'purer' if falls else 'not clearly purer'}: mean polysemanticity {mean(p_few):.2f} with "

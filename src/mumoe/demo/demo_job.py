@@ -1,7 +1,7 @@
 """The main job on embedded data: train, evaluate, ablate every expert, rewrite experts for a minority, report.
 
-Backbone and images come from package registries alone. Everything is measured anew at each run; the sentences say
-what was found, also when an effect is not there (`mumoe.demo.demo_findings`).
+Backbone and images come from package registries alone. Everything is measured at each run; the sentences report
+the results, also where there is no effect (`mumoe.demo.demo_findings`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Demo:
     Attributes:
         out: Its folder.
         page: Its page.
-        found: What it found.
+        found: Its results.
         expert: The purest strong expert of the run that is opened next, or a typical one; None if none has an effect.
         seconds: Time that it took.
     """

@@ -34,7 +34,7 @@ PLAIN_METRICS = {
 
 
 def render(name: str, values: Mapping[str, Any]) -> str:
-    """A template filled in; whatever text it is given is shown as text, never read as HTML."""
+    """A template filled in; its values are shown as text, never read as HTML."""
     return str(_environment().get_template(name).render(values))
 
 

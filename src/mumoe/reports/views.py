@@ -221,7 +221,7 @@ class ExpertView:
         top: Images with the largest coefficients.
         images: Distinct images whose right answers make it strong; 0 if it is not, or in older files.
         control: p and strength of as many random contributions as it has; None if their ablation changes nothing.
-        name, note: What somebody called it and wrote of it (`mumoe.analysis.expert_notes`); empty for none.
+        name, note: Given by people (`mumoe.analysis.expert_notes`); empty for none.
     """
 
     level: int
