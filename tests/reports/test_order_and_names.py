@@ -159,3 +159,17 @@ def test_heads_are_named_in_words(made):
     for spec, (experts, title) in titles.items():
         assert dataclasses.replace(head, spec=spec, experts=experts).title == title
     assert dataclasses.replace(head, spec="linear", kind="linear", experts=()).title == "Linear layer"
+
+
+def test_an_edit_that_is_no_better_than_its_control_says_so(site, made, tmp_path):
+    """The edit of the site corrects everything; with its control in its place, the control is as good."""
+    words = "The control is at least as good in both"
+    folder, views = site
+    assert words not in text(folder / "run" / "index.html")
+    edit = next(edit for edit in views[0].edits if edit.fairness)
+    before, blind, after = edit.fairness.models
+    models = {before: edit.fairness.models[before], blind: edit.fairness.models[after]}
+    fairness = dataclasses.replace(edit.fairness, models={**models, after: edit.fairness.models[blind]})
+    view = dataclasses.replace(made[1][1], edits=(dataclasses.replace(edit, fairness=fairness, choice=None),))
+    pages.write_pages([view], tmp_path / "out")
+    assert words in text(tmp_path / "out" / "index.html")
