@@ -180,6 +180,15 @@ def shoot_report(browser: Any, runs: Runs) -> None:
     shoot(browser, (bias / "edits.html").resolve().as_uri(), "report-edits")
 
 
+def shoot_demo(browser: Any, _: Runs) -> None:
+    """The demo's page and its card."""
+    demo = RUNS / "demo"
+    if not (demo / "metrics.json").is_file():
+        call("demo", "-o", demo)
+    shoot(browser, (demo / "report.html").resolve().as_uri(), "demo", height=1600, phone=2000)
+    _save((demo / "demo-card.png").read_bytes(), IMAGES / "demo-card.png")
+
+
 def _strongest(folder: Path) -> int:
     """The purest strong expert: the one to look at first."""
     experts = json.loads((folder / "data" / "level-0.json").read_text())["experts"]
@@ -253,7 +262,11 @@ def _read(page: Any) -> None:
     page.wait_for_selector(".quotes .token.center")
 
 
-PARTS: dict[str, Callable[[Any, Runs], None]] = {"report": shoot_report, "dashboard": shoot_dashboard}
+PARTS: dict[str, Callable[[Any, Runs], None]] = {
+    "demo": shoot_demo,
+    "report": shoot_report,
+    "dashboard": shoot_dashboard,
+}
 """Name -> what takes its pictures."""
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -57,15 +57,14 @@ class Options:
     """the head to correct"""
     split_by: Literal["character", "image"] = "character"
     """keep a character's drawings in one split, or split drawings at random"""
-    preset: str = "specialized"
-    """preset of mumoe train with whose settings every head is trained; `plain` with --epochs 20 --lr 3e-3
-    --weight-decay 1 are the earlier ones"""
-    epochs: int = 0
-    """of training, for every head (0: the preset's)"""
-    lr: float = 0.0
-    """peak learning rate, for every head (0: the preset's)"""
-    weight_decay: float = -1.0
-    """of AdamW, for every head (below 0: the preset's)"""
+    preset: str = "plain"
+    """preset of mumoe train for what is not set here: initial weights, dropout, the term for specialization"""
+    epochs: int = 20
+    """of training, for every head"""
+    lr: float = 3e-3
+    """peak learning rate, for every head"""
+    weight_decay: float = 1.0
+    """of AdamW, for every head; 0.1, 1 and 3 differ by less than half a point of validation accuracy"""
     image_size: int = 96
     """pixels of the drawings"""
     cache_dir: str = ""
@@ -174,18 +173,16 @@ def _chosen(results: BiasResults, suffixes: Sequence[str]) -> dict[str, list]:  
     return {name: results.reports[name] for name in names}
 
 
-def _settings(options: Options) -> Settings:
-    """The preset's settings, but for those that are given."""
-    given: dict[str, Any] = {"epochs": options.epochs} if options.epochs else {}
-    given |= {"learning_rate": options.lr} if options.lr else {}
-    given |= {"weight_decay": options.weight_decay} if options.weight_decay >= 0 else {}
-    return Settings.of_preset(options.preset, progress=True, **given)
-
-
 def main(options: Options) -> None:
     """Run seed by seed; finished seeds are on disk."""
     make = celeba_sets(options) if options.experiment in CELEBA_EXPERIMENTS else emoji_sets(options)
-    settings = _settings(options)
+    settings = Settings(
+        options.epochs,
+        learning_rate=options.lr,
+        weight_decay=options.weight_decay,
+        preset=options.preset,
+        progress=True,
+    )
     done: list[SeedResult] = []
     for seed in range(options.seeds):
         found = run_bias(make, seeds=(seed,), head=options.head, settings=settings)

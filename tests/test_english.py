@@ -36,8 +36,6 @@ LATER: tuple[str, ...] = (
     "README.md",
     "docs",
     "src/mumoe/dashboard",
-    "src/mumoe/demo",
-    "src/mumoe/reports",
 )
 """Files, or folders, that are not checked yet."""
 

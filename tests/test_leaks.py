@@ -208,7 +208,6 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = made_up(900)
     test = found.data.indices("test")
     changed = dataclasses.replace(found, features=other_features(found.features, test))
-    monkeypatch.setattr(demo, "_draw_images", lambda out, found: None)
     monkeypatch.setattr(demo, "save_figure", lambda *given: None)
     chosen: list[Any] = []
     real = bias_bench.choose_strength

@@ -16,6 +16,7 @@ from mumoe.errors import require
 
 __all__ = [
     "benjamini_hochberg",
+    "bootstrap_interval",
     "fisher_less",
     "holm",
     "newcombe",
@@ -36,6 +37,36 @@ def wilson(hits: npt.ArrayLike, total: npt.ArrayLike, confidence: float = 0.95) 
     middle = (share + z * z / (2 * n)) / scale
     half = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / scale
     return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
+
+
+def bootstrap_interval(
+    draws: npt.ArrayLike,
+    estimate: npt.ArrayLike,
+    ends: tuple[float, float] = (0.025, 0.975),
+    *,
+    moved: bool = False,
+) -> tuple[Floats, Floats]:
+    """Percentile interval of a bootstrap that always holds its estimate.
+
+    Resampling moves some statistics to one side (a mean of norms, a count above a threshold). If it moves one so far
+    that the percentiles exclude the estimate, the basic and BCa intervals exclude it too. Either the interval is
+    widened to the estimate, or it is moved by the bias that the bootstrap shows: the distance of the draws' median
+    from the estimate. Both cover the mean of the statistic over test sets of this size.
+
+    Args:
+        draws: (resamples, ...) the statistic of each resample.
+        estimate: (...) the statistic of the data.
+        ends: Shares of the draws below the lower and below the upper percentile.
+        moved: Move the interval instead of widening it; for statistics whose bias is larger than their spread.
+
+    Returns:
+        Lower and upper end, (...).
+    """
+    value = np.asarray(estimate, dtype=np.float64)
+    low, middle, high = np.quantile(np.asarray(draws, dtype=np.float64), [ends[0], 0.5, ends[1]], axis=0)
+    if moved:
+        return np.asarray(low - middle + value), np.asarray(high - middle + value)
+    return np.minimum(low, value), np.maximum(high, value)
 
 
 def newcombe(

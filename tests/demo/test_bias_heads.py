@@ -23,23 +23,23 @@ def task(rows=96):
 
 
 def test_a_preset_decides_what_is_not_given():
-    settings = Settings.of_preset("specialized", epochs=2)
-    preset = PRESETS["specialized"]
-    assert (settings.epochs, settings.learning_rate) == (2, preset["lr"])
+    settings, preset = Settings(2, learning_rate=0.01, preset="specialized"), PRESETS["specialized"]
     config = settings.config(SPEC)
+    assert (config.epochs, config.lr) == (2, 0.01)
     assert (config.init, config.dropout, config.decay) == (preset["init"], preset["dropout"], preset["decay"])
+    assert Settings(init="scaled").config(SPEC).init == "scaled"
     assert settings.config("linear").dropout == preset["linear_dropout"]
-    assert settings.config("linear").lr == preset["lr"]  # the same rate for every head
+    assert settings.config("linear").lr == 0.01  # the same rate for every head
     with pytest.raises(UserError, match="preset"):
-        Settings.of_preset("best")
+        Settings(preset="best").config()
 
 
 def test_heads_have_the_gate_and_weights_of_the_preset():
-    layer = head_factory(SPEC, SIZES, Settings.of_preset("accurate"))()
+    layer = head_factory(SPEC, SIZES, Settings(preset="accurate"))()
     assert isinstance(layer, MuMoE)
     assert layer.gate.scale == PRESETS["accurate"]["gate_scale"]
     assert layer(torch.randn(4, 12)).abs().max() == 0  # init zero
-    linear = head_factory("linear", SIZES, Settings.of_preset("accurate"))()
+    linear = head_factory("linear", SIZES, Settings(preset="accurate"))()
     assert isinstance(linear, Head)
     assert linear.drop == PRESETS["accurate"]["linear_dropout"]
     plain = head_factory("linear", SIZES, Settings())()
@@ -48,7 +48,7 @@ def test_heads_have_the_gate_and_weights_of_the_preset():
 
 def test_the_loss_has_the_term_for_specialization():
     found, rows = task(), torch.arange(32)
-    plain, special = (Settings.of_preset(name) for name in ("plain", "specialized"))
+    plain, special = (Settings(preset=name) for name in ("plain", "specialized"))
     layer = make_head(head_factory(SPEC, SIZES, plain), found, 0).eval()
     (coefficients,) = layer(found.features[rows], return_coefficients=True)[1]
     term = mutual_information(coefficients, found.labels[rows], 3)
@@ -62,7 +62,7 @@ def test_the_loss_has_the_term_for_specialization():
 @pytest.mark.parametrize("preset", ["plain", "specialized"])
 def test_training_repeats_to_the_bit_and_learns(preset):
     found = task()
-    settings = Settings.of_preset(preset, epochs=30, batch_size=32, learning_rate=0.02)
+    settings = Settings(30, 32, 0.02, preset=preset)
     heads = [train_plain(found, head_factory(SPEC, SIZES, settings), seed=1, settings=settings) for _ in range(2)]
     logits = [head(found.features) for head in heads]
     assert torch.equal(*logits)

@@ -28,7 +28,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Run the demo and print its results."""
+    """Run the demo; print what was done, what came out and what to open."""
     from mumoe.demo.demo_job import DemoSettings, run_demo
     from mumoe.errors import UserError
 
@@ -37,6 +37,5 @@ def run(options: Options) -> None:
     if options.least_lost < 1:
         raise UserError(f"mumoe demo: expected --least-lost of at least 1, got {options.least_lost}. 5 is the default.")
     settings = DemoSettings(seeds=options.seeds, least_lost=options.least_lost, device=options.device)
-    lines, page = run_demo(options.out, settings=settings, progress=not options.quiet)
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.write(f"Report: {page}\n")
+    demo = run_demo(options.out, settings=settings, progress=not options.quiet)
+    sys.stdout.write("".join(f"{line}\n" for line in demo.lines()))

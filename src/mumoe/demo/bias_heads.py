@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +40,9 @@ class Settings:
         batch_size: Rows of a batch; a last batch of fewer than 8 is left out, too few for batch statistics.
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Of AdamW.
-        preset: Preset of `mumoe train` that decides the rest: initial weights, dropout, which parameters decay, the
-            gate's scale and the term for specialization.
+        preset: Preset of `mumoe train` that decides the rest: dropout, which parameters decay, the gate's scale and the
+            term for specialization.
+        init: Initial weights of a mixture of experts; empty for the preset's.
         progress: Show a bar.
     """
 
@@ -51,18 +51,8 @@ class Settings:
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     preset: str = "plain"
+    init: str = ""
     progress: bool = False
-
-    @classmethod
-    def of_preset(cls, preset: str, **changes: Any) -> Settings:
-        """All settings of a preset of `mumoe train`, but for `changes`.
-
-        Raises:
-            UserError: If there is no such preset.
-        """
-        config = from_mapping({"preset": preset}, "Settings.of_preset")
-        own = {"epochs": config.epochs, "batch_size": config.batch_size, "weight_decay": config.weight_decay}
-        return cls(**{**own, "learning_rate": config.lr, "preset": preset, **changes})
 
     def config(self, head: str = "linear") -> TrainConfig:
         """These settings as those of `mumoe train` for one head; rate and decay are the same for every head.
@@ -71,7 +61,7 @@ class Settings:
             UserError: If a setting is out of range.
         """
         own = {"epochs": self.epochs, "batch_size": self.batch_size, "weight_decay": self.weight_decay}
-        given = {"preset": self.preset, **own, "lr": self.learning_rate}
+        given = {"preset": self.preset, **own, "lr": self.learning_rate, **({"init": self.init} if self.init else {})}
         return from_mapping(given, "Settings").of_head(head)
 
 
@@ -118,7 +108,7 @@ class BiasTask:
         if not bool((self.groups == self.target_group).any()):
             raise UserError(
                 f"BiasTask: expected rows of the target subgroup {self.target}, got none. "
-                "Take a label and a sensitive code that occur together in training."
+                "Use a label and a sensitive code that occur together in training."
             )
 
     @property

@@ -43,6 +43,7 @@ from mumoe.editing.subgroups import (
 )
 from mumoe.errors import UserError
 from mumoe.records import read_typed, to_plain
+from mumoe.statistics import bootstrap_interval
 
 __all__ = [
     "METRICS",
@@ -82,7 +83,7 @@ class Bootstrap:
 
     Attributes:
         resamples: Test sets drawn; 0 leaves every interval out.
-        confidence: Share of the resamples inside the (percentile) interval.
+        confidence: Share of the resamples inside the percentile interval, which is widened to hold its estimate.
         stratified: Keep each subgroup's size. False draws the sizes too; the few resamples without any row of
             some subgroup are then left out.
         seed: Of the draws.
@@ -388,5 +389,5 @@ def _interval(value: float, drawn: Values, bootstrap: Bootstrap) -> Estimate:
     if not len(drawn):
         return Estimate(value)
     tail = (1 - bootstrap.confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = bootstrap_interval(drawn, value, (tail, 1 - tail))
     return Estimate(value, float(low), float(high))

@@ -49,14 +49,20 @@ class Chart:
         name: Base name of its files.
         caption: What is shown, in words.
         alt: The same for readers who do not see it.
+        title: What it shows, in a few plain words.
+        paper: The figure of the paper that it corresponds to; empty for none.
     """
 
     name: str
     caption: str
     alt: str
+    title: str = ""
+    paper: str = ""
 
 
-def save_chart(folder: Path, name: str, draw: Draw, rows: Rows, *, caption: str, alt: str) -> Chart:
+def save_chart(
+    folder: Path, name: str, draw: Draw, rows: Rows, *, caption: str, alt: str, title: str = "", paper: str = ""
+) -> Chart:
     """Write NAME.svg, NAME-dark.svg, NAME-narrow.svg, NAME-narrow-dark.svg, NAME.json and NAME.csv."""
     for form, narrow in (("", False), ("-narrow", True)):
         text = rendered(draw(narrow), "svg", {"metadata": {"Date": None}}).decode()
@@ -64,7 +70,7 @@ def save_chart(folder: Path, name: str, draw: Draw, rows: Rows, *, caption: str,
         write_bytes(folder / f"{name}{form}-dark.svg", _darkened(text).encode())
     write_json(folder / f"{name}.json", list(rows))
     write_bytes(folder / f"{name}.csv", csv_text(rows).encode())
-    return Chart(name, caption, alt)
+    return Chart(name, caption, alt, title, paper)
 
 
 def csv_text(rows: Rows) -> str:

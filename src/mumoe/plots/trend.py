@@ -168,9 +168,9 @@ def trend_chart(folder: Path, points: Sequence[Point], classes: int | None) -> C
         return trend_figure(points, title=title, classes=classes, columns=1 if narrow else 2)
 
     caption = (
-        "Specialization against the number of experts (the paper's Figure 3), means over seeds, bars one standard "
-        "deviation. The mean of p is read beside the number of strong experts and the control: units of the same load "
-        "made up of random contributions."
+        "Means over seeds, bars one standard deviation. The mean of p is read beside the number of strong experts and "
+        "the control: units of the same load made up of random contributions."
     )
     alt = "Four line plots against the number of experts: mean p, strong experts, mean p of these, accuracy."
-    return save_chart(folder, "trend", draw, [vars(point) for point in points], caption=caption, alt=alt)
+    named = {"title": "Are more experts purer?", "paper": "Figure 3"}
+    return save_chart(folder, "trend", draw, [vars(point) for point in points], caption=caption, alt=alt, **named)
