@@ -100,6 +100,7 @@ def run_bias(
     head: str = "CPMuMoE-r256-e128",
     settings: Settings | None = None,
     retraining: Sequence[Retraining] = RETRAINING,
+    linear: bool = True,
     max_loss: float = 0.01,
     bootstrap: Bootstrap | None = None,
 ) -> BiasResults:
@@ -111,6 +112,7 @@ def run_bias(
         head: Specification of the head to correct.
         settings: Of training, for every head alike.
         retraining: Methods that train again.
+        linear: Whether linear heads are trained beside it.
         max_loss: Overall accuracy that "best worst group" may cost on validation rows.
         bootstrap: Of the intervals.
     """
@@ -127,6 +129,7 @@ def run_bias(
                 head=head,
                 settings=settings,
                 retraining=retraining,
+                linear=linear,
                 max_loss=max_loss,
                 bootstrap=bootstrap,
             )
@@ -150,7 +153,7 @@ def run_seed(
 ) -> SeedResult:
     """Train, choose, and then report, for one seed.
 
-    Arguments are those of `run_bias`; `linear` leaves the linear heads out, and `bench` makes models other than heads
+    Arguments are those of `run_bias`; and `bench` makes models other than heads
     on cached features.
     """
     bench = bench or FeatureRetrainingBench(bias, seed, settings, max_loss)

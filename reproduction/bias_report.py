@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,8 @@ class Options:
     """peak learning rate, for every head"""
     weight_decay: float = 1.0
     """of AdamW, for every head; 0.1, 1 and 3 differ by less than half a point of validation accuracy"""
+    edits_only: bool = False
+    """leave out the linear heads and the methods that train again"""
     image_size: int = 96
     """pixels of the drawings"""
     cache_dir: str = ""
@@ -183,9 +185,10 @@ def main(options: Options) -> None:
         preset=options.preset,
         progress=True,
     )
+    compared: dict[str, Any] = {"retraining": (), "linear": False} if options.edits_only else {}
     done: list[SeedResult] = []
     for seed in range(options.seeds):
-        found = run_bias(make, seeds=(seed,), head=options.head, settings=settings)
+        found = run_bias(make, seeds=(seed,), head=options.head, settings=settings, **compared)
         done.append(found.seeds[0])
         write_report(dataclasses.replace(found, seeds=tuple(done)), options.out)
         sys.stderr.write(f"Seed {seed} is in {options.out}\n")
