@@ -153,8 +153,7 @@ def run_seed(
 ) -> SeedResult:
     """Train, choose, and then report, for one seed.
 
-    Arguments are those of `run_bias`; and `bench` makes models other than heads
-    on cached features.
+    Arguments are those of `run_bias`; `bench` makes models other than heads on cached features.
     """
     bench = bench or FeatureRetrainingBench(bias, seed, settings, max_loss)
     matched = matched_spec("highrank-linear", head, *bench.sizes)
