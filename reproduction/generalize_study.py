@@ -42,6 +42,9 @@ __all__ = ["Options", "Study", "main", "measure_set", "read_study"]
 
 WHO = "generalize_study"
 
+SHOWN = ("share", "similarity", "similarity_all")
+"""Measures of agreement in the tables; the JSON has all."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -249,13 +252,40 @@ def _name(text: str) -> str:
 
 
 def page(out: Path, values: Mapping[str, Any]) -> str:
-    """The page: for every measured data set, seeds and shifts as tables."""
-    parts = [INTRODUCTION]
-    for name, about in values["sets"].items():
-        file = out / f"{name}.json"
-        if file.is_file():
-            parts.append(_section(name, str(about["title"]), json.loads(file.read_text(encoding="utf-8")), out))
-    return "\n".join(parts)
+    """The page: a summary of every measured data set, then for each its seeds and shifts as tables."""
+    found = {
+        name: json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        for name in values["sets"]
+        if (out / f"{name}.json").is_file()
+    }
+    titles = {name: str(values["sets"][name]["title"]) for name in found}
+    parts = [INTRODUCTION, _summary(found, titles, str(values["drawn"]))]
+    return "\n".join([*parts, *(_section(name, titles[name], content, out) for name, content in found.items())])
+
+
+def _summary(found: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], drawn: str) -> str:
+    """One row for each data set: the drawn variant beside linear, its strong experts, and what is left of them."""
+    header = ["data", "linear", f"{drawn} minus linear", "strong (control)", "reappear in another seed (control)"]
+    header += ["kept after each shift, of those that could be (control)"]
+    rows = []
+    for name, content in found.items():
+        own, linear = content["variants"][drawn], content["variants"]["linear"]["accuracy"]
+        record = Stability.from_dict(own["stability"])
+        share, control = record.spreads()["share"]
+        kept = [_kept(Shift.from_dict(entry)) for entry in own["shifts"]]
+        row = [titles[name], _text(spread(linear)), _gap(own["accuracy"], linear), _purity_cells(record)[1]]
+        rows.append([*row, f"{_text(share)} ({_text(control)})", "; ".join(kept)])
+    return render_table(header, rows, "markdown")
+
+
+def _kept(shift: Shift) -> str:
+    """A shift in a few words, such as ``blur 3.0, 2.7, 0.0 of 4.8, 4.3, 2.3 (0)``."""
+    after = [row for row in shift.means() if row["head"] != "linear" and row["kept"] is not None][1:]
+
+    def numbers(key: str) -> str:
+        return ", ".join("none" if row[key] is None else f"{row[key].mean:.1f}" for row in after)
+
+    return f"{shift.to} {numbers('kept')} of {numbers('could_keep')} ({numbers('control_kept')})"
 
 
 INTRODUCTION = """# Do experts generalize?
@@ -294,7 +324,7 @@ def _section(name: str, title: str, content: Mapping[str, Any], out: Path) -> st
 def _seeds_table(variants: Mapping[str, Any]) -> str:
     linear = next((found["accuracy"] for found in variants.values() if found["stability"] is None), None)
     header = ["head", "test accuracy", "minus linear", "mean p (control)", "strong (control)", "images behind them"]
-    header += [f"{text} (control)" for text in MEASURES.values()]
+    header += [f"{MEASURES[name]} (control)" for name in SHOWN]
     rows = []
     for key, found in variants.items():
         gap = "" if linear is None or found["stability"] is None else _gap(found["accuracy"], linear)
@@ -304,7 +334,8 @@ def _seeds_table(variants: Mapping[str, Any]) -> str:
             continue
         record = Stability.from_dict(found["stability"])
         row += _purity_cells(record)
-        row += [f"{_text(own)} ({_text(control)})" for own, control in record.spreads().values()]
+        pairs = [record.spreads()[name] for name in SHOWN]
+        row += [f"{_text(own)} ({_text(control)})" for own, control in pairs]
         rows.append(row)
     return render_table(header, rows, "markdown")
 
