@@ -24,7 +24,7 @@ from mumoe.data.tokenizing import split_of
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import cache_root, read_json, write_json
 
-__all__ = ["Contexts", "Document", "OffsetTokenizer", "Span", "cut", "sealed_contexts"]
+__all__ = ["Contexts", "Document", "OffsetTokenizer", "Span", "cut", "from_tokens", "sealed_contexts"]
 
 SHARE = 0.1
 """Share of the documents in val, and in test."""
@@ -126,7 +126,7 @@ class Contexts:
         """
         if split not in SPLITS:
             raise unknown_name("decompose", "split", split, SPLITS)
-        rows = np.flatnonzero(self.split == SPLITS.index(split))  # type: ignore[arg-type]
+        rows = np.flatnonzero(self.split == SPLITS.index(split))
         rows = np.random.default_rng(0).permutation(rows)
         turn = np.zeros(len(rows), dtype=np.int64)
         seen: dict[int, int] = {}
@@ -169,7 +169,7 @@ def cut(
     longest, step = 0, length - 1
     for place, (one, (ids, offsets)) in enumerate(zip(given, _encoded(given, tokenizer), strict=True)):
         found = _tags_of(one.spans, offsets, number)
-        split = SPLITS.index(one.split or split_of(one.text, SHARE, SHARE))  # type: ignore[arg-type]
+        split = SPLITS.index(one.split or split_of(one.text, SHARE, SHARE))
         longest = max(longest, len(ids))
         for begin in range(0, len(ids) - step + 1, step):
             rows.append([tokenizer.start, *ids[begin : begin + step]])
@@ -180,15 +180,60 @@ def cut(
             f"{name}: expected a document of at least {step:,} tokens for a context of {length:,}, got at most "
             f"{longest:,} in {len(given):,} documents. Give a longer text, or a smaller context."
         )
-    arrays = {
-        "tokens": np.array(rows, dtype=np.int64),
-        "document": np.array([owner for owner, _ in owners], dtype=np.int64),
-        "tag": np.array(labels, dtype=np.int64),
-        "split": np.array([split for _, split in owners], dtype=np.int64),
-        "document_genre": np.array([genres.index(one.genre) if one.genre else -1 for one in given], dtype=np.int64),
-    }
-    names = {"documents": tuple(one.name for one in given), "genres": tuple(genres), "tags": tuple(tags)}
-    return Contexts(name, **arrays, **names, fingerprint=_digest(arrays), credits=tuple(credits))
+    arrays = (
+        np.array(rows, dtype=np.int64),
+        np.array([owner for owner, _ in owners], dtype=np.int64),
+        np.array(labels, dtype=np.int64),
+        np.array([split for _, split in owners], dtype=np.int64),
+        np.array([genres.index(one.genre) if one.genre else -1 for one in given], dtype=np.int64),
+    )
+    tokens, document, tag, split_numbers, document_genre = arrays
+    return Contexts(
+        name=name,
+        tokens=tokens,
+        document=document,
+        tag=tag,
+        split=split_numbers,
+        documents=tuple(one.name for one in given),
+        document_genre=document_genre,
+        genres=tuple(genres),
+        tags=tuple(tags),
+        fingerprint=_digest(arrays),
+        credits=tuple(credits),
+    )
+
+
+def from_tokens(
+    documents: Iterable[tuple[str, Sequence[int]]], start: int, length: int, name: str, credits: Sequence[str] = ()
+) -> Contexts:
+    """Contexts of documents that are tokens already.
+
+    Args:
+        documents: Split and tokens of each document.
+        start: Token that every context begins with.
+        length: Tokens of a context, the start token included.
+        name: What the user asked for.
+        credits: Licence and attribution lines.
+
+    Raises:
+        UserError: As `cut`.
+    """
+    given = list(documents)
+    tokenizer = _Tokens(start, [list(ids) for _, ids in given])
+    named = [Document(f"document {place}", str(place), split=split) for place, (split, _) in enumerate(given)]
+    return cut(named, tokenizer, length, name, credits)
+
+
+@dataclass
+class _Tokens:
+    """A tokenizer of documents whose text is their number."""
+
+    start: int
+    ids: list[list[int]]
+    key: str = ""
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        return [(self.ids[int(text)], [(0, 0)] * len(self.ids[int(text)])) for text in texts]
 
 
 def _encoded(
@@ -209,10 +254,10 @@ def _tags_of(spans: Sequence[Span], offsets: Sequence[tuple[int, int]], number: 
     return found
 
 
-def _digest(arrays: dict[str, Integers]) -> str:
+def _digest(arrays: Sequence[Integers]) -> str:
     digest = hashlib.sha256()
-    for name, values in arrays.items():
-        digest.update(f"{name} {values.shape} ".encode() + np.ascontiguousarray(values).tobytes())
+    for values in arrays:
+        digest.update(f"{values.shape} ".encode() + np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 
 
@@ -256,6 +301,6 @@ def sealed_contexts(
     whole = hashlib.sha256(json.dumps(["1", key, tokenizer.key, tokenizer.start, length]).encode()).hexdigest()
     folder = sealed_folder(cache_root(cache_dir) / "contexts" / whole[:20], write, who="decompose")[0]
     about = read_json(folder / "contexts.json", "decompose")
-    arrays = {array: np.load(folder / f"{array}.npy") for array in _ARRAYS}
-    texts = {part: tuple(about[part]) for part in _NAMES}
-    return Contexts(name, **arrays, **texts, fingerprint=about["fingerprint"])
+    held: dict[str, Any] = {array: np.load(folder / f"{array}.npy") for array in _ARRAYS}
+    held |= {part: tuple(about[part]) for part in _NAMES}
+    return Contexts(name, **held, fingerprint=about["fingerprint"])

@@ -168,7 +168,9 @@ class _Store:
         if not path.is_file():
             return 0
         done = int(read_json(path, WHO)["contexts"])
-        sizes = [(self.folder / f"{name}.bin").stat().st_size for name in "xy" if (self.folder / f"{name}.bin").is_file()]
+        sizes = [
+            (self.folder / f"{name}.bin").stat().st_size for name in "xy" if (self.folder / f"{name}.bin").is_file()
+        ]
         whole = [done * self.per_context * width * 2 for width in (self.into, self.out)]
         fits = len(sizes) == 2 and all(size >= needed for size, needed in zip(sizes, whole, strict=True))
         return done if fits else 0

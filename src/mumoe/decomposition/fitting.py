@@ -128,7 +128,9 @@ def fresh(replacement: Replacement, rows: Activations) -> Replacement:
     x, y = rows.first(SCALE_ROWS)
     replacement.in_scale.fill_(_rms(x))
     replacement.out_scale.fill_(_rms(y))
-    replacement.bias.copy_(rows.first(MEAN_ROWS)[1].double().mean(0).float().to(replacement.bias) / replacement.out_scale)
+    replacement.bias.copy_(
+        rows.first(MEAN_ROWS)[1].double().mean(0).float().to(replacement.bias) / replacement.out_scale
+    )
     return replacement
 
 

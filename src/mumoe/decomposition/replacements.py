@@ -20,15 +20,13 @@ inputs; ``linear`` and ``dense`` have the size that they have.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mumoe.coefficients import Coefficients, DenseCoefficients
+from mumoe.coefficients import Coefficients
 from mumoe.errors import UserError, check_size, unknown_name
 from mumoe.gating import Gate
 from mumoe.layers import MuMoE, MuMoEBlock
@@ -176,10 +174,11 @@ class Replacement(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw everything anew; the output of the mixture, where it is silent at the start, and the linear path are 0."""
-        for part in (self.mixture.gate if self.mixture is not None else None, self.hidden):
+        for part in (self.gate, self.hidden):
             for module in part.modules() if part is not None else ():
-                if module is not part and hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+                reset = getattr(module, "reset_parameters", None)
+                if module is not part and callable(reset):
+                    reset()
         self.bias.zero_()
         if self.skip is not None:
             self.skip.weight.zero_()
@@ -373,8 +372,11 @@ def _fitting(base: Shape, budget: int, experts: int, rank: int, k: int) -> Shape
 
 def _solved(shape: Shape, name: str, budget: int) -> Shape:
     """The shape with the value of one size whose parameters come closest to a budget."""
-    count: Callable[[int], int] = lambda value: _count(replace(shape, **{name: value}))  # noqa: E731
-    return replace(shape, **{name: closest_rank(count, budget, f"{WHO}: {shape.kind}", "Raise `width`.")})
+
+    def sized(value: int) -> Shape:
+        return replace(shape, rank=value) if name == "rank" else replace(shape, experts=value)
+
+    return sized(closest_rank(lambda value: _count(sized(value)), budget, f"{WHO}: {shape.kind}", "Raise `width`."))
 
 
 def _count(shape: Shape) -> int:

@@ -157,11 +157,15 @@ class LanguageModel:
         """
         count = len(self.blocks)
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < count:
-            raise UserError(f"{WHO}: expected `layer` in 0..{count - 1} of {self.name}, got {layer!r}. Take one of these.")
+            raise UserError(
+                f"{WHO}: expected `layer` in 0..{count - 1} of {self.name}, got {layer!r}. Take one of these."
+            )
         name = ".".join(part for part in (self._owner, self._list, str(layer), self._within) if part)
         module = self.model.get_submodule(name)
         if reason := refusal(module):
-            raise UserError(f"{WHO}: expected an MLP that can be replaced in layer {layer} of {self.name}, got {reason}.")
+            raise UserError(
+                f"{WHO}: expected an MLP that can be replaced in layer {layer} of {self.name}, got {reason}."
+            )
         parts = read_parts(module)
         assert parts is not None
         return Mlp(layer, name, module, parts)
@@ -189,7 +193,16 @@ class LanguageModel:
             return seen.hidden
         finally:
             handle.remove()
-        raise JobError(f"{WHO}: expected {self.name} to run its layers one after another, got a layer that was not run.")
+        raise JobError(
+            f"{WHO}: expected {self.name} to run its layers one after another, got a layer that was not run."
+        )
+
+    def last_scale(self) -> Tensor | None:
+        """(width,) scale of the norm before the output embedding; None where it is not found."""
+        owner = self.model.get_submodule(self._owner)
+        found = next((getattr(owner, name) for name in ("norm", "ln_f") if hasattr(owner, name)), None)
+        weight = getattr(found, "weight", None)
+        return weight.detach().float() if isinstance(weight, Tensor) else None
 
     def tail(self, layer: int, sample: Tensor) -> Tail:
         """The model from a layer on; where the sample's losses are not those of the whole model, all of it is run.
@@ -243,7 +256,9 @@ class Tail:
         """
         tokens = tokens.to(self.language.device)
         logits = self._logits(tokens, hidden)[:, :-1]
-        rows = [F.cross_entropy(one.float(), ids, reduction="none") for one, ids in zip(logits, tokens[:, 1:], strict=True)]
+        rows = [
+            F.cross_entropy(one.float(), ids, reduction="none") for one, ids in zip(logits, tokens[:, 1:], strict=True)
+        ]
         return torch.stack(rows)
 
     def _logits(self, tokens: Tensor, hidden: Tensor) -> Tensor:
@@ -262,7 +277,9 @@ class Tail:
 # Opening ----------------------------------------------------------------------------------------------------
 
 
-def open_language(name: str | LanguageModel, *, device: torch.device | str = "cpu", cache_dir: str | None = None) -> LanguageModel:
+def open_language(
+    name: str | LanguageModel, *, device: torch.device | str = "cpu", cache_dir: str | None = None
+) -> LanguageModel:
     """A language model by name.
 
     Args:
