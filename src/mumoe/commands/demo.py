@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from mumoe.errors import UserError
 from mumoe.parsing import Argument
 
 
@@ -21,6 +22,8 @@ class Options:
     """seeds of every head"""
     least_lost: int = 5
     """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
+    text: bool = False
+    """instead decompose one MLP of a small language model that a package carries"""
     device: str = "auto"
     """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
@@ -29,8 +32,10 @@ class Options:
 
 def run(options: Options) -> None:
     """Run the demo and say what it found."""
+    if options.text:
+        _run_text(options)
+        return
     from mumoe.demo.demo_job import DemoSettings, run_demo
-    from mumoe.errors import UserError
 
     if options.seeds < 1:
         raise UserError(f"mumoe demo: expected --seeds of at least 1, got {options.seeds}. Leave it out for 3.")
@@ -40,3 +45,11 @@ def run(options: Options) -> None:
     lines, page = run_demo(options.out, settings=settings, progress=not options.quiet)
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.write(f"Report: {page}\n")
+
+
+def _run_text(options: Options) -> None:
+    from mumoe.demo.text_demo import run_text_demo
+
+    out = "runs/demo-text" if options.out == Options.out else options.out
+    for line in run_text_demo(out, device=options.device, progress=not options.quiet):
+        sys.stdout.write(f"{line}\n")
