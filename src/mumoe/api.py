@@ -629,8 +629,8 @@ def load(
         progress: Whether to show progress on stderr.
 
     Returns:
-        A `Run`; a `Job` for a folder that holds runs; a `Decomposition`. For a folder of `save_pretrained` an `ImageClassifier` and its
-        transform, for one of `save_converted` the network and None.
+        A `Run`; a `Job` for a folder that holds runs; a `Decomposition`. For a folder of `save_pretrained` an
+        `ImageClassifier` and its         transform, for one of `save_converted` the network and None.
 
     Raises:
         UserError: If there is nothing of these, the device is not there, or a run was written by a later version.

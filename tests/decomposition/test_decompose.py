@@ -78,7 +78,7 @@ def test_the_replacement_is_in_the_model_and_undone_to_the_bit(make, model_folde
         assert dec.model is language.model
         assert dec.language.model.get_submodule("model.layers.1.mlp") is not module
         assert not torch.equal(before, replaced)
-        with dec.scaled({expert: 0.0 for expert in range(dec.replacement.shape.experts)}):
+        with dec.scaled(dict.fromkeys(range(dec.replacement.shape.experts), 0.0)):
             silent = language.model(tokens).logits
         assert not torch.equal(silent, replaced)
         assert torch.equal(language.model(tokens).logits, replaced)

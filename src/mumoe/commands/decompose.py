@@ -85,7 +85,7 @@ def run(options: Options) -> None:
         out=options.out,
         device=options.device,
         progress=not options.quiet,
-        announce=lambda line: sys.stdout.write(line + "\n"),
+        announce=_say,
         **{name: getattr(options, name) for name in SETTINGS},
     )
     sys.stdout.write(f"{dec.evaluate(options.contexts)!r}\n")
@@ -100,6 +100,10 @@ def run(options: Options) -> None:
     if options.transcoder:
         sys.stdout.write(f"Written to {dec.save_transcoder(options.transcoder)}\n")
     sys.stdout.write(f"Written to {options.out}. Open it with: mumoe.load({options.out!r})\n")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
 
 
 def _check(options: Options) -> None:
@@ -118,6 +122,6 @@ def _check(options: Options) -> None:
         )
     if options.contexts < 1 or options.experts_shown < 0:
         raise UserError(
-            f"mumoe decompose: expected --contexts above 0 and --experts-shown of at least 0, got {options.contexts} and "
-            f"{options.experts_shown}."
+            f"mumoe decompose: expected --contexts above 0 and --experts-shown of at least 0, got {options.contexts} "
+            f"and {options.experts_shown}."
         )

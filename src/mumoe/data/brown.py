@@ -51,8 +51,8 @@ def brown_documents(cache_dir: str | os.PathLike[str] | None = None, *, progress
 def _genres(tarball: Path) -> dict[str, str]:
     """Name of each text -> its genre."""
     lines = read_members(tarball, [GENRES], "brown")[GENRES].decode("latin-1").splitlines()
-    pairs = sorted(line.split()[:2] for line in lines if line.strip())
-    return {name: genre for name, genre in pairs}
+    pairs = sorted((line.split()[0], line.split()[1]) for line in lines if line.strip())
+    return dict(pairs)
 
 
 def read_tagged(name: str, text: str, genre: str = "") -> Document:

@@ -1,8 +1,8 @@
 """Inputs and outputs of one MLP over a text, captured once and kept on the disk.
 
 A folder of the cache holds two memory-mapped matrices, rows in the order of the contexts, without the start token of
-each. It grows: a longer capture of the same model, layer and text appends to a shorter one, and a capture that was
-stopped goes on where it was. Values are float16; the outputs are those of the MLP, in float32, on the inputs as they are
+each. It grows: a longer capture of the same model, layer and text appends to a shorter one, and a stopped capture
+resumes where it was. Values are float16; the outputs are those of the MLP, in float32, on the inputs as they are
 stored, so that both belong together exactly.
 """
 
@@ -188,8 +188,8 @@ class _Store:
         free = shutil.disk_usage(self.folder).free
         if free < wanted:
             raise UserError(
-                f"{WHO}: expected {wanted / 2**30:.2f} GB of free disk in {self.folder.parent} for the activations, got "
-                f"{free / 2**30:.2f} GB. Use fewer `tokens`, or set MUMOE_CACHE to another folder."
+                f"{WHO}: expected {wanted / 2**30:.2f} GB of free disk in {self.folder.parent} for the activations, "
+                f"got {free / 2**30:.2f} GB. Use fewer `tokens`, or set MUMOE_CACHE to another folder."
             )
 
     @contextlib.contextmanager

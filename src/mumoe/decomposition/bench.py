@@ -2,8 +2,8 @@
 
 A `Bench` is made once for a model, layer and text: the hidden states before the layer, the MLP's input, and the losses
 of the model as it is, with the MLP's output at zero, and with it at its mean. Every replacement of the layer then costs
-one run of the layers after it. The first position, the start token, keeps the original MLP throughout, and its prediction
-does not count.
+one run of the layers after it. The first position, the start token, keeps the original MLP throughout, and its
+prediction does not count.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from mumoe.files import cache_root, write_tensors
 from mumoe.models.language import BATCH, LanguageModel, Mlp, Tail
 from mumoe.progress import Progress
 
-__all__ = ["Bench", "make_bench", "swapped"]
+__all__ = ["Bench", "Change", "make_bench", "swapped"]
 
 WHO = "decompose"
 FORMAT = 1
 
 Change = Callable[[Tensor, Tensor], Tensor]
-"""Input and output of the MLP at all positions but the first, (rows, in) and (rows, out), to what stands in its place."""
+"""Input and output of the MLP at all positions but the first, (rows, in) and (rows, out), to what takes its place."""
 
 
 class swapped:

@@ -1,9 +1,9 @@
 """Train a replacement to compute what an MLP computes, on captured rows; stopped at any step, it resumes bit-exactly.
 
 Inputs and outputs are divided by their root mean squares, and the bias starts at the mean output. The loss of a row is
-|error|^2 / |y|. AdamW without weight decay; the learning rate rises over the first 5 % of the steps, stays, and falls to
-0 along a line from `FALL` on. The order of the rows is a function of the seed and the epoch alone, so a checkpoint holds
-weights, moments and the step.
+|error|^2 / |y|. AdamW without weight decay; the learning rate rises over the first 5 % of the steps, stays, and falls
+to 0 along a line from `FALL` on. The order of the rows is a function of the seed and the epoch alone, so a checkpoint
+holds weights, moments and the step.
 """
 
 from __future__ import annotations

