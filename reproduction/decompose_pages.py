@@ -81,9 +81,9 @@ Matrix products of the language model in {entries[0]["precision"]}; numbers as J
 interval over documents (means over seeds). *Error* is the squared error over the variance of the MLP's outputs. Two
 controls stand beside every kind with experts: its gate constant at the training mean, and its coefficients taken from
 other tokens. The *expert share* is what of the regained cross-entropy the gate carries, (increase with a constant
-gate - increase) / (increase under zero ablation - increase): a copy of the original MLP behind a gate that does nothing would
-have a perfect increase and a share of 0. Learning rates are from one grid for all kinds, chosen on validation documents
-under a bound on dead experts ({study.settings["most_dead"]:.0%}).
+gate - increase) / (increase under zero ablation - increase): a copy of the original MLP behind a gate that does nothing
+would have a perfect increase and a share of 0. Learning rates are from one grid for all kinds, chosen on validation
+documents under a bound on dead experts ({study.settings["most_dead"]:.0%}).
 """
 
 

@@ -6,10 +6,9 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from tiny_llama import sentences, tiny_llama, tiny_tokenizer
-
 from mumoe.data.documents import Document
 from mumoe.models.language import LanguageModel, open_language
+from tiny_llama import sentences, tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

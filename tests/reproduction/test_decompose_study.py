@@ -7,11 +7,10 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
-from tiny_llama import sentences, tiny_llama, tiny_tokenizer
-
 from mumoe.errors import UserError
 from reproduction import decompose_study
 from reproduction.decompose_study import Cell, Options, cells_of, main, read_study
+from tiny_llama import sentences, tiny_llama, tiny_tokenizer
 
 TOML = """
 model = "{model}"
@@ -75,7 +74,15 @@ def options(tmp_path, monkeypatch) -> Options:
 def test_the_study_writes_a_page_and_trains_nothing_twice(options, tmp_path, monkeypatch, capsys):
     main(options)
     page = (tmp_path / "out" / "README.md").read_text()
-    for text in ("## Layer 1", "K = 2:", "K = 4:", "Without K:", "cp-linear minus transcoder", "## Purity", "pareto.svg"):
+    for text in (
+        "## Layer 1",
+        "K = 2:",
+        "K = 4:",
+        "Without K:",
+        "cp-linear minus transcoder",
+        "## Purity",
+        "pareto.svg",
+    ):
         assert text in page, text
     assert "## 3 experts drawn at random" in page
     assert str(tmp_path) not in page.replace(f"{tmp_path}/model", "")

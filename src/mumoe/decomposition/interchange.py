@@ -99,7 +99,8 @@ def transcoder_tensors(replacement: Replacement) -> dict[str, Tensor]:
     if not isinstance(mixture, Features):
         raise UserError(
             f"Decomposition.save_transcoder: expected kind transcoder or skip-transcoder, got "
-            f"{replacement.shape.kind!r}, whose experts are matrices, for which that layout has no place. Use save_coefficients."
+            f"{replacement.shape.kind!r}, whose experts are matrices, for which that layout has no place. "
+            "Use save_coefficients."
         )
     router: Any = mixture.gate.routers[0]
     into, out = replacement.in_scale, replacement.out_scale
