@@ -18,9 +18,11 @@ from mumoe.decomposition.activations import capture_rows
 from mumoe.decomposition.findings import Evaluation, Measure, paired
 from mumoe.decomposition.opened import ABOUT, choose_rate
 from mumoe.decomposition.replacements import KINDS, Features, build, shape_for
+from mumoe.demo.text_demo import TextDemo, run_text_demo
 from mumoe.errors import JobError, UserError
 from mumoe.files import write_json
-from mumoe.models.language import LanguageModel
+from mumoe.models.language import HubTokenizer, LanguageModel
+from tiny_llama import sentences, tiny_tokenizer
 
 ADDITIVE = [name for name, kind in KINDS.items() if kind.additive]
 EXPERTS = [name for name in KINDS if name not in ("linear", "dense")]
@@ -503,3 +505,56 @@ def test_scaled_coefficients():
     )
     factors = torch.tensor([2.0, 0.0, -1.0])
     torch.testing.assert_close(sparse.scaled(factors).to_dense(), sparse.to_dense() * factors)
+
+
+# Other architectures ----------------------------------------------------------------------------------------
+
+
+def test_gpt2_is_decomposed_too(small, documents, tmp_path):
+    """Its MLP is not gated, and its positions are added after `inputs_embeds`, so that no layer can be left out."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=260, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=259
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.mlp.c_proj.weight.mul_(20)
+    language = LanguageModel("tiny gpt2", model, HubTokenizer(tiny_tokenizer()))
+    for kind in ("cp-linear", "hadamard", "dense"):
+        dec = mumoe.decompose(language, kind=kind, out=tmp_path / kind, **{**small, "width": 8})
+        assert not dec.replacement.shape.gated
+        bench, found = dec.bench(6), dec.evaluate(6, jacobians=4)
+        assert not bench.tail.cut
+        with torch.no_grad():
+            logits = dec.model(bench.tokens).logits
+        dec.undo()
+        losses = torch.nn.functional.cross_entropy(logits[:, 1:-1].transpose(1, 2), bench.tokens[:, 2:])
+        assert float(losses) - found.base == pytest.approx(found.increase, abs=1e-5)
+    reopened = mumoe.load(tmp_path / "hadamard", backbone=language, data=documents, device="cpu", progress=False)
+    assert reopened.replacement.shape.kind == "hadamard"
+
+
+# The demo ---------------------------------------------------------------------------------------------------
+
+
+def test_the_text_demo_says_what_it_found(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUMOE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text").mkdir()
+    for seed in range(60):
+        (tmp_path / "text" / f"{seed:02}.txt").write_text(sentences(seed, 40).text)
+    others = {"k": 4, "width": 4, "context": 17, "batch_size": 64, "val_contexts": 4, "precision": "float32"}
+    settings = TextDemo(
+        model_folder, f"folder:{tmp_path / 'text'}", layer=1, tokens=600, contexts=8, shown=2, others=others
+    )
+    for _ in range(2):  # a second one replaces the first
+        lines = list(run_text_demo(tmp_path / "demo", settings=settings, device="cpu", progress=False))
+    text = "\n".join(lines)
+    for expected in ("constant gate", "cp-linear minus transcoder", "are used by at least", "original:", "decomposed:"):
+        assert expected in text
+    assert mumoe.load(tmp_path / "demo" / "cp-linear", device="cpu", progress=False).settings.tokens == 600
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(UserError, match="expected a new folder, or that of an earlier demo"):
+        next(run_text_demo(tmp_path / "other", settings=settings, device="cpu", progress=False))

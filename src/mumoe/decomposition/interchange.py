@@ -44,8 +44,9 @@ def write_coefficients(
         writer: Any = None
         for start in range(0, len(bench.x), ROWS):
             with torch.no_grad():
-                found = as_entries(_coefficients(replacement, bench.x[start : start + ROWS]))
-            row = found.row.numpy() + start
+                rows = bench.x[start : start + ROWS].to(replacement.bias.device)
+                found = as_entries(_coefficients(replacement, rows))
+            row = found.row.cpu().numpy() + start
             which, position = row // per, row % per + 1
             tokens = bench.tokens[which, position].numpy()
             context = order[which]
@@ -58,8 +59,8 @@ def write_coefficients(
                 "document": _named(contexts.document[context], contexts.documents),
                 "genre": _named(contexts.genre[context], contexts.genres),
                 "tag": _named(contexts.tag[context, position], contexts.tags),
-                "expert": found.expert.numpy().astype(np.int32),
-                "coefficient": found.value.float().numpy(),
+                "expert": found.expert.cpu().numpy().astype(np.int32),
+                "coefficient": found.value.float().cpu().numpy(),
             }
             table = arrow.table(columns)
             writer = writer or parquet.ParquetWriter(part, table.schema)

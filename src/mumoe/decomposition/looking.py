@@ -144,8 +144,8 @@ def as_entries(a: Coefficients) -> Entries:
 def _entries(replacement: Replacement, x: Tensor) -> Entries:
     parts = []
     for start in range(0, len(x), ROWS):
-        found = as_entries(_gate(replacement, x[start : start + ROWS]))
-        parts.append((found.row + start, found.expert, found.value.float()))
+        found = as_entries(_gate(replacement, x[start : start + ROWS].to(replacement.bias.device)))
+        parts.append((found.row.cpu() + start, found.expert.cpu(), found.value.float().cpu()))
     row, expert, value = (torch.cat(column) for column in zip(*parts, strict=True))
     return Entries(row, expert, value)
 
@@ -163,7 +163,7 @@ def scaled_by(replacement: Replacement, experts: dict[int, float]) -> Tensor:
         UserError: If there is no such expert.
     """
     count = replacement.shape.experts
-    factors = torch.ones(count)
+    factors = torch.ones(count, device=replacement.bias.device)
     for expert, factor in experts.items():
         if not 0 <= expert < count:
             raise UserError(f"decompose: expected an expert in 0..{count - 1}, got {expert}. Take one of these.")
@@ -216,7 +216,8 @@ def _first_order(replacement: Replacement, x: Tensor, gradient: Tensor) -> Tenso
             index = a.indices
         else:
             values = a.to_dense().detach().requires_grad_()
-            held, index = DenseCoefficients(values), torch.arange(values.shape[1]).expand_as(values).reshape(-1)
+            held = DenseCoefficients(values)
+            index = torch.arange(values.shape[1], device=values.device).expand_as(values).reshape(-1)
         y = replacement.contract(x, held)
         (slope,) = torch.autograd.grad((y * gradient).sum(), values)
     worth = -(slope * values.detach()).double().reshape(-1)
@@ -347,7 +348,7 @@ class _Look:
         embedding = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if not self.replacement.kind.additive or embedding is None or not len(self.live):
             return {}
-        weight = embedding.weight.detach().float()
+        weight = embedding.weight.detach().float().cpu()
         scale = self.bench.language.last_scale()
         found = {}
         for part in np.array_split(self.live, max(len(self.live) // 128, 1)):
@@ -386,8 +387,11 @@ def expert_parts(replacement: Replacement, x: Tensor, expert: Tensor, value: Ten
         expert: (rows,) which.
         value: (rows,) its coefficient.
     """
-    one = SparseCoefficients(value.float(), expert, torch.arange(len(x) + 1), replacement.shape.experts, torch.float32)
-    return replacement.contract(x, one) - replacement.rest(x)
+    device, offsets = replacement.bias.device, torch.arange(len(x) + 1)
+    held = (value.float().to(device), expert.to(device), offsets.to(device))
+    one = SparseCoefficients(*held, replacement.shape.experts, torch.float32)
+    x = x.to(device)
+    return (replacement.contract(x, one) - replacement.rest(x)).cpu()
 
 
 PURITIES = ("tag_purity", "genre_purity", "tag_random", "genre_random")

@@ -22,6 +22,7 @@ from mumoe.decomposition.bench import Bench
 from mumoe.decomposition.findings import Evaluation, Measure, interval, ratio
 from mumoe.decomposition.fitting import Twin, column_sums
 from mumoe.decomposition.replacements import Replacement
+from mumoe.devices import host
 from mumoe.modes import evaluating
 from mumoe.progress import Progress
 
@@ -34,6 +35,8 @@ ROWS = 4096
 """Rows that go through a replacement at a time."""
 JACOBIAN_ROWS = 64
 TWIN_ROWS = 8192
+TWIN_STEP = 2**32 - 1
+"""Step whose Gaussian rows are measured on: no training has as many."""
 
 Apply = Callable[[Tensor], Tensor]
 
@@ -62,7 +65,7 @@ def evaluate_replacement(
         measures = []
         for name, apply in controls.items():
             losses = bench.run(lambda x, _, apply=apply: apply(x))  # type: ignore[misc]
-            error = _error(apply, bench.x, outputs)
+            error = _error(apply, bench.x, outputs, bench.language.device)
             measures.append(documents.measure(name, losses - bench.losses["base"], error))
             bar.advance(note=name)
         zero = documents.measure(ZERO, bench.losses["zero"] - bench.losses["base"], None)
@@ -71,7 +74,11 @@ def evaluate_replacement(
         counts, active = _usage(replacement, bench.x)
         twin_error = None if twin is None else _twin_error(replacement, twin)
         bar.advance()
-    cosine = jacobian_cosine(replacement, bench.mlp.module, _some_rows(bench.x, jacobians)) if jacobians else None
+    cosine = (
+        jacobian_cosine(replacement, bench.mlp.module, _some_rows(bench.x, jacobians).to(bench.language.device))
+        if jacobians
+        else None
+    )
     return Evaluation(
         kind=replacement.shape.kind,
         model=bench.language.name,
@@ -105,7 +112,7 @@ def _controls(replacement: Replacement) -> dict[str, Apply]:
 
     def shuffled(x: Tensor) -> Tensor:
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(x)))
-        return replacement.contract(x, _gate(replacement, x[order]))
+        return replacement.contract(x, _gate(replacement, x[order.to(x.device)]))
 
     return {**found, CONSTANT: constant, SHUFFLED: shuffled}
 
@@ -150,11 +157,11 @@ def _expert_share(
     return float(lost.sum() / regained.sum()), spread
 
 
-def _error(apply: Apply, x: Tensor, y: Tensor) -> float:
+def _error(apply: Apply, x: Tensor, y: Tensor, device: torch.device) -> float:
     """Squared error over the variance of y (ratio of sums)."""
-    wrong = sum(
-        float((apply(a).double() - b).square().sum()) for a, b in zip(x.split(ROWS), y.split(ROWS), strict=True)
-    )
+    wrong = 0.0
+    for a, b in zip(x.split(ROWS), y.split(ROWS), strict=True):
+        wrong += float((host(apply(a.to(device))) - b).square().sum())
     return wrong / float((y.double() - y.double().mean(0)).square().sum())
 
 
@@ -164,13 +171,13 @@ def _usage(replacement: Replacement, x: Tensor) -> tuple[Tensor | None, float | 
         return None, None
     counts = torch.zeros(replacement.shape.experts, dtype=torch.float64)
     for part in x.split(ROWS):
-        counts += column_sums(_gate(replacement, part), used=True)
+        counts += column_sums(_gate(replacement, part.to(replacement.bias.device)), used=True).cpu()
     return counts, float(counts.sum()) / len(x)
 
 
 def _twin_error(replacement: Replacement, twin: Twin) -> float:
-    x, y = twin.rows(TWIN_ROWS, 0, -1 % 2**32)
-    return _error(replacement, x, y)
+    x, y = twin.rows(TWIN_ROWS, 0, TWIN_STEP)
+    return _error(replacement, x, y, replacement.bias.device)
 
 
 # Jacobians --------------------------------------------------------------------------------------------------
@@ -188,7 +195,7 @@ def jacobian_cosine(replacement: Replacement, mlp: nn.Module, x: Tensor) -> floa
         found = torch.zeros(len(x), 3, dtype=torch.float64)
         for one, other in zip(_jacobian_rows(replacement, x), _jacobian_rows(mlp, x), strict=True):
             products = ((one * other).sum(1), one.square().sum(1), other.square().sum(1))
-            found += torch.stack([part.double() for part in products], dim=1)
+            found += torch.stack([host(part) for part in products], dim=1)
     finally:
         replacement.train(was)
     cosine = found[:, 0] / (found[:, 1] * found[:, 2]).sqrt().clamp(min=1e-30)

@@ -215,7 +215,6 @@ class Decomposition:
         with self._original():
             mean = torch.tensor(self._facts["mean_output"], dtype=torch.float32)
             held: dict[str, Any] = {"precision": self.precision, "cache_dir": self._cache, "progress": self.progress}
-            _ = self.mlp
             return make_bench(self.language, self.settings.layer, self.contexts, contexts, mean, **held)
 
     def evaluate(self, contexts: int = 128, *, jacobians: int = JACOBIAN_ROWS, twin: bool = True) -> Evaluation:
@@ -367,12 +366,12 @@ class Decomposition:
         ids = torch.tensor([[tokenizer.start, *tokenizer.encode([text])[0][0]]])
         with self._original():
             x = self.language.mlp_input(ids, self.settings.layer)[0, 1:].float()
-            original = self.mlp.module(x).float()
+            original = self.mlp.module(x).float().cpu()
         a = self.replacement.coefficients(x)
         assert a is not None
-        entries = as_entries(a)
-        parts = expert_parts(self.replacement, x[entries.row], entries.expert, entries.value)
-        rest = self.replacement.rest(x)
+        entries = as_entries(a.to("cpu"))
+        parts = expert_parts(self.replacement, x.cpu()[entries.row], entries.expert, entries.value)
+        rest = self.replacement.rest(x).cpu()
         found = []
         for row in range(len(x)):
             mine = entries.row == row

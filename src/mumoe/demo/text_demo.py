@@ -6,9 +6,10 @@ Model and corpus come from package registries alone. Everything is measured anew
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mumoe.decomposition.findings import Analysis, Evaluation, paired
 from mumoe.decomposition.opened import Decomposition, decompose
@@ -28,6 +29,8 @@ class TextDemo:
     """What the demo computes.
 
     Attributes:
+        model: The language model by name.
+        text: The text by name.
         kinds: What takes the MLP's place.
         layer: Whose MLP.
         tokens: Tokens trained on.
@@ -35,8 +38,11 @@ class TextDemo:
         contexts: Held-out contexts.
         shown: Experts printed.
         steered: Factor of the expert that is steered.
+        others: Further settings of `decompose`.
     """
 
+    model: str = "smollm2"
+    text: str = "brown"
     kinds: tuple[str, ...] = ("cp-linear", "transcoder")
     layer: int = 10
     tokens: int = 65_536
@@ -44,6 +50,7 @@ class TextDemo:
     contexts: int = 32
     shown: int = 5
     steered: float = 6.0
+    others: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_text_demo(
@@ -73,8 +80,11 @@ def run_text_demo(
     first: Decomposition | None = None
     for kind in one.kinds:
         dec = decompose(
-            layer=one.layer,
-            kind=kind,
+            one.model,
+            one.layer,
+            kind,
+            text=one.text,
+            **one.others,
             tokens=one.tokens,
             lr=one.lr,
             out=folder / kind,

@@ -202,7 +202,7 @@ class LanguageModel:
         owner = self.model.get_submodule(self._owner)
         found = next((getattr(owner, name) for name in ("norm", "ln_f") if hasattr(owner, name)), None)
         weight = getattr(found, "weight", None)
-        return weight.detach().float() if isinstance(weight, Tensor) else None
+        return weight.detach().float().cpu() if isinstance(weight, Tensor) else None
 
     def tail(self, layer: int, sample: Tensor) -> Tail:
         """The model from a layer on; where the sample's losses are not those of the whole model, all of it is run.
