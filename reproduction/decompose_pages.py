@@ -28,6 +28,8 @@ PAIRS = (
 )
 """First and second of a pair, and the ratio of their increases that was set as a goal before anything was measured."""
 SHARE_GOAL, MOONSHOT_SHARE = 0.6, 0.7
+GOAL_LAYER, GOAL_K = 10, 32
+"""Where the goals were set."""
 
 
 def write_pages(entries: Sequence[Entry], study: Study, out: Path) -> None:
@@ -105,7 +107,7 @@ def _place(entries: Sequence[Entry], study: Study, layer: int, width: float) -> 
     for k in sorted({one["cell"].k for one in entries if study.variants[one["cell"].variant].sparse}):
         some = [one for one in entries if one["cell"].k == k and study.variants[one["cell"].variant].sparse]
         lines += [f"K = {k}:", "", _table(some), ""]
-        lines += [_pairs(some, k), ""]
+        lines += [_pairs(some, goals=(layer, k) == (GOAL_LAYER, GOAL_K)), ""]
     others = [one for one in entries if not study.variants[one["cell"].variant].sparse]
     if others:
         lines += ["Without K:", "", _table(others), ""]
@@ -176,8 +178,8 @@ def _mean(values: Sequence[float | None], digits: int) -> str:
     return text if len(known) < 2 else f"{text} ± {np.std(known, ddof=1):.{digits}f}"
 
 
-def _pairs(entries: Sequence[Entry], k: int) -> str:
-    """Paired differences over the same documents, and the goals."""
+def _pairs(entries: Sequence[Entry], *, goals: bool) -> str:
+    """Paired differences over the same documents and, where they were set, the goals."""
     by = _by_variant(entries)
     lines = []
     for first, second, goal in PAIRS:
@@ -188,13 +190,13 @@ def _pairs(entries: Sequence[Entry], k: int) -> str:
         value, (low, high) = paired(one, other, tokens)
         assert one.increase is not None
         assert other.increase is not None
-        ratio = one.increase / other.increase
-        met = "met" if ratio <= goal else "not met"
-        lines.append(
-            f"- {first} minus {second}: {value:+.4f} ({low:+.4f} to {high:+.4f}, paired by document); ratio {ratio:.2f}"
-            f" (goal at most {goal:g}: {met})."
-        )
-        if (first, second) == ("cp-linear", "skip-transcoder"):
+        line = f"- {first} minus {second}: {value:+.4f} ({low:+.4f} to {high:+.4f}, paired by document)"
+        if one.increase > 0 and other.increase > 0:
+            ratio = one.increase / other.increase
+            met = "met" if ratio <= goal else "not met"
+            line += f"; ratio {ratio:.2f}" + (f" (goal at most {goal:g}: {met})" if goals else "")
+        lines.append(f"{line}.")
+        if goals and (first, second) == ("cp-linear", "skip-transcoder"):
             shares = [e["evaluation"].expert_share for e in by[first]]
             share = float(np.mean(shares))
             better = high < 0 and share > MOONSHOT_SHARE
@@ -263,6 +265,10 @@ def _pareto(entries: Sequence[Entry], study: Study, places: Sequence[tuple[int, 
             _line(grid[:, column], np.array(points), name, number)
         grid[0, column].set_title(f"layer {layer}, {width:g}x", fontsize=10)
         grid[1, column].set_xlabel("K")
+        for axes in grid[:, column]:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(list(study.k), [str(k) for k in study.k])
+            axes.minorticks_off()
     grid[0, 0].set_ylabel("increase, nats a token")
     grid[1, 0].set_ylabel("expert share")
     grid[0, 0].legend(frameon=False, fontsize=9)
@@ -277,8 +283,9 @@ def _line(axes: Any, points: Any, name: str, number: int) -> None:
     colour = COLOURS[number % len(COLOURS)]
     marker = MARKERS[number % len(MARKERS)]
     errors = np.abs(points[:, 2:4].T - points[:, 1])
-    axes[0].errorbar(points[:, 0], points[:, 1], yerr=errors, color=colour, marker=marker, label=name, capsize=2)
-    axes[1].plot(points[:, 0], points[:, 4], color=colour, marker=marker)
+    k = points[:, 0] * 1.04**number  # side by side, so that every bar is seen
+    axes[0].errorbar(k, points[:, 1], yerr=errors, color=colour, marker=marker, label=name, capsize=2)
+    axes[1].plot(k, points[:, 4], color=colour, marker=marker)
     axes[0].axhline(0, color=GREY, linewidth=0.8)
     axes[1].set_ylim(-0.05, 1.05)
 
@@ -330,20 +337,23 @@ def _shown(entries: Sequence[Entry], study: Study) -> str:
     ]
     for number in sorted(drawn.tolist()):
         one = analysis.found[number]
-        tag = f"tag {one.tag} {one.tag_share:.2f}, {one.tag_excess:+.2f} over its base rate" if one.tag_share else ""
-        raises = " ".join(f"`{_code(piece)}`" for piece in one.raises[:4])
-        lines.append(
-            f"**Expert {one.expert}**: {100 * one.rate:.2f} % of tokens; {tag}; loss {one.estimate:+.2f}; "
-            f"raises {raises}"
-        )
-        lines.append("")
+        facts = [f"{100 * one.rate:.2f} % of tokens"]
+        if one.tag_share is not None and one.tag_excess is not None:
+            facts.append(f"tag {one.tag} {one.tag_share:.2f} (base {one.tag_share - one.tag_excess:.2f})")
+        if one.genre_share is not None and one.genre_excess is not None:
+            facts.append(f"genre {one.genre} {one.genre_share:.2f} (base {one.genre_share - one.genre_excess:.2f})")
+        facts.append(f"loss {one.estimate:+.2f}")
+        facts.append("raises " + " ".join(f"`{_code(piece)}`" for piece in one.raises[:4]))
+        lines += [f"**Expert {one.expert}**: {'; '.join(facts)}", ""]
         lines += [f"> {_escaped(quote(hit))}  " for hit in one.top[:4]]
         lines.append("")
     return "\n".join(lines)
 
 
 def _code(piece: str) -> str:
-    return "".join(piece.split("`")).replace("\n", "\\n") or " "
+    """A token as inline code: what cannot be printed is escaped, a space alone is shown."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in piece.replace("`", "'"))
+    return text if text.strip() else "\u2423"
 
 
 def _escaped(text: str) -> str:
