@@ -115,7 +115,7 @@ class Cell:
 
 
 def read_study(options: Options) -> Study:
-    """The settings, restricted to what is asked for.
+    """The settings, restricted to the requested part.
 
     Raises:
         UserError: If a variant is unknown.

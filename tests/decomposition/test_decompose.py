@@ -426,7 +426,7 @@ def test_tokens_of_mumoe_tokenize(model_folder, small, tmp_path, documents):
 
 
 def test_a_layer_that_is_not_there(make):
-    with pytest.raises(UserError, match=r"expected `layer` in 0\.\.2 of .*, got 7\. Take one of these\."):
+    with pytest.raises(UserError, match=r"expected `layer` in 0\.\.2 of .*, got 7\. Use one of these\."):
         make(layer=7)
 
 

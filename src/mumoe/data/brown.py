@@ -58,8 +58,8 @@ def _genres(tarball: Path) -> dict[str, str]:
 def read_tagged(name: str, text: str, genre: str = "") -> Document:
     """A text of ``word/tag`` as ordinary text, its spaces as in print, with the tag of each stretch.
 
-    >>> read_tagged("a", "He/pps said/vbd ``/`` no/rb ''/'' ./.").text
-    'He said "no".'
+    >>> read_tagged("a", "He/pps saw/vbd ``/`` no/rb ''/'' ./.").text
+    'He saw "no".'
     """
     written: list[str] = []
     spans: list[Span] = []

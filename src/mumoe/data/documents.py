@@ -81,7 +81,7 @@ class Contexts:
     """Contexts of one length.
 
     Attributes:
-        name: What the user asked for.
+        name: As the user gave it.
         tokens: (contexts, length) int64; the first column is the start token.
         document: (contexts,) number of the document.
         tag: (contexts, length) number of each token's tag; -1 for none.
@@ -153,7 +153,7 @@ def cut(
         documents: The documents.
         tokenizer: Of the model.
         length: Tokens of a context, the start token included.
-        name: What the user asked for.
+        name: As the user gave it.
         credits: Licence and attribution lines.
 
     Raises:
@@ -212,7 +212,7 @@ def from_tokens(
         documents: Split and tokens of each document.
         start: Token that every context begins with.
         length: Tokens of a context, the start token included.
-        name: What the user asked for.
+        name: As the user gave it.
         credits: Licence and attribution lines.
 
     Raises:
@@ -282,7 +282,7 @@ def sealed_contexts(
         made: Returns the documents; called only if they are not in the cache.
         tokenizer: Of the model.
         length: Tokens of a context.
-        name: What the user asked for.
+        name: As the user gave it.
         key: Digest of what the documents depend on.
         credits: Licence and attribution lines.
         cache_dir: Where; None: the usual cache.

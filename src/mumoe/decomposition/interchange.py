@@ -119,7 +119,7 @@ def transcoder_tensors(replacement: Replacement) -> dict[str, Tensor]:
 def write_transcoder(replacement: Replacement, folder: Path, layer: int, model: str) -> Path:
     """Write ``layer_N.safetensors`` as circuit-tracer's ``load_transcoder`` reads it, and ``transcoder.json`` about it.
 
-    Its top-k activation keeps the k largest values whatever their sign, ours those above 0: both agree wherever a row
+    Its top-k activation keeps the k largest values of any sign, ours those above 0: both agree wherever a row
     has k positive ones.
 
     Raises:

@@ -166,7 +166,7 @@ def scaled_by(replacement: Replacement, experts: dict[int, float]) -> Tensor:
     factors = torch.ones(count, device=replacement.bias.device)
     for expert, factor in experts.items():
         if not 0 <= expert < count:
-            raise UserError(f"decompose: expected an expert in 0..{count - 1}, got {expert}. Take one of these.")
+            raise UserError(f"decompose: expected an expert in 0..{count - 1}, got {expert}. Use one of these.")
         factors[expert] = factor
     return factors
 

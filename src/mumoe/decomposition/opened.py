@@ -325,7 +325,7 @@ class Decomposition:
             tokens: Tokens to write.
             scale: Expert -> factor of its coefficient.
             original: Use the original MLP.
-            temperature: Of the sampling; 0 takes the likeliest token each time.
+            temperature: Of the sampling; 0 always picks the likeliest token.
             seed: Of the sampling.
             options: Further ones of transformers' ``generate``.
 

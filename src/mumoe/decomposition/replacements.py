@@ -173,7 +173,7 @@ class Replacement(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw everything anew; the linear path starts at 0, and so do outputs of mixtures but those of blocks."""
+        """Draw everything again; the linear path starts at 0, and so do outputs of mixtures but those of blocks."""
         for part in (self.gate, self.hidden):
             for module in part.modules() if part is not None else ():
                 reset = getattr(module, "reset_parameters", None)

@@ -158,7 +158,7 @@ class LanguageModel:
         count = len(self.blocks)
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < count:
             raise UserError(
-                f"{WHO}: expected `layer` in 0..{count - 1} of {self.name}, got {layer!r}. Take one of these."
+                f"{WHO}: expected `layer` in 0..{count - 1} of {self.name}, got {layer!r}. Use one of these."
             )
         name = ".".join(part for part in (self._owner, self._list, str(layer), self._within) if part)
         module = self.model.get_submodule(name)
@@ -223,7 +223,7 @@ class LanguageModel:
 
 
 class _Seen(Exception):
-    """Ends a forward once the tensor that was asked for is there."""
+    """Ends a forward once the requested tensor is there."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
