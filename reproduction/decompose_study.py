@@ -245,7 +245,7 @@ class _Maker:
         """The grid, or the rate that was chosen of it; None while that is not known."""
         tuned = _tuned(cell, self.study)
         if cell == tuned:
-            return tuple(self.study.settings["lr"])
+            return tuple(self.study.variants[cell.variant].settings.get("lr", self.study.settings["lr"]))
         place = self.work / tuned.folder
         if not is_decomposition(place):
             return None

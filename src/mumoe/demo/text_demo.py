@@ -1,6 +1,6 @@
 """A small decomposition of a real language model: experts beside a transcoder and their controls, some of them shown.
 
-Model and corpus come from package registries alone. Everything is measured on each run; the sentences state the results.
+Model and corpus come from package registries alone. Everything is measured on each run; sentences state the results.
 """
 
 from __future__ import annotations
