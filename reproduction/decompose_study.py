@@ -35,6 +35,8 @@ __all__ = ["Cell", "Options", "Study", "Variant", "cells_of", "collect", "main",
 
 WHO = "decompose_study"
 TIMES = "seconds.json"
+SIZED = ("linear", "dense")
+"""Kinds whose size does not follow from the budget: trained once for all budgets."""
 WAIT = 20.0
 """Seconds between two looks at runs that another process makes."""
 
@@ -141,6 +143,8 @@ def cells_of(study: Study) -> list[Cell]:
     found = []
     for layer, width in itertools.product(study.layers, study.widths):
         for name, variant in study.variants.items():
+            if variant.settings["kind"] in SIZED and width != min(study.widths):
+                continue
             ks = study.k if variant.sparse else (study.tuned_k,)
             seeds = range(min(variant.seeds or study.seeds, study.seeds))
             found += [Cell(name, layer, width, k, seed) for k in ks for seed in seeds]
