@@ -34,7 +34,7 @@ class TextDemo:
         kinds: What takes the MLP's place.
         layer: Whose MLP.
         tokens: Tokens trained on.
-        lr: The learning rate of all kinds; the studies choose it on validation.
+        lr: Learning rates of every kind, one of which is chosen on validation.
         contexts: Held-out contexts.
         shown: Experts printed.
         steered: Factor of the expert that is steered.
@@ -46,7 +46,7 @@ class TextDemo:
     kinds: tuple[str, ...] = ("cp-linear", "transcoder")
     layer: int = 10
     tokens: int = 65_536
-    lr: float = 2e-3
+    lr: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
     contexts: int = 32
     shown: int = 5
     steered: float = 6.0
