@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mumoe.decomposition.findings import Analysis, Evaluation, paired
+from mumoe.decomposition.findings import Evaluation, paired
 from mumoe.decomposition.opened import Decomposition, decompose
 from mumoe.decomposition.showing import expert_lines
 from mumoe.devices import AUTO
@@ -49,7 +49,7 @@ class TextDemo:
     lr: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
     contexts: int = 32
     shown: int = 5
-    steered: float = 6.0
+    steered: float = 20.0
     others: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -100,7 +100,7 @@ def run_text_demo(
     found = first.analyze(one.contexts, least=10, ablations=4, ablated_contexts=16)
     yield found.headline()
     yield from expert_lines(found, one.shown)
-    yield from _steered(first, found, one)
+    yield from _steered(first, one)
     yield from first.language.credits
     yield from first.contexts.credits
     yield f"{time.monotonic() - begun:.0f} s. Written to {folder}; open it: mumoe.load({str(folder / one.kinds[0])!r})"
@@ -116,13 +116,15 @@ def _compared(measured: dict[str, Evaluation]) -> Iterator[str]:
         )
 
 
-def _steered(dec: Decomposition, found: Analysis, settings: TextDemo) -> Iterator[str]:
-    """The same prompt with the original MLP, with the replacement, and with one expert made stronger."""
-    if not found.found:
-        return
-    expert = found.found[0].expert
-    yield f"original:     {_line(dec.generate(PROMPT, 16, original=True))}"
-    yield f"decomposed:   {_line(dec.generate(PROMPT, 16))}"
+def _steered(dec: Decomposition, settings: TextDemo) -> Iterator[str]:
+    """The same prompt with the original MLP, with the replacement, and with one expert made stronger.
+
+    The expert is the one whose part of the output is largest at the prompt's last token.
+    """
+    last = dec.parts(PROMPT)[-1]
+    expert = int(last.experts[last.parts.norm(dim=1).argmax()])
+    yield f"original: {_line(dec.generate(PROMPT, 16, original=True))}"
+    yield f"decomposed: {_line(dec.generate(PROMPT, 16))}"
     yield f"expert {expert} x {settings.steered:g}: {_line(dec.generate(PROMPT, 16, scale={expert: settings.steered}))}"
 
 
