@@ -1,4 +1,4 @@
-# Each verb works alone on a fresh clone: it sets up what it needs first.
+# Each target works on a fresh clone: it installs what it needs first.
 PYTHON ?= python3
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 TESTS ?=
@@ -7,21 +7,22 @@ PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check
 EXTRAS := vision,text,text-demo,demo,data,reports,dashboard,export,native,bench,test,docs,dev
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-# Packages are installed without bytecode; what is imported is compiled once, whatever the environment says.
+# Packages are installed without bytecode; what is imported is compiled once, regardless of the environment.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check fmt docs bench screenshots notebooks pythons setup browser clean
+.PHONY: help demo test check fmt docs wheel bench screenshots notebooks pythons setup browser clean
 help:
 	@echo "make demo    set up and run the main job on embedded data"
 	@echo "make test    set up and run all tests (TESTS=tests/reports: some of them)"
 	@echo "make check   linters, types and the fast tests"
 	@echo "make pythons   the tests that need no torch, on every Python that is installed (FULL=1: the layer's tests too)"
 	@echo "make docs    build the site into docs/_build/html; warnings are errors"
+	@echo "make wheel   build the wheel and the source archive into dist/, and check them"
 	@echo "make bench   measure against baselines (2 minutes; FULL=1 for all sizes) and write the docs' tables"
-	@echo "make screenshots   make every screenshot of docs/images anew"
-	@echo "make notebooks   run the notebooks of examples/ and keep what they show"
+	@echo "make screenshots   make every screenshot of docs/images again"
+	@echo "make notebooks   run the notebooks of examples/ and save their outputs"
 
-# Set-up: .venv/demo and .venv/test say what is installed, in either order; the second holds the first.
+# Set-up: .venv/demo and .venv/test record what is installed, in either order; the second includes the first.
 OLD := make: expected Python 3.11 or newer, got
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(OLD) " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
@@ -42,7 +43,7 @@ OLD := make: expected Python 3.11 or newer, got
 browser: | .venv/bin/python
 	@$(BIN)/python tests/browser_setup.py get
 
-# Without a browser, and without a way to one, nothing large is installed; else both are installed side by side.
+# Without a browser, and without a way to get one, nothing large is installed; else both are installed in parallel.
 setup: .venv/bin/python
 	@$(BIN)/python tests/browser_setup.py check
 	@$(MAKE) --no-print-directory -j2 browser .venv/test
@@ -65,6 +66,12 @@ fmt: .venv/test
 docs: .venv/test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+wheel: .venv/bin/python
+	@$(PIP) 'build>=1.2' 'twine>=6.1'
+	@rm -rf dist
+	@$(BIN)/python -m build
+	@$(BIN)/python -m twine check --strict dist/*
 
 bench: .venv/test
 	@$(BIN)/python -m benchmarks.run $(if $(FULL),--full)

@@ -4,8 +4,8 @@
 
 One of the four is varied at a time. A step is forward, backward and AdamW on a stack of blocks; its peak memory is
 everything the process holds for it: weights, gradients, moments, activations. Ranks are those at which one block of
-the base setting has as many parameters as the dense MLP it replaces (for each width anew); they do not change with
-the number of experts. The mixture of sparse experts is two top-2 layers with as many experts.
+the base setting has as many parameters as the dense MLP it replaces (separately for each width); they do not change
+with the number of experts. The mixture of sparse experts is two top-2 layers with as many experts.
 """
 
 from __future__ import annotations

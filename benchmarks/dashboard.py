@@ -1,13 +1,13 @@
-"""The dashboard on 5,000 experts and 100,000 cached images: how soon it is there, and how long each interaction takes.
+"""The dashboard on 5,000 experts and 100,000 cached images: its start-up time, and the time of each interaction.
 
     python -m benchmarks.dashboard [--keep DIR] [SETTING ...]
 
 A run is made first: features of clustered images with 40 attributes (or 70 classes) and a group, a head trained for
 a few steps, its coefficients as `mumoe analyze` caches them, and a made-up analysis of the same size as a real one;
 and, as a run of a usual size, 128 experts on the embedded images, as `mumoe demo` trains them. Then `mumoe dashboard`
-is started as a user starts it, and asked over HTTP what its page asks; with playwright and Chromium the page itself is
-timed as well, from a click to the change on the screen. Seconds are of the wall clock. With ``--keep`` runs are made
-once and kept in a folder.
+is started as a user starts it, and gets the HTTP requests that its page sends; with playwright and Chromium the page
+itself is timed too, from a click to the change on the screen. Seconds are of the wall clock. With ``--keep`` runs are
+made once and kept in a folder.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ EXPERTS, IMAGES, TRAINING, WIDTH, RANK = 5_000, 100_000, 3_000, 512, 256
 
 @dataclass(frozen=True)
 class Setting:
-    """What is looked at.
+    """The run of a setting, and its bound.
 
     Attributes:
         make: Makes the run in a folder.
@@ -66,7 +66,7 @@ SETTINGS: dict[str, Setting] = {
     "embedded images": Setting(lambda folder: make_usual(folder), 200),
 }
 LATER = "intervals of 500 resamples"
-"""Comes by itself once a slider rests; nobody waits for it."""
+"""Computed in the background once a slider rests."""
 
 REPEATS = 7
 
@@ -144,7 +144,7 @@ def made_up_study(usage: Any, classes: int) -> LayerStudy:
 
 
 class Page:
-    """A running dashboard, asked as its page asks."""
+    """A running dashboard that gets the requests of its page."""
 
     def __init__(self, url: str, process: int) -> None:
         self.process = process
@@ -167,7 +167,7 @@ class Page:
         return content
 
     def wait(self) -> None:
-        """Return when the run is open and its first list is there."""
+        """Wait until the run is open and its first list is available."""
         while True:
             found = self.ask("GET", "/api/state")
             self.secret = found["page"]
@@ -202,7 +202,7 @@ def edit(kind: str, expert: int, **fields: Any) -> dict[str, Any]:
 
 
 def interactions(page: Page) -> dict[str, Callable[[int], Any]]:
-    """What a page asks for, by what somebody did; the number makes each one new."""
+    """Requests of the page by the interaction of a user; the number makes each one new."""
     classes, experts = page.run["classes"], page.run["num_experts"][0]
     sensitive = next(name for name in page.run["sensitive"] if name != classes[0])
     value = page.run["attributes"][sensitive][-1]
@@ -244,7 +244,7 @@ def interactions(page: Page) -> dict[str, Callable[[int], Any]]:
         ),
         "rewrite 1 output by all experts": lambda n: compare([{**every, "strength": 1.0 + n}]),
         "undo: no edits": lambda n: compare([]),
-        "images that a few ablations mend": lambda n: images(0, kind="mended", edits=ablated(n, few)),
+        "images that a few ablations correct": lambda n: images(0, kind="mended", edits=ablated(n, few)),
         "save a few edits": lambda n: page.ask(
             "POST", "/api/save", {"name": f"n{n}", "split": "val", "edits": ablated(0, few), "replace": True}
         ),
@@ -257,7 +257,7 @@ def interactions(page: Page) -> dict[str, Callable[[int], Any]]:
 
 
 def processor_seconds(process: int) -> float:
-    """What a process has used so far, where the system tells it (Linux), else NaN."""
+    """CPU seconds that a process has used, if the system reports them (Linux), else NaN."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -266,7 +266,7 @@ def processor_seconds(process: int) -> float:
 
 
 def peak_megabytes(process: int) -> float | None:
-    """The most memory that a process has held, in 10^6 bytes; None where the system does not tell it."""
+    """The most memory that a process has held, in 10^6 bytes; None if the system does not report it."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -294,7 +294,7 @@ def on_the_screen(page: Page) -> dict[str, dict[str, float]]:
     with launched() as browser:
         view = browser.new_page(viewport={"width": 1280, "height": 860})
         start = time.perf_counter()
-        view.goto(page.url)
+        view.goto(f"{page.url}#/experts")
         view.wait_for_selector(".experts .row:not(.head)")
         found = {"page until its first rows": {"median_ms": round(1000 * (time.perf_counter() - start), 1)}}
         still(view)
@@ -312,13 +312,15 @@ def clicks(view: Any, page: Page) -> dict[str, Callable[[int], Any]]:
     experts = page.run["num_experts"][0]
     sorts = ("gap", "mean", "accuracy", "load")
 
+    view.get_by_text("Sort and filter").click()
+
     def sort(n: int) -> None:
         view.get_by_label("Sort by").select_option(sorts[n % len(sorts)])
         still(view)
 
     def scroll(n: int) -> None:
         place = (n + 1) * experts // 10
-        view.evaluate(f"document.querySelector('.experts').scrollTop = {40 * place}")
+        view.evaluate(f"document.querySelector('.experts').scrollTop = {44 * place}")
         view.wait_for_selector(f".experts .row[aria-rowindex='{place + 3}']")
 
     def open_expert(n: int) -> None:

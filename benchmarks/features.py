@@ -3,9 +3,9 @@
     python -m benchmarks.features [--full]
 
 Images are drawn once and kept as JPEG files in memory; both loops open, resize and normalize them with the backbone's
-own preprocessing, on the same processes. The bare loop is what one writes by hand: a DataLoader, `torch.no_grad`, the
-timm model, and a list of outputs joined at the end. `extract_features` hashes the weights, writes the file and reads it
-back as well.
+own preprocessing, on the same processes. The bare loop is the usual hand-written one: a DataLoader, `torch.no_grad`,
+the timm model, and a list of outputs joined at the end. `extract_features` hashes the weights, writes the file and
+reads it back as well.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Files(torch.utils.data.Dataset[Tensor]):
 
 @torch.no_grad()
 def bare_loop(data: ImageData, backbone: Backbone, batch_size: int, workers: int) -> Tensor:
-    """The features as one writes it by hand."""
+    """The features by the hand-written loop."""
     loader: Any = torch.utils.data.DataLoader(Files(data, backbone.transform()), batch_size, num_workers=workers)
     model = backbone.model.eval()
     return torch.cat([model(images) for images in loader])

@@ -1,10 +1,10 @@
-"""The layer against the plain way to write it, against other layers, and against the floor of its matrix products.
+"""The layer against a plain implementation, other layers, and the floor of its matrix products.
 
     python -m benchmarks.layer [--full] [PART ...]
 
 Everything that is compared is timed in turn within one process, on the same inputs; times are medians. Peak memory is
 measured in a fresh process for each case, beyond inputs, parameters and gradients. Before a case is timed, the paths of
-the layer and the plain way are checked to give the same numbers.
+the layer and the plain implementation are checked to give the same numbers.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def full_cases() -> list[Case]:
                 "factorizations",
                 batch,
                 n,
-                ("floor", *("plain",) * (batch == 256), *OURS),  # at 4,096 plain takes ten seconds and more
+                ("floor", *("plain",) * (batch == 256), *OURS),  # at 4,096 the plain layer takes ten seconds and more
                 kind,
                 rank,
                 threads=both,

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-SHORTEST = 0.01  # seconds that one sample takes at least: quicker work is repeated within it
+SHORTEST = 0.01  # minimum seconds of one sample: quicker work is repeated within it
 NATIVE = "MUMOE_NATIVE"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a benchmark was asked for on the command line."""
+    """The options of a benchmark on the command line."""
 
     full: bool = False
     out: Path = RESULTS
@@ -290,7 +290,7 @@ def fresh(
     program decides which.
 
     Raises:
-        RuntimeError: If a process ends without a result; it has said why on stderr.
+        RuntimeError: If a process ends without a result; the reason is on stderr.
     """
     context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     if hasattr(os, "fork"):

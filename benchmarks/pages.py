@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import complexity_page, dashboard_page, measuring, targets
+from benchmarks import complexity_page, dashboard_page, measuring
 
 DOCS = measuring.HERE.parent / "docs"
 PAGES = ("benchmarks.md", "complexity.md", "dashboard.md")
@@ -117,6 +117,33 @@ def _size(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['batch']:,}", f"{row['experts']:,}", KINDS[row["kind"]], str(row["threads"])]
 
 
+def summary(records: Records) -> str:
+    """The layer beside the plain one on one thread: seconds and memory of a forward and of a training step."""
+    rows: dict[tuple[int, int], list[str]] = {}
+    for row in _rows(records, "sizes"):
+        if row["threads"] != 1:
+            continue
+        found = min(filter(None, (median(row, name) for name in ("torch", "native"))), default=None)
+        plain, peaks = median(row, "plain"), row.get("peak_bytes", {})
+        cells = [ms(plain), ms(found), times(plain / found if plain and found else None)]
+        if row["kind"] == "both":
+            ours = [peaks[name] for name in ("torch", "native") if name in peaks]
+            cells += [megabytes(peaks.get("plain")), megabytes(min(ours, default=None))]
+        rows.setdefault((row["batch"], row["experts"]), []).extend(cells)
+    head = [
+        "batch",
+        "experts",
+        "forward: plain, ms",
+        "ours, ms",
+        "plain / ours",
+        "training step: plain, ms",
+        "ours, ms",
+    ]
+    head += ["plain / ours", "its memory: plain, MB", "ours, MB"]
+    body = [[f"{batch:,}", f"{experts:,}", *cells] for (batch, experts), cells in rows.items()]
+    return table(head, [[*cells, *[""] * (len(head) - len(cells))] for cells in body], left=0)
+
+
 def sizes(records: Records) -> str:
     """The layer against the plain one and the floor."""
     head = ["batch", "experts", "pass", "threads", "support", *(f"{NAMES[n]}, ms" for n in ("floor", "plain"))]
@@ -150,10 +177,12 @@ def factorizations(records: Records) -> str:
     """Tucker, TT and TR against their own floor."""
     rows = []
     for row in _rows(records, "factorizations"):
-        cells = [f"{FACTORIZATIONS[row['factorization']]}, rank {row['rank']}", *_size(row)]
+        if row["threads"] != 1:
+            continue
+        cells = [f"{FACTORIZATIONS[row['factorization']]}, rank {row['rank']}", *_size(row)[:3]]
         cells += [ms(median(row, name)) for name in ("floor", "plain", "torch", "native")]
         rows.append([*cells, times(ratio(row, "torch", "floor")), times(ratio(row, "native", "floor"))])
-    head = ["layer", "batch", "experts", "pass", "threads", "floor, ms", "plain, ms", "ours, PyTorch, ms"]
+    head = ["layer", "batch", "experts", "pass", "floor, ms", "plain, ms", "ours, PyTorch, ms"]
     return table([*head, "ours, native, ms", "PyTorch / floor", "native / floor"], rows)
 
 
@@ -188,12 +217,12 @@ def block(records: Records) -> str:
     """An MLP and the block that replaces it."""
     rows = []
     for row in _rows(records, "block"):
-        for name in row["seconds"]:
+        for name in row["seconds"] if row["threads"] == 1 else ():
             experts = "" if name == "mlp" else f"{row['experts']:,}"
-            cells = [NAMES[name], experts, *_size(row)[2:], f"{row['parameters'][name]:,}", ms(median(row, name))]
+            cells = [NAMES[name], experts, _size(row)[2], f"{row['parameters'][name]:,}", ms(median(row, name))]
             cells += [times(ratio(row, name, "mlp")), times(ratio(row, "dense", name))]
             rows.append([*cells, megabytes(row.get("peak_bytes", {}).get(name))])
-    head = ["layer", "experts", "pass", "threads", "parameters", "ms", "over the MLP", "dense route / it", "peak, MB"]
+    head = ["layer", "experts", "pass", "parameters", "ms", "over the MLP", "dense route / it", "peak, MB"]
     return table(head, rows)
 
 
@@ -264,7 +293,7 @@ def startup(records: Records) -> str:
 
 TABLES: dict[str, Callable[[Records], str]] = {
     "machine": machine,
-    "targets": targets.render,
+    "summary": summary,
     "sizes": sizes,
     "memory": memory,
     "factorizations": factorizations,
@@ -287,7 +316,7 @@ _BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, records: Records) -> str:
-    """The page with every table written anew."""
+    """The page with every table replaced."""
 
     def one(found: re.Match[str]) -> str:
         return f"{found[1]}\n{TABLES[found[2]](records)}\n\n{found[3]}"

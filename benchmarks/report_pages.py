@@ -5,8 +5,8 @@
 The results are made up (no training), the report is the real one. Each page is opened from disk in a new profile,
 several times; seconds are from the call to the `load` event with the first screenful painted. Scrolling goes through
 the whole page by 120 pixels per animation frame (7,200 a second: a fling); a frame that takes longer than 50 ms is
-one that an eye sees. Chromium draws without a graphics card here. How busy the machine was is recorded beside it.
-Writes results/report_pages.json.
+noticeable. Chromium draws without a graphics card here. How busy the machine was is recorded beside it. Writes
+results/report_pages.json.
 """
 
 from __future__ import annotations

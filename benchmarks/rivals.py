@@ -1,4 +1,4 @@
-"""What the layer is compared with: the plain way to write it, other layers, and the floor of its matrix products."""
+"""Baselines of the layer: the plain implementation, other layers, and the floor of its matrix products."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Plain(nn.Module):
     """The layer as appendix B of the paper writes it, with BatchNorm1d and the `entmax` package.
 
     One einsum over all operands, dense coefficients, one expert level; the same numbers as `layer`. For CP the
-    operands come in the order that needs the fewest operations; `literal` takes the appendix's own, which PyTorch
+    operands come in the order that needs the fewest operations; `literal` uses the appendix's own, which PyTorch
     follows from left to right unless opt_einsum is installed.
     """
 
@@ -113,8 +113,8 @@ class Floor:
     """The matrix products that no implementation can do without, and nothing else.
 
     Gate, input and output factor, and for Tucker and the ring what is between them; not the mixing of the expert
-    factor, which sparse coefficients make cheap, nor bias, normalization or activation. Results go to buffers that
-    exist before. The backward multiplies each result's gradient by both operands.
+    factor, which sparse coefficients make cheap, nor bias, normalization or activation. Results go to preallocated
+    buffers. The backward multiplies each result's gradient by both operands.
     """
 
     def __init__(self, layer: MuMoE, x: Tensor) -> None:

@@ -3,7 +3,7 @@
     python -m benchmarks.run [--full] [--out DIR] [NAME ...]
 
 The quick mode takes about two minutes on two idle cores, the full one about an hour. Results go to
-benchmarks/results/*.json, tables to docs/benchmarks.md and docs/complexity.md; with ``--out`` the docs stay.
+benchmarks/results/*.json, tables to docs/benchmarks.md and docs/complexity.md; with ``--out`` the docs do not change.
 """
 
 from __future__ import annotations

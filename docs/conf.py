@@ -19,7 +19,19 @@ author = "the mumoe authors"
 version = release = mumoe.__version__
 html_title = f"mumoe {release}"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docstrings", "pages", "verbs"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "docstrings",
+    "local_mathjax",
+    "pages",
+    "summaries",
+    "verbs",
+]
 exclude_patterns = ["_build", "_ext", "results/*/table.md"]  # these tables are in the READMEs beside them
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 nitpicky = True
@@ -27,6 +39,12 @@ nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*")]
 
 default_role = "code"
+smartquotes = False  # quotes, dashes and dots are shown as they are written
+autosummary_generate = False
+# The button copies the code of an example, without prompts and output.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "none"}}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
@@ -34,17 +52,19 @@ python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Shape", "Cost", "Source"]
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_dmath_allow_space = myst_dmath_allow_digits = False  # a dollar before a blank or after a digit is a dollar
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
 html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
-pygments_style = "friendly"
+pygments_style = "a11y-high-contrast-light"  # of a package that furo brings
 pygments_dark_style = "github-dark"

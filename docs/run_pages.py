@@ -25,8 +25,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-__all__ = ["Block", "compared", "differences", "parse", "run"]
+from mumoe.files import cache_root
+
+__all__ = ["Block", "compared", "differences", "lend_drawings", "parse", "run"]
 
 _FENCE = re.compile(r"(?ms)^(?:<!-- (?P<note>[^\n]*) -->\n)?```(?P<kind>python|sh|text)\n(?P<text>.*?)^```$")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
@@ -133,8 +136,19 @@ def _same(wanted: str, got: str, tolerance: float) -> bool:
 @contextlib.contextmanager
 def _empty_folder() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        os.environ["MUMOE_CACHE"] = str(Path(folder) / "cache")
-        yield
+        cache = lend_drawings(Path(folder) / "cache")
+        with mock.patch.dict(os.environ, {"MUMOE_CACHE": str(cache)}):
+            yield
+
+
+def lend_drawings(cache: Path) -> Path:
+    """A new cache that shares the user's packages, drawings and backbone, which are slow to make, and nothing else."""
+    cache.mkdir(parents=True)
+    for name in ("npm", "icons", "weights"):
+        kept = cache_root() / name
+        kept.mkdir(parents=True, exist_ok=True)
+        (cache / name).symlink_to(kept, target_is_directory=True)
+    return cache
 
 
 def check(path: Path, *, write: bool) -> list[str]:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
 from browsing import launched, opened  # noqa: E402
+from mumoe import load  # noqa: E402
 from mumoe.cli import main as mumoe  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
@@ -179,6 +180,15 @@ def shoot_report(browser: Any, runs: Runs) -> None:
     shoot(browser, (bias / "edits.html").resolve().as_uri(), "report-edits")
 
 
+def shoot_demo(browser: Any, _: Runs) -> None:
+    """The demo's page and its card."""
+    demo = RUNS / "demo"
+    if not (demo / "metrics.json").is_file():
+        call("demo", "-o", demo)
+    shoot(browser, (demo / "report.html").resolve().as_uri(), "demo", height=1600, phone=2000)
+    _save((demo / "demo-card.png").read_bytes(), IMAGES / "demo-card.png")
+
+
 def _strongest(folder: Path) -> int:
     """The purest strong expert: the one to look at first."""
     experts = json.loads((folder / "data" / "level-0.json").read_text())["experts"]
@@ -186,30 +196,45 @@ def _strongest(folder: Path) -> int:
 
 
 def shoot_dashboard(browser: Any, runs: Runs) -> None:
-    """The dashboard: the list, an expert, an image taken apart, a subgroup that is rewritten, and tokens."""
+    """The dashboard: the first expert, two side by side, the list, an image taken apart, a subgroup that is rewritten,
+    and tokens."""
     from mumoe.dashboard.server import serving
     from mumoe.dashboard.session import open_session
     from mumoe.dashboard.token_view import open_tokens
     from mumoe.training.opening import StoredRun
 
-    with serving(lambda report: open_session(StoredRun(runs.many / "seed-0", progress=False), report)) as server:
-        strong = f"#/expert/0/{_most_lost(runs.many / 'seed-0')}"
-        shoot(browser, server.url, "dashboard-experts", height=860, prepare=_list)
-        shoot(browser, server.url + strong, "dashboard-expert", height=900, looks=(WIDE, DARK), prepare=_ablate)
-        shoot(browser, server.url + strong, "dashboard-expert", phone=1300, looks=(PHONE,))
+    run = runs.many / "seed-0"
+    with serving(lambda report: open_session(StoredRun(run, progress=False), report)) as server:
+        _name_first(server, run)
+        first, second, *_ = server.dashboard.state({})["run"]["start"]["purest"]
+        pair = f"#/pair/0/{first}/0/{second}?pins=0/{first},0/{second}"
+        shoot(browser, server.url, "dashboard-expert", height=900, looks=(WIDE, DARK), prepare=_ablate)
+        shoot(browser, server.url, "dashboard-expert", phone=1900, looks=(PHONE,))
+        shoot(browser, server.url + "#/experts", "dashboard-experts", height=860, prepare=_list)
+        shoot(browser, server.url + pair, "dashboard-pair", height=1100, phone=2000)
         shoot(browser, server.url + "#/images", "dashboard-image", height=900, phone=1100, prepare=_take_apart)
     with serving(lambda report: open_session(StoredRun(runs.bias, progress=False), report)) as server:
-        strong = f"#/expert/0/{_most_lost(runs.bias)}"
-        shoot(browser, server.url + strong, "dashboard-edits", height=1000, prepare=_rewrite, looks=(WIDE,))
+        shoot(browser, server.url, "dashboard-edits", height=1000, prepare=_rewrite, looks=(WIDE,))
         shoot(browser, server.url + "#/edits", "dashboard-edits", phone=1500, prepare=_rewrite, looks=(PHONE,))
     with serving(lambda report: open_tokens(runs.text)) as server:
-        shoot(browser, server.url, "dashboard-tokens", height=900, phone=1300, prepare=_read)
+        shoot(browser, server.url, "dashboard-tokens", height=1000, phone=1700, prepare=_read)
+
+
+def _name_first(server: Any, run: Path) -> None:
+    """Give the first experts the names that the page suggests."""
+    from mumoe.dashboard.expert_panel import expert_detail
+
+    session = server.dashboard.session
+    opened = load(run, progress=False)
+    for expert in server.dashboard.state({})["run"]["start"]["purest"]:
+        opened.name_expert(expert, expert_detail(session, session.split("val"), 0, expert)["suggestion"])
 
 
 def _list(page: Any) -> None:
     page.wait_for_selector(".experts .row:not(.head)")
     if page.viewport_size["width"] > 700:
-        page.get_by_label("Sort by").select_option("loss")
+        page.get_by_text("Sort and filter").click()
+        page.get_by_text("What the columns mean").click()
 
 
 def _ablate(page: Any) -> None:
@@ -234,30 +259,43 @@ def _rewrite(page: Any) -> None:
 
 
 def _read(page: Any) -> None:
-    page.locator(".experts .row:not(.head)").first.click()
     page.wait_for_selector(".quotes .token.center")
 
 
-def _most_lost(run: Path) -> int:
-    """The expert without which one class loses most, of those that are strong by at least ten images, if any."""
-    units = json.loads((run / "analysis" / "analysis.json").read_text())["study"]["units"]
-    effects = units[0]["modes"]["zero"]["effects"]
-    return int(max(effects, key=lambda effect: (effect["images"] >= 10, effect["top_loss"]))["unit"])
-
-
-PARTS: dict[str, Callable[[Any, Runs], None]] = {"report": shoot_report, "dashboard": shoot_dashboard}
+PARTS: dict[str, Callable[[Any, Runs], None]] = {
+    "demo": shoot_demo,
+    "report": shoot_report,
+    "dashboard": shoot_dashboard,
+}
 """Name -> what takes its pictures."""
+
+
+def draw_icons(columns: int = 12, rows: int = 6, side: int = 64, gap: int = 12) -> None:
+    """A sheet of icons for the card about data: a row for each concept, drawings of different families."""
+    from mumoe.data import load_data
+
+    icons = load_data("icons", size=96, progress=False)
+    sheet = Image.new("L", (columns * (side + gap) + gap, rows * (side + gap) + gap), 255)
+    for down, name in enumerate(("home", "bell", "chat", "pencil", "trash", "cloud")[:rows]):
+        places = [row for row, label in enumerate(icons.labels) if icons.classes[label] == name]
+        for across, row in enumerate(places[:: len(places) // columns][:columns]):
+            drawing = icons.open_image(row).convert("L").resize((side, side))
+            sheet.paste(drawing, (gap + across * (side + gap), gap + down * (side + gap)))
+    sheet.save(IMAGES / "data-icons.png", optimize=True)
 
 
 def main() -> None:
     """Take the pictures of the parts named on the command line, or of all."""
-    chosen = sys.argv[1:] or list(PARTS)
-    if unknown := sorted(set(chosen) - set(PARTS)):
-        raise SystemExit(f"screenshots: expected parts out of {', '.join(PARTS)}, got {unknown[0]!r}.")
-    runs = make_runs()
-    with launched() as browser:
-        for name in chosen:
-            PARTS[name](browser, runs)
+    chosen = sys.argv[1:] or [*PARTS, "icons"]
+    if unknown := sorted(set(chosen) - {*PARTS, "icons"}):
+        raise SystemExit(f"screenshots: expected parts out of {', '.join([*PARTS, 'icons'])}, got {unknown[0]!r}.")
+    if "icons" in chosen:
+        draw_icons()
+    if parts := [name for name in chosen if name in PARTS]:
+        runs = make_runs()
+        with launched() as browser:
+            for name in parts:
+                PARTS[name](browser, runs)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A mixture-of-experts head in a training loop of your own: train it, look at its experts, edit one, export.
+"""A mixture-of-experts head in your own training loop: train it, look at its experts, edit one, export.
 
 python examples/own_loop.py
 """

@@ -35,7 +35,7 @@ class Options:
     """
 
     action: Annotated[Literal["list", "run"], Argument(positional=True)]
-    """list: what there is, its state, hardware and time; run: make items"""
+    """list: the items, their state, hardware and time; run: make items"""
     items: Annotated[tuple[str, ...], Argument(positional=True, metavar="[ITEM ...]")] = ()
     """of run: table-1 .. table-8, figure-1 .. figure-16, or all"""
     scale: Literal["small", "full"] = "small"
@@ -43,11 +43,11 @@ class Options:
     output: Annotated[str, Argument(("-o", "--out"))] = "runs/paper"
     """folder of the pages, figures and numbers"""
     work: str = "runs/paper/work"
-    """folder of the runs, which items share; a job that was stopped goes on in it"""
+    """folder of the runs, which items share; a job that was stopped resumes in it"""
     results: str = "docs/results"
     """folder of what this repository measured, for list and --render"""
     render: bool = False
-    """draw from what is there and run nothing"""
+    """draw from existing results and run nothing"""
     dry_run: bool = False
     """full: try every part once on a dozen pictures and random weights, and estimate the cost"""
     seeds: int = 0
@@ -55,7 +55,7 @@ class Options:
     root: str = ""
     """folder that holds the data sets in their official layouts"""
     backbone: str = ""
-    """another backbone than the recipe's"""
+    """a backbone instead of the recipe's"""
     set: tuple[str, ...] = ()
     """further settings of mumoe train as KEY=VALUE, e.g. workers=16"""
     quiet: bool = False
@@ -110,7 +110,7 @@ def run(options: Options) -> None:
 def _recipe(name: str, options: Options) -> Recipe:
     from reproduction.recipe import load_recipe
 
-    recipe = load_recipe(name, options.scale)  # a wrong name is known before torch is imported
+    recipe = load_recipe(name, options.scale)  # a wrong name is refused before torch is imported
     from reproduction.cells import replaced
 
     backbones = (options.backbone,) if options.backbone else ()
@@ -118,7 +118,7 @@ def _recipe(name: str, options: Options) -> Recipe:
 
 
 def _changes(options: Options) -> tuple[str, ...]:
-    """Settings over the recipe's; a path is quoted as TOML wants it."""
+    """Settings over the recipe's; a path is quoted as in TOML."""
     return (*((f"root={json.dumps(options.root)}",) if options.root else ()), *options.set)
 
 

@@ -1,4 +1,4 @@
-"""What an audit by experts is compared with: other groups under the same tests, and what is known of the subgroup."""
+"""Controls of an audit by experts: other groups under the same tests, and a linear probe of the subgroup."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["by_gap", "clusters", "known_studio", "shuffled", "significant_first"
 
 
 def shuffled(coefficients: tuple[Tensor, ...], labels: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """The coefficients of other rows with the same label: groups of the same sizes that mean nothing."""
+    """The coefficients of other rows with the same label: groups of the same sizes without meaning."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.arange(len(labels))
     for label in labels.unique():

@@ -3,11 +3,11 @@
     python -m reproduction.audit_planted --out docs/results/bias
 
 Trains the head of the planted emoji experiment per seed, with the settings of the bias experiments written out here,
-and audits its validation and test rows together, and its test rows alone. A finding is taken to be the planted subgroup
-if most of its rows are in it. Beside the two audits stand others that share their tests and differ in the groups (see
-`audit_controls`), and the same head trained with the subgroup's full support, where nothing is planted.
+and audits its validation and test rows together, and its test rows alone. A finding counts as the planted subgroup if
+most of its rows are in it. The two audits are compared with others that share their tests and differ in the groups (see
+`audit_controls`), and with the same head trained with the subgroup's full support, where nothing is planted.
 
-How groups are ordered and merged was chosen on validation rows, and is shown on them beside what else was tried; the
+How groups are ordered and merged was chosen on validation rows, and the page shows it there with the alternatives; the
 seeds from 9 were audited on validation and test rows together once that was done. About 45 seconds per seed on one
 core, after the features are in the cache.
 """
@@ -117,7 +117,7 @@ def audit_seed(
     threshold: float = 0.1,
     init: str = "paper",
 ) -> dict[str, Any]:
-    """Train one head, audit it in every way, and say at which places the planted subgroup came out.
+    """Train one head, audit it in every way, and return the places of the planted subgroup.
 
     Args:
         bias: The experiment.
@@ -269,7 +269,7 @@ def first_rank(found: Audit, inside: Callable[[Finding], Tensor], group: Tensor)
 
 
 def main(options: Options) -> None:
-    """Run seed by seed; what is finished is on disk."""
+    """Run seed by seed; finished seeds are on disk."""
     load, features = bias_report.emoji_source(bias_report.Options(cache_dir=options.cache_dir))
     settings = Settings(options.epochs, options.batch_size, options.lr, options.weight_decay)
     folder = Path(options.out)

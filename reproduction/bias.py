@@ -1,13 +1,13 @@
-"""Table 2 of the paper on one's own data: correct a bias by every method, measure all on the same test rows.
+"""Table 2 of the paper on any data: correct a bias by every method, and measure all on the same test rows.
 
     emoji = partial(load_emoji, label="group", min_per_class=1, fractions=(0.6, 0.2, 0.2))
     results = run_bias(lambda seed: planted_style(emoji(split_seed=seed), features), seeds=(0, 1, 2))
 
 Per seed (which changes split, cut, initialization and order) heads are trained, strengths are chosen on validation
-rows, and then all methods are measured on the test rows. Every strength is reported twice or thrice: as
-the paper fixes it (experts: lambda = N, blind: 2.5, retraining: fully balanced), *matched* (the smallest at which
-the target subgroup is as accurate as the others with its label were), so that methods are compared at equal
-benefit, and *best worst group* (the best worst-subgroup accuracy that costs at most one point of accuracy).
+rows, and then all methods are measured on the test rows. Every strength is reported in two or three ways: as the paper
+fixes it (experts: lambda = N, blind: 2.5, retraining: fully balanced), *matched* (the smallest at which the target
+subgroup is as accurate as the others with its label were), so that methods are compared at equal benefit, and *best
+worst group* (the best worst-subgroup accuracy that costs at most one point of accuracy).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import nn
 
 from mumoe import UserError
 from mumoe.demo.bias_bench import Bench, FeatureBench, Predictions, SeedResult
-from mumoe.demo.bias_heads import HeadFactory, Settings
+from mumoe.demo.bias_heads import HeadFactory, Settings, head_factory
 from mumoe.demo.planted_bias import BiasSet
 from mumoe.editing.choose import Choice
 from mumoe.editing.subgroup_fairness import METRICS, Bootstrap, FairnessReport
-from mumoe.models.heads import build_head, matched_spec
+from mumoe.models.heads import matched_spec
 from mumoe.records import to_plain
 from reproduction.retraining import fit
 
@@ -51,7 +51,7 @@ RETRAINING = (
 
 @dataclass(frozen=True)
 class BiasResults:
-    """All seeds of one experiment; `mean` sums them up, `to_dict` is what is written to disk."""
+    """All seeds of one experiment; `mean` summarizes them, `to_dict` is written to disk."""
 
     name: str
     head: str
@@ -115,7 +115,7 @@ def run_bias(
         bootstrap: Of the intervals.
     """
     if not seeds:
-        raise UserError("run_bias: expected at least one seed, got none. Take (0, 1, 2).")
+        raise UserError("run_bias: expected at least one seed, got none. Use (0, 1, 2).")
     settings = settings or Settings()
     found: list[SeedResult] = []
     for seed in seeds:
@@ -131,8 +131,8 @@ def run_bias(
                 bootstrap=bootstrap,
             )
         )
-    shown = {"epochs": settings.epochs, "batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
-    shown |= {"weight_decay": settings.weight_decay, "max_loss": max_loss}
+    names = ("epochs", "batch_size", "learning_rate", "weight_decay", "preset")
+    shown = {**{name: getattr(settings, name) for name in names}, "max_loss": max_loss}
     return BiasResults(bias.name, head, tuple(found), bias.facts, shown)
 
 
@@ -150,7 +150,7 @@ def run_seed(
 ) -> SeedResult:
     """Train, choose, and then report, for one seed.
 
-    Arguments are those of `run_bias`; `linear` leaves the linear heads out, and `bench` takes other models than heads
+    Arguments are those of `run_bias`; `linear` leaves the linear heads out, and `bench` makes models other than heads
     on cached features.
     """
     bench = bench or FeatureRetrainingBench(bias, seed, settings, max_loss)
@@ -179,8 +179,8 @@ class RetrainingBench(Bench):
         """A model trained by a strategy of `reproduction.retraining`."""
 
     def head_factory(self, spec: str) -> HeadFactory:
-        """Makes a fresh head, with the paper's initial weights."""
-        return lambda: build_head(spec, *self.sizes, init="paper").layer
+        """Makes a fresh head as the settings say; those of the paper's recipes have its initial weights."""
+        return head_factory(spec, self.sizes, self.settings)
 
     def retrain(self, method: Retraining, spec: str) -> None:
         """Train at every strength, and pick by each criterion on validation rows."""

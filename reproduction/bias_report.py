@@ -46,7 +46,7 @@ class Options:
     root: str = ""
     """folder of CelebA in its official layout (empty: the user's data folder)"""
     backbone: str = "clip-b32"
-    """backbone of the CelebA experiments, frozen; emoji take the embedded one"""
+    """backbone of the CelebA experiments, frozen; emoji use the embedded one"""
     weights: str = ""
     """safetensors file with that backbone's weights (empty: its pretrained ones)"""
     out: str = "runs/bias"
@@ -57,8 +57,12 @@ class Options:
     """the head to correct"""
     split_by: Literal["character", "image"] = "character"
     """keep a character's drawings in one split, or split drawings at random"""
+    preset: str = "plain"
+    """preset of mumoe train for what is not set here: initial weights, dropout, the term for specialization"""
     epochs: int = 20
     """of training, for every head"""
+    lr: float = 3e-3
+    """peak learning rate, for every head"""
     weight_decay: float = 1.0
     """of AdamW, for every head; 0.1, 1 and 3 differ by less than half a point of validation accuracy"""
     image_size: int = 96
@@ -68,7 +72,7 @@ class Options:
 
 
 def celeba_sets(options: Options) -> Callable[[int], BiasSet]:
-    """Seed to one of the paper's experiments: CelebA in its official split, whatever the seed."""
+    """Seed to one of the paper's experiments: CelebA in its official split, for every seed."""
     from mumoe.data import load_data
     from mumoe.models import create_backbone
     from mumoe.models.features import extract_features
@@ -170,9 +174,15 @@ def _chosen(results: BiasResults, suffixes: Sequence[str]) -> dict[str, list]:  
 
 
 def main(options: Options) -> None:
-    """Run seed by seed; what is finished is on disk."""
+    """Run seed by seed; finished seeds are on disk."""
     make = celeba_sets(options) if options.experiment in CELEBA_EXPERIMENTS else emoji_sets(options)
-    settings = Settings(epochs=options.epochs, weight_decay=options.weight_decay, progress=True)
+    settings = Settings(
+        options.epochs,
+        learning_rate=options.lr,
+        weight_decay=options.weight_decay,
+        preset=options.preset,
+        progress=True,
+    )
     done: list[SeedResult] = []
     for seed in range(options.seeds):
         found = run_bias(make, seeds=(seed,), head=options.head, settings=settings)

@@ -26,7 +26,7 @@ CELEBA_EXPERIMENTS = {
 def natural_skin_tone(data: ImageData, features: npt.NDArray[np.float32]) -> BiasSet:
     """Emoji of people: is it a woman? The two darker skin tones are the sensitive value; nothing is planted.
 
-    Gender and tone are what Unicode gives the character, not anybody's identity.
+    Gender and tone are the attributes that Unicode gives the character, not a person's identity.
 
     Args:
         data: The emoji set drawn with skin tones, in the splits to use.
@@ -86,5 +86,5 @@ def celeba_bias(data: ImageData, features: npt.NDArray[np.float32], experiment: 
 
 
 def without_cut(bias: BiasSet) -> BiasSet:
-    """The same set with the target's full support in training: what is to be had at best."""
+    """The same set with the target's full support in training: an upper bound for corrections."""
     return replace(bias, name=f"{bias.name}-uncut", support=None)

@@ -81,7 +81,7 @@ def do_bias(
     progress: bool = True,
     after: Callable[[BiasCell], None] | None = None,
 ) -> None:
-    """Do the cells that are not done: train on all processes, then choose and measure on the main one."""
+    """Run the unfinished cells: train on all processes, then choose and measure on the main one."""
     todo = [cell for cell in cells if not (work / f"{cell.key}.json").is_file()]
     tuned = bool(todo) and todo[0].run.config.mode == "finetune"
     benches = _Benches(recipe, work, progress)
@@ -127,7 +127,7 @@ def _linear(recipe: Recipe) -> bool:
 
 
 def record_of(experiment: str, head: str, bias: BiasSet | None, result: SeedResult) -> dict[str, Any]:
-    """What a page keeps of a seed: the reports at the fixed and the matched strengths, without intervals' draws."""
+    """The part of a seed's results that a page shows: reports at the fixed and the matched strengths, without draws."""
     reports = {name: report.to_dict() for name, report in result.reports.items() if "best worst" not in name}
     return {
         "experiment": experiment,
@@ -192,7 +192,7 @@ class TunedBench(RetrainingBench):
         self._seen: dict[tuple[Path, str], Tensor] = {}
 
     def train_all(self, head: str, retraining: Sequence[Retraining], *, linear: bool) -> None:
-        """Do every training, so that nothing is left that takes several processes."""
+        """Run every training, so that the rest needs no further processes."""
         specs = ["linear", matched_spec("highrank-linear", head, *self.sizes)] if linear else []
         for spec in [*specs, head]:
             self._ensure("plain", spec, 0.0)

@@ -1,7 +1,7 @@
 """The runs behind an item: one head on one data set with one seed each, trained by the one loop and analyzed.
 
-A run is known by its settings alone, so items that ask for the same run share it: Table 3 is a part of Table 6, and
-Table 6 of Figure 13. A finished run is never trained again, and one that was stopped goes on from its checkpoint.
+A run is identified by its settings alone, so items that need the same run share it: Table 3 is a part of Table 6, and
+Table 6 of Figure 13. A finished run is never trained again, and one that was stopped resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from reproduction.recipe import Recipe
 __all__ = ["ABOUT_DATA", "Cell", "all_cells", "cells_of", "chosen_settings", "read_records"]
 
 ABOUT_DATA = ("seeds", "train_images", "test_images", "classes", "feature_width")
-"""Keys of a recipe's data set that are no settings of a run."""
+"""Keys of a recipe's data set that are not settings of a run."""
 
 ELSEWHERE: Mapping[str, Any] = {
     "root": "",
@@ -38,7 +38,7 @@ ELSEWHERE: Mapping[str, Any] = {
     "checkpoint_every": 0,
     "keep": 2,
 }
-"""Settings that say where and how a run is done, not what it is."""
+"""Settings that say where and how a run is executed, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Cell:
         return self.data, self.config.backbone, self.config.head, self.config.gate
 
     def facts(self) -> dict[str, Any]:
-        """What a record says about the run."""
+        """The facts of the run in a record."""
         config = self.config
         names = ("backbone", "head", "gate", "position", "seed", "lr", "weight_decay")
         return {"key": self.key, "data": self.data, **{name: getattr(config, name) for name in names}}
@@ -90,7 +90,7 @@ def specs(recipe: Recipe) -> list[str]:
 
 
 def all_cells(recipe: Recipe, changes: Sequence[str] = ()) -> list[Cell]:
-    """Every run that a recipe may ask for, seed after seed; where settings are chosen, every candidate.
+    """Every run that a recipe may need, seed after seed; where settings are chosen, every candidate.
 
     Args:
         recipe: The recipe.
@@ -167,7 +167,7 @@ def planned_runs(recipe: Recipe) -> int:
 
 
 def read_records(work: Path, cells: Iterable[Cell], analysis: str, split: str) -> dict[str, dict[str, Any]]:
-    """Records of the runs that are finished, and analyzed as far as it is asked for, by key."""
+    """Records, by key, of the runs that are finished and have the requested analysis."""
     from mumoe.files import read_json
 
     found = {}

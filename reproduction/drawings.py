@@ -1,7 +1,7 @@
 """Figures 1 and 4: the unfactorized forward of one and of two levels, drawn from the numbers of a small layer.
 
-Nothing is invented for the picture: a dense layer with random weights is contracted step by step, and every cell is
-shaded by the number that it stands for. Yellow: weights of experts; blue: the input and what the experts make of it;
+The picture shows real numbers: a dense layer with random weights is contracted step by step, and every cell is
+shaded by the number that it stands for. Yellow: weights of experts; blue: the input and the outputs of the experts;
 red and green: the coefficients of the first and second level, mostly zero; purple: the output.
 """
 
@@ -115,7 +115,7 @@ def _draw_weight(page: _Page, steps: Steps) -> None:
 
 
 def _draw_partial(page: _Page, part: Tensor, level: int, levels: int) -> None:
-    """What the experts make of the input: a column for each expert that is left."""
+    """The outputs of the experts: a column for each expert that is left."""
     if part.dim() == 2:
         size = r"O\times N" if levels == 1 else r"O\times N_2"
         page.stack([part[:, n, None] for n in range(part.shape[1])], BLUE, rf"$\mathbb{{R}}^{{{size}}}$")

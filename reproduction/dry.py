@@ -40,7 +40,7 @@ def dry_run(
         recipe: The recipe.
         changes: Settings as KEY=VALUE over the recipe's.
         backbone: Another backbone in place of the recipe's (a tiny one, to be quick).
-        seen: What earlier items of the same call have tried, which is not tried again; added to.
+        seen: What earlier items of the same call have tried, which is skipped here; extended in place.
 
     Raises:
         UserError: If a setting is wrong.
@@ -114,7 +114,7 @@ def _marks(cell: Cell) -> set[str]:
 
 
 def _try(cell: Cell, shop: Workshop, root: Path, recipe: Recipe, seen: dict[str, str]) -> str:
-    """One optimizer step and the analysis of one cell; its checkpoint, which may be of a gigabyte, goes again."""
+    """One optimizer step and the analysis of one cell; its checkpoint, which may take a gigabyte, is deleted."""
     words = f"{cell.data}, {cell.config.backbone}, {cell.config.head}, {cell.config.gate}"
     name = f"{cell.key} {recipe.item.kind == 'images'} {recipe.analysis} {recipe.split}"
     if name in seen:

@@ -2,8 +2,8 @@
 
 FLOPs of a backbone are counted by torch on the meta device, those of a head by `mumoe.costs`; a training step is three
 forwards, an evaluation one. Hours = FLOPs / (peak of the device x assumed utilization x devices). Reading and
-augmenting images is not in it. With networks as small as these that may be what decides, so the rate of images that
-each device has to be fed with is told as well.
+augmenting images is not included. With networks as small as these it may be the bottleneck, so the estimate also gives
+the rate of images that each device has to receive.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Estimate:
         images: Images through the network forward and backward, over all runs.
         flops: FLOPs of everything (two per multiply-add).
         hours: On the recipe's devices together.
-        images_per_second: That every device is fed with meanwhile.
+        images_per_second: That every device has to receive.
         device: In words.
     """
 

@@ -102,7 +102,7 @@ def fairness_columns() -> tuple[list[list[str]], list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a forward of one row costs in multiply-adds (half of what torch's counter counts), gate left out.
+    """The multiply-adds of a forward of one row (half of what torch's counter counts), gate left out.
 
     Attributes:
         head: Specification.

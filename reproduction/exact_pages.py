@@ -39,7 +39,7 @@ def drawing_page(recipe: Recipe, folder: Path) -> Sheet:
 
 
 def parameters_page(recipe: Recipe, folder: Path) -> Sheet:
-    """Figure 10, and from where on CP needs more parameters than the others."""
+    """Figure 10, and the number of experts from which CP needs more parameters than the others."""
     assert recipe.sizes is not None
     curves = exact.parameter_curves(recipe)
     sizes = f"{recipe.sizes.in_features} inputs, {recipe.sizes.out_features:,} outputs"
@@ -57,7 +57,7 @@ def parameters_page(recipe: Recipe, folder: Path) -> Sheet:
 
 
 def flops_page(recipe: Recipe, folder: Path) -> Sheet:
-    """Figure 11, and what forming the dense weight would cost besides."""
+    """Figure 11, and the additional cost of forming the dense weight."""
     sizes = recipe.sizes
     assert sizes is not None
     found = [

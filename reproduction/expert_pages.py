@@ -70,7 +70,7 @@ def trend_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
 
 
 CONTROLS = ("same load: mean p", "same load: strong", "images behind the strong")
-"""Columns of the control and of what strength rests on, where the results have them."""
+"""Columns of the control and of the images behind strong experts, if the results have them."""
 
 
 def _trend_rows(points: Sequence[Point], controlled: bool) -> list[list[str]]:
@@ -246,7 +246,7 @@ def _load_rows(records: Records) -> list[list[str]]:
 
 
 def images_page(recipe: Recipe, records: Records, folder: Path) -> Sheet:
-    """Figures 2, 7 and 8: sheets of images, made by `make` where the images are at hand."""
+    """Figures 2, 7 and 8: sheets of images, made by `make` if the images are available."""
     lead = (
         f"For each expert, images of the {recipe.split} split that it processes with a coefficient of at least "
         f"{recipe.threshold:g}: some drawn at random, and those with the largest coefficients."

@@ -4,7 +4,7 @@
 
 On every data set each variant of ``--config`` is trained over the seeds, the experts of every two seeds are matched
 (`Job.stability`), and the runs are measured on shifted data (`Job.shift`). Runs are kept in ``--work``: a second call
-resumes what was stopped and trains nothing twice.
+resumes stopped runs and trains nothing twice.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Study:
 
 
 def read_study(options: Options) -> Study:
-    """The settings, with the sets and seeds that are asked for.
+    """The settings, with the requested sets and seeds.
 
     Raises:
         UserError: If a set is unknown.
@@ -90,7 +90,7 @@ def read_study(options: Options) -> Study:
 
 
 def main(options: Options) -> None:
-    """Run the study, writing what is finished after each data set."""
+    """Run the study, writing the results after each data set."""
     study, out = read_study(options), Path(options.out)
     for name in study.sets:
         measured = measure_set(study, name, Path(options.work), root=options.root, progress=not options.quiet)

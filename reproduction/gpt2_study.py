@@ -2,7 +2,7 @@
 
     python -m reproduction.gpt2_study --out docs/results/gpt2
 
-Trains (or goes on: runs are kept in ``--work``), then writes the table and curves, samples of every network, the text
+Trains (or resumes: runs are kept in ``--work``), then writes the table and curves, samples of every network, the text
 view of the first CP network's experts, and what scaling an expert does to the text. The full recipe is
 ``gpt2-openwebtext.toml``, for `accelerate launch`.
 """
@@ -162,7 +162,7 @@ def steered_classes(
         factors: See `steer`.
         prompts: Beginnings, each generated from once.
         new_tokens: Tokens to generate for each.
-        temperature: Of the sampling; 0 takes the likeliest.
+        temperature: Of the sampling; 0 picks the likeliest.
         seed: Of the sampling.
 
     Raises:

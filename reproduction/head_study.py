@@ -2,7 +2,7 @@
 
     python -m reproduction.head_study --out docs/results/heads
 
-Every head is given the same effort: the same grid of learning rate and weight decay, judged on the validation
+Every head gets the same tuning effort: the same grid of learning rate and weight decay, judged on the validation
 split of the first seed. Test labels are read once, by the chosen setting, over all seeds; each seed changes the
 split and the initial weights. Finished runs are kept under ``--work`` and not trained again.
 """

@@ -1,4 +1,4 @@
-"""`python -m reproduction list`: what the paper shows, what of it is done, and what the rest takes."""
+"""`python -m reproduction list`: the items of the paper, which of them are done, and what the rest costs."""
 
 from __future__ import annotations
 

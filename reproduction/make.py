@@ -1,8 +1,8 @@
-"""Make an item: do the runs that are missing, then draw its page from all that are done.
+"""Make an item: do the missing runs, then draw its page from all finished ones.
 
 Pages go to OUTPUT/SCALE: ``table-6.md``, pictures, and ``table-6.json``, which holds the records of all runs shown, so
 that the page can be drawn again without running anything. Runs go to WORK and are shared by the items. The page is
-drawn anew after every seed, so that a job that is stopped leaves the seeds it has finished.
+drawn again after every seed, so that a stopped job leaves a page of its finished seeds.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def make(
         recipe: The recipe.
         places: Folders.
         changes: Settings as KEY=VALUE over the recipe's.
-        run: Do missing runs; else draw from what there is: finished runs, the item's own JSON, earlier studies.
+        run: Do missing runs; else draw from existing results: finished runs, the item's own JSON, earlier studies.
         progress: Whether to show progress.
 
     Raises:
@@ -130,7 +130,7 @@ def _write(recipe: Recipe, sheet: Sheet, folder: Path, records: Records, done: i
 
 
 def _slim(record: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """A record without what its page does not show."""
+    """A record reduced to what its page shows."""
     kept = {
         key: value for key, value in record.items() if key not in ("credits", "facts") or recipe.item.kind == "images"
     }
@@ -209,7 +209,7 @@ def _cell_records(
 
 
 def _after_seed(recipe: Recipe, plan: Sequence[cells.Cell], records: Mapping[str, Any], places: Places) -> None:
-    """Draw what there is; a page that cannot be drawn yet waits for more."""
+    """Draw the existing records; skip a page that cannot be drawn yet."""
     shown = cells.shown(plan, records)
     if shown and recipe.item.kind != "images":
         draw(recipe, shown, places.output / recipe.scale)

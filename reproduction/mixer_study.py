@@ -2,7 +2,7 @@
 
     python -m reproduction.mixer_study --out docs/results/mixer
 
-Runs are kept in ``--work``: called again, it goes on where it was stopped and trains nothing twice. The full
+Runs are kept in ``--work``: a second call resumes stopped runs and trains nothing twice. The full
 recipe of the paper is ``mixer-imagenet.toml``, for `accelerate launch`.
 """
 

@@ -1,4 +1,4 @@
-"""What the recipes of whole networks share: train from TOML or go on, a table, curves."""
+"""Shared by the recipes of whole networks: train from TOML or resume, a table, curves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECIPES = Path(__file__).parent
 
 
 def train_recipe(config: str | Path, work: str | Path, *, progress: bool = True) -> TrainResult:
-    """Train what a TOML file says in a folder, or go on with what is there; finished runs are only read.
+    """Train the settings of a TOML file in a folder, or resume its runs; finished runs are only read.
 
     Raises:
         UserError: If the file is wrong, or the folder holds runs of other settings.

@@ -1,4 +1,4 @@
-"""The values that an item of the paper is made with: one TOML file per item and scale, all with the same schema.
+"""The settings that an item of the paper is made with: one TOML file per item and scale, all with the same schema.
 
 ``full`` is the paper's setting, ``small`` the same code on embedded data; items that need no training are ``exact``
 and the same at either scale. A file may start from another one: ``like = "full/table-6"``.
@@ -84,11 +84,11 @@ class Recipe:
         scale: small, full or exact.
         hardware: What it is meant for.
         minutes: Time on it: measured for small and exact, estimated for full.
-        expected: What came out or should come out.
-        notes: Where the paper is silent, and what is done instead.
+        expected: The expected result.
+        notes: What the paper leaves open, and what is done here.
         sizes: Of an exact item.
         seeds: Number of seeds; a data set may have its own.
-        analysis: ``none``; ``load``: count the images of every expert; ``experts``: ablate each besides.
+        analysis: ``none``; ``load``: count the images of every expert; ``experts``: also ablate each.
         split: Split that is analyzed.
         threshold: Coefficient from which an image counts as processed by an expert.
         settings: Of `TrainConfig`, for every run.
@@ -150,7 +150,7 @@ def load_recipe(item: str, scale: str = "small") -> Recipe:
     """The recipe of an item at a scale; an exact one is the same at both.
 
     Raises:
-        UserError: If there is no such item or scale; the nearest name is offered.
+        UserError: If there is no such item or scale; the nearest name is suggested.
     """
     if item not in ITEMS:
         raise unknown_name("reproduction", "table or figure", item, ITEMS, most=24)

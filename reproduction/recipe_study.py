@@ -4,11 +4,11 @@
     python -m reproduction.recipe_study --data icons
 
 The linear head is tried with every learning rate and dropout of a grid; the setting with the best mean validation
-accuracy over all seeds is the one that the others are compared with. Heads of experts have the settings of their preset
-and nothing is chosen for them. A curve shows what accuracy the first head pays for strong experts as its gate's scale
-and the weight of the term for specialization change. Each seed has its own split and weights. Beside the experts
-stand two controls: the same head with its gate frozen at random, and contributions dealt out again among units of the
-same load. Runs are kept under ``--work`` and not trained again.
+accuracy over all seeds is the one that the others are compared with. Heads of experts have the settings of their
+preset; nothing is tuned for them. A curve shows how much accuracy the first head loses for strong experts as its gate's
+scale and the weight of the term for specialization change. Each seed has its own split and weights. There are two
+controls: the same head with its gate frozen at random, and contributions dealt at random among units of the same load.
+Runs are kept under ``--work`` and not trained again.
 """
 
 from __future__ import annotations

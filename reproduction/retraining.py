@@ -5,7 +5,7 @@ concerns one. They share one interface, so that a table compares them on the sam
 
 - ``oversample``: the target subgroup's rows drawn more often; at strength 1 as often as the others with its
   label (appendix G);
-- ``adversarial``: a layer before the head learns features from which a second head cannot tell the sensitive
+- ``adversarial``: a layer before the head learns features from which a second head cannot predict the sensitive
   attribute (Alvi et al. 2018), by gradient reversal (Ganin and Lempitsky 2015);
 - ``group-dro``: the loss of the worst subgroup instead of the mean (Sagawa et al. 2020);
 - ``dfr``: last-layer retraining on group-balanced rows (Kirichenko et al. 2023): the biased head's logit is
@@ -60,7 +60,7 @@ def oversample(
     """
     head = make_head(head_factory, task, seed)
     weights = oversampling_weights(task, strength)
-    return minimize(head, task, weights, lambda rows: loss_of(head, task, rows), seed, settings, "oversample")
+    return minimize(head, task, weights, loss_of(head, task, settings), seed, settings, "oversample")
 
 
 def adversarial(

@@ -1,4 +1,4 @@
-"""What an item becomes: a page of tables and sentences, and the numbers behind it.
+"""The page of an item, with tables and sentences, and the numbers behind it.
 
 Numbers of ours stand beside the paper's. An equal integer is marked ``=``, another one ``≠`` with the printed value; a
 measured mean is followed by the printed one and the difference.
@@ -75,7 +75,7 @@ class Sheet:
 
 
 def sheet_of(recipe: Recipe, lead: str) -> Sheet:
-    """The beginning of an item's page: its title and notes, where the paper has it, and what is to be known first."""
+    """The beginning of an item's page: its title and notes, its place in the paper, and an introduction."""
     number = recipe.item.name.replace("-", " ").capitalize()
     sheet = Sheet(f"{number} ({recipe.scale}): {recipe.item.title}", notes=list(recipe.notes))
     sheet.lead.append(f"The paper's is in {recipe.item.place}. {lead}")

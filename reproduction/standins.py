@@ -101,7 +101,7 @@ def _oxford_pets(root: Path) -> None:
 
 
 def _celeba(root: Path) -> None:
-    """Every combination of three attributes in every split: 24 pictures, the least that the metrics take."""
+    """Every combination of three attributes in every split: 24 pictures, the minimum for the metrics."""
     folder, names = root / "celeba", ("Blond_Hair", "Male", "Young")
     rows, parts = [], []
     for number, (part, *values) in enumerate(itertools.product((0, 1, 2), (-1, 1), (-1, 1), (-1, 1)), 1):

@@ -1,7 +1,7 @@
-"""Does the runs of an item: training through `mumoe.training`, then the analysis of each, on the devices there are.
+"""Executes the runs of an item: training through `mumoe.training`, then the analysis of each, on the devices there are.
 
-Under ``torchrun`` or ``accelerate launch`` all processes train together and the main one analyzes afterwards; it has
-nobody to wait for by then.
+Under ``torchrun`` or ``accelerate launch`` all processes train together; the main one then analyzes alone, without
+waiting for the others.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Workshop:
 
     Attributes:
         work: Folder of the runs.
-        analysis: What is asked of each run: ``none``, ``load`` or ``experts`` (see `Recipe`).
+        analysis: The analysis of each run: ``none``, ``load`` or ``experts`` (see `Recipe`).
         split: Split that is analyzed.
         threshold: Coefficient from which an image counts as processed.
         progress: Whether to show progress.
-        given: `data`, `backbone` or `features` to take instead of what the settings name.
+        given: `data`, `backbone` or `features` to use instead of those that the settings name.
     """
 
     work: Path
@@ -75,7 +75,7 @@ class Workshop:
         self._networks: dict[tuple[Any, ...], Any] = {}
 
     def do(self, cells: Sequence[Cell], after: Callable[[Cell], None] | None = None) -> None:
-        """Train what is not trained, then analyze what is not analyzed.
+        """Train the runs that are not trained, then analyze those that are not analyzed.
 
         Args:
             cells: The runs.
@@ -93,7 +93,7 @@ class Workshop:
             self._finish(cell, after)
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether a run is trained, and analyzed as far as it is asked for."""
+        """Whether a run is trained and has the requested analysis."""
         folder = self.work / cell.key
         return all((folder / name).is_file() for name in record_files(self.analysis, self.split))
 
@@ -184,7 +184,7 @@ class Workshop:
         return self._extract(model.backbone, folder, cell, subset(inputs.data, rows))
 
     def _extract(self, backbone: Any, folder: Path, cell: Cell, part: ImageData) -> npt.NDArray[np.float32]:
-        """Extracted anew, in the run's folder and not in the user's cache: no other run has this backbone."""
+        """Extracted again, in the run's folder and not in the user's cache: no other run has this backbone."""
         scratch = folder / "features"
         config = cell.config.replace(cache_dir=str(scratch))
         features = np.array(extracted(config, part, backbone, _device(), self.progress).x)

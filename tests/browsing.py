@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import axe
 import browser_setup
 
 ARGUMENTS = (
@@ -33,7 +34,6 @@ ARGUMENTS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 HERE = ("", "127.0.0.1")
-SERIOUS = ("serious", "critical")
 
 
 def find_chromium() -> str:
@@ -96,16 +96,7 @@ class Watched:
 
     def violations(self) -> list[str]:
         """What axe-core finds serious or critical, one line per rule with the first elements."""
-        from axe_playwright_python.sync_playwright import Axe
-
-        # preload would fetch style sheets, which pages opened from disk may not; the other result types take most time
-        options = {"preload": False, "resultTypes": ["violations"]}
-        found = Axe().run(self.page, options=options).response["violations"]
-        return [
-            f"{rule['id']}: {rule['help']} ({'; '.join(node['html'][:120] for node in rule['nodes'][:3])})"
-            for rule in found
-            if rule["impact"] in SERIOUS
-        ]
+        return axe.violations(self.page)
 
     def still(self) -> Any:
         """The page once nothing on it is busy: all that was asked for by clicks and keys so far is drawn."""
@@ -125,7 +116,7 @@ def _is_here(url: str) -> bool:
 
 @contextlib.contextmanager
 def opened(browser: Any, url: str, *, width: int = 1280, height: int = 800, dark: bool = False) -> Iterator[Watched]:
-    """A watched page at a URL; on leaving, whatever went wrong on it fails the test."""
+    """A watched page at a URL; on exit, any error on it fails the test."""
     context = browser.new_context(
         viewport={"width": width, "height": height},
         color_scheme="dark" if dark else "light",

@@ -187,6 +187,22 @@ def test_one_run_is_a_job_too_and_objects_are_used_as_they_are(tmp_path: Path, m
     assert f"accuracy {found.accuracy:.4f}" in repr(found).splitlines()[0]
 
 
+def test_an_expert_is_named_and_the_name_is_kept_with_the_run(old: Path) -> None:
+    run = mumoe.load(old / "job" / "CPMuMoE-r4-e3x2" / "seed-0", progress=False)
+    assert run.notes.rows() == []
+    run.name_expert(2, "cat faces", note="Foxes too.")
+    found = mumoe.load(run.path, progress=False).name_expert(1, "drawn", level=1)
+    assert found == run.notes
+    assert (run.notes.of(2).note, run.notes.name(1, 1)) == ("Foxes too.", "drawn")
+    with pytest.raises(UserError, match=r"expected an expert in 0\.\.2, got 3"):
+        run.name_expert(3, "none")
+    with pytest.raises(UserError, match=r"expected a level in 0\.\.1, got 2"):
+        run.name_expert(0, "none", level=2)
+    linear = mumoe.load(old / "job" / "linear" / "seed-1", progress=False)
+    with pytest.raises(UserError, match="expected a run with experts, got the head 'linear'"):
+        linear.name_expert(0, "none")
+
+
 def test_an_unfinished_job_shows_what_is_finished(old: Path) -> None:
     path = old / "job" / "linear" / "seed-1" / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "state": "interrupted"}))

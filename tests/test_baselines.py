@@ -88,7 +88,7 @@ def test_high_rank_linear_is_a_product():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sparse_moe_routes_alike_under_autocast(dtype):
-    """Coefficients are those that the forward mixes with, in float32, whatever autocast or the weights' type."""
+    """Coefficients are those that the forward mixes with, in float32, regardless of autocast and the weights' type."""
     moe = mumoe.SparseMoE(16, 6, 9, 2).to(dtype).eval()
     torch.nn.init.normal_(moe.gate_weight)
     x = torch.randn(400, 16).to(dtype)

@@ -15,6 +15,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from browsing import browser, opened  # noqa: F401 (a fixture)
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -24,6 +26,7 @@ PUBLIC = [
     *(f"mumoe.{room}" for room in ("analysis", "data", "deploy", "models.surgery", "kernels", "training")),
 ]
 RUN = ["quickstart", "costs", "tutorials/inspect", "tutorials/bias", "tutorials/replace", "tutorials/layer"]
+RUN += ["data/folders", "data/csv", "data/features", "data/huggingface", "data/text"]
 
 
 def load(path: Path) -> ModuleType:
@@ -82,15 +85,16 @@ def test_a_broken_link_is_found(tmp_path):
 @pytest.mark.parametrize("name", RUN)
 def test_pages_run_and_show_what_is_printed(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MUMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MUMOE_CACHE", str(pages.lend_drawings(tmp_path / "cache")))
     page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
     shown = list(pages.run(page, f"{name}.md"))
     assert shown
     assert [said for block, printed in shown if (said := pages.compared(block, printed))] == []
 
 
-def test_every_tutorial_is_run():
-    assert {f"tutorials/{page.stem}" for page in (DOCS / "tutorials").glob("*.md")} <= set(RUN)
+def test_every_tutorial_and_format_is_run():
+    written = {f"{room}/{page.stem}" for room in ("tutorials", "data") for page in (DOCS / room).glob("*.md")}
+    assert written - {"data/embedded"} == {name for name in RUN if "/" in name}  # the sets by name take minutes to draw
 
 
 def test_what_a_page_shows_is_compared():
@@ -168,6 +172,41 @@ def test_the_site_asks_no_other_host_for_anything(site):
     loads = re.compile(r"<(?:(?:script|img|iframe|source)[^>]+src|link[^>]+href)=\"https?:[^\"]+")
     assert {str(page): found for page in html.rglob("*.html") if (found := loads.findall(page.read_text()))} == {}
     assert [css.name for css in html.rglob("*.css") if re.search(r"url\(\W?https?:|@import", css.read_text())] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+@pytest.mark.parametrize("name", ["index", "gallery", "glossary", "benchmarks", "method", "costs"])
+def test_pages_are_sound_in_a_browser(site, browser, name, width, dark):  # noqa: F811
+    _, _, html = site
+    with opened(browser, (html / f"{name}.html").as_uri(), width=width, dark=dark) as watched:
+        formulas = watched.page.locator(".math")
+        if formulas.count():  # typeset from the site's own copy of MathJax
+            watched.page.wait_for_function("() => !document.querySelector('.math:not(:has(mjx-container))')")
+            assert watched.page.locator("mjx-merror, [data-mml-node=merror]").count() == 0
+        assert (formulas.count() > 0) == (name in ("glossary", "method", "costs"))
+        assert watched.violations() == []
+        assert watched.sideways() == 0
+
+
+@pytest.mark.slow
+def test_mathjax_is_a_file_of_the_site(site):
+    _, _, html = site
+    assert 'src="_static/mathjax/tex-svg.js' in (html / "method.html").read_text(encoding="utf-8")
+    assert 'src="_static/mathjax' not in (html / "index.html").read_text(encoding="utf-8")
+    assert (html / "_static" / "mathjax" / "LICENSE").is_file()
+
+
+@pytest.mark.slow
+def test_summary_tables_list_every_name_of_a_module(site):
+    from mumoe import functional
+
+    _, _, html = site
+    page = (html / "api" / "mathematics.html").read_text(encoding="utf-8")
+    table = page[page.index("autosummary") : page.index("</table>")]
+    names = [name for name in functional.__all__ if callable(getattr(functional, name))]
+    assert len(names) > 5
+    assert [name for name in names if f'href="#mumoe.functional.{name}"' not in table] == []
 
 
 @pytest.mark.slow

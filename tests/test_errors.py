@@ -49,7 +49,7 @@ def test_wrong_dtype(dtype):
     [
         ({"factorization": "tuker"}, "expected a factorization out of cp, dense, hadamard, tr, tt, tucker, got 'tuker'. Did you mean 'tucker'?"),
         ({"gate": "entmax-15"}, "got 'entmax-15'. Did you mean 'entmax15'?"),
-        ({"gate": "zzz"}, "got 'zzz'. Take one of these."),
+        ({"gate": "zzz"}, "got 'zzz'. Use one of these."),
         ({"norm": "bach"}, "expected a norm out of batch, layer, none, got 'bach'. Did you mean 'batch'?"),
         ({"init": "papr"}, "expected a init out of paper, scaled, uniform, zero, got 'papr'. Did you mean 'paper'?"),
         ({"gate_init": "zero"}, "Did you mean 'zeros'?"),

@@ -1,4 +1,4 @@
-"""Files and folders are the old or the new ones, whatever happens while they are replaced."""
+"""Files and folders are the old or the new ones, even if their writer is killed while they are replaced."""
 
 from __future__ import annotations
 
@@ -536,7 +536,7 @@ def test_json_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     for name, words in (
         ("damaged", "damaged.json is not JSON"),
         ("large", "large.json has 100 bytes, more than 99"),
-        ("pipe", "pipe.json is not an ordinary file"),
+        ("pipe", "pipe.json is not a regular file"),
         ("none", "none.json cannot be read (No such file or directory)"),
     ):
         with pytest.raises(ValueError) as error:

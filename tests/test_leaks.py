@@ -1,8 +1,8 @@
 """Test images cannot reach anything that is trained or chosen: with other test features and labels, the same bits.
 
-Each job runs twice, the second time with the test rows replaced by noise, their labels drawn anew. What was trained,
-chosen or proposed must be equal to the bit; what is reported of the test rows must differ, so that the two runs were
-not the same by mistake.
+Each job runs twice, the second time with the test rows replaced by noise and their labels by random ones. What was
+trained, chosen or proposed must be equal to the bit; the numbers reported on the test rows must differ, which shows
+that the two runs were not the same by mistake.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def test_a_rewriting(edited: list[Path], objective: str, tmp_path: Path, capsys)
 
 
 def test_proposals_of_an_audit(edited: list[Path], tmp_path: Path, capsys) -> None:
-    """Found on validation images, their mean coefficients from training images alone, whatever is audited."""
+    """Found on validation images, their mean coefficients from training images alone, for any audited split."""
     proposed = []
     for run in edited:
         call("audit", run, "--target", "blond", "--split", "val", "--merge", 0, "--propose", tmp_path / run.name)
@@ -208,7 +208,6 @@ def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = made_up(900)
     test = found.data.indices("test")
     changed = dataclasses.replace(found, features=other_features(found.features, test))
-    monkeypatch.setattr(demo, "_draw_images", lambda out, found: None)
     monkeypatch.setattr(demo, "save_figure", lambda *given: None)
     chosen: list[Any] = []
     real = bias_bench.choose_strength

@@ -1,4 +1,4 @@
-"""Progress: a bar where somebody looks, lines in a log, nothing when it is off."""
+"""Progress: a bar in a terminal, lines in a log, nothing when it is off."""
 
 from __future__ import annotations
 

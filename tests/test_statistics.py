@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mumoe.statistics import (
     benjamini_hochberg,
@@ -66,14 +68,32 @@ def test_strata_by_counting_every_arrangement():
 
 def test_the_gap_over_strata_by_hand():
     value, low, high = stratified_gap([1, 0], [4, 2], [6, 4], [8, 8])
-    weight = np.array([4 * 8 / 12, 2 * 8 / 10])
     gaps = np.array([6 / 8 - 1 / 4, 4 / 8 - 0])
-    assert value == pytest.approx((weight * gaps).sum() / weight.sum())
-    spread = weight**2 * np.array([0.25 * 0.75 / 4 + 0.75 * 0.25 / 8, 0.5 * 0.5 / 8])
-    half = 1.959964 * np.sqrt(spread.sum()) / weight.sum()
-    assert (low, high) == pytest.approx((value - half, value + half), rel=1e-6)
+    assert value == pytest.approx((4 * gaps[0] + 2 * gaps[1]) / 6)
+    ends = np.array([newcombe(1, 4, 6, 8), newcombe(0, 2, 4, 8)])
+    distances = np.hypot(4 / 6 * (ends[0] - gaps[0]), 2 / 6 * (ends[1] - gaps[1]))
+    assert (low, high) == pytest.approx((value - distances[0], value + distances[1]))
     assert stratified_gap([1, 0, 3], [4, 2, 3], [6, 4, 0], [8, 8, 0]) == pytest.approx((value, low, high))
     assert np.isnan(stratified_gap([1], [2], [0], [0])).all()
+
+
+def test_the_gap_of_one_stratum_is_newcombes():
+    assert stratified_gap([3], [10], [80], [100]) == pytest.approx((0.5, *map(float, newcombe(3, 10, 80, 100))))
+
+
+@settings(max_examples=200)
+@given(strata=st.lists(st.tuples(*[st.integers(0, 12)] * 4), min_size=1, max_size=6))
+def test_the_standardized_rest_is_a_share(strata):
+    counts = np.array([(min(k, n), n, min(kr, nr), nr) for k, n, kr, nr in strata])
+    value, low, high = stratified_gap(*counts.T)
+    used = counts[(counts[:, 1] > 0) & (counts[:, 3] > 0)]
+    if not len(used):
+        assert np.isnan(value)
+        return
+    accuracy = used[:, 0].sum() / used[:, 1].sum()
+    assert -1e-12 <= accuracy + value <= 1 + 1e-12
+    assert -1 <= low <= value + 1e-12
+    assert value - 1e-12 <= high <= 1
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 10), (3, 10), (10, 10), (499, 1000), (1, 1)])

@@ -1,4 +1,7 @@
-"""The navigation takes the pages that there are: those beside a results README, and those of rooms named by `NAME*`."""
+"""The navigation: it takes the pages that there are, and its captions have a level.
+
+Pages that there are: those beside a results README, and those of rooms named by `NAME*` in the index.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,16 @@ def _matching(app: Any, pattern: str) -> str:
     return "".join(f"{doc}\n" for doc in sorted(app.env.found_docs) if wanted.fullmatch(doc))
 
 
+def level_captions(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Captions of the navigation are headings, and a heading has a level."""
+    tree = context.get("furo_navigation_tree")
+    if tree:
+        context["furo_navigation_tree"] = tree.replace('role="heading">', 'role="heading" aria-level="2">')
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Connect."""
     app.connect("source-read", add_neighbours)
     app.connect("source-read", expand)
+    app.connect("html-page-context", level_captions, priority=900)  # after the theme
     return {"parallel_read_safe": True}

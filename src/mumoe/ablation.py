@@ -1,11 +1,11 @@
-"""What "expert n did not contribute" means, for one level and for hierarchies, without subtracting anything.
+"""Ablation of experts, at one level and in hierarchies, computed without subtracting anything.
 
 Ablating experts zeroes their slices of the weight tensor. As the layer is linear in the coefficients of each
 level, zeroing slices at one level is zeroing those coefficients. A set of single combinations is left out by
 splitting the rest into products of index sets, one contraction each: no cancellation, and exact zeros.
 
-Which layers are ablated now is a context variable: every thread and asyncio task has its own, and neither a copy of a
-layer nor its saved state holds any of it.
+The ablations in effect are a context variable: every thread and asyncio task has its own, and neither copies of a layer
+nor its saved state contain them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Ablation:
 
     @classmethod
     def parse(cls, experts: Any, level: int | None, num_experts: Sequence[int], who: str) -> Ablation:
-        """From what a user writes: one index, indices, a boolean mask, index tuples, or indices of one level.
+        """From the argument of a caller: one index, several, a boolean mask, index tuples, or indices of one level.
 
         Raises:
-            UserError: If a level or an index does not exist, or a mask has another length than the level.
+            UserError: If a level or an index does not exist, or the length of a mask is not the level's.
         """
         listed = _listed(experts)
         if level is None and len(num_experts) > 1:
@@ -52,7 +52,7 @@ class Ablation:
 
 
 def _listed(experts: Any) -> list[Any]:
-    """The indices as a list; a single one, also of numpy or torch, as a list of itself."""
+    """The indices as a list; a single index (an int, or one of numpy or torch) becomes a list of one."""
     if hasattr(experts, "tolist"):
         experts = experts.tolist()
     return list(experts) if isinstance(experts, Iterable) and not isinstance(experts, str) else [experts]
@@ -115,7 +115,7 @@ active: ContextVar[tuple[_Entry, ...]] = ContextVar("mumoe_ablations", default=(
 
 @contextmanager
 def ablated(layer: object, ablation: Ablation) -> Iterator[None]:
-    """Within the context `ablations(layer)` has one more; on leaving, this one goes, whatever else came or went."""
+    """Within the context `ablations(layer)` has one more; on exit exactly this one is removed."""
     entry = _Entry(layer, ablation)
     active.set((*active.get(), entry))
     try:

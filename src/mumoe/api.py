@@ -1,4 +1,4 @@
-"""`mumoe.train` and `mumoe.load`: one object for a trained run, one for a job of several; the verbs use them too."""
+"""The Python API: `mumoe.train` and `mumoe.load` return runs and jobs; the command line uses them too."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mumoe.deploy.saved import is_converted, is_saved
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import UserError, require
 from mumoe.results import EvalResult, TrainResult
+from mumoe.specs import read_spec
 from mumoe.training.config import TrainConfig, from_mapping
 from mumoe.training.jobs import job_result
 from mumoe.training.metrics_log import job_curves
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from mumoe.analysis.expert_notes import ExpertNotes
     from mumoe.analysis.findings import TextStudy
     from mumoe.analysis.shifting import Shift
     from mumoe.analysis.stability import Stability
@@ -53,7 +55,7 @@ Transform = Callable[["Image.Image"], Tensor]
 
 
 class Run:
-    """A trained run: settings and facts at once, data, model and features when they are first used.
+    """A trained run. Settings and facts are read at once; data, model and features on first use.
 
     Made by `mumoe.load`, `Job.runs` and `Job.best`.
 
@@ -86,7 +88,7 @@ class Run:
         """Optimizer step of the checkpoint that is used.
 
         Raises:
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         return self._stored.step
 
@@ -102,7 +104,7 @@ class Run:
 
     @property
     def multi_label(self) -> bool:
-        """Whether each logit is an attribute of its own."""
+        """Whether every logit is an attribute that an image may have or not."""
         return bool(self.facts["multi_label"])
 
     @property
@@ -129,7 +131,7 @@ class Run:
 
         Raises:
             UserError: If the run trained a whole network.
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         return self._stored.head
 
@@ -139,7 +141,7 @@ class Run:
 
         Raises:
             UserError: If the run does not know its backbone.
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         return self._stored.model
 
@@ -149,7 +151,7 @@ class Run:
 
         Raises:
             UserError: If the run trained a whole network, or does not know its backbone.
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         from mumoe.deploy.model import ImageClassifier
 
@@ -161,7 +163,7 @@ class Run:
         of one that does not know its backbone, the `Head`.
 
         Raises:
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         if self._stored.trains_whole:
             return self.network
@@ -179,7 +181,7 @@ class Run:
 
         Raises:
             UserError: If the split is unknown or empty, or as `inputs`.
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         return self._stored.evaluate(split)
 
@@ -226,7 +228,7 @@ class Run:
 
         Raises:
             UserError: If a setting is wrong, the run has no experts, or the split is empty.
-            JobError: If the run has no whole checkpoint, or the folder cannot be written.
+            JobError: If the run has no intact checkpoint, or the folder cannot be written.
         """
         from mumoe.analysis.analyzing import analyze_run
 
@@ -245,25 +247,74 @@ class Run:
 
         Raises:
             UserError: If a setting is wrong, the data have no class in common, or there are no images to corrupt.
-            JobError: If a run has no whole checkpoint, or the file cannot be written.
+            JobError: If a run has no intact checkpoint, or the file cannot be written.
         """
         from mumoe.analysis.shifting import shift_runs
 
         return shift_runs([run._stored for run in (self, *against)], to, self.path, **settings)
+
+    @property
+    def notes(self) -> ExpertNotes:
+        """Names and notes of its experts, as `name_expert` and the dashboard wrote them.
+
+        Raises:
+            UserError: If their file is damaged.
+        """
+        from mumoe.analysis.expert_notes import ExpertNotes
+
+        return ExpertNotes.of_run(self._stored.folder.path)
+
+    def name_expert(self, expert: int, name: str = "", *, note: str = "", level: int | str = 0) -> ExpertNotes:
+        """Name an expert, and note something of it, in RUN/expert-notes.json; both empty removes its entry.
+
+        Dashboard, report, `Study.to_frame`, predictions and exports show the name.
+
+        Args:
+            expert: Its position in the level.
+            name: A short name.
+            note: Anything else worth keeping.
+            level: Its level in a hierarchy; of a language model the name of the layer, such as ``"h.0.mlp"``.
+
+        Returns:
+            All names and notes of the run.
+
+        >>> run.name_expert(17, "cat faces", note="Also a few foxes.")
+
+        Raises:
+            UserError: If there is no such expert or level, a text is too long, or the file is damaged.
+            JobError: If the file cannot be written.
+        """
+        from mumoe.analysis.expert_notes import change_note
+
+        self._require_expert(expert, level)
+        return change_note(self._stored.folder.path, expert, level, name=name, note=note)
+
+    def _require_expert(self, expert: int, level: int | str) -> None:
+        if self._stored.trains_whole:  # its layers have names, and experts each
+            return
+        sizes = read_spec(self.config.head, "Run.name_expert").num_experts
+        if not sizes:
+            raise UserError(f"Run.name_expert: expected a run with experts, got the head {self.config.head!r}.")
+        if not str(level).isdecimal() or not 0 <= int(level) < len(sizes):
+            raise UserError(f"Run.name_expert: expected a level in 0..{len(sizes) - 1}, got {level}. Count from 0.")
+        if not 0 <= expert < sizes[int(level)]:
+            raise UserError(
+                f"Run.name_expert: expected an expert in 0..{sizes[int(level)] - 1}, got {expert}. Count from 0."
+            )
 
     # Fairness and edits -----------------------------------------------------------------------------------------
 
     def fairness(
         self, target: str, sensitive: str, *, edits: Edits | None = None, **settings: Any
     ) -> FairnessComparison:
-        """Accuracy of each subgroup and fairness metrics, of the model and, given edits, of these and a blind shift.
+        """Accuracy of each subgroup and fairness metrics of the model; given edits, also of these and a blind shift.
 
         Settings as for `mumoe.editing.correcting.measure_fairness`.
 
         >>> run.fairness(target="Blond_Hair", sensitive="Male").to_frame()
 
         Raises:
-            UserError: If a name or a setting is wrong, the split is empty, or the edits are those of another model.
+            UserError: If a name or a setting is wrong, the split is empty, or the edits belong to another model.
         """
         from mumoe.editing.correcting import measure_fairness
 
@@ -272,7 +323,7 @@ class Run:
     def rewrite(
         self, target: str, sensitive: str, value: object, *, strength: Strength = "auto", **settings: Any
     ) -> Edit:
-        """Rewrite the experts that treat a subgroup: strength chosen on validation images, report of test images.
+        """Rewrite the experts that treat a subgroup; validation images give the strength, test images the report.
 
         Settings as for `mumoe.editing.correcting.rewrite_subgroup`.
 
@@ -302,7 +353,7 @@ class Run:
         return edit_by_hand(self._stored, operations, **settings)
 
     def audit(self, target: str = "", **settings: Any) -> RunAudit:
-        """Rank groups of images, by experts and by named attributes, by their errors beyond those of the rest.
+        """Rank groups of images, formed by experts and by named attributes, by their excess of errors over the rest.
 
         Settings as for `mumoe.editing.auditing.audit_opened`.
 
@@ -324,7 +375,7 @@ class Run:
             edits: What `rewrite` or `edit` returned, a stack, or the path of a file of edits.
 
         Raises:
-            UserError: If the head has no experts, or the edits are those of another model.
+            UserError: If the head has no experts, or the edits belong to another model.
         """
         from mumoe.editing.edited_run import EditedRun
 
@@ -343,7 +394,7 @@ class Run:
     # Pages and files --------------------------------------------------------------------------------------------
 
     def dashboard(self, *, port: int = 0, split: str = "", browser: bool = True) -> None:
-        """Show the run in the browser until interrupted: browse experts and images, edit experts, see what changes.
+        """Serve the dashboard until interrupted: browse experts and images, edit experts, see what changes.
 
         Args:
             port: Port on 127.0.0.1; 0 uses a free one.
@@ -352,7 +403,7 @@ class Run:
 
         Raises:
             UserError: If the run has no experts, a package is missing, or the port is taken.
-            JobError: If the run has no whole checkpoint.
+            JobError: If the run has no intact checkpoint.
         """
         from mumoe.dashboard.server import show_run
 
@@ -367,14 +418,14 @@ class Run:
             max_images: Images shown per expert, drawn at random and with the largest coefficients; 0 for none.
 
         Raises:
-            UserError: If a file of the run is damaged, or `out` holds something else than a report.
+            UserError: If a file of the run is damaged, or `out` holds something other than a report.
             JobError: If the folder cannot be written.
         """
         self._require_trained("Run.report")
         return write_report({self.path: [self]}, out, max_images=max_images)
 
     def _require_trained(self, who: str) -> None:
-        """Refuse a run with edits, of which there is no folder to read."""
+        """Refuse a run with edits, which has no folder to read."""
         from mumoe.editing.edited_run import EditedRun
 
         if isinstance(self._stored, EditedRun):
@@ -399,7 +450,7 @@ class Run:
         Args:
             out: The file, or the folder for safetensors.
             to: onnx, torch-export or safetensors; empty: by the ending of `out` (.onnx, .pt2, else safetensors).
-            images: Images, or folders of them, to check the file on besides random ones.
+            images: Images, or folders of them, to check the file on, in addition to random ones.
             edits: Edits to fold into the head first, as `with_edits` takes them.
             overwrite: Replace what exists.
 
@@ -498,7 +549,7 @@ class Job:
 
         Raises:
             UserError: If a setting is wrong, there are fewer than two finished seeds, or the head has no gate.
-            JobError: If a run has no whole checkpoint, or the file cannot be written.
+            JobError: If a run has no intact checkpoint, or the file cannot be written.
         """
         from mumoe.analysis.stability import job_stability
 
@@ -520,8 +571,8 @@ class Job:
         return self.result.to_frame()
 
     def plot(self) -> Figure:
-        """Validation accuracy by step, or the loss where there is none: a line for each run, a thick one for the mean
-        of each head.
+        """Validation accuracy by step (the loss if there is no accuracy): a line for each run and a thick one for the
+        mean of each head.
 
         Raises:
             JobError: If no run is finished.
@@ -588,7 +639,7 @@ def resume(
     announce: Callable[[str], None] | None = None,
     **objects: Any,
 ) -> Job:
-    """Resume a stopped run, or the unfinished runs of a job; on a CPU with the bits of one that was never stopped.
+    """Resume a stopped run, or the unfinished runs of a job; bit-exact on a CPU.
 
     Args:
         path: The folder of the run or the job.
@@ -633,7 +684,7 @@ def load(
         `ImageClassifier` and its         transform, for one of `save_converted` the network and None.
 
     Raises:
-        UserError: If there is nothing of these, the device is not there, or a run was written by a later version.
+        UserError: If the path holds none of these, the device does not exist, or a run was written by a later version.
         JobError: If the files are damaged.
 
     >>> run = mumoe.load("runs/demo/many/seed-0")

@@ -44,7 +44,7 @@ class HighRankLinear(nn.Module):
         self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Draw both matrices anew, as `nn.Linear` does."""
+        """Draw new values of both matrices, as `nn.Linear` does."""
         self.down.reset_parameters()
         self.up.reset_parameters()
 
@@ -57,7 +57,7 @@ class SparseMoE(nn.Module):
     """Sparsely-gated mixture of linear experts: the k best by a noisy gate are computed and mixed.
 
     H(x) = G x + noise * softplus(G_noise x) in training, G x in evaluation; coefficients are the softmax over
-    the k largest of H(x). The load-balancing loss is returned on request and never added by itself.
+    the k largest of H(x). The load-balancing loss is returned on request and never added automatically.
 
     Args:
         in_features: Width of the input.

@@ -1,7 +1,7 @@
 """The command line: verbs, and errors in one line.
 
 A verb is a module of `mumoe.commands` with a frozen dataclass `Options` (its fields are the flags), a
-function `run(options) -> None`, and perhaps `default(arguments) -> Options` for values that come from files.
+function `run(options) -> None`, and optionally `default(arguments) -> Options` for values that come from files.
 It is imported when it is called, so that ``mumoe --help`` stays quick.
 Exit status: 0 done, 1 a job that failed, 2 a wrong call, 130 interrupted.
 """
@@ -22,7 +22,7 @@ __all__ = ["VERBS", "guarded", "main"]
 
 VERBS = {
     "demo": "the main job on embedded data, in minutes: train, look inside, edit, report",
-    "train": "train a head or a whole network, over seeds and against partners; --resume goes on",
+    "train": "train a head or a whole network, over seeds and against partners; --resume continues",
     "tokenize": "text, JSON-lines or parquet files as the tokens that a language model is trained on",
     "evaluate": "loss and accuracy of a run, by class or by attribute",
     "predict": "labels of images, and the experts behind them",
@@ -32,7 +32,7 @@ VERBS = {
     "stability": "whether the experts of one seed reappear in others, beside random gates",
     "shift": "the same experts on shifted data: a split, other images, or corrupted ones",
     "report": "pages about a run, or comparing several, that open from disk",
-    "dashboard": "a run in the browser: experts, images, edits and what they change, at once",
+    "dashboard": "a run in the browser: experts, images, edits and their effects",
     "sweep": "train and analyze heads of many experts, gates and seeds (Figures 3 and 9)",
     "fairness": "accuracy of subgroups and fairness metrics of a run, before and after edits",
     "audit": "groups of images, by experts and by attributes, that the model gets wrong more often",
@@ -103,7 +103,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _as_called(text: str, verb: str, options: type) -> str:
-    """A message of the API in the words of the command line: verbs for methods, flags for arguments in backticks."""
+    """A message of the API, worded for the command line: verbs for methods, flags for arguments in backticks."""
     text = re.sub(r"^(?:Run|Job|mumoe)\.\w+:", f"mumoe {verb}:", text)
     return re.sub(r"`(\w+)(?:=([^`]+))?`", lambda found: flag_of(options, found[1], found[2] or ""), text)
 

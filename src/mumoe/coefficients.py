@@ -1,8 +1,8 @@
 """What a gate returns for one level: a (rows, num_experts) matrix of coefficients, dense or held by its support.
 
-Both forms offer the same operations, so that what multiplies, ablates or reads coefficients never asks which one it
-holds. A product ``a @ factor`` is computed in float32 or better whatever the dtype of the factor and whether autocast
-is on, and its result is cast to `dtype`: the numbers do not depend on the form.
+Both forms offer the same operations, so that code which multiplies, ablates or reads coefficients works with either. A
+product ``a @ factor`` is computed in float32 or better regardless of the dtype of the factor and of autocast, and
+its result is cast to `dtype`: the numbers do not depend on the form.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Coefficients(ABC):
         """A copy whose tensors went through `change`."""
 
     def to(self, *to: Any, **options: Any) -> Self:
-        """As `Tensor.to`: a dtype is that of products and leaves the coefficients as exact as they are."""
+        """As `Tensor.to`; a dtype applies to products, and the coefficients keep their precision."""
         device, dtype, _, _ = torch._C._nn._parse_to(*to, **options)
         if device is None:
             return self._map(lambda tensor: tensor, dtype or self.dtype)
@@ -98,7 +98,7 @@ class Coefficients(ABC):
 
 
 def as_coefficients(a: Tensor | Coefficients) -> Coefficients:
-    """The object for a (rows, num_experts) matrix; an object as it is."""
+    """`Coefficients` of a (rows, num_experts) matrix; an instance is returned unchanged."""
     return a if isinstance(a, Coefficients) else DenseCoefficients(a)
 
 
@@ -107,7 +107,7 @@ class DenseCoefficients(Coefficients):
 
     Args:
         matrix: (rows, num_experts), which may need a gradient.
-        dtype: Type of a product; None is that of the matrix.
+        dtype: Type of a product; None uses that of the matrix.
     """
 
     def __init__(self, matrix: Tensor, dtype: torch.dtype | None = None) -> None:

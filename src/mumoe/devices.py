@@ -1,4 +1,4 @@
-"""Devices: the name a user gives to a device that is there, and the widest float that a device computes in."""
+"""Devices: names of the devices of this machine, and the widest float type that each computes in."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def host(tensor: Tensor) -> Tensor:
-    """A tensor in float64 on the CPU, detached: for arithmetic that needs the digits wherever the model runs."""
+    """A tensor in float64 on the CPU, detached: for arithmetic that needs full precision on any device."""
     return tensor.detach().cpu().double()

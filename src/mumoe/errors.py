@@ -1,4 +1,4 @@
-"""The two kinds of failure a user meets, and the words that help out of them.
+"""The two kinds of errors that users see, and helpers that word them.
 
 Every message reads ``who: expected what, got what. Remedy.`` and is one line. The command line turns a
 `UserError` into exit status 2 and a `JobError` into exit status 1, without a traceback. An argument stands in
@@ -28,11 +28,11 @@ __all__ = [
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for: a wrong name, value, shape, path or key. Nothing was changed."""
+    """A mistake in the call: a wrong name, value, shape, path or key. Nothing was changed."""
 
 
 class JobError(RuntimeError):
-    """A job that was asked for rightly and could not be finished; what it had finished is kept."""
+    """A valid job that could not be finished; what it had finished is kept."""
 
 
 def reason_of(error: BaseException, most: int | None = None) -> str:
@@ -49,7 +49,7 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 
 
 def unknown_name(who: str, what: str, name: str, choices: Iterable[str], *, most: int = 12) -> UserError:
-    """The error for a name that is not one of the choices, with the nearest one offered.
+    """The error for a name that is not one of the choices; it suggests the nearest one.
 
     >>> print(unknown_name("MuMoE", "factorization", "tuker", ["cp", "tucker"]))
     MuMoE: expected a factorization out of cp, tucker, got 'tuker'. Did you mean 'tucker'?
@@ -58,7 +58,7 @@ def unknown_name(who: str, what: str, name: str, choices: Iterable[str], *, most
 
 
 def unknown_argument(who: str, argument: str, value: object, choices: Iterable[str]) -> UserError:
-    """The error for an argument that is not one of the choices, with the nearest one offered.
+    """The error for an argument that is not one of the choices; it suggests the nearest one.
 
     >>> print(unknown_argument("Run.evaluate", "split", "vall", ["train", "val", "test"]))
     Run.evaluate: expected `split` out of test, train, val, got 'vall'. Did you mean 'val'?
@@ -70,7 +70,7 @@ def _out_of(name: str, choices: Iterable[str], most: int = 12) -> str:
     options = sorted(str(choice) for choice in choices)
     shown = ", ".join(options[:most]) + (f" and {len(options) - most} more" if len(options) > most else "")
     close = nearest(name, options)
-    remedy = f"Did you mean {close!r}?" if close else "Take one of these."
+    remedy = f"Did you mean {close!r}?" if close else "Use one of these."
     return f"out of {shown}, got {name!r}. {remedy}"
 
 

@@ -1,4 +1,4 @@
-"""What all factorizations have in common: their registry, their ranks, how they are drawn and how edits are folded."""
+"""The base of all factorizations: registry, ranks, initialization, and folding of edits."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ NORM_RATIO = 25.0
 """Squared ratio that ``scaled`` aims at between the gradient norms of the outer factors and of those of the experts."""
 
 SQUARED_COEFFICIENTS = 0.15
-"""Sum of the squares of a row's coefficients that ``scaled`` reckons with: entmax15 of unit logits of 128 experts."""
+"""Sum of the squares of a row's coefficients that ``scaled`` assumes: entmax15 of unit logits of 128 experts."""
 
 
 def check_init(init: str) -> str:
@@ -108,8 +108,8 @@ def check_init(init: str) -> str:
 
 
 def shrink(noise: float) -> float:
-    """What the entries 1 + noise * e are divided by to have a mean square of 1, halfway from one expert to a mixture
-    of very many."""
+    """Divisor of the entries 1 + noise * e, for a mean square of 1 halfway between one expert and a mixture of very
+    many."""
     return math.sqrt(1 + noise**2 / 2)
 
 
@@ -144,7 +144,7 @@ class Factorization(nn.Module, ABC):
     """The rank at which the command `cost` compares it."""
 
     suffix: ClassVar[str] = "factor"
-    """What the names of the parameters in `factors` end with."""
+    """Endings of the names of the parameters in `factors`."""
 
     rank_defaults: ClassVar[Ranks] = {}
     """Ranks that may be left out. An int given as the rank stands for all others."""
@@ -228,12 +228,12 @@ class Factorization(nn.Module, ABC):
 
     @classmethod
     def _spread(cls, rank: int, num_experts: Sequence[int], count: int) -> Sequence[int]:
-        """An int in the place of several ranks."""
+        """An int that stands for several ranks."""
         return (rank,) * count
 
     @classmethod
     def rank_text(cls, ranks: Ranks, num_experts: Sequence[int]) -> str:
-        """``512`` where an int says it all, else every rank in order: ``512x4x4``; empty without ranks."""
+        """``512`` where one int is enough, else every rank in order: ``512x4x4``; empty without ranks."""
         values = [each for value in ranks.values() for each in (value if isinstance(value, Sequence) else [value])]
         if values and cls.resolve_ranks(values[0], num_experts) == dict(ranks):
             return str(values[0])
@@ -244,7 +244,7 @@ class Factorization(nn.Module, ABC):
         """The rank that `rank_text` wrote as these numbers.
 
         Raises:
-            UserError: If they are neither one nor as many as there are ranks.
+            UserError: If their number is neither one nor that of the ranks.
         """
         if len(values) < 2:
             return values[0] if values else None
@@ -328,7 +328,7 @@ class Factorization(nn.Module, ABC):
 
         Where it is balanced, expert factors are made smaller than the others until the gradients of all are about as
         large; else their entries are near 1, so that one step of AdamW changes them less. This one is for classes that
-        have no formula of their own: as ``uniform``, then scaled by what a few experts come to.
+        have no formula of their own: as ``uniform``, then scaled by the mean square of a few experts.
         """
         self.reset_parameters("uniform", sigma)
         sizes = self.num_experts
@@ -353,7 +353,7 @@ class Factorization(nn.Module, ABC):
 
     @abstractmethod
     def copy_linear(self, weight: Tensor, sigma: Sequence[float]) -> None:
-        """Make every expert the matrix (out, in [+ 1]), or its best approximation of the rank there is."""
+        """Make every expert the matrix (out, in [+ 1]), or its best approximation at the given rank."""
 
     # Folding edits: each returns a new factorization
 
@@ -399,7 +399,8 @@ class Factorization(nn.Module, ABC):
         bias: bool | None = None,
         kind: type[Factorization] | None = None,
     ) -> Factorization:
-        """A factorization of the same sizes that holds these tensors; trainable and in training mode as this one."""
+        """A factorization of the same sizes with these tensors, the same training mode and the same trainable
+        parameters."""
         like = next(iter(state.values()))
         new = (kind or type(self))(
             self.in_features,

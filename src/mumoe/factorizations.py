@@ -1,8 +1,8 @@
 """Modules that own the factors of a weight tensor with modes (out, in [+ 1 for the bias], level 1 .. E).
 
 They share a file because people compare them. `Dense` holds the tensor in full: it is the definition of the
-layer (a soft mixture of experts) and the oracle of the others. Each class knows all about itself (ranks, costs,
-initialization, single experts, folding of edits), so adding one means writing one class.
+layer (a soft mixture of experts) and the oracle of the others. Each class holds everything specific to it (ranks,
+costs, initialization, single experts, folding of edits), so adding one means writing one class.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class CP(_Factored):
         self.reset_parameters("paper", sigma)
         u, s, v = _svd(weight)
         k = min(len(s), self.in_factor.shape[1])
-        self.out_factor.zero_()  # components beyond the matrix's rank start silent, with a gradient
+        self.out_factor.zero_()  # components beyond the matrix's rank start at zero, with a gradient
         self.out_factor[:, :k] = (u[:, :k] * s[:k].sqrt()).to(self.out_factor)
         self.in_factor[:, :k] = (v[:, :k] * s[:k].sqrt()).to(self.in_factor)
 
@@ -168,7 +168,7 @@ class Hadamard(CP):
 
     @property
     def factors(self) -> list[Tensor]:
-        """As those of the CP that it is; the identity comes first."""
+        """The factors of the equivalent CP; the identity comes first."""
         return [torch.eye(self.out_features).to(self.in_factor), self.in_factor, *self._experts]
 
     @property
@@ -409,7 +409,7 @@ class TensorRing(_Factored):
         self.draw_outer(paths, size ** len(sigma))
 
     def draw_experts(self, level: int, sigma: float) -> None:
-        """Every slice the identity plus noise on its diagonal, which wraps round in an oblong slice."""
+        """Every slice the identity plus noise on its diagonal, which wraps around in a slice that is not square."""
         core = self.get_parameter(self.mode(level)[0])
         diagonal = torch.ones(core.shape[0], max(core.shape[1:]), dtype=core.dtype, device=core.device)
         if sigma:
@@ -425,7 +425,7 @@ class TensorRing(_Factored):
         k = min(len(s), ends * bond)
         self.out_core.zero_()
         self.in_core[:, :, ends:] = 0
-        for core in self.factors[2:]:  # paths below `ends` stay where they are; those above start silent
+        for core in self.factors[2:]:  # paths below `ends` stay where they are; those above start at zero
             core[:, :ends] *= torch.eye(ends, core.shape[2]).to(core)
         for start in range(0, k, bond):  # one block of singular values for each closed path of the ring
             path, stop = start // bond, min(start + bond, k)
@@ -571,7 +571,7 @@ def _expert_size(width: float, levels: int) -> float:
 
 
 def _wrapped(diagonal: Tensor, shape: Sequence[int]) -> Tensor:
-    """(.., max(shape)) -> (.., *shape): matrices with that diagonal, which wraps round in an oblong one."""
+    """(.., max(shape)) -> (.., *shape): matrices with that diagonal, which wraps around in one that is not square."""
     before, after = shape
     index = torch.arange(max(before, after), device=diagonal.device)
     matrix = diagonal.new_zeros(*diagonal.shape[:-1], before, after)

@@ -1,8 +1,8 @@
-"""The one place that writes files: whole or not at all, also after a kill, a power cut or a full disk.
+"""Atomic writes of files and folders: all or nothing, even after a kill, a power cut or a full disk.
 
 A file is written beside its place and renamed onto it. A folder cannot be renamed onto another one, so it takes
-three renames: the complete new folder is marked ``new``, the folder in its place steps aside as ``old``, and the new
-one takes the place. A kill between two of them leaves ``old``, ``new`` or both, and `recovered` finishes the work.
+three renames: the complete new folder is marked ``new``, the folder in its place is moved aside as ``old``, and the new
+one takes its place. A kill between two of them leaves ``old``, ``new`` or both, and `recovered` finishes the work.
 
 Temporary names start with ``.mumoe-`` and carry the machine and the process that made them, so two processes never
 share one, and the next writer in the folder removes those of processes that are gone.
@@ -217,7 +217,7 @@ def check_writable(
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder (or a file or link of that name) that no reader may see half deleted."""
+    """Delete a folder (or a file or link of that name) without readers seeing it half deleted."""
     gone = _beside(path, "part")
     with contextlib.suppress(FileNotFoundError):
         _rename(path, gone)
@@ -225,7 +225,7 @@ def remove_folder(path: Path) -> None:
 
 
 def recovered(path: Path) -> Path:
-    """Finish the replacement of a folder whose writer was killed; returns where the folder is to be read.
+    """Finish the replacement of a folder whose writer was killed; returns the folder to read.
 
     That is `path` itself, except on a read-only disk that holds an unfinished replacement.
     """
@@ -246,8 +246,8 @@ def clean_folder(folder: Path, *, locked: bool = False) -> None:
 
     Args:
         folder: The folder.
-        locked: Whether the caller holds a lock under which alone the folder is written. Then what other machines
-            left is included; by default only this machine's dead processes are known.
+        locked: Whether the caller holds the lock that every writer of the folder takes. Then the files of processes on
+            other machines are included; by default only those of this machine's dead processes.
     """
     for entry in _entries(folder):
         match = _NAME.fullmatch(entry)
@@ -263,7 +263,7 @@ def clean_folder(folder: Path, *, locked: bool = False) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    """Raise if something other than a folder is in the place; asked once, since another process may replace it."""
+    """Raise if something other than a folder is in the place; checked once, since another process may replace it."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISDIR(os.stat(path).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
@@ -288,7 +288,7 @@ def _take_place(part: Path, path: Path) -> None:
 
 
 def _exchange(new: Path, path: Path, old: Path) -> bool:
-    """Let the folder in the place step aside for the new one; False if another process took the place meanwhile."""
+    """Move the existing folder aside for the new one; False if another process took the place meanwhile."""
     with contextlib.suppress(FileNotFoundError):
         _rename(path, old)
     try:
@@ -426,7 +426,7 @@ def _machine() -> str:
 
 
 def _is_alive(process: int) -> bool:
-    if sys.platform == "win32":  # os.kill would end it
+    if sys.platform == "win32":  # os.kill would end the process
         import ctypes
 
         handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, process)
@@ -481,7 +481,7 @@ def write_errors(path: Path, *, who: str | None = None, remedy: str | None = Non
 
 
 def _failure(path: Path, error: OSError) -> str | None:
-    """What was expected and what came, or None if the error is of another matter."""
+    """What was expected and what was found, or None if the error is unrelated."""
     if error.errno in _FULL:
         return _full(path)
     if error.filename is None:
@@ -519,7 +519,7 @@ def _concerns(path: Path, failed: Path) -> bool:
 
 
 def read_json(path: Path, who: str = "", *, most: int = 1 << 30) -> Any:
-    """The content of a JSON file of ordinary kind.
+    """The content of a regular JSON file.
 
     Args:
         path: The file.
@@ -527,7 +527,7 @@ def read_json(path: Path, who: str = "", *, most: int = 1 << 30) -> Any:
         most: Largest size in bytes.
 
     Raises:
-        UserError: If it is missing, no ordinary file, too large, or not JSON.
+        UserError: If it is missing, not a regular file, too large, or not JSON.
     """
     try:
         return _parsed(path, most)
@@ -541,7 +541,7 @@ def _parsed(path: Path, most: int) -> Any:
     try:
         status = os.stat(path)  # before it is opened: a pipe would wait for its writer
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path.name} is not an ordinary file")
+            raise ValueError(f"{path.name} is not a regular file")
         if status.st_size > most:
             raise ValueError(f"{path.name} has {status.st_size} bytes, more than {most}")
         return json.loads(path.read_bytes())
@@ -597,7 +597,7 @@ def digest_ahead(path: Path) -> None:
         try:
             seen, digest = _state(path), hashlib.sha256()
             with path.open("rb") as file:
-                while part := file.read(2**24):  # large parts: after each one other threads may hold this one up
+                while part := file.read(2**24):  # large parts: other threads may delay this one after each
                     digest.update(part)
             ahead.set_result((seen, digest.hexdigest()))
         except OSError:
@@ -613,7 +613,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of what can be made again: `cache_dir`, else $MUMOE_CACHE, else ``mumoe`` in the user's cache.
+    """The cache folder: `cache_dir`, else $MUMOE_CACHE, else ``mumoe`` in the user's cache.
 
     The user's cache is $XDG_CACHE_HOME or ``~/.cache`` on Linux, and where the system keeps it elsewhere.
     """

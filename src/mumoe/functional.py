@@ -53,7 +53,7 @@ def entmax15(logits: Tensor) -> Tensor:
     """Entmax with alpha = 1.5 over the last dimension: the paper's sparse gate activation.
 
     Solves ``argmax_p <p, x> + H_1.5(p)`` on the simplex exactly: p = max(x / 2 - tau, 0)^2 with the one tau
-    for which p sums to 1. Computed in float32 or better, whatever the input's dtype.
+    for which p sums to 1. Computed in float32 or better, regardless of the input's dtype.
 
     Args:
         logits: Scores. A row may hold -inf (that entry is 0); NaN or +inf makes its row NaN.
@@ -82,8 +82,8 @@ def sparsemax(logits: Tensor) -> Tensor:
 def entmax(logits: Tensor, alpha: float | Tensor = 1.5) -> Tensor:
     """Entmax for any alpha in (1, 2] over the last dimension; alpha may be learned.
 
-    p = max((alpha - 1) x - tau, 0)^(1 / (alpha - 1)). Alpha 1.5 and 2 given as numbers take the exact
-    algorithms; any other alpha is solved by Newton's method from below, which converges monotonically.
+    p = max((alpha - 1) x - tau, 0)^(1 / (alpha - 1)). Alpha 1.5 and 2 given as numbers use the exact algorithms; any
+    other alpha is solved by Newton's method from below, which converges monotonically.
 
     Args:
         logits: Scores.
@@ -154,7 +154,7 @@ def softrank(logits: Tensor, regularization: float = 1.0, normalize: bool = True
     Shape:
         (..., num_experts) -> (..., num_experts), float32 or float64; rows sum to 1 if normalized.
 
-    Cost: N^2 operations a row, and blocks of rows in a table of N x N each: for comparisons, not for speed.
+    Cost: N^2 operations a row, and blocks of rows in a table of N x N each: meant for comparisons, not for speed.
 
     Source: Blondel et al. 2020, proposition 3 (projection by isotonic regression), section 5 (soft rank).
     """
@@ -271,7 +271,7 @@ def _entmax_slope(p: Tensor, alpha: float | Tensor, vector: Tensor) -> Tensor:
         weight = torch.where(inside, torch.where(inside, p, 1) ** (2 - alpha), 0)
         weight = torch.where(p.isnan(), p, weight)
     mean = (weight * vector).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
-    return (vector - mean) * weight  # in this order equal entries cancel to the bit
+    return (vector - mean) * weight  # in this order equal entries cancel exactly
 
 
 def _entmax_by_alpha(p: Tensor, alpha: float | Tensor) -> Tensor:
@@ -301,8 +301,8 @@ def threshold(
         x: (alpha - 1) times the logits, shifted so that the maximum of each row is 0.
         alpha: In (1, 2].
         total: Sums values shaped like x over each row; the result broadcasts against x.
-        start: A lower bound of tau; -1 always is one.
-        steps: Steps at most: fewer than it takes to converge leave a lower bound.
+        start: A lower bound of tau; -1 is always one.
+        steps: Maximum number of steps; if it stops before convergence, the result is a lower bound.
     """
     power = 1 / (alpha - 1)
     fixed, tau = not _may_branch(x), torch.zeros_like(total(x)) + start
@@ -328,7 +328,7 @@ def threshold(
 
 
 def _traced_steps(size: int) -> int:
-    """Steps that Newton's method needs at most where it must not look at values."""
+    """Number of steps that is enough for Newton's method where it must not read values."""
     return 8 + int(size).bit_length()
 
 
@@ -543,7 +543,7 @@ def _outer(vectors: Sequence[Tensor]) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# How much experts say about labels
+# Information of experts about labels
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -552,7 +552,8 @@ def mutual_information(coefficients: Tensor, labels: Tensor, num_labels: int) ->
 
     I = sum_{c,n} J_cn log(J_cn / (p_c q_n)) with J = mean over rows of y a', p and q its sums over experts and labels.
     With several labels a row, the mean over labels of the information of "has it or not". Estimated on few rows it is
-    too large; as a term of a loss it is taken on the rows of a batch. Tokens count as rows, and their tags as labels.
+    too large; as a term of a loss it is computed on the rows of a batch. Tokens count as rows, and their tags as
+    labels.
 
     Args:
         coefficients: a, at least 0, with rows that sum to 1; differentiable.

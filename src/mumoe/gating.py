@@ -3,7 +3,8 @@
     a_e = activation(normalize(router_e(z))),  e = 1 .. E
 
 By default a router is a linear layer without bias and the normalization has nothing to learn (paper, section 4). All of
-it is computed in float32 or better, whatever the input's dtype or autocast, so that each row of coefficients sums to 1.
+it is computed in float32 or better, regardless of the input's dtype and of autocast, so that each row of coefficients
+sums to 1.
 
 `takes_sparse` is the one place that chooses between the dense gate and the sparse one (`mumoe.sparse_gate`), which
 gives the same coefficients without a (rows, num_experts) matrix.
@@ -92,13 +93,13 @@ class Entmax(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set a learned alpha to where it started."""
+        """Reset a learned alpha to its initial value."""
         if self.logit is not None:
             self.logit.fill_(math.log((self.fixed - 1) / (2 - self.fixed)))
 
     @property
     def alpha(self) -> float | Tensor:
-        """Alpha as it is now."""
+        """The current alpha."""
         return self.fixed if self.logit is None else 1 + torch.sigmoid(self.logit.float())
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ class BatchNorm(nn.BatchNorm1d):
         return self
 
     def forward(self, input: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Normalize (rows, num_features); `shift` (num_features,) was taken off the input and belongs to its mean."""
+        """Normalize (rows, num_features); `shift` (num_features,), subtracted from the input, is part of its mean."""
         if self.training and input.shape[0] == 1:
             raise UserError(
                 "MuMoE: expected at least 2 rows to train a batch-normalized gate, got 1. "
@@ -228,7 +229,7 @@ class BatchNorm(nn.BatchNorm1d):
         return y
 
     def _next_weight(self) -> float:
-        """Share of the batch at hand in the running statistics; counts it."""
+        """Weight of the current batch in the running statistics; counts the batch."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         return self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
@@ -300,7 +301,7 @@ def _make_routers(
 
 
 class Router(nn.Linear):
-    """The default router: a linear layer that computes in float32 or better, whatever the dtype of its weight."""
+    """The default router: a linear layer that computes in float32 or better, regardless of the dtype of its weight."""
 
     def reset_parameters(self) -> None:
         """Draw a weight of standard deviation 1 / sqrt(in_features); a bias starts at zero."""
@@ -320,7 +321,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _reset(module: nn.Module) -> None:
-    """Call the module's `reset_parameters`, if it has one; a batch norm forgets its running statistics."""
+    """Call the module's `reset_parameters`, if it has one; a batch norm resets its running statistics."""
     reset = getattr(module, "reset_parameters", None)
     if callable(reset):
         reset()
@@ -395,7 +396,7 @@ class Gate(nn.Module):
         return [router.weight for router in self.routers]  # type: ignore[misc]
 
     def reset_parameters(self) -> None:
-        """Draw new routers, set learned activations to where they started and forget the running statistics."""
+        """Draw new routers, reset learned activations and the running statistics."""
         for module in (*self.routers, *self.norms, *self.activations):
             _reset(module)
         if self.init == "zeros":
@@ -419,7 +420,7 @@ class Gate(nn.Module):
         router, norm, wide = self.routers[level], self.norms[level], _wide(x)
         with full_precision(x):
             if type(norm) is BatchNorm and norm.training and len(x) > 1 and is_plain(router):
-                centre = x.detach().to(wide).mean(0)  # a large mean would cost digits
+                centre = x.detach().to(wide).mean(0)  # a large mean would cost precision
                 shift = F.linear(centre, router.weight.detach().to(wide))  # type: ignore[operator]
                 return norm(router(x.to(wide) - centre), shift)
             own = x if isinstance(router, Router) else x.to(_dtype_of(router, wide))
@@ -555,7 +556,7 @@ experts, 768 -> 1000, rank 512, one thread, dense / sparse time in inference and
 
 
 class Limit(NamedTuple):
-    """From where on the sparse gate is the faster one: from both numbers on, or from `many` experts."""
+    """Sizes from which the sparse gate is faster: at least both numbers, or at least `many` experts."""
 
     experts: int
     logits: int
@@ -570,7 +571,7 @@ LIMITS = {
     ("other", "inference"): Limit(experts=512, logits=2**24, many=2**24),
     ("other", "training"): Limit(experts=512, logits=2**24, many=2**24),
 }
-"""By what computes (compiled kernels; PyTorch on the processor; PyTorch elsewhere), without and with gradients.
+"""By implementation (compiled kernels; PyTorch on the CPU; PyTorch on other devices), without and with gradients.
 
 Measured as `DENSE_SHARE`, dense / sparse time of the layer:
 
@@ -585,11 +586,11 @@ of logits in float32 on."""
 
 
 def takes_sparse(gate: Gate, level: int, x: Tensor) -> bool:
-    """Whether a level of the gate is computed by its support: because it is faster, or because the route says so.
+    """Whether a level of the gate is computed by its support: because it is faster, or because the route asks for it.
 
-    Only where the values are the same as those of the dense gate and nothing is there to see a difference: not under
+    Only where the values are the same as those of the dense gate and the difference cannot be observed: not under
     tracing, transforms and dispatch modes, not for tensor subclasses, and not where the router, norm or activation has
-    hooks, is patched, or is of a class that the sparse gate does not know.
+    hooks, is patched, or is of a class that the sparse gate does not support.
     """
     experts, rows = gate.num_experts[level], x.shape[0]
     if gate.route == "dense" or rows == 0 or functional.is_traced(x):
@@ -620,7 +621,7 @@ _SHARED = (nn.Module.__call__, nn.Module._call_impl, nn.BatchNorm1d.forward)
 
 
 def is_plain(*modules: nn.Module) -> bool:
-    """Whether calling the modules does what their classes say and nothing else: no hook and no patch anywhere."""
+    """Whether calling the modules runs the code of their classes and nothing else: no hooks and no patches."""
     if (nn.Module.__call__, nn.Module._call_impl, nn.BatchNorm1d.forward) != _SHARED:
         return False
     if nn_module._has_any_global_hook():

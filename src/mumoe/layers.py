@@ -86,7 +86,7 @@ class _Gated(nn.Module):
         self._draw_layers()
 
     def _draw_layers(self) -> None:
-        """Draw the factors; ``zero`` silences the last layer alone, for a block of silent layers learns nothing."""
+        """Draw the factors; ``zero`` zeroes the last layer alone, since a block of zero layers learns nothing."""
         for part in self.parts:
             last = part is self.parts[-1]
             part.reset_parameters("scaled" if self.init == "zero" and not last else self.init, self.sigma)
@@ -97,7 +97,7 @@ class _Gated(nn.Module):
         return tuple(getattr(self, name) for name in self.LAYERS)
 
     def reset_parameters(self) -> None:
-        """Draw gate and factors anew."""
+        """Draw new values of gate and factors."""
         self.gate.reset_parameters()
         self._draw_layers()
 
@@ -130,7 +130,7 @@ class _Gated(nn.Module):
             level: Ablate every combination that has one of these experts at this level.
 
         Raises:
-            UserError: If an index does not exist, or a mask has another length than the level.
+            UserError: If an index does not exist, or the length of a mask is not the level's.
         """
         with ablated(self, Ablation.parse(experts, level, self.num_experts, type(self).__name__)):
             yield self
@@ -184,7 +184,7 @@ class _Gated(nn.Module):
         return levels
 
     def _answer(self, y: Tensor, x: Tensor, a: Sequence[Tensor | Coefficients], asked: Asked) -> Any:
-        """y in the leading shape of x, and the coefficients as they were asked for."""
+        """y in the leading shape of x, and the coefficients in the requested form."""
         y = y.reshape(*x.shape[:-1], y.shape[-1])
         if asked is False:
             return y
@@ -220,7 +220,7 @@ class MuMoE(_Gated):
         gate: Activation of the gate by name, or a module: see `gating.GATES`. Or a whole `Gate`, with a router, a route
             or a width of its own (then forward needs ``gate_input``); it replaces norm, gate_init and gate_options.
         norm: Normalization of the gate's logits: ``batch``, ``layer`` or ``none``.
-        init: ``scaled`` (every expert has the variance of an `nn.Linear`, whatever the factorization, rank and number
+        init: ``scaled`` (every expert has the variance of an `nn.Linear`, for any factorization, rank and number
             of experts, and so has the output), ``zero`` (the same, but the output factor is 0, and so is the output),
             ``paper`` (appendix B.1) or ``uniform``, whose outputs grow with all of these.
         sigma: Noise between the experts of each level at init: 0.4, 0.1, 0.1, .. for ``scaled`` and ``zero``; for the
@@ -365,14 +365,14 @@ class MuMoE(_Gated):
     ) -> MuMoE:
         """Upcycle a trained linear layer: every expert starts as a copy of it.
 
-        With enough rank (the default) the new layer computes the same function whatever the coefficients; with
+        With enough rank (the default) the new layer computes the same function for all coefficients; with
         less it is the best approximation of that rank, and a warning states the relative error.
 
         Args:
             linear: The layer to copy, left as it is.
             num_experts: As in the constructor.
             factorization: As in the constructor.
-            rank: As in the constructor; None takes the smallest one that is exact.
+            rank: As in the constructor; None uses the smallest one that is exact.
             sigma: Noise between the experts of the first level, relative to their weights; 0 is exact.
         """
         matrix = linear.weight.detach()
@@ -415,7 +415,7 @@ def _relative_error(layer: MuMoE, matrix: Tensor, levels: tuple[int, ...]) -> fl
 
 
 class MuMoEBlock(_Gated):
-    """A two-layer MLP whose both layers are mixtures of experts under one gate; takes the arguments of timm's `Mlp`.
+    """A two-layer MLP of mixtures of experts under one gate; takes the arguments of timm's `Mlp`.
 
     a = gate(x);  h = act(W1 x a);  y = W2 h a
 
@@ -429,9 +429,9 @@ class MuMoEBlock(_Gated):
         drop: Probability of dropout, or a module in its place; a pair for the hidden features and the output.
         num_experts: As in `MuMoE`.
         factorization: As in `MuMoE`, for all layers.
-        rank: As in `MuMoE`; a list gives each layer its own. By default the one with which the block has, the gate
-            included, as many parameters as the MLP it replaces.
-        channels_first: Take and return (B, features, height, width), as the 1 x 1 convolutions of some ConvNeXts.
+        rank: As in `MuMoE`; a list gives each layer its own. By default the block has as many parameters, the gate
+            included, as the MLP it replaces.
+        channels_first: Accept and return (B, features, height, width), as the 1 x 1 convolutions of some ConvNeXts.
         gate: As in `MuMoE`, and so are the arguments after it.
 
     Shape:
@@ -551,7 +551,7 @@ class MuMoEGatedBlock(MuMoEBlock):
 
     a = gate(x);  h = act(Wg x a) * (W1 x a);  y = W2 h a
 
-    Two gates meet here: `gate` chooses experts; `fc_gate` (Wg) is the gated MLP's own factor of the hidden features.
+    There are two gates: `gate` chooses experts; `fc_gate` (Wg) is the gated MLP's own factor of the hidden features.
     The arguments are those of `MuMoEBlock`; a list of ranks is in the order Wg, W1, W2.
 
     Shape:

@@ -1,4 +1,4 @@
-"""Training and evaluation mode for a while."""
+"""Training and evaluation mode within a context."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["evaluating", "keeping_modes"]
 
 @contextmanager
 def keeping_modes(module: nn.Module) -> Iterator[None]:
-    """Put the training flag of a module and of all modules inside back afterwards."""
+    """Restore the training flags of a module and its submodules on exit."""
     flags = [(child, child.training) for child in module.modules()]
     try:
         yield
@@ -24,7 +24,7 @@ def keeping_modes(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without a graph; every module's training flag is put back afterwards."""
+    """Evaluation mode without gradients; the training flag of every module is restored on exit."""
     with keeping_modes(module), torch.no_grad():
         module.eval()
         yield

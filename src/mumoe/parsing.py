@@ -25,7 +25,7 @@ from mumoe.errors import UserError, unknown_name
 __all__ = ["Argument", "flag_of", "parse"]
 
 _GENERAL = ("data", "device", "seed", "json", "quiet")
-"""Options that mean the same on every verb; help shows them last."""
+"""Options that mean the same for every verb; help shows them last."""
 _WORDS: Mapping[type, str] = {int: "a whole number", float: "a number"}
 
 
@@ -36,7 +36,7 @@ class Argument:
     Attributes:
         flags: The flags, long one last; empty: the field's name with hyphens.
         metavar: Placeholder of the value in help; of a positional argument its name.
-        positional: Whether it is given by place.
+        positional: Whether it is given by position.
         help: Help, instead of the string below the field.
     """
 
@@ -90,7 +90,7 @@ def parse(options: type, arguments: list[str], prog: str, default: Any = None) -
         options: The dataclass.
         arguments: What follows the verb.
         prog: The verb as it is called, for help and errors.
-        default: Values of what is not among the arguments, where a verb reads them from elsewhere.
+        default: Values of missing arguments, where a verb reads them from elsewhere.
 
     Raises:
         UserError: For a wrong flag or value.
@@ -117,7 +117,7 @@ def parse(options: type, arguments: list[str], prog: str, default: Any = None) -
 
 
 def flag_of(options: type, name: str, value: str = "") -> str:
-    """The flag of a field, such as ``--batch-size 8`` of ``batch_size=8``; a name that is no field as it is."""
+    """The flag of a field, such as ``--batch-size 8`` of ``batch_size=8``; other names are unchanged."""
     shown = next((option.shown for option in _options(options) if option.name == name), name)
     if shown == name:
         return f"{name}={value}" if value else name
@@ -166,7 +166,7 @@ def _texts(options: type) -> dict[str, str]:
 
 
 class _Wrong(Exception):
-    """What is wrong with an argument: unlike a ValueError, argparse lets it through as it is worded."""
+    """An error in an argument; unlike a ValueError's, argparse keeps its message."""
 
 
 class _Parser(argparse.ArgumentParser):

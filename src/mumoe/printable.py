@@ -1,4 +1,4 @@
-"""Text that can be written everywhere: in UTF-8 files, and on terminals that know ASCII alone.
+"""Text that can be written everywhere: in UTF-8 files, and on terminals that show ASCII alone.
 
 A name that is read from a folder may hold bytes that are not UTF-8; Python keeps them as surrogates, which no file,
 page or archive accepts. They are replaced once, where a data set is made (`mumoe.data.base.ImageData`); paths that are

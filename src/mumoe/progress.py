@@ -1,4 +1,4 @@
-"""Progress with an estimate of the time left: tqdm's bar in terminals and notebooks, now and then a line in a log."""
+"""Progress with an estimate of the time left: tqdm's bar in terminals and notebooks, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Progress(AbstractContextManager["Progress"]):
     Args:
         description: What is being done, in a few words.
         total: Number of units; `advance` counts them.
-        enabled: False keeps silent.
+        enabled: False prints nothing.
         interval: Seconds between the lines written where stderr is neither a terminal nor a notebook.
 
     >>> with Progress("Extracting features", total=3) as progress:
@@ -45,7 +45,7 @@ class Progress(AbstractContextManager["Progress"]):
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count units as done; `note` is shown behind the bar (a loss, say)."""
+        """Count units as done; `note` is shown after the bar (a loss, say)."""
         self.done += count
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)

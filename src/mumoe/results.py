@@ -65,7 +65,7 @@ class RunResult(Record):
         seed: The seed.
         parameters: Number of trained parameters.
         step: Optimizer step of the checkpoint that is the result.
-        seconds: Time spent training, over all sittings.
+        seconds: Time spent training, interrupted sessions included.
         evaluations: `EvalResult` by split (val and test, as far as they have images).
     """
 
@@ -138,7 +138,7 @@ class TrainResult(Record):
 
     Attributes:
         out: Folder that holds everything.
-        head: The head that was asked for.
+        head: The requested head.
         runs: One per head and seed.
         accuracy: Head -> split -> spread over the seeds.
         comparisons: The head against each partner.

@@ -1,12 +1,12 @@
-"""The gate without a (rows, num_experts) matrix: logits of a block of experts at a time, and the support alone kept.
+"""The gate without a (rows, num_experts) matrix: logits in blocks of experts, of which only the support is kept.
 
 For entmax15 with x = logits / 2, an expert is in a row's support if and only if x > tau, and tau grows with every
-logit that is looked at. So while blocks of logits go by, a lower bound of tau discards nearly all of them, exactly;
-what is left is solved by the Newton method of the dense gate. Sparsemax, topk and relu_topk likewise.
+logit that is looked at. So while blocks of logits are processed, a lower bound of tau discards nearly all of them,
+exactly; what is left is solved by the Newton method of the dense gate. Sparsemax, topk and relu_topk likewise.
 
 Batch normalization: every block holds the full batch, so its statistics are those of the dense gate. The gradient of
-the logits is zero outside the support but for two terms, by way of mean and variance, that have low rank. Saved for the
-backward are the input, the support and the statistics. A second derivative is taken through the dense gate.
+the logits is zero outside the support except for two low-rank terms, which come from mean and variance. Saved for the
+backward are the input, the support and the statistics. A second derivative goes through the dense gate.
 
 `mumoe.kernels` computes the same faster; `gating.takes_sparse` decides when this module is used.
 """
@@ -61,7 +61,7 @@ class Plan:
     eps: float | None = None
 
     def shifted(self, bias: Tensor) -> Plan:
-        """The same on logits that lack the router's bias; the statistics of a batch take it off in any case."""
+        """The same on logits that lack the router's bias; the statistics of a batch subtract it in any case."""
         if self.eps is not None:
             return self
         mean = -bias if self.mean is None else self.mean - bias
@@ -173,7 +173,7 @@ class _Values(torch.autograd.Function):
 
 
 def _by_bias(raw: Tensor, indices: Tensor, bias: Tensor, var: Tensor | None) -> Tensor:
-    """Batch statistics take the bias off again: it has no effect and no gradient."""
+    """Batch statistics cancel the bias: it has no effect and no gradient."""
     return torch.zeros_like(bias) if var is not None else segment_sum(raw, indices, len(bias))
 
 
@@ -210,7 +210,7 @@ def _add_statistics(
     grad_x: Tensor | None,
     grad_weight: Tensor | None,
 ) -> None:
-    """Subtract the gradient by way of the batch's mean and variance, in place.
+    """Subtract the gradient through the batch's mean and variance, in place.
 
     For logits l = z g and y = (l - mean) rstd: dl = rstd (dy - m1 - y m2), with m1, m2 the means of dy and dy y over
     the batch. An expert without an entry has dy = m1 = m2 = 0. The rows of z are centred, so that m1 has no part in
@@ -288,12 +288,12 @@ def _moments(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Search:
-    """Candidates of every row while blocks of logits go by.
+    """Candidates of every row while blocks of logits are processed.
 
     Each row remembers the largest logit of each of 64 buckets. These are logits of different experts, so the
     threshold tau that solves the activation on them alone is at most the true one (tau grows with every logit
-    that is added): whatever lies at or below it cannot be in the support. For topk the k-th largest of the buckets
-    plays that part.
+    that is added): anything at or below it cannot be in the support. For topk the k-th largest of the buckets
+    plays that role.
     """
 
     def __init__(self, x: Tensor, num_experts: int, kind: str, k: int, dense_share: float) -> None:
@@ -310,7 +310,7 @@ class _Search:
         self.found: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def blocks(self, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The raw logits of each block of experts, in a buffer that is used again."""
+        """The raw logits of each block of experts, in a buffer that is reused."""
         for start in range(0, len(weight), self.step):
             part = weight[start : start + self.step]
             logits = self.buffer[:, : len(part)]
@@ -342,7 +342,7 @@ class _Search:
             top = self.best.amax(-1, keepdim=True)
             start = ((self.bound - top) * scale).nan_to_num_(nan=-1.0).clamp_(min=-1)  # NaN: nothing but -inf so far
             tau = functional.threshold((self.best - top) * scale, scale + 1, _sum_rows, start, steps=4)
-            # the margin takes the rounding of tau and of the shift
+            # the margin covers the rounding of tau and of the shift
             self.bound = torch.fmax(self.bound, top + tau / scale - 1e-5 * (1 + top.abs()))
         elif self.k <= BUCKETS:
             self.bound = torch.maximum(self.bound, self.best.topk(self.k, dim=-1).values[:, -1:])

@@ -94,7 +94,7 @@ def parse_spec(spec: str, who: str = "from_spec") -> dict[str, Any]:
 
 
 def format_spec(factorization: str, num_experts: Sequence[int], rank: Rank | None) -> str:
-    """The specification of these arguments, the rank as short as it can be."""
+    """The specification of these arguments, with the rank in its shortest form."""
     kind = get_factorization(factorization)
     ranks = "" if rank is None else kind.rank_text(kind.resolve_ranks(rank, num_experts), num_experts)
     return join_spec(kind.title, ranks, num_experts)
@@ -112,7 +112,7 @@ def check_rows(x: Tensor, in_features: int, dtype: torch.dtype, who: str) -> Ten
     """A layer's input as (rows, in_features).
 
     Raises:
-        UserError: If its width is another, or its dtype is not that of the weights outside autocast.
+        UserError: If its width differs, or its dtype is not that of the weights outside autocast.
     """
     if x.ndim < 1 or x.shape[-1] != in_features:
         got = x.shape[-1] if x.ndim else "a number"

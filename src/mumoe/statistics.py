@@ -1,6 +1,6 @@
 """Statistics that several rooms share: intervals of shares, exact tests of counts, corrections for many comparisons.
 
-Distributions are scipy's; what is written here has no vectorized form there. Arrays broadcast as in numpy. The
+Distributions are scipy's; only what has no vectorized form there is written here. Arrays broadcast as in numpy. The
 bootstraps live beside what they resample (`analysis.class_effects`, `editing.subgroup_fairness`).
 """
 
@@ -16,6 +16,7 @@ from mumoe.errors import require
 
 __all__ = [
     "benjamini_hochberg",
+    "bootstrap_interval",
     "fisher_less",
     "holm",
     "newcombe",
@@ -38,16 +39,49 @@ def wilson(hits: npt.ArrayLike, total: npt.ArrayLike, confidence: float = 0.95) 
     return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
 
 
-def newcombe(k: int, n: int, k_rest: int, n_rest: int, confidence: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(
+    draws: npt.ArrayLike,
+    estimate: npt.ArrayLike,
+    ends: tuple[float, float] = (0.025, 0.975),
+    *,
+    moved: bool = False,
+) -> tuple[Floats, Floats]:
+    """Percentile interval of a bootstrap that always holds its estimate.
+
+    Resampling moves some statistics to one side (a mean of norms, a count above a threshold). If it moves one so far
+    that the percentiles exclude the estimate, the basic and BCa intervals exclude it too. Either the interval is
+    widened to the estimate, or it is moved by the bias that the bootstrap shows: the distance of the draws' median
+    from the estimate. Both cover the mean of the statistic over test sets of this size.
+
+    Args:
+        draws: (resamples, ...) the statistic of each resample.
+        estimate: (...) the statistic of the data.
+        ends: Shares of the draws below the lower and below the upper percentile.
+        moved: Move the interval instead of widening it; for statistics whose bias is larger than their spread.
+
+    Returns:
+        Lower and upper end, (...).
+    """
+    value = np.asarray(estimate, dtype=np.float64)
+    low, middle, high = np.quantile(np.asarray(draws, dtype=np.float64), [ends[0], 0.5, ends[1]], axis=0)
+    if moved:
+        return np.asarray(low - middle + value), np.asarray(high - middle + value)
+    return np.minimum(low, value), np.maximum(high, value)
+
+
+def newcombe(
+    k: npt.ArrayLike, n: npt.ArrayLike, k_rest: npt.ArrayLike, n_rest: npt.ArrayLike, confidence: float = 0.95
+) -> tuple[Floats, Floats]:
     """Newcombe's hybrid score interval of k_rest / n_rest - k / n, sound for small groups and rates of 0 or 1."""
+    k, n, k_rest, n_rest = (np.asarray(value, dtype=np.float64) for value in (k, n, k_rest, n_rest))
     a, b = k_rest / n_rest, k / n
     (low_a, high_a), (low_b, high_b) = wilson(k_rest, n_rest, confidence), wilson(k, n, confidence)
     low, high = np.hypot(a - low_a, high_b - b), np.hypot(high_a - a, b - low_b)
-    return float(a - b - low), float(a - b + high)
+    return np.asarray(a - b - low), np.asarray(a - b + high)
 
 
 def fisher_less(k: npt.ArrayLike, n: npt.ArrayLike, k_rest: npt.ArrayLike, n_rest: npt.ArrayLike) -> Floats:
-    """One-sided p-values of Fisher's exact test: are as few as k of n right by chance?
+    """One-sided p-values of Fisher's exact test: could k of n, or fewer, be right by chance?
 
     Args:
         k: Right answers in the group.
@@ -64,7 +98,7 @@ def fisher_less(k: npt.ArrayLike, n: npt.ArrayLike, k_rest: npt.ArrayLike, n_res
 
 
 def stratified_less(k: npt.ArrayLike, n: npt.ArrayLike, k_rest: npt.ArrayLike, n_rest: npt.ArrayLike) -> float:
-    """Fisher's exact test over strata: are as few as sum(k) right by chance, given what is right in every stratum?
+    """Fisher's exact test over strata: could sum(k), or fewer, be right by chance, given the margins of each stratum?
 
     The sum of independent hypergeometric counts, one per stratum, by convolution. One stratum is `fisher_less`.
 
@@ -84,9 +118,11 @@ def stratified_less(k: npt.ArrayLike, n: npt.ArrayLike, k_rest: npt.ArrayLike, n
 def stratified_gap(
     k: npt.ArrayLike, n: npt.ArrayLike, k_rest: npt.ArrayLike, n_rest: npt.ArrayLike, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Mantel and Haenszel's difference of shares outside and inside a group over strata, with its interval.
+    """Share outside minus share inside a group, with the strata weighted as in the group, and its interval.
 
-    Strata without rows on one side are left out. The variance is Greenland and Robins'.
+    The outside is standardized: its share is the one that it would have with as many rows of each stratum as the group.
+    Strata without rows on one side are left out. The interval joins Newcombe's of each stratum by their squared
+    distances from it (MOVER; Zou and Donner, 2008); with one stratum it is Newcombe's.
 
     Args:
         k, n, k_rest, n_rest: (strata,) as in `fisher_less`.
@@ -100,11 +136,11 @@ def stratified_gap(
     if not both.any():
         return float("nan"), float("nan"), float("nan")
     k, n, k_rest, n_rest = k[both], n[both], k_rest[both], n_rest[both]
-    weight, inside, outside = n * n_rest / (n + n_rest), k / n, k_rest / n_rest
-    value = float((weight * (outside - inside)).sum() / weight.sum())
-    variance = (weight**2 * (inside * (1 - inside) / n + outside * (1 - outside) / n_rest)).sum() / weight.sum() ** 2
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * float(np.sqrt(variance))
-    return value, max(value - half, -1.0), min(value + half, 1.0)
+    weight, gap = n / n.sum(), k_rest / n_rest - k / n
+    low, high = newcombe(k, n, k_rest, n_rest, confidence)
+    value = float(weight @ gap)
+    below, above = (float(np.sqrt((weight**2 * (end - gap) ** 2).sum())) for end in (low, high))
+    return value, max(value - below, -1.0), min(value + above, 1.0)
 
 
 def holm(p: npt.ArrayLike) -> Floats:

@@ -179,7 +179,7 @@ def test_shapes_that_disagree_are_one_clear_error():
 
 
 def plain_bootstrap(answers, changed, resamples, seed, least):
-    """Every resample counted anew from the resampled images, one by one."""
+    """Every resample counted again from the resampled images, one by one."""
     rng = np.random.default_rng(seed)
     p, means, strong = [], [], []
     images = rng.integers(len(answers.right), size=(resamples, len(answers.right)))
@@ -203,6 +203,11 @@ def plain_bootstrap(answers, changed, resamples, seed, least):
     return np.array(p), np.array(means), np.array(strong)
 
 
+def widened(draws, estimate):
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return min(low, estimate), max(high, estimate)
+
+
 @pytest.mark.parametrize("least", [1, 5])
 def test_bootstrap_equals_counting_every_resample_anew(least):
     rng = np.random.default_rng(3)
@@ -213,13 +218,17 @@ def test_bootstrap_equals_counting_every_resample_anew(least):
     sign = np.where(answers.right[pairs[0]], -1, 1)
     changed = Changes(pairs[0], pairs[1], labels[pairs[0]], sign, 7)
     found = bootstrap(answers, changed, resamples=200, seed=5, least_lost=least)
+    plain = specialization(answers, changed, least_lost=least)
+    own = {effect.unit: effect for effect in plain.effects}
     p, means, strong = plain_bootstrap(answers, changed, 200, 5, least)
     assert len(set(strong.tolist())) > 1
     for unit, interval in found.units.items():
-        assert interval == pytest.approx(tuple(np.quantile(p[:, unit], [0.025, 0.975])))
+        assert interval == pytest.approx(widened(p[:, unit], own[unit].polysemanticity))
     assert set(found.units) == set(range(6))
-    assert found.mean == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
-    assert found.strong == pytest.approx(tuple(np.quantile(strong, [0.025, 0.975])))
+    low, middle, high = np.quantile(means, [0.025, 0.5, 0.975]) - np.median(means) + plain.mean_polysemanticity
+    assert middle == plain.mean_polysemanticity
+    assert found.mean == pytest.approx((low, high))
+    assert found.strong == pytest.approx(widened(strong, plain.strong))
 
 
 def test_bootstrap_interval_covers_the_truth_and_narrows_with_more_images():
@@ -236,6 +245,29 @@ def test_bootstrap_interval_covers_the_truth_and_narrows_with_more_images():
     assert few.interval[0] < truth < few.interval[1]
     assert many.interval[0] < truth < many.interval[1]
     assert many.interval[1] - many.interval[0] < (few.interval[1] - few.interval[0]) / 3
+
+
+def drawn_study(rng, images=800, units=128, classes=40):
+    """A test set of small classes; each unit costs its own class most, others a little."""
+    labels = rng.integers(classes, size=images)
+    answers = Answers(labels, rng.random(images) < 0.8, classes)
+    chance = np.where(labels[:, None] == np.arange(units) % classes, 0.5, 0.03)
+    image, unit = np.nonzero((rng.random((images, units)) < chance) & answers.right[:, None])
+    return answers, Changes(image, unit, labels[image], -np.ones_like(image), units)
+
+
+def test_intervals_hold_their_estimates_and_cover_what_test_sets_of_this_size_give():
+    """Percentiles alone exclude the mean p of every one of these test sets, and never cover its mean."""
+    rng = np.random.default_rng(0)
+    found = [specialization(*drawn_study(rng), resamples=200, seed=n) for n in range(50)]
+    for one in found:
+        assert one.mean_interval[0] <= one.mean_polysemanticity <= one.mean_interval[1]
+        assert one.strong_interval[0] <= one.strong <= one.strong_interval[1]
+        assert all(e.interval[0] <= e.polysemanticity <= e.interval[1] for e in one.effects)
+    for value, interval in (("mean_polysemanticity", "mean_interval"), ("strong", "strong_interval")):
+        truth = np.mean([getattr(one, value) for one in found])
+        ends = np.array([getattr(one, interval) for one in found])
+        assert np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])) >= 0.8
 
 
 def test_bootstrap_repeats_with_its_seed():
@@ -269,7 +301,7 @@ def test_shuffling_refuses_a_load_smaller_than_the_changes():
 
 
 def test_losses_have_wilson_intervals_shifted_by_what_is_gained():
-    """Class 0: 10 of 10 right answers lost; class 1: 5 of 20 lost, 4 mended."""
+    """Class 0: 10 of 10 right answers lost; class 1: 5 of 20 lost, 4 corrected."""
     labels = np.repeat([0, 1], [10, 30])
     right = np.r_[np.ones(30, dtype=bool), np.zeros(10, dtype=bool)]
     image = np.r_[np.arange(10), np.arange(10, 15), np.arange(30, 34)]

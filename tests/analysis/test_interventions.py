@@ -1,4 +1,4 @@
-"""The one-pass method against the plain one: the same counts for every class and expert, whatever the layer."""
+"""The one-pass method against the plain one: the same counts for every class and expert, for every kind of layer."""
 
 import copy
 import itertools

@@ -119,6 +119,22 @@ def test_effects_on_logits_are_those_of_ablation(study, folder):
     assert [abs(d) for _, d in facts.logits] == sorted((abs(d) for _, d in facts.logits), reverse=True)
 
 
+def test_names_given_later_are_in_the_frame_and_in_the_facts(study, folder):
+    effect = study.study.units[0].modes["zero"].effects[0]
+    assert set(study.to_frame()["name"]) == {""}
+    opened(folder).name_expert(effect.unit, "round ones", note="Also squares.")
+    try:
+        for found in (study, Study.load(folder)):
+            assert found.to_frame()["name"][effect.unit] == "round ones"
+            facts = found.expert(effect.unit)
+            assert (facts.name, facts.note) == ("round ones", "Also squares.")
+            assert f"number {effect.unit} (round ones): contributes to" in facts.headline()
+        moved = Study.from_json(study.to_json())
+        assert moved.to_frame()["name"][effect.unit] == "round ones"
+    finally:
+        (folder / "expert-notes.json").unlink()
+
+
 def test_figures_are_drawn_without_a_window(study, folder):
     for figure in (study.plot(), study.expert(3).show(), Study.load(folder).expert(3).show()):
         assert figure._repr_png_().startswith(b"\x89PNG")

@@ -100,6 +100,7 @@ def test_what_each_expert_reads(study, model, data):
         assert expert.mean == pytest.approx(mine.mean(), abs=1e-6)
         assert expert.used == pytest.approx((mine > 0).mean())
         assert expert.half == pytest.approx((mine >= 0.5).mean())
+        assert list(expert.histogram) == np.histogram(mine[mine > 0], bins=20, range=(0, 1))[0].tolist()
         for code, name in enumerate(TOKEN_CLASSES):
             chosen = mine[read == code]
             expected = float(chosen.mean()) if len(chosen) else None

@@ -44,7 +44,7 @@ def test_files_and_numbers(run):
     images = json.loads((folder / "images" / "grid.json").read_text())
     assert images["credits"] == ["Made up by nobody, CC0."]
     assert images["experts_skipped"] == found.experts_skipped
-    assert "experts, zero:" in "\n".join(found.sentences())
+    assert "experts, zero ablation:" in "\n".join(found.sentences())
 
 
 def test_the_minimum_of_a_strong_expert_is_an_option_and_in_the_json(run):

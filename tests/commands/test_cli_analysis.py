@@ -35,8 +35,8 @@ def test_analyze_prints_the_numbers_and_where_they_are(tmp_path, capsys):
     status = main(["analyze", str(tmp_path / "run"), "--modes", "zero", "mean", "--resamples", "5", "--quiet", *data])
     said = capsys.readouterr().out
     assert status == 0
-    assert "experts, zero:" in said
-    assert "experts, mean:" in said
+    assert "experts, zero ablation:" in said
+    assert "experts, mean ablation:" in said
     assert "experts, control of the same load:" in said
     assert said.rstrip().endswith(f"Written to {tmp_path / 'run' / 'analysis'}")
 

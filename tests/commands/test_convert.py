@@ -35,8 +35,8 @@ def test_a_folder_is_planned_converted_and_checked(vit: Path, tmp_path: Path, ca
     status, said, err = call(capsys, *common, "--out", out)
     assert (status, err) == (0, "")
     assert planned in said
-    assert "Loaded again: the same output to the bit" in said
-    assert float(re.search(r"over its largest output: (\S+)\.\n", said)[1]) < 1e-4
+    assert "Loaded again: bit-identical output" in said
+    assert float(re.search(r"relative to its largest output: (\S+)\.\n", said)[1]) < 1e-4
     x = torch.randn(2, 3, 32, 32)
     assert torch.allclose(output(load_converted(out), x), output(load_converted(vit), x), atol=1e-5)
     assert "which has files. Name another" in call(capsys, *common, "--out", out)[2]
@@ -61,7 +61,7 @@ def test_a_folder_of_hugging_face(tmp_path: Path, capsys) -> None:
     (tmp_path / "gpt2" / "model.safetensors").write_bytes(b"no")
     status, _, err = call(capsys, tmp_path / "gpt2", "--experts", 2, "--dry-run")
     assert status == 1
-    assert "expected a whole model with safetensors, got" in err
+    assert "expected an intact model with safetensors, got" in err
 
 
 def test_a_timm_name(capsys) -> None:

@@ -75,7 +75,7 @@ def test_fairness_prints_what_the_metrics_say(run, capsys):
     status, out, _ = call(capsys, "fairness", run, "--target", "blond", "--sensitive", "male", "--json")
     assert status == 0
     found = json.loads(out)["model"]
-    assert found["target"] == {"label": 1, "sensitive": "1"}  # the worst of label 1, not named by anybody
+    assert found["target"] == {"label": 1, "sensitive": "1"}  # the worst of label 1, which no argument names
     opened = mumoe.load(run, progress=False).editing()
     rows = opened.data.indices("test")
     with torch.no_grad():

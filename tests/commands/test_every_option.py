@@ -12,6 +12,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -523,7 +524,7 @@ def test_the_demo_gets_its_settings(monkeypatch) -> None:
     """What the recipe makes of them: `tests/demo/test_demo_job.py`."""
     from mumoe.demo import demo_job as demo
 
-    calls = recorded(demo, "run_demo", monkeypatch, (["a line"], Path("page.html")))
+    calls = recorded(demo, "run_demo", monkeypatch, SimpleNamespace(lines=lambda: ["a line"]))
     for arguments in ([], ["--out", "elsewhere"], ["--seeds", "2"], ["--least-lost", "3"]):
         assert main(["demo", *arguments]) == 0
     assert [(given[0], named["settings"].seeds, named["settings"].least_lost) for given, named in calls] == [

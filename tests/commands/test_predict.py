@@ -52,7 +52,7 @@ def test_json_is_one_object_per_image(run: Path, images: Path, capsys) -> None:
     assert found["bad.png"]["labels"] == []
     best = found["0.png"]["labels"][0]
     assert set(best) == {"label", "probability", "logit", "experts"}
-    assert set(best["experts"][0]) == {"index", "coefficient", "contribution"}
+    assert set(best["experts"][0]) == {"index", "coefficient", "contribution", "name"}
     assert sum(label["probability"] for label in found["0.png"]["labels"]) <= 1 + 1e-6
     assert err.count("\n") == 1
 

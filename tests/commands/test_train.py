@@ -142,20 +142,20 @@ def test_a_stop_is_status_130_and_says_how_to_go_on(monkeypatch, capsys):
     import mumoe.training as training
 
     def stopped(config, **_):
-        raise training.Interrupted("Stopped at step 3 of 9. Go on with: mumoe train --resume runs/x")
+        raise training.Interrupted("Stopped at step 3 of 9. Resume with: mumoe train --resume runs/x")
 
     monkeypatch.setattr(training, "train", stopped)
     assert main(["train"]) == 130
-    expected = "mumoe: interrupted. Stopped at step 3 of 9. Go on with: mumoe train --resume runs/x\n"
+    expected = "mumoe: interrupted. Stopped at step 3 of 9. Resume with: mumoe train --resume runs/x\n"
     assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize(
     ("mode", "make", "said"),
     [
-        ("features", lambda path: path.mkdir(), "got the folder 'mine'. Say folder:mine."),
-        ("features", lambda path: path.write_text("path,label\n"), "got the file 'mine.csv'. Say csv:mine.csv."),
-        ("text", lambda path: (path.mkdir(), (path / "meta.json").write_text("{}")), "Say tokens:mine."),
+        ("features", lambda path: path.mkdir(), "got the folder 'mine'. Use folder:mine."),
+        ("features", lambda path: path.write_text("path,label\n"), "got the file 'mine.csv'. Use csv:mine.csv."),
+        ("text", lambda path: (path.mkdir(), (path / "meta.json").write_text("{}")), "Use tokens:mine."),
     ],
 )
 def test_a_path_as_data_is_answered_with_its_kind(tmp_path, monkeypatch, capsys, mode, make, said):

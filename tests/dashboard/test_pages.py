@@ -12,6 +12,7 @@ import threading
 
 import pytest
 
+from axe import CLEAN, both_themes, faults
 from browsing import browser, opened  # noqa: F401 (a fixture)
 from dashboard.made_up_run import EVIL, draw
 from mumoe.dashboard.background import Report
@@ -38,7 +39,7 @@ def ready(watched):
 
 def experts(page) -> list[int]:
     """The experts in the list, from top to bottom."""
-    return [int(text) for text in page.locator(f"{ROWS} .num:nth-child(2)").all_inner_texts()]
+    return page.locator(ROWS).evaluate_all("rows => rows.map(row => Number(row.id.replace('row-', '')))")
 
 
 def accuracy(watched, work=None) -> str:
@@ -48,33 +49,18 @@ def accuracy(watched, work=None) -> str:
     return watched.still().locator(".figure b").inner_text()
 
 
-def faults(watched) -> tuple[list[str], int]:
-    """What axe finds, and pixels by which the page is too wide."""
-    watched.still()
-    return watched.violations(), watched.sideways()
-
-
-def both_themes(watched) -> list[tuple[list[str], int]]:
-    """The faults in light and in dark."""
-    found = []
-    for theme in ("dark", "light"):
-        watched.page.emulate_media(color_scheme=theme)
-        found.append(faults(watched))
-    return found
-
-
 def test_experts_are_sorted_filtered_and_opened(browser, running, session):  # noqa: F811
     with opened(browser, running.url) as watched:
         page = ready(watched)
-        assert "token" not in page.url
         columns = session_columns(session)
-        assert experts(page) == columns["load"]
-        for key in ("polysemanticity", "loss", "gap", "mean", "accuracy"):
+        assert experts(page) == columns["interest"]
+        page.get_by_text("Sort and filter").click()
+        for key in ("load", "polysemanticity", "loss", "gap", "mean", "accuracy"):
             page.get_by_label("Sort by").select_option(key)
             assert experts(page) == columns[key], key
-        page.get_by_role("columnheader", name="Expert").get_by_role("button").click()
+        page.get_by_role("columnheader", name="No.").get_by_role("button").click()
         assert experts(page) == sorted(columns["load"])
-        page.get_by_role("columnheader", name="Expert").get_by_role("button").click()
+        page.get_by_role("columnheader", name="No.").get_by_role("button").click()
         assert experts(page) == sorted(columns["load"], reverse=True)
         page.get_by_label("Images that are").select_option("round")
         page.get_by_label("Attribute", exact=True).select_option("studio")
@@ -88,7 +74,7 @@ def test_experts_are_sorted_filtered_and_opened(browser, running, session):  # n
         watched.still().wait_for_selector(".detail .gallery img")
         assert page.get_by_text("<b>striped</b>").count() > 0
         assert page.locator("b:text-is('striped')").count() == 0
-        assert both_themes(watched) == [([], 0)] * 2
+        assert both_themes(watched) == CLEAN
         page.get_by_label("Split").select_option("test")
         page.get_by_text("images of test").first.wait_for()
 
@@ -97,14 +83,15 @@ def session_columns(session) -> dict[str, list[int]]:
     """Column -> the used experts in the order in which the page must show them."""
     found = expert_columns(session, session.split("val"), 0, Filter(), "studio")
     used = [n for n in range(12) if found["touched"][n] > 0]
-    ascending = ("polysemanticity", "accuracy")
+    ascending = ("polysemanticity", "accuracy", "rank")
 
     def ordered(name: str) -> list[int]:
         sign = 1 if name in ascending else -1
         value = found[name]
         return sorted(used, key=lambda n: (value[n] is None, sign * (value[n] or 0), n))
 
-    return {name: ordered(name) for name in ("load", "polysemanticity", "loss", "gap", "mean", "accuracy")}
+    named = {name: ordered(name) for name in ("load", "polysemanticity", "loss", "gap", "mean", "accuracy")}
+    return {**named, "interest": ordered("rank")}
 
 
 def test_edits_change_numbers_are_undone_saved_and_loaded(browser, running, run):  # noqa: F811
@@ -127,8 +114,8 @@ def test_edits_change_numbers_are_undone_saved_and_loaded(browser, running, run)
         page.get_by_label("Attribute predicted").last.select_option("round")
         watched.still().wait_for_selector("tr.target")
         page.get_by_text(re.compile(r"\d+ to \d+%")).first.wait_for()
-        page.get_by_label("Name", exact=True).fill("mine")
-        page.get_by_role("button", name="Save").click()
+        page.get_by_label("File name").fill("mine")
+        page.get_by_role("button", name="Save", exact=True).last.click()
         page.get_by_text("Written: ").wait_for()
         content = read_edit_file(run / "edits" / "mine.json")
         assert [edit.kind for edit in content.edits.values()] == ["ablate", "swap"]
@@ -257,7 +244,7 @@ def test_an_audit_shows_both_rankings_and_leads_to_experts(browser, running, ses
         first = rows.first.inner_text()
         assert audit.by_attributes.findings[0].group_in_words() in first
         assert f"{audit.by_attributes.findings[0].score:.3f}" in first.replace("−", "-")
-        assert both_themes(watched) == [([], 0)] * 2
+        assert both_themes(watched) == CLEAN
         page.get_by_role("region", name="By experts").locator("tbody .link").first.click()
         expert = audit.findings[0].experts[0][1]
         page.get_by_role("heading", name=f"Expert {expert}", exact=True).wait_for()
@@ -265,8 +252,12 @@ def test_an_audit_shows_both_rankings_and_leads_to_experts(browser, running, ses
 
 def test_a_phone_has_every_page(browser, running):  # noqa: F811
     with opened(browser, running.url, width=390, height=844, dark=True) as watched:
+        page = watched.page
+        page.wait_for_selector(".detail .gallery img")
+        found = {"first": faults(watched)}
+        page.get_by_role("button", name="‹ Experts").click()
         page = ready(watched)
-        found = {"experts": faults(watched)}
+        found["experts"] = faults(watched)
         page.locator(ROWS).first.click()
         page.wait_for_selector(".detail .gallery img")
         found["expert"] = faults(watched)
@@ -337,7 +328,7 @@ def test_opening_shows_its_progress_and_why_it_failed(browser):  # noqa: F811
     def work(report: Report):
         report(3, 4, "Computing coefficients of 100 val images")
         go.wait(60)
-        raise JobError("run: expected a whole checkpoint, got <b>none</b>. Train again.")
+        raise JobError("run: expected an intact checkpoint, got <b>none</b>. Train again.")
 
     running = Running(work)
     thread = threading.Thread(target=lambda: running.server.run(sockets=[running.socket]), daemon=True)
@@ -352,7 +343,7 @@ def test_opening_shows_its_progress_and_why_it_failed(browser):  # noqa: F811
         running.server.should_exit = True
         thread.join(10)
         running.socket.close()
-    with pytest.raises(JobError, match="whole checkpoint"), serving(work):
+    with pytest.raises(JobError, match="intact checkpoint"), serving(work):
         pass
 
 
@@ -363,8 +354,9 @@ def test_the_page_holds_what_the_json_holds(browser, running, run):  # noqa: F81
         page = watched.page
         page.wait_for_selector(".facts")
         text = page.locator(".facts").inner_text()
-        assert f"{effect['polysemanticity']:.2f} ({effect['interval'][0]:.2f} to {effect['interval'][1]:.2f})" in text
+        assert f"{effect['polysemanticity']:.2f}" in text
         first = page.locator(".bars.spans li").first.inner_text()
         low, high = effect["loss_intervals"][0]
-        assert f"{100 * effect['top_loss']:.0f}%" in first
-        assert f"{100 * low:.0f}% to {100 * high:.0f}%".replace("-", "−") in first
+        digits = 1 if all(abs(share) < 0.1 for _, share in effect["losses"]) else 0
+        assert f"{100 * effect['top_loss']:.{digits}f}%" in first
+        assert f"{100 * low:.{digits}f}% to {100 * high:.{digits}f}%".replace("-", "−") in first

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 
 import pytest
+from playwright.sync_api import expect
 
+from axe import CLEAN, both_themes, outside
 from browsing import browser, opened  # noqa: F401 (a fixture)
-from dashboard.talking import get, request
+from dashboard.talking import get, refused, request
+from mumoe.analysis.expert_notes import FILE, ExpertNotes
 from mumoe.analysis.findings import ExpertText, LayerText, TextEffect, TextStudy, TopToken, WindowText
 from mumoe.dashboard.server import serving
 from mumoe.dashboard.token_view import open_tokens
@@ -21,7 +27,8 @@ def make_study() -> TextStudy:
     def expert(n: int) -> ExpertText:
         top = TopToken(n, 2, 0.9 - n / 100, 1, PIECES, (0.1, 0.9 - n / 100, 0.0, 0.2, 0.0))
         effect = TextEffect(0.01 * n, {"word": 0.02 * n, "digit": None}) if n % 2 else None
-        return ExpertText(n, 0.1 + n / 1000, 0.5, 0.1, {"word": 0.3 + n / 1000, "digit": None}, (top,), effect)
+        by_class = {"word": 0.3 + n / 1000, "digit": None}
+        return ExpertText(n, 0.1 + n / 1000, 0.5, 0.1, by_class, (top,), effect, tuple(range(20)))
 
     layers = tuple(LayerText(f"h.{k}.mlp", 40, 3, tuple(expert(n) for n in range(40))) for k in range(2))
     coefficients = tuple(((n, 0.6), (n + 1, 0.4)) for n in range(5))
@@ -75,9 +82,13 @@ def test_another_file_is_refused(tmp_path, content):
 def test_the_pages_of_tokens(browser, text_run, width, dark):  # noqa: F811
     with opened(browser, text_run.url, width=width, dark=dark) as watched:
         page = watched.page
+        page.get_by_role("heading", name="Expert 39 of h.0.mlp").wait_for()
+        page.get_by_role("button", name="‹ Experts").click()
         page.wait_for_selector(".experts .row:not(.head)")
-        worth = [row.inner_text() for row in page.locator(".experts .row:not(.head) .num:nth-child(2)").all()[:3]]
-        assert worth == ["+0.3900", "+0.3700", "+0.3500"]
+        order = page.locator(".experts .row:not(.head)").evaluate_all("rows => rows.map(row => row.id)")
+        assert order[:3] == ["row-39", "row-37", "row-35"]
+        worth = page.locator(".experts .row:not(.head) .num:nth-child(2)").first.inner_text()
+        assert worth == "+0.3900"
         page.locator(".experts .row:not(.head)").first.click()
         page.get_by_role("heading", name="Expert 39 of h.0.mlp").wait_for()
         page.wait_for_selector(".quotes .token.center")
@@ -89,3 +100,50 @@ def test_the_pages_of_tokens(browser, text_run, width, dark):  # noqa: F811
         assert (watched.violations(), watched.sideways()) == ([], 0)
         page.get_by_role("button", name="expert 4").click()
         page.get_by_role("heading", name="Expert 4 of h.0.mlp").wait_for()
+
+
+def test_an_expert_of_a_layer_is_named_searched_pinned_and_compared(browser, text_run):  # noqa: F811
+    assert get(text_run, "/api/text/expert", layer=1, expert=3)["suggestion"] == "mostly word"
+    folder = text_run.dashboard.tokens.folder
+    with opened(browser, f"{text_run.url}#/expert/1/3") as watched:
+        page = watched.page
+        page.get_by_role("button", name="Use the suggestion: mostly word").click()
+        page.get_by_text("Saved.").wait_for()
+        assert ExpertNotes.of_run(folder).name(3, "h.1.mlp") == "mostly word"
+        page.get_by_role("button", name="Pin", exact=True).click()
+        page.get_by_label("Layer (experts)").select_option("1")
+        page.get_by_label("Search experts").fill("mostly")
+        rows = page.locator(".experts .row:not(.head)")
+        expect(rows).to_have_count(1)
+        assert "mostly word" in rows.inner_text()
+        page.get_by_label("Search experts").fill("")
+        page.locator("#row-7").click()
+        page.get_by_role("heading", name="Expert 7 of h.1.mlp").wait_for()
+        page.get_by_label("Side by side with").select_option("1/3")
+        page.get_by_role("heading", name="Expert 3 of h.1.mlp").wait_for()
+        assert both_themes(watched) == CLEAN
+        assert outside(page, ".pane") == []
+        assert page.locator(".histogram [role=img]").first.get_attribute("aria-label").startswith("Tokens by coeff")
+        with page.expect_download() as found:
+            page.get_by_role("button", name="Save experts-h.1.mlp as CSV").click()
+        rows = list(csv.DictReader(io.StringIO(found.value.path().read_text(), newline="")))
+        assert len(rows) == 40
+        assert {row["name"] for row in rows if row["expert"] == "3"} == {"mostly word"}
+        expect(page).to_have_url(re.compile("pins="))
+        link = page.url
+        assert text_run.keys.token not in link
+        other = page.context.new_page()
+        other.goto(link)
+        other.get_by_role("heading", name="Expert 3 of h.1.mlp").wait_for()
+        assert other.locator(".pin").count() == 1
+    said = refused(text_run, "/api/note", level="h.9", expert=0, name="a", note="", before={"name": "", "note": ""})
+    assert "Did you mean" in said or "expected a level out of h.0.mlp, h.1.mlp" in said
+    (folder / FILE).unlink()
+
+
+@pytest.mark.parametrize("state", ["layer=9&sort=x&pins=9/1", "text=77&token=-4&of=x"])
+@pytest.mark.parametrize("place", ["experts", "texts", "expert/9/1", "pair/0/1/7/7"])
+def test_nonsense_in_a_link_of_tokens_is_left_out(browser, text_run, state, place):  # noqa: F811
+    with opened(browser, f"{text_run.url}#/{place}?{state}") as watched:
+        watched.page.wait_for_selector(".pane")
+        assert watched.still().locator(".problem").count() == 0

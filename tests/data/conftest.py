@@ -27,7 +27,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def draw():
-    """Write an image of one colour that its seed decides, and give the colour."""
+    """Write an image of one colour, which the seed decides, and return the colour."""
 
     def write(path, seed=0, size=(9, 7)):
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What names subgroups of a set: its attributes, and the 0/1 targets of a multi-label one."""
+"""Columns that define subgroups: the attributes, and the 0/1 targets of a multi-label set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sealed folders: written once, whole or not at all, and checked when read."""
+"""Sealed folders: written once, completely or not at all, and checked when read."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_damage_is_named_and_made_anew(
     with caplog.at_level(logging.WARNING, "mumoe"):
         assert sealed_folder(folder, write_hello, who="t") == (folder, True)
     assert said in caplog.text
-    assert "made anew" in caplog.text
+    assert "It will be rebuilt" in caplog.text
     assert damage(folder) is None
     assert (folder / "deep" / "b.bin").read_bytes() == b"\0" * 100
 

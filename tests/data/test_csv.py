@@ -98,8 +98,8 @@ def test_bad_rows_are_left_out_and_named(table, load):
         "line 13: 2 fields for 3 columns, left out",
         "label: no value in 1 of 13 rows (1 empty), left out (line 14)",
         "line 15: split is 'later', expected train, val or test, left out",
-        "pictures/0.png: listed again, only the first time counts",
-        "pictures/1.png: listed again, only the first time counts",
+        "pictures/0.png: listed again; only the first is used",
+        "pictures/1.png: listed again; only the first is used",
         "pictures/none.png: no such file",
     )
 
@@ -107,8 +107,8 @@ def test_bad_rows_are_left_out_and_named(table, load):
 def test_labels_out_of_range_and_targets_beside_zero_and_one(table, load):
     data = load(table(rows("image,label", PATHS, [0, 1, 0, 1, 5, -1, 0, 1])), classes=["a", "b"])
     assert data.problems[:2] == (
-        "line 6: label '5' is none of the 2 classes, left out",
-        "line 7: label '-1' is none of the 2 classes, left out",
+        "line 6: label '5' is not one of the 2 classes, left out",
+        "line 7: label '-1' is not one of the 2 classes, left out",
     )
     assert len(data) == 6
     named = load(
@@ -144,7 +144,7 @@ def test_labels_and_groups_are_part_of_the_fingerprint(table, load):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "expected names of columns in line 1 of"),
+        ("", "expected column names in line 1 of"),
         ("image,label,label\n", "got 'label' twice"),
         ("image,label\n", "expected rows below the header of"),
         ("image,label\na\n", "got none that can be read (line 2: 1 fields for 2 columns, left out)"),
@@ -257,7 +257,7 @@ def test_one_file_under_several_paths_is_one_image(table, load, root):
     assert len(data) == 4
     assert set(data.split.tolist()) == {0}
     assert data.problems == tuple(
-        f"{alias}: is the same file as {path}, only the first counts"
+        f"{alias}: is the same file as {path}; only the first is used"
         for path, alias in zip(PATHS, [aliases[0], f"../t/{PATHS[1]}", *aliases[2:]], strict=False)
     )
     with pytest.raises(UserError, match="is the same file as pictures/0.png"):

@@ -1,4 +1,4 @@
-"""The embedded set with a planted bias: who is missing from training, and from nowhere else."""
+"""The embedded set with a planted bias: which images are missing from training, and only from there."""
 
 from __future__ import annotations
 

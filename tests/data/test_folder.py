@@ -102,7 +102,7 @@ def test_bad_files_are_left_out_counted_and_named(class_tree, load):
         with Image.open(class_tree / name) as image:
             assert data.open_image(index).tobytes() == image.tobytes()
     assert data.problems == (
-        "files left out because their ending is not an image's: 1 (dog/notes.txt)",
+        "files left out because they lack an image extension: 1 (dog/notes.txt)",
         "cat/empty.png: the file is empty",
         "cat/page.jpg: not an image that Pillow can read",
         "dog/cut.png: the image is truncated",
@@ -196,7 +196,7 @@ def test_a_set_whose_training_images_are_all_broken_is_refused(root, draw, load)
 
 
 def test_fractions_that_leave_nothing_to_train_on_are_refused(class_tree, load):
-    with pytest.raises(UserError, match="val_fraction and test_fraction from 0 that leave something to train"):
+    with pytest.raises(UserError, match="val_fraction and test_fraction >= 0 that leave images to train"):
         load(f"folder:{class_tree}", val_fraction=0.5, test_fraction=0.5)
 
 
@@ -239,5 +239,5 @@ def test_one_file_in_train_and_in_test_through_a_link_is_one_image(root, draw, l
     (root / "s/test/a/again.png").symlink_to(root / "s/train/a/3.png")
     data = load(f"folder:{root / 's'}", val_fraction=0.0)
     assert len(data) == 16
-    assert data.problems == ("train/a/3.png: is the same file as test/a/again.png, only the first counts",)
+    assert data.problems == ("train/a/3.png: is the same file as test/a/again.png; only the first is used",)
     assert "train/a/3.png" not in data.ids

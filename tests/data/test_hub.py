@@ -229,7 +229,7 @@ def test_the_hub_is_asked_only_when_allowed(standin, load):
     with pytest.raises(UserError) as error:
         load("hf:someone/pets")
     assert str(error.value) == (
-        "hf:someone/pets: expected a folder, or a set that was fetched before, got: "
+        "hf:someone/pets: expected a folder or a set that was downloaded before, got: "
         "Couldn't reach someone/pets. Check the name, or allow the download with `download`."
     )
     assert standin.config.HF_HUB_OFFLINE is False
@@ -240,7 +240,7 @@ def test_the_hub_is_asked_only_when_allowed(standin, load):
 
 
 def test_a_set_that_was_never_fetched_is_one_line():
-    with pytest.raises(UserError, match="expected a folder, or a set that was fetched before") as error:
+    with pytest.raises(UserError, match="expected a folder or a set that was downloaded before") as error:
         load_data("hf:someone/never-fetched")
     assert "\n" not in str(error.value)
 
@@ -344,4 +344,4 @@ def test_a_file_named_by_two_rows_is_one_image(standin, root, load):
     (root / "x").mkdir()
     standin.save(made, root / "saved")
     data = load(f"hf:{root / 'saved'}")
-    assert data.problems == ("all/11: is the same file as all/4, only the first counts",)
+    assert data.problems == ("all/11: is the same file as all/4; only the first is used",)

@@ -230,7 +230,7 @@ def test_real_images_show_something(real: ImageData) -> None:
 
 @pytest.mark.slow
 def test_exceptions_are_icons_that_there_are(real: ImageData) -> None:
-    """An exception for a name that no package has would be dead."""
+    """An exception for a name that is in no package would never apply."""
     del real
     folder = icons.cache_root(None) / "npm"
     for family, path in zip(FAMILIES, fetch_packages([f.package for f in FAMILIES], folder, who="t"), strict=True):

@@ -30,9 +30,9 @@ def test_every_name_is_there():
         ("cifar10", "got 'cifar10'. Did you mean 'cifar100'?"),
         ("Oxford-Pet", "got 'Oxford-Pet'. Did you mean 'oxford-pets'?"),
         ("folders:x", "got 'folders:x'. Did you mean 'folder:PATH'?"),
-        ("folder", "expected 'folder:PATH', got 'folder'. Write it like that."),
-        ("csv:", "expected 'csv:PATH', got 'csv:'. Write it like that."),
-        ("celeba:x", "expected 'celeba', got 'celeba:x'. Write it like that."),
+        ("folder", "expected 'folder:PATH', got 'folder'. Use this form."),
+        ("csv:", "expected 'csv:PATH', got 'csv:'. Use this form."),
+        ("celeba:x", "expected 'celeba', got 'celeba:x'. Use this form."),
         ("", "expected a data name out of"),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_name_of_ones_own():
 @pytest.mark.parametrize(
     ("classes", "labels", "words"),
     [
-        (("a", "a"), [0, 1], "expected class names that differ, got 'a' twice. Rename one."),
+        (("a", "a"), [0, 1], "expected distinct class names, got 'a' twice. Rename one."),
         (("a", "b"), [[0, 1], [2, 1]], "expected targets of 0 and 1, got 2. Correct them."),
         (("a", "b"), [5, 7], "got none. Left out: x: label 5 is not in 0..1; y: label 7 is not in 0..1."),
     ],

@@ -85,7 +85,7 @@ def pixels(image):
 
 
 def agree(ours, theirs, chosen):
-    """The same pictures with the same labels, in whatever order."""
+    """The same pictures with the same labels, in any order."""
     left = sorted((ours.open_image(i).tobytes(), int(ours.labels[i])) for i in chosen)
     right = sorted((pixels(image).tobytes(), int(label)) for image, label in theirs)
     assert left == right
@@ -227,7 +227,7 @@ def test_a_download_that_fails_is_one_line(root, load, monkeypatch):
     with pytest.raises(JobError) as error:
         load("food101", download=True)
     assert str(error.value) == (
-        f"food101: expected to download into {str(root)!r}, got: no network. Try again, or fetch the files by hand."
+        f"food101: expected to download into {str(root)!r}, got: no network. Try again, or download the files yourself."
     )
 
 
@@ -252,7 +252,7 @@ def test_the_same_food_in_train_and_test_is_counted_once(food101, root, load):
     lists["waffles"].append("waffles/0")
     path.write_text(json.dumps(lists))
     data = load("food101")
-    assert data.problems == ("images/waffles/0.jpg: listed again, only the first time counts",)
+    assert data.problems == ("images/waffles/0.jpg: listed again; only the first is used",)
     assert data.split[data.ids.index("images/waffles/0.jpg")] != 2
 
 
@@ -276,7 +276,7 @@ def test_broken_celeba_lists(celeba, root, load):
     assert load("celeba").problems == (
         "list_attr_celeba.txt line 15: expected 3 values of -1 or 1, left out",
         "list_attr_celeba.txt line 16: expected 3 values of -1 or 1, left out",
-        "list_attr_celeba.txt: promises 12 images and lists 15",
+        "list_attr_celeba.txt: declares 12 images but lists 15",
         "list_eval_partition.txt line 13: expected an image and 0, 1 or 2, left out",
         "000015.jpg: in no partition, left out",
     )

@@ -118,7 +118,7 @@ def test_holding_out_a_value():
 
 @pytest.mark.parametrize("held_out", [7, -1, [0, 1]])
 def test_holding_out_nothing_or_everything_is_refused(held_out):
-    with pytest.raises(UserError, match="some images have and some have not") as error:
+    with pytest.raises(UserError, match="some images have and others do not") as error:
         holdout_split(np.array([0, 1, 1] if held_out != -1 else [-1, 0, 1]), held_out)
     assert "\n" not in str(error.value)
 

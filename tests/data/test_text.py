@@ -161,7 +161,7 @@ def test_a_context_longer_than_the_text(folder):
 
 def test_damaged_tokens_are_told(folder):
     (folder / "train.bin").write_bytes((folder / "train.bin").read_bytes()[:-1])
-    with pytest.raises(JobError, match=r"expected whole tokens, got: train.bin of \d+ bytes instead of \d+"):
+    with pytest.raises(JobError, match=r"expected intact tokens, got: train.bin of \d+ bytes instead of \d+"):
         open_text(folder, context=8)
 
 
@@ -211,7 +211,7 @@ def test_rows_without_text_are_left_out_and_counted(folder, tmp_path):
         assert sum(counts["documents"] for counts in meta["splits"].values()) == len(DOCUMENTS)
         assert open_text(tmp_path / kind, context=8).fingerprint == open_text(folder, context=8).fingerprint
     (tmp_path / "numbers.jsonl").write_text('{"text": 5}\n')
-    with pytest.raises(JobError, match="expected a text, got: a row of type int"):
+    with pytest.raises(JobError, match="expected text, got: a row of type int"):
         tokenize([tmp_path / "numbers.jsonl"], tmp_path / "numbers")
     described = open_text(folder, context=8).describe()
     assert "windows of 8 tokens out of 256; split by document: train " in described

@@ -12,7 +12,7 @@ from mumoe.errors import UserError
 
 @pytest.fixture
 def looked_at(monkeypatch):
-    """Which files were looked into rather than remembered."""
+    """Paths of the files that were checked instead of read from the cache."""
     names = []
     inspect = verify._inspect
 

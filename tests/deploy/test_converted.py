@@ -147,12 +147,12 @@ def _escape(folder: Path) -> None:
 DAMAGE = {
     "no config": (lambda folder: (folder / "config.json").unlink(), UserError, "expected config.json in"),
     "no json": (lambda folder: (folder / "config.json").write_text("{"), JobError, "config.json is not JSON"),
-    "no table": (lambda folder: (folder / "config.json").write_text("[]"), JobError, "a config.json that is no table"),
+    "no table": (lambda folder: (folder / "config.json").write_text("[]"), JobError, "config.json that is not a table"),
     "no layers": (lambda f: _config(f, lambda c: c.pop("layers")), JobError, "a config.json without layers"),
     "no shard": (lambda folder: _first(folder).unlink(), JobError, "expected weights in model-00001-of-"),
-    "cut": (_cut, JobError, "expected a whole safetensors file, got"),
+    "cut": (_cut, JobError, "expected an intact safetensors file, got"),
     "nan": (_nan, JobError, "expected finite weights, got"),
-    "escape": (_escape, JobError, "expected names of files beside it"),
+    "escape": (_escape, JobError, "expected names of files in the same folder"),
     "other rank": (
         lambda f: _config(f, lambda c: c["layers"]["blocks.0.mlp"].update(ranks=[{"rank": 10**9}, 3])),
         JobError,
@@ -204,7 +204,7 @@ def test_damaged_files_give_one_line(case: str, saved: Path, tmp_path: Path) -> 
 
 
 def test_a_name_that_is_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="which is no folder and cannot be had from the hub"):
+    with pytest.raises(UserError, match="which is not a folder and cannot be loaded from the hub"):
         load_converted("no/such/model", local_files_only=True)
 
 

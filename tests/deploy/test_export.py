@@ -152,7 +152,7 @@ def test_overwrite_spares_what_is_no_export(model: ImageClassifier, tmp_path: Pa
         ("torch-export", precious.rename(tmp_path / "p.pt2")),
     ):
         target = target if target.exists() else tmp_path / "p.pt2" / target.relative_to(precious)
-        with pytest.raises(UserError, match="which is another"):
+        with pytest.raises(UserError, match="which is something else"):
             export(model, target, to=kind, overwrite=True)
     assert (tmp_path / "p.pt2" / "thesis.tex").read_text() == "years of work"
 
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_what_was_there(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(JobError, match="got: the disk is full. Free some space. What was there is kept"):
+    with pytest.raises(JobError, match="got: the disk is full. Free some space. Existing files are kept"):
         export(model, tmp_path / "saved", overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved"]
@@ -207,7 +207,7 @@ def test_a_sparse_moe_is_traced_over_all_experts() -> None:
     torch.testing.assert_close(program.module()(x), head.layer(x))
 
 
-# A network of one's own -----------------------------------------------------------------------------------
+# The user's own network -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A trained model as files: the same logits after a round trip, offline, without pickle, with an honest card."""
+"""A trained model as files: the same logits after a round trip, offline, without pickle, with a correct card."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import mumoe
+from mumoe.analysis.expert_notes import FILE
+from mumoe.deploy import formats
 from mumoe.deploy.card import public_name
 from mumoe.deploy.model import ImageClassifier
+from mumoe.deploy.predictions import explain
 from mumoe.editing.expert_edits import Rewrite, SetOutput
 from mumoe.editing.stack import EditStack
 from mumoe.errors import JobError, UserError
@@ -147,6 +150,34 @@ def test_card_states_whose_weights_and_images() -> None:
     assert "Not evaluated." in card.text
 
 
+def test_names_of_experts_go_with_the_model(run: Path, tmp_path: Path) -> None:
+    opened = mumoe.load(run, progress=False, device="cpu")
+    try:
+        opened.name_expert(1, "cat *faces*", note="Foxes too.")
+        opened.name_expert(0, "drawn", level=1)
+        named = opened.name_expert(1, "taken", level=1)
+        model = ImageClassifier.from_run(run)
+    finally:
+        (run / FILE).unlink()
+    model.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "- Expert 1, cat \\*faces\\*: Foxes too." in card
+    assert "- Expert 0 of level 1, drawn" in card
+    assert formats._our_subject(model).about["experts"] == model.about["experts"] == list(named.rows())
+    again = ImageClassifier.from_pretrained(tmp_path / "saved")
+    assert again.expert_name((1, 0)) == "cat *faces*, drawn"
+    assert (again.expert_name((0, 0)), again.expert_name((2,))) == ("drawn", "")
+    shares = [share for found in explain(again, images(6), experts=6) for share in found.labels[0].experts]
+    assert [share.name for share in shares] == [again.expert_name(share.index) for share in shares]
+    assert all(share.name for share in shares)
+    assert "experts" not in ImageClassifier.from_run(run).about
+
+
+@pytest.mark.parametrize("rows", [3, [3], [{"level": "x"}], [{"level": 0, "expert": [1], "name": {}}]])
+def test_names_of_experts_in_a_strange_config_are_left_out(rows: Any) -> None:
+    assert ImageClassifier(**CONFIG, about={"experts": rows}).expert_name((1,)) == ""
+
+
 def test_no_path_of_the_machine_gets_out(attribute_run: Path, tmp_path: Path) -> None:
     ImageClassifier.from_run(attribute_run).save_pretrained(tmp_path)
     for name in ("README.md", "config.json"):
@@ -169,7 +200,7 @@ def test_public_name(data: str, public: str) -> None:
 
 @pytest.fixture
 def uploaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The files that a hub of our own is given, by name."""
+    """The files uploaded to a stand-in for the hub, by name."""
     files: dict[str, bytes] = {}
 
     class Api:
@@ -249,7 +280,7 @@ def rename_tensor(folder: Path) -> None:
         (lambda f: (f / "config.json").unlink(), UserError, "expected config.json in"),
         (lambda f: (f / "model.safetensors").unlink(), UserError, "expected model.safetensors in"),
         (lambda f: (f / "config.json").write_text("{"), JobError, "config.json is not JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), JobError, "a config.json that is no table"),
+        (lambda f: (f / "config.json").write_text("[]"), JobError, "a config.json that is not a table"),
         (lambda f: damage_config(f, head=None), JobError, "a config.json without head"),
         (lambda f: damage_config(f, classes=7), JobError, "a config.json that builds none"),
         (lambda f: damage_config(f, data_config=7), JobError, "a config.json that builds none"),
@@ -257,7 +288,7 @@ def rename_tensor(folder: Path) -> None:
         (lambda f: damage_config(f, backbone="test_vot"), UserError, "Did you mean 'test_vit"),
         (lambda f: damage_config(f, num_features=65), JobError, "expected the weights of its config.json"),
         (lambda f: damage_config(f, head="CPMuMoE-r9-e3"), JobError, "expected the weights of its config.json"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), JobError, "expected a whole safetensors file"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), JobError, "expected an intact safetensors file"),
         (rename_tensor, JobError, "head.mean"),
     ],
 )
@@ -276,7 +307,7 @@ def test_another_width_than_the_backbones() -> None:
 
 
 def test_no_such_model() -> None:
-    with pytest.raises(UserError, match="which is no folder and cannot be had from the hub"):
+    with pytest.raises(UserError, match="which is not a folder and cannot be loaded from the hub"):
         ImageClassifier.from_pretrained("no/such/folder")
 
 

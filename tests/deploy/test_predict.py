@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mumoe.commands.predict import _expert_lines
 from mumoe.deploy.model import ImageClassifier
 from mumoe.deploy.predictions import Prediction, explain, find_images, note, predict_files
 from mumoe.errors import UserError
@@ -147,6 +148,16 @@ def test_attributes_are_those_above_the_threshold() -> None:
 def test_numbers_out_of_range(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         explain(classifier("linear"), some_images(1), **options)
+
+
+def test_predictions_name_experts_that_have_a_name() -> None:
+    model = classifier("CPMuMoE-r4-e2")
+    model.about["experts"] = [{"level": "0", "expert": n, "name": ("cats", "dogs")[n], "note": ""} for n in range(2)]
+    label = explain(model, some_images(1), experts=2)[0].labels[0]
+    assert {share.index: share.name for share in label.experts}.items() <= {0: "cats", 1: "dogs"}.items()
+    lines = _expert_lines(label, 3)
+    first = label.experts[0]
+    assert lines[0].startswith(f"    expert {first.index} ({first.name}): coefficient {first.coefficient:.4f}")
 
 
 # Files ----------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_objectives_by_hand():
 
 
 def test_loss_allowed_binds():
-    """A rare subgroup, helped by raising everybody's logit: what it gains costs the many."""
+    """A rare subgroup, helped by raising every row's logit: its gain costs all others."""
     rng = np.random.default_rng(2)
     truth = (rng.random(1000) < 0.2).astype(int)
     sex = np.where(rng.random(1000) < 0.15, "m", "f")
@@ -153,7 +153,7 @@ def test_test_labels_choose_nothing():
 
 
 def test_a_blind_shift_is_the_best_one_threshold():
-    """All shifts are tried by hand: the threshold that serves the objective best, whatever the subgroup's rows."""
+    """All shifts are tried by hand: the threshold that serves the objective best, for any rows of the subgroup."""
     truth, sex, logits, _ = random_problem(5)
     rows = LabelledRows(truth, sex)
     found = choose_blind(rows, logits, target=TARGET, objective="rewriting_score")

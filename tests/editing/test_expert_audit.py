@@ -92,7 +92,7 @@ def test_product_of_levels_must_reach_the_threshold():
     a, b = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.3, 0.7]])
     assert not bool(handled([a, b], ((0, 0), (1, 0)), 0.2))
     assert bool(handled([a, b], ((0, 0), (1, 1)), 0.2))
-    assert bool(handled([a, b], ((0, 0), (0, 1)), 0.5))  # two of one level: each by itself
+    assert bool(handled([a, b], ((0, 0), (0, 1)), 0.5))  # two of one level: each alone
 
 
 def test_proposal_is_the_rewriting_of_its_rows():

@@ -47,7 +47,7 @@ def rows(count=7, dtype=torch.float64, seed=1):
 
 
 def dense_forward(weight, x, levels):
-    """Definition of the layer: every combination of experts by itself."""
+    """Definition of the layer: every combination of experts separately."""
     if weight.shape[1] == x.shape[1] + 1:
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     y = x.new_zeros(len(x), weight.shape[0])

@@ -99,7 +99,7 @@ FAMILIES = {
 @pytest.mark.filterwarnings("ignore::UserWarning:timm.layers.interpolate")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_size_that_timm_runs_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a fraction of their depth, which says nothing about sizes."""
+    """At a fraction of their depth, which does not affect sizes."""
     real = timm.create_model
     depths = {"xcit": {"depth": 2}, "cait": {"depth": 2}, "convit": {"depth": 2}}
     small = depths.get(name.partition("_")[0], {})
@@ -208,7 +208,7 @@ def test_pickled_weights_are_refused_with_the_conversion(tmp_path: Path) -> None
 def test_damaged_weights(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, _ = saved
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"expected a whole safetensors file, got .*Get it again\."):
+    with pytest.raises(UserError, match=r"expected an intact safetensors file, got .*Get it again\."):
         create_backbone(SMALL, weights=path)
     with pytest.raises(UserError, match="got no file"):
         create_backbone(SMALL, weights=path.with_name("none.safetensors"))

@@ -104,10 +104,10 @@ def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
         fit(surgery, [x])
     with pytest.raises(UserError, match="expected at least one batch in batches, got none"):
         fit(surgery, [])
-    with pytest.raises(UserError, match="to go through again for several epochs, got an iterator"):
+    with pytest.raises(UserError, match="expected re-iterable batches for several epochs, got an iterator"):
         fit(surgery, iter([x, x]), epochs=2)
     loader = DataLoader(TensorDataset(torch.randn(8, 3, 32, 32)), batch_size=4, shuffle=True)
-    with pytest.raises(UserError, match="beside a loader that shuffles, got a number"):
+    with pytest.raises(UserError, match="with a loader that shuffles, got a number"):
         fit(surgery, loader, epochs=2)
     with pytest.raises(JobError, match=r"expected a finite loss of 'blocks.0.mlp', got (nan|inf). Lower lr"):
         fit(surgery, [x] * 4, lr=1e30, progress=False)

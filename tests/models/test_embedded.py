@@ -1,4 +1,4 @@
-"""The embedded backbone: the right file, converted right, naming ordinary photographs right."""
+"""The embedded backbone: the right file, converted correctly, classifying ordinary photographs correctly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PHOTOGRAPHS = {
     "rocket.jpg": ({"missile", "projectile, missile"}, 2),
     "motorcycle_left.png": ({"moped", "motor scooter, scooter", "disk brake, disc brake"}, 3),
 }
-"""Photograph that scikit-image ships -> ImageNet names of it, all expected among the first so many."""
+"""Photograph that scikit-image ships -> ImageNet names expected as its top predictions, and their number."""
 
 
 def classifier() -> torch.nn.Module:

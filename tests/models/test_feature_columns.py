@@ -185,4 +185,4 @@ def test_splits_and_ids(tmp_path: Path) -> None:
     assert load_feature_data(save(tmp_path, split=LABELS.astype(float)))[0].split.tolist() == LABELS.tolist()
     assert "got ''" in refused(save(tmp_path, split=np.array(["train", "", "test"])[LABELS]))
     ids = pa.array([None, *(f"row {k}" for k in range(11))])
-    assert "expected another 'id' in every row" in refused(parquet(tmp_path, id=ids))
+    assert "expected a different 'id' in every row" in refused(parquet(tmp_path, id=ids))

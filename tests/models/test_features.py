@@ -70,7 +70,7 @@ def extract(data: ImageData, backbone: Backbone, tmp_path: Path, **options: Any)
 
 
 def plain_loop(data: ImageData, backbone: Backbone) -> torch.Tensor:
-    """The features as one would write it without a cache."""
+    """The features computed without a cache."""
     model, transform = backbone.model.eval(), backbone.transform()
     with torch.inference_mode():
         images = [transform(data.open_image(k)) for k in range(len(data))]
@@ -304,6 +304,21 @@ def test_files_of_features(tmp_path: Path, write: Any) -> None:
 
 def test_npy_is_memory_mapped(tmp_path: Path) -> None:
     assert isinstance(load_feature_data(write_npy(tmp_path))[1].x, np.memmap)
+
+
+def test_ids_beside_an_array_and_in_safetensors(tmp_path: Path) -> None:
+    path = write_npy(tmp_path)
+    np.save(tmp_path / "id.npy", np.array([f"row {k}" for k in range(30)]))
+    assert load_feature_data(path)[0].ids[:2] == ("row 0", "row 1")
+    tensors = {"features": torch.from_numpy(X), "labels": torch.from_numpy(LABELS), "id": torch.arange(100, 130)}
+    save_file(tensors, tmp_path / "g.safetensors")
+    assert load_feature_data(tmp_path / "g.safetensors")[0].ids[:2] == ("100", "101")
+    np.save(tmp_path / "id.npy", np.array(["same"] * 30))
+    with pytest.raises(UserError, match=r"expected another 'id' in every row of .*clip.npy, got 29 repeated"):
+        load_feature_data(path)
+    np.save(tmp_path / "id.npy", np.arange(29))
+    with pytest.raises(UserError, match=r"expected 30 rows of 'id' in .*clip.npy, got 29"):
+        load_feature_data(path)
 
 
 def test_split_is_made_and_names_become_classes(tmp_path: Path) -> None:

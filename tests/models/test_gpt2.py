@@ -47,9 +47,9 @@ def test_other_rows_of_the_batch_do_not_matter(model):
 
 
 def test_a_gate_normalized_over_the_batch_would_leak_and_is_refused():
-    with pytest.raises(UserError, match=r"gpt2: expected a gate norm of each position by itself .*got 'batch'"):
+    with pytest.raises(UserError, match=r"gpt2: expected a gate norm over each position alone .*got 'batch'"):
         create_gpt2("CPMuMoE-e8", shape=SMALL, norm="batch")
-    with pytest.raises(UserError, match="Take norm='layer'"):
+    with pytest.raises(UserError, match="Use norm='layer'"):
         GPT2MuMoEConfig(mumoe_norm="batch")
 
 

@@ -18,7 +18,7 @@ from mumoe.models.surgery import PRESETS, is_causal, named_targets, plan, replac
 
 
 class Toy(nn.Module):
-    """Shared and sequential modules, in a network of nobody's."""
+    """Shared and sequential modules, in a network of no known architecture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ def test_a_head_by_specification(name):
     ):
         with pytest.raises(UserError, match=words):
             mumoe.replace_head(model, wrong)
-    with pytest.raises(UserError, match="got one of these besides. Give the specification alone"):
+    with pytest.raises(UserError, match="got one of these as well. Give the specification alone"):
         mumoe.replace_head(model, "CPMuMoE-r3-e4", rank=3)
     with pytest.raises(UserError, match="expected a specification or num_experts, got none"):
         mumoe.replace_head(model)
@@ -283,13 +283,13 @@ ERRORS = {
     "unsupported": (
         ("blocks.*.norm1",),
         {},
-        "replace_modules: expected 'blocks.*.norm1' to match what can be replaced, got 'blocks.0.norm1', which is "
-        "LayerNorm, which is none of the supported: nn.Linear",
+        "replace_modules: expected 'blocks.*.norm1' to match replaceable modules, got 'blocks.0.norm1', which is "
+        "LayerNorm, which is not one of the supported modules: nn.Linear",
     ),
     "overlap": (
         ("blocks.*.mlp", "blocks.1.mlp.fc1"),
         {},
-        "replace_modules: expected targets apart from each other, got 'blocks.1.mlp.fc1' within 'blocks.1.mlp'.",
+        "replace_modules: expected disjoint targets, got 'blocks.1.mlp.fc1' within 'blocks.1.mlp'.",
     ),
     "preset": (
         (),

@@ -260,9 +260,9 @@ def test_hooks_rest_while_replaced_and_run_again_after_undo() -> None:
     before = list(calls)
     assert sorted(before) == ["act", "forward", "model", "pre"]
     planned = plan(model, num_experts=2)
-    assert planned.targets[0].notes == ("its 4 hooks rest until undo",)
+    assert planned.targets[0].notes == ("its 4 hooks do not run until undo",)
     assert planned.targets[1].notes == ()
-    assert "its 4 hooks rest until undo" in planned.table()
+    assert "its 4 hooks do not run until undo" in planned.table()
     surgery = planned.apply()
     calls.clear()
     output(model, x)

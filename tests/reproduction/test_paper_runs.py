@@ -143,7 +143,7 @@ def test_every_committed_page_is_what_its_json_gives(tmp_path, undrawn):
 
 @pytest.mark.parametrize("item", [name for name, item in ITEMS.items() if item.study == "exact"])
 def test_every_committed_page_without_training_is_made_again(item, places, undrawn):
-    """Words and numbers are those of today's code, which counts and contracts anew; floats to six digits."""
+    """The current code gives the same words and numbers, floats to six digits."""
     made = make(load_recipe(item), places)
     committed = RESULTS / "paper/exact" / f"{item}.md"
     assert made.text == committed.read_text()

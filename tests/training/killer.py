@@ -1,4 +1,4 @@
-"""Kill a small job at random moments, go on with it, and compare the bits. Run by test_kill.
+"""Kill a small job at random moments, resume it, and compare the bits. Run by test_kill.
 
 A template process imports everything once and forks: a child is a fresh job within milliseconds.
 Arguments: number of kills, folder. Prints one JSON object: kills, kills while a checkpoint was being
@@ -70,7 +70,7 @@ def go_on(run: Path) -> None:
 
 
 def trial(run: Path, delay: float) -> tuple[bool, bool, int]:
-    """Kill after a delay, then go on. (was killed, was writing a checkpoint, exit status of going on)."""
+    """Kill after a delay, then resume. (was killed, was writing a checkpoint, exit status of the resumed job)."""
     pid = child(lambda: start(run))
     time.sleep(delay)
     os.kill(pid, signal.SIGKILL)
@@ -84,7 +84,7 @@ def main(kills: int) -> None:
     torch.set_num_threads(1)
     rng = random.Random(3)
     folder = Path(sys.argv[2])
-    start(folder / "warm")  # whatever is imported on first use, before the forks
+    start(folder / "warm")  # imports everything that is imported on first use, before the forks
     began = time.monotonic()
     _, status = os.waitpid(child(lambda: start(folder / "whole")), 0)
     duration = time.monotonic() - began

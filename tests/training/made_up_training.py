@@ -38,7 +38,7 @@ def make_data(count: int = 120, *, multi_label: bool = False, fingerprint: str =
 
 
 def make_features(data: ImageData, width: int = 6) -> np.ndarray:
-    """Noisy features from which the labels can be told."""
+    """Noisy features from which the labels can be predicted."""
     rng = np.random.default_rng(1)
     labels = data.labels if data.multi_label else np.eye(len(data.classes))[data.labels]
     mix = rng.normal(size=(len(data.classes), width))

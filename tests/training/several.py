@@ -55,7 +55,7 @@ JOBS = {
 }
 JOBS["text-shard"] = JOBS["text"].replace(shard=True, accumulate=1, head="TRMuMoE-e4", checkpoint_every=5)
 JOBS["begun-alone"] = JOBS["text"].replace(checkpoint_every=4)
-"""Begun by one process before, stopped at step 4; the processes here go on."""
+"""A run that one process started and stopped at step 4; the processes here resume it."""
 TEXT = ("text", "text-shard", "begun-alone")
 
 
@@ -102,7 +102,7 @@ def with_stop(job) -> None:
 
 if __name__ == "__main__":
     faulthandler.enable()
-    faulthandler.dump_traceback_later(180, exit=True)  # processes that wait for each other say where
+    faulthandler.dump_traceback_later(180, exit=True)  # processes that wait for each other show where
     torch.set_num_threads(1)
     for name in sys.argv[3:] or JOBS:
         run(name, Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, and damage of every kind told instead of loaded."""
+"""Checkpoints are whole or absent; damage of every kind is reported instead of loaded."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_no_checkpoint_is_none_and_only_damaged_ones_an_error(tmp_path):
     write(tmp_path, snapshot)
     (tmp_path / "step-00000005" / "model.safetensors").unlink()
     told = []
-    with pytest.raises(CheckpointError, match="1 damaged ones"):
+    with pytest.raises(CheckpointError, match="got 1 damaged"):
         newest(tmp_path, state.check_fit(network), told.append)
     assert "model.safetensors" in told[0]
 
@@ -205,7 +205,7 @@ def reshape(path, rng):
 
 
 def words(path, rng):
-    """JSON that parses and says something else."""
+    """JSON that parses but has other content."""
     junk = ["[]", "null", '{"step": 5}', "[" * 5000, "1" * 5000, "{}", '{"format": 1, "step": 5, "files": {}}', "NaN"]
     junk.append('{"format": 1, "step": 5, "files": {"state.json": {"size": 1}, "../x": 3}}')
     path.with_name(rng.choice(["state.json", "manifest.json"])).write_text(rng.choice(junk))
@@ -215,7 +215,7 @@ DAMAGE = [flip, truncate, grow, noise, header, missing, folder, pipe, link, extr
 
 
 def sign(path):
-    """Make the manifest agree with the files, as one who meant the damage would."""
+    """Make the manifest agree with the files, as deliberate damage would."""
     files = {
         p.name: {"size": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
         for p in path.iterdir()
@@ -260,7 +260,7 @@ def test_files_swapped_between_checkpoints_are_told(tmp_path):
 
 @pytest.mark.parametrize("damage", [flip, truncate, grow, noise, header, reshape], ids=lambda f: f.__name__)
 def test_damage_with_a_matching_manifest_is_told_or_a_valid_checkpoint(tmp_path, damage):
-    """What no digest shows: a file that was changed on purpose loads as what it says, or not at all."""
+    """Beyond digests: a file that was changed on purpose loads with the content it declares, or not at all."""
     network, _, snapshot = make()
     pristine = tmp_path / "pristine"
     write(pristine, snapshot)

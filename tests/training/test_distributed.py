@@ -64,7 +64,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
 def free_port() -> str:
     """A port below those that the system gives to connections: one of those could be taken before its server starts.
 
-    A client that tries such a port while nobody listens can even be given it as its own, and then talks to itself.
+    A client that tries such a port while no server listens may get it as its own port, and then connects to itself.
     """
     for port in random.sample(range(20_000, 30_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -101,7 +101,7 @@ def test_a_stop_asked_of_one_process_stops_all_at_the_same_step(both):
 
 @pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_with_one(both, tmp_path):
-    """Sharded tensors are saved whole: the last checkpoint is dropped and its steps are done again on one."""
+    """Sharded tensors are saved whole: the last checkpoint is dropped and one process repeats its steps."""
     from made_up_training import make_features
 
     begin(both[1] / "shard", tmp_path / "shard")
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_two_processes_goes_on_with_one(both, tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_of_one_process_goes_on_with_two(both):
-    """`begun-alone` was trained by one process, cut back to its checkpoint of step 8, and gone on with by two."""
+    """`begun-alone` was trained by one process, cut back to its checkpoint of step 8, and resumed by two."""
     one, two = (json.loads((folder / "begun-alone" / "run.json").read_text())["result"] for folder in both)
     assert one["step"] == two["step"] == 12
     assert two["evaluations"]["test"]["loss"] == pytest.approx(one["evaluations"]["test"]["loss"], abs=1e-5)

@@ -72,7 +72,7 @@ def test_ctrl_c_then_resume_gives_the_bits_of_a_run_never_stopped(config, data, 
     train(config.replace(out=str(tmp_path / "whole")), **given)
     with monkeypatch.context() as patch:
         stop_at(patch, step)
-        with pytest.raises(Interrupted, match=f"Stopped at step {step} of 15. Go on with: mumoe train --resume"):
+        with pytest.raises(Interrupted, match=f"Stopped at step {step} of 15. Resume with: mumoe train --resume"):
             train(config, **given)
     assert RunFolder.open(config.out).facts()["state"] == "interrupted"
     assert signal.getsignal(signal.SIGINT) is before

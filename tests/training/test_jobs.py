@@ -214,7 +214,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(config, data, features):
 
 def test_a_folder_that_holds_something_is_refused(config, data, features, tmp_path):
     train(config, data=data, features=features, progress=False)
-    with pytest.raises(UserError, match=r"which holds a run. Go on with mumoe train --resume"):
+    with pytest.raises(UserError, match=r"which holds a run. Resume it with mumoe train --resume"):
         train(config, data=data, features=features, progress=False)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="which holds other files"):

@@ -1,4 +1,4 @@
-"""The log of a run's numbers: what a resumed run keeps of it, and the curves that are read from it."""
+"""The log of a run's metrics: what a resumed run keeps of it, and the curves that are read from it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def config(request, tmp_path) -> TrainConfig:
 
 
 def found(config: TrainConfig) -> Inputs:
-    """The inputs of a config, objects given where its names stand for nothing."""
+    """The inputs of a config, with objects where its names refer to nothing."""
     data = None if config.mode == "text" else make_data()
     features = make_features(data) if config.mode == "features" else None
     backbone = tiny_backbone() if config.mode == "finetune" else None

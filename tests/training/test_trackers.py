@@ -1,4 +1,4 @@
-"""Trackers: a resumed run goes on in the tracker's own run, under the project and name that were asked for."""
+"""Trackers: a resumed run continues the same run of the tracker, under the configured project and name."""
 
 from __future__ import annotations
 

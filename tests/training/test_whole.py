@@ -222,7 +222,7 @@ def test_schedules_end_where_they_should():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"norm": "batch"}, "gpt2: expected a gate norm of each position by itself .* got 'batch'"),
+        ({"norm": "batch"}, "gpt2: expected a gate norm over each position alone .* got 'batch'"),
         ({"backbone": "gtp2"}, "expected a network in mode text out of gpt2, .* got 'gtp2'. Did you mean 'gpt2'?"),
         ({"network_options": ("depht=1",)}, "got 'depht'. Did you mean 'depth'?"),
         ({"network_options": ("depth=x",)}, "expected network option depth like 12, got 'x'"),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-import mumoe.analysis.controls  # noqa: F401 (makes the frozen gates known, which runs of a sweep may have)
+import mumoe.analysis.controls  # noqa: F401 (registers the frozen gates, which runs of a sweep may have)
 from mumoe.analysis.capturing import capture, find_layer
 from mumoe.analysis.chosen_images import choose_images
 from mumoe.analysis.coefficient_store import CoefficientStore
@@ -68,7 +68,7 @@ def analyze_run(
         experts: Experts whose images are drawn; by default the first ten that process any.
         images: Images drawn per expert, once at random and once the largest coefficients; 0 for none.
         threshold: Coefficient from which an image counts as processed by an expert.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         resamples: Bootstrap resamples for the confidence intervals; 0 for none.
         seed: Seed of bootstrap, control and the images drawn at random.
         batch_size: Images at a time.
@@ -81,7 +81,7 @@ def analyze_run(
 
     Raises:
         UserError: If a setting is wrong, the run has no experts, or the split is empty.
-        JobError: If the run has no whole checkpoint, or the folder cannot be written.
+        JobError: If the run has no intact checkpoint, or the folder cannot be written.
     """
     counts = {"images": images, "least_lost": least_lost, "resamples": resamples, "batch_size": batch_size}
     check_settings(
@@ -181,7 +181,7 @@ def study_head(
         head: The head.
         inputs: Its data, with features.
         rows: Positions of the images.
-        coefficients: Folder for the coefficients of its experts; None to leave them and the use of the experts out.
+        coefficients: Folder for the coefficients of its experts; None to omit them and the usage of the experts.
         batch_size: Images at a time.
         settings: As for `study_layer`.
 
@@ -255,12 +255,12 @@ def analyze(
         loader: Batches (inputs, labels) in an order that repeats: a list, or a DataLoader that does not shuffle.
             Labels are (batch,) classes, or (batch, targets) 0/1.
         labels: Names of the classes or targets; by default their numbers.
-        layer: Name of the layer in the model; None takes the only one.
+        layer: Name of the layer in the model; None uses the only one.
         rest: The network from the layer's output to the logits. Without it the whole model is run again for the
             images that use an expert, unless the layer makes the logits.
         modes: What replaces an ablated expert: ``zero`` (always measured), ``mean``, ``resampled`` (final layers).
         threshold: Coefficient from which an image, or a token of one, counts as processed by an expert.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         resamples: Bootstrap resamples for the confidence intervals; 0 for none.
         seed: Seed of bootstrap and control.
         out: Folder for analysis.json, the coefficients and the figures; None writes nothing.
@@ -293,7 +293,7 @@ def analyze(
 
 
 def _captured(model: nn.Module, inputs: Iterable[Tensor], layer: str, out: str | Path | None) -> CoefficientStore:
-    """The coefficients in `out`, or in a temporary folder that goes with the store."""
+    """The coefficients in `out`, or in a temporary folder that is deleted with the store."""
     if out is not None:
         return capture(model, inputs, Path(out) / "coefficients", layers=[layer])
     folder = tempfile.TemporaryDirectory(prefix="mumoe-", ignore_cleanup_errors=True)

@@ -33,7 +33,7 @@ def find_layer(model: nn.Module, layer: str | None, who: str) -> tuple[str, Gate
     """A layer by name, or the only one there is.
 
     Raises:
-        UserError: If the model has no MuMoE layer, not this one, or several and none is named.
+        UserError: If the model has no MuMoE layer, does not have this one, or has several and none is named.
     """
     layers = expert_layers(model)
     if not layers:
@@ -84,7 +84,7 @@ def capture(
         model: Any model with MuMoE layers or blocks in it.
         batches: Inputs of the model.
         folder: Where the store goes; it appears when all batches are done.
-        layers: Names of the layers; None takes all.
+        layers: Names of the layers; None uses all.
         images: Position of each image in its data set, in the order of the batches.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which images stand for an expert: for each expert, some that it processes (Figures 2, 7 and 8).
+"""Images that represent an expert: for each expert, some that it processes (Figures 2, 7 and 8).
 
 An expert processes an image when its coefficient is at least a half. Some of these images are drawn at random
 (seeded), so that they are typical rather than hand-picked; others have the largest coefficients. Experts without any
@@ -43,7 +43,7 @@ def choose_images(
 ) -> tuple[dict[int, tuple[ChosenImages, ChosenImages]], npt.NDArray[np.int64]]:
     """Images to show per expert: random ones and top ones among those at or above the threshold.
 
-    The draw depends on the seed, the image and the expert alone, however the coefficients are read.
+    The draw depends on the seed, the image and the expert alone, not on the order of reading.
 
     Returns:
         (random, top) by expert, for experts that process any image; and (num_experts,) images processed.
@@ -93,7 +93,7 @@ def _random_keys(part: Pairs, seed: int) -> npt.NDArray[np.float64]:
 
 
 def _keep(kept: ChosenImages, part: Pairs, key: npt.NDArray[np.float64], each: int) -> ChosenImages:
-    """The `each` smallest keys of every expert, of those kept so far and of this part."""
+    """The `each` smallest keys of every expert, among those kept so far and this part."""
     expert = np.concatenate([kept.expert, part.expert])
     image = np.concatenate([kept.image, part.row])
     value = np.concatenate([kept.value, part.value])

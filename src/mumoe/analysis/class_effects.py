@@ -1,4 +1,4 @@
-"""Numbers that say how specialized experts are, from counts of right answers.
+"""Measures of how specialized experts are, from counts of right answers.
 
 The question of Section 4.1.2 of the paper is causal: had expert n not contributed its weight, would the
 accuracy of class c have dropped? With y_c and y_c^(n) the accuracy of class c before and after expert n is
@@ -6,9 +6,8 @@ ablated, its difference vector and class-level polysemanticity are (eq. 5)
 
     d_c^(n) = (y_c - y_c^(n)) / y_c          p^(n) = || d^(n) - onehot(argmax_c d_c^(n)) ||_2
 
-so p = 0 means that one class loses everything and no other class changes, and an expert that hardly matters
-has p near 1. Classes that were never right before have no d and are left out (and counted); d may be
-negative.
+so p = 0 means that one class loses everything and no other class changes, and an expert with hardly any effect has p
+near 1. Classes that were never right before have no d and are left out (and counted); d may be negative.
 
 Everything here works on counts and on lists of changed answers, never on a model.
 """
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +23,7 @@ import numpy.typing as npt
 from mumoe.analysis.findings import Effect, Interval, Specialization
 from mumoe.analysis.settings import LEAST_LOST, STRONG
 from mumoe.errors import UserError
-from mumoe.statistics import wilson
+from mumoe.statistics import bootstrap_interval, wilson
 
 __all__ = [
     "Answers",
@@ -205,7 +203,7 @@ def strong_losses(before: Ints, after: Ints, least_lost: int = LEAST_LOST) -> np
     Args:
         before: (classes,) right answers before the intervention.
         after: (units, classes) the same after each intervention.
-        least_lost: Right answers that must be lost, besides the share `STRONG`.
+        least_lost: Least number of right answers lost, in addition to the share `STRONG`.
 
     Returns:
         (units, classes).
@@ -235,8 +233,8 @@ def _images_behind(changes: Changes, strong: npt.NDArray[np.bool_]) -> tuple[Int
 def loss_intervals(answers: Answers, changes: Changes, units: Ints) -> Floats:
     """95% interval of every d, (len(units), classes, 2): Wilson's, of the share of right answers that are lost.
 
-    Wrong answers that the intervention mends are taken as they are: they shift the interval. Unlike a bootstrap
-    interval it keeps a width where all, or none, of a few right answers are lost.
+    Wrong answers that the intervention corrects are counted without uncertainty: they shift the interval. Unlike a
+    bootstrap interval it keeps a width where all, or none, of a few right answers are lost.
     """
     size = answers.num_classes
     position = np.full(changes.num_units, -1, dtype=np.int64)
@@ -277,11 +275,11 @@ def _effect(
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """95% percentile intervals over resampled images.
+    """95% intervals over resampled images.
 
     Attributes:
         units: Interval of p for every unit with at least one changed answer.
-        mean: Interval of the mean p over the units with effect; None if there never is one.
+        mean: Interval of the mean p over the units with effect; None if no unit ever has one.
         strong: Interval of the number of strong units.
     """
 
@@ -323,24 +321,35 @@ def bootstrap(
     """Confidence intervals by drawing the images again with replacement.
 
     Only changed answers are touched, so a resample costs about as much as there are changes, not
-    units x classes. In a resample where a unit has no effect its p is 1, as eq. 5 gives. Where two classes
-    tie for the largest loss, p has a kink and percentile intervals lean to its lower side.
+    units x classes. In a resample where a unit has no effect its p is 1, as eq. 5 gives. Resamples lose more
+    of a small class, so they move the mean p upwards, often by more than its spread: its interval is moved back.
+    The others are percentiles. All hold their estimates (`mumoe.statistics.bootstrap_interval`).
     """
     cells = _cells(answers, changes)
     if not len(cells.unit):
         return Bootstrap({}, None, (0.0, 0.0))
     blocks = [_resample(block, answers, cells, least_lost) for block in _weights(answers, cells, resamples, seed)]
     p, effect, strong = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    low, high = np.quantile(p, [0.025, 0.975], axis=0)
+    own_p, own_effect, own_strong = _resample(np.ones((1, len(answers.right))), answers, cells, least_lost)
+    low, high = bootstrap_interval(p, own_p[0])
     units = {int(n): (float(a), float(b)) for n, a, b in zip(cells.unit, low, high, strict=True)}
+    counted = bootstrap_interval(strong.sum(1), own_strong.sum())
+    mean = _mean_interval(_means(p, effect), _means(own_p, own_effect))
+    return Bootstrap(units, mean, (float(counted[0]), float(counted[1])))
+
+
+def _means(p: Floats, effect: npt.NDArray[np.bool_]) -> Floats:
+    """Mean p over the units with an effect, of each resample that has any."""
     some = effect.any(1)
-    means = (p * effect).sum(1)[some] / effect.sum(1)[some]
-    return Bootstrap(units, _interval(means) if len(means) else None, _interval(strong.sum(1)))
+    return np.asarray((p * effect).sum(1)[some] / effect.sum(1)[some])
 
 
-def _interval(draws: npt.NDArray[Any]) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
+def _mean_interval(draws: Floats, own: Floats) -> Interval | None:
+    """The interval of the mean p from its draws and its value, (1,); None if it does not exist."""
+    if not len(draws) or not len(own):
+        return None
+    low, high = bootstrap_interval(draws, own[0], moved=True)
+    return max(float(low), 0.0), float(high)
 
 
 def _weights(answers: Answers, cells: _Cells, resamples: int, seed: int) -> Iterator[Floats]:
@@ -389,13 +398,13 @@ def shuffle_units(changes: Changes, load: npt.ArrayLike, *, seed: int = 0) -> Ch
     """The control "random units of the same load": deal the ablated contributions out again at random.
 
     An ablation removes one contribution from each row that uses the unit. Here every contribution keeps what
-    its removal does to its row, and the contributions are dealt to the units at random, each unit getting as
-    many as it had. What is left of specialization afterwards comes from load alone.
+    its removal does to its row, and the contributions are dealt to the units at random, each unit getting as many as it
+    had. The specialization that remains comes from load alone.
 
     Args:
         changes: What removing each contribution changed.
         load: (units,) contributions per unit: rows with a coefficient above 0.
-        seed: Seed of the dealing.
+        seed: Seed of the random deal.
 
     Raises:
         UserError: If `load` has another length or is smaller than the changes a unit caused.

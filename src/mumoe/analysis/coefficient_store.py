@@ -1,8 +1,8 @@
 """Which experts process which images: coefficients captured in a stream and kept sparse on disk.
 
 An entmax gate gives each row (an image, or a token of one) a coefficient for a handful of experts and exactly
-0 for all others. Kept as (expert, value) pairs, the coefficients of a data set take a few bytes per row
-whatever the number of experts, and they are written batch by batch, so memory does not grow with the data.
+0 for all others. Kept as (expert, value) pairs, the coefficients of a data set take a few bytes per row regardless of
+the number of experts, and they are written batch by batch, so memory does not grow with the data.
 
 One folder holds ``index.json`` and, for each layer and level, three arrays in row order: ``experts`` (int32),
 ``values`` (float32) and ``offsets`` (int64; row i owns the pairs from offsets[i] to offsets[i + 1]).
@@ -86,7 +86,7 @@ class CoefficientWriter:
     """Write the coefficients of one or more layers batch by batch; the folder appears when all is written.
 
     Args:
-        folder: Where the store goes; an older one is replaced in one step at the end.
+        folder: The folder of the store; an older one is replaced in one step at the end.
         layers: Number of experts of each level, by layer name.
         rows_per_image: Rows of one image by layer name: 1 (default), or the number of its tokens.
         images: Positions of the images in their data set, in the order in which they will be appended.
@@ -126,7 +126,7 @@ class CoefficientWriter:
         return self
 
     def set_rows_per_image(self, layer: str, rows: int) -> None:
-        """Say how many rows each image has in a layer inside a network, once it is known."""
+        """Set the number of rows of each image in a layer inside a network, once it is known."""
         known = self._rows_per_image.setdefault(layer, rows)
         if known != rows:
             raise UserError(
@@ -210,7 +210,7 @@ class CoefficientStore:
         self.images = _load(self.folder / "images.npy") if index["images"] else None
 
     def num_levels(self, layer: str | None = None) -> int:
-        """Levels of a layer; without a name of the only layer, or the first."""
+        """Levels of a layer; without a name those of the only layer, or of the first."""
         return len(self._layers[layer or self.layers[0]][1]["num_experts"])
 
     def level(self, layer: str | None = None, level: int = 0) -> CoefficientLevel:

@@ -8,7 +8,7 @@ times a short vector: y = O h, where the *latent* h is the sum of one part per e
 
 so ablating expert n changes y by exactly O v with v = a_n h_n(z), and only in rows with a_n > 0. A hierarchy is
 linear in each level, and in each combination of levels. What a neuron of a linear layer contributes has the same
-form. `Opened` lists the (row, unit) pairs that contribute, and what leaves with each.
+form. `Opened` lists the (row, unit) pairs that contribute, and what is removed with each.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Opened:
         row, unit: (pairs,) which unit contributes to which row, row after row.
         silent: (pairs,) whether nothing else contributes to the row, so that exact zeros remain.
         scale: (rows,) how large the terms are whose sum is an output: what rounding errors are relative to.
-        vectors: From chosen pairs to their v, (pairs, width); `Parts.project` turns it into what leaves the output.
+        vectors: From chosen pairs to their v, (pairs, width); `Parts.project` turns it into what is removed from the
+            output.
         bounds: From chosen pairs to a bound on ||v||, where that costs less than v.
     """
 
@@ -100,7 +101,7 @@ class Parts(ABC):
         return None
 
     def project(self, vectors: Tensor) -> Tensor:
-        """What leaves the output with these vectors, (pairs, out)."""
+        """What is removed from the output with these vectors, (pairs, out)."""
         matrix = self.output()
         return vectors if matrix is None else F.linear(vectors, matrix)
 
@@ -125,8 +126,8 @@ def parts_of(layer: torch.nn.Module, *, level: int | None = None, mode: Mode = "
 
     Args:
         layer: The layer.
-        level: Level whose experts are the units; None takes the only level, or all combinations of a hierarchy.
-        mode: What takes an ablated expert's place, see `MODES`.
+        level: Level whose experts are the units; None uses the only level, or all combinations of a hierarchy.
+        mode: What replaces an ablated expert, see `MODES`.
         seed: Seed of the images that ``resampled`` draws.
 
     Raises:
@@ -330,13 +331,13 @@ class ExpertParts(Parts):
         return Opened(self.project(latent), found.row, unit, silent, scale, batch.vectors, batch.reach)
 
     def _coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The gate's coefficients, computed once for the batch that is being looked at."""
+        """The gate's coefficients, computed once for the current batch."""
         if self._last is None or self._last[0] is not x:
             self._last = (x, self.layer.coefficients(x))
         return self._last[1]
 
     def _drawn(self, row: Tensor, unit: Tensor) -> Tensor:
-        """Row of the pool whose answer stands in for each pair's: a hash of seed, row and unit."""
+        """Row of the pool whose answer replaces each pair's: a hash of seed, row and unit."""
         assert self._pool is not None
         if self.mode != "resampled":
             return torch.zeros_like(row)
@@ -367,7 +368,7 @@ class ExpertParts(Parts):
         return self._replaced(x, a, experts, unit, first_row)
 
     def _replaced(self, x: Tensor, a: Sequence[Tensor], experts: tuple[int, ...], unit: int, first_row: int) -> Tensor:
-        """y - a_n (what the expert says) + a_n (what is said instead)."""
+        """y - a_n (the expert's answer) + a_n (its replacement)."""
         whole = [level.clone() for level in a]
         levels = range(len(whole)) if self.level is None else [self.level]
         for level, expert in zip(levels, experts, strict=True):
@@ -384,7 +385,7 @@ class ExpertParts(Parts):
 
 
 def _averaged(a: Sequence[Tensor], level: int, expert: int) -> list[Tensor]:
-    """Coefficients with an expert's share handed out evenly to all of its level."""
+    """Coefficients with an expert's share divided evenly among all of its level."""
     changed = [part.clone() for part in a]
     share = changed[level][:, expert].clone()
     changed[level][:, expert] = 0

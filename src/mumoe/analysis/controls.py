@@ -1,10 +1,10 @@
-"""Controls: what the measures say where there is nothing to find.
+"""Controls: what the measures show without any specialization.
 
-`specialization` alone can flatter: with few experts a gate that learned nothing may reach a mean p near 1. Two
-controls put it in proportion. A *gate frozen at random* keeps the projection it was drawn with while everything
-else is trained; what specialization it shows is that of random regions of the features. And *units of the same
-load* (`measures.shuffle_units`) deals the contributions of the experts out again at random; what it shows comes
-from load alone.
+`specialization` alone can mislead: with few experts a gate that learned nothing may reach a mean p near 1. Two controls
+put it in perspective. A *gate frozen at random* keeps its initial projection while everything else is trained; the
+specialization it shows is that of random regions of the features. And *units of the same load*
+(`measures.shuffle_units`) deals the contributions of the experts to them again at random; what it shows comes from load
+alone.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FROZEN = "-frozen"
 
 
 class FrozenEntmax15(nn.Module):
-    """entmax15 that passes no gradient, so that the gate's projection stays as it was drawn."""
+    """entmax15 that passes no gradient, so that the gate's projection keeps its initial values."""
 
     def forward(self, logits: Tensor) -> Tensor:
         return functional.entmax15(logits.detach())
 
 
 class FrozenSoftmax(nn.Module):
-    """Softmax that passes no gradient, so that the gate's projection stays as it was drawn."""
+    """Softmax that passes no gradient, so that the gate's projection keeps its initial values."""
 
     def forward(self, logits: Tensor) -> Tensor:
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -1,16 +1,16 @@
 """All ablations of a layer from one evaluation, where its output is the model's output or goes through `rest`.
 
-The plain way evaluates the model once per expert with that expert's weight at zero. This gives the same counts of
+The plain method evaluates the model once per expert with that expert's weight at zero. This gives the same counts of
 right answers for every class and expert from one evaluation:
 
 1. Only rows whose coefficient for expert n is above 0 can change, and they change by exactly a_n W_n z.
 2. Most of these cannot change enough. With v the part of the latent that leaves (see `contributions`), logit c
    moves against logit j by at most ||v|| ||O_c - O_j||, so an answer stands while that is below the gap of the
    two logits. Each row has one number, the largest ||v|| that provably changes nothing; pairs below it are done.
-3. The rest is computed: with many classes first against the closest rivals of the label alone. A rival that
-   wins decides, and so does the label if it beats them all and the bound of 2 covers the other classes.
-4. Where a decision hangs on less than rounding error could move, the plain method is asked about that batch and
-   expert, so that even ties fall as they would there.
+3. The rest is computed: with many classes first against the closest rivals of the label alone. The pair is decided if a
+   rival wins, and if the label beats them all and the bound of 2 covers the other classes.
+4. Where rounding errors could change a decision, the plain method computes that batch and expert, so that even ties are
+   decided in the same way.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Step:
         self._settle()
 
     def _tolerance(self) -> Tensor:
-        """(rows,) what rounding could do to a difference of two logits."""
+        """(rows,) bound on the rounding error of a difference of two logits."""
         scale = self.opened.scale if self.rest is None else self.logits.abs().amax(1)
         bits = ROUNDING if self.rest is None else 32 * ROUNDING
         return scale * (bits * torch.finfo(self.logits.dtype).eps)
@@ -130,7 +130,7 @@ class _Step:
         self.towards = matrix[self.labels][:, None] - matrix[self.rivals]
 
     def _try_rivals(self, pairs: Tensor, reach: Tensor) -> Tensor:
-        """Settle what the rivals alone decide; returns the pairs that are left."""
+        """Decide the pairs that the rivals alone decide; returns the pairs that are left."""
         if self.rivals is None:
             return pairs
         left = []
@@ -168,7 +168,7 @@ class _Step:
         self.doubtful.append(pairs[margin(after, labels) <= self.tolerance[row]])
 
     def _silent(self) -> None:
-        """Where nothing contributes any more the layer's output is exactly zero."""
+        """Where no unit contributes any more, the layer's output is exactly zero."""
         pairs = self.opened.silent.nonzero()[:, 0]
         self.record.silent += len(pairs)
         if not len(pairs):
@@ -182,7 +182,7 @@ class _Step:
             self.doubtful.append(pairs[near])
 
     def _settle(self) -> None:
-        """Record the outcomes; where one is in doubt, take all of that unit's from the plain method."""
+        """Record the outcomes; if one is in doubt, all of that unit come from the plain method."""
         doubtful = torch.cat(self.doubtful) if self.doubtful else self.opened.unit[:0]
         units = self.opened.unit[doubtful].unique()
         for pairs, after in self.outcome:

@@ -11,6 +11,7 @@
         "experts": [{
            "expert": int, "mean": mean coefficient, "used": share of tokens where it is above 0,
            "half": share where it is at least 1/2, "by_class": {class: mean coefficient or null},
+           "histogram": [tokens in each of 20 equal bins of the coefficients above 0; not in older files],
            "top": [{"row": window, "position": token in it, "coefficient": float, "center": index in pieces,
                     "pieces": [text of each token], "coefficients": [this expert's at each]}],
            "effect": {"all": nats per token, "by_class": {class: nats per token or null}} or null}]}],
@@ -80,14 +81,14 @@ class Effect:
 class Specialization:
     """How specialized the units of one layer are, by intervention (eq. 5, Figures 3, 5, 6 and 9).
 
-    The mean of p alone misleads: a unit that hardly does anything has p near 1. Read it beside `strong`.
+    The mean of p alone misleads: a unit with hardly any effect has p near 1. Read it together with `strong`.
 
     Attributes:
         units: Number of units ablated, each in isolation.
         classes: Number of classes (or 0/1 targets) of the data.
         images: Number of images.
         accuracy: Right answers before any intervention, as a share.
-        classes_without_images: Classes left out because nothing is known of them.
+        classes_without_images: Classes left out because no image has them.
         classes_never_right: Classes left out because their accuracy was 0 before (eq. 5 divides by it).
         with_effect: Units whose ablation changes the accuracy of some class.
         mean_polysemanticity: Mean p over the units with effect, as in Figure 3.
@@ -176,7 +177,7 @@ class UnitStudy:
 
     Attributes:
         units: ``experts``, ``level 0``, .., ``combinations`` or ``neurons``.
-        modes: Specialization by what takes an ablated unit's place; ``zero`` is the paper's.
+        modes: Specialization by what replaces an ablated unit; ``zero`` is the paper's.
         load_control: The same for units of the same load made up of random contributions.
         load: Images to which each unit contributes.
         silent: Pairs of image and unit after whose ablation nothing is left of the layer's output.
@@ -237,6 +238,7 @@ class ExpertText:
     by_class: Mapping[str, float | None]
     top: tuple[TopToken, ...]
     effect: TextEffect | None
+    histogram: tuple[int, ...] = ()
 
     @property
     def reads(self) -> str:
@@ -327,6 +329,6 @@ class TextStudy(Record):
         return [*lines, f"Written to {self._folder}. Open experts.html."] if self._folder else lines
 
     def written_to(self, folder: Path) -> Self:
-        """The study, which names the folder where its page is."""
+        """The study, which names the folder of its page."""
         vars(self)["_folder"] = str(folder)
         return self

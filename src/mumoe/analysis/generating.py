@@ -34,7 +34,7 @@ def generate(
         run: A run of mode text.
         prompt: How the text begins; empty starts a document.
         tokens: Tokens to write.
-        temperature: Of the sampling; 0 takes the likeliest token each time.
+        temperature: Of the sampling; 0 picks the likeliest token each time.
         top_k: Sample among so many of the likeliest tokens; 0 for all.
         seed: Of the sampling.
         scale: (layer, expert) -> factor of the expert's coefficient; 0 ablates it.
@@ -62,7 +62,7 @@ def scaled(model: nn.Module, scale: Mapping[tuple[int, int], float]) -> Iterator
         for (layer, expert), factor in scale.items():
             if not 0 <= layer < len(layers):
                 raise UserError(
-                    f"{WHO}: expected a layer in 0..{len(layers) - 1}, got {layer}. Take one of these."
+                    f"{WHO}: expected a layer in 0..{len(layers) - 1}, got {layer}. Use one of these."
                     if layers
                     else f"{WHO}: expected a model with MuMoE layers, got one without. Leave `scale` out."
                 )

@@ -1,4 +1,4 @@
-"""What to try where experts show no specialization beyond their control, in one sentence."""
+"""A suggestion, in one sentence, if experts show no specialization beyond their control."""
 
 from __future__ import annotations
 

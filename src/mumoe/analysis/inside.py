@@ -1,8 +1,8 @@
 """Ablations of a layer inside any network: penultimate, or in a block over tokens.
 
 The model is run once on every batch. For each expert only the images that use it are run again, each with that
-expert's coefficients taken out of the gate's output, many experts in one batch. Rows whose answer could hang on
-rounding (another batch size gives other last bits) are taken from the plain method.
+expert's coefficients taken out of the gate's output, many experts in one batch. Rows whose answer could depend on
+rounding (the last bits change with the batch size) are computed by the plain method.
 """
 
 from __future__ import annotations
@@ -166,6 +166,6 @@ def run_again(again: Again, seen: Seen, record: Record, block: int, plainly: boo
 
 
 def _is_sure(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each answer is right, and whether that is beyond what rounding could do."""
+    """Whether each answer is right, and whether rounding could not change that."""
     tolerance = logits.abs().amax(1) * (32 * ROUNDING * torch.finfo(logits.dtype).eps)
     return is_right(logits, labels), margin(logits, labels) > tolerance

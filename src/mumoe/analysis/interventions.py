@@ -39,8 +39,8 @@ def intervene(
     Args:
         model: A MuMoE, SparseMoE or HighRankLinear layer, or any model with MuMoE layers or blocks in it.
         batches: (inputs of the model, labels): labels (rows,) classes or (rows, targets) 0/1.
-        layer: Name of the layer in the model; None takes the only one.
-        level: Level whose experts are ablated, each with all of its combinations; None takes the only level, or in a
+        layer: Name of the layer in the model; None uses the only one.
+        level: Level whose experts are ablated, each with all of its combinations; None uses the only level, or in a
             final layer with a hierarchy every combination.
         mode: What replaces an ablated expert, see `settings.MODES`; ``resampled`` needs a final layer or `rest`.
         rest: The network after the layer: from its output to the logits, for any number of rows; None for a final

@@ -1,4 +1,4 @@
-"""Everything that is asked of one layer on one data set, in one call: use, interventions, controls, hierarchy."""
+"""All measurements of one layer on one data set, in one call: usage, interventions, controls, hierarchy."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def study_layer(
     Args:
         model: The layer, or a model with MuMoE layers in it.
         batches: Reads its inputs and labels from the beginning.
-        layer: Name of the layer in the model; None takes the only one.
+        layer: Name of the layer in the model; None uses the only one.
         rest: The network after it; see `intervene`.
         store: Its captured coefficients, see `write_coefficients`; None leaves `usage` empty.
         modes: What replaces an ablated expert; ``zero`` is always measured, of a MuMoE layer the others too.
         resamples: Bootstrap resamples of the images for the confidence intervals.
         seed: Seed of bootstrap, control and resampling.
-        least_lost: Right answers that a class must lose, besides half of them, for a unit to be strong.
+        least_lost: A unit is strong if a class loses at least this many right answers, and at least half of them.
         threshold: Coefficient from which an image counts as processed by an expert, in `usage`.
 
     Raises:
@@ -149,13 +149,13 @@ def and_reading(
 ) -> tuple[Combination, ...]:
     """Compare what each strong combination of a hierarchy's experts loses with what its experts lose alone.
 
-    A combination (n, m) of two levels answers, on the reading of the paper (section 1, appendix C), for images that
-    are both "n" and "m". Where that holds, ablating it costs the classes that n and m both cost, and no others.
+    As the paper reads it (section 1, appendix C), a combination (n, m) of two levels is responsible for images that are
+    both "n" and "m". Where that holds, ablating it costs the classes that n and m both cost, and no others.
 
     Args:
         levels: Interventions on the single levels, in order.
         combinations: Interventions on all combinations, of the same images.
-        least_lost: Right answers that a class must lose, besides half of them.
+        least_lost: A unit is strong if a class loses at least this many right answers, and at least half of them.
     """
     lost = [_lost(level, least_lost) for level in levels]
     joint = _lost(combinations, least_lost)

@@ -36,7 +36,7 @@ class Agreement:
 
     Attributes:
         share: Share of the strong experts that reappear: their match is strong for the same class, and similar.
-        same_class: The same however similar they are.
+        same_class: The same share without the condition on similarity.
         similarity: Mean correlation of the strong experts with their matches.
         similarity_all: Mean correlation of all matched experts that vary in both seeds.
     """

@@ -1,11 +1,11 @@
 """Which experts are alike: by their weights, and by the images that they process.
 
-Two experts are near by weight when the matrices W_n and W_m point the same way, measured by the cosine of their
-angle after the mean expert of the level is taken away: all experts start out as one and the same, so what they
-share says nothing about any of them. The weight tensor is never formed; the inner products of all experts of a
-level follow from those of the factors. In a hierarchy the weight of a level's expert is its whole slice.
+Two experts are close by weight when the matrices W_n and W_m point the same way, measured by the cosine of their
+angle after the mean expert of the level is subtracted: all experts start from the same matrix, so what they share says
+nothing about any of them. The weight tensor is never formed; the inner products of all experts of a level follow from
+those of the factors. In a hierarchy the weight of a level's expert is its whole slice.
 
-Two experts are near by coefficient when they process the same images in the same proportion: the cosine of their
+Two experts are close by coefficient when they process the same images in the same proportion: the cosine of their
 columns of coefficients, 0 where no image uses both.
 """
 
@@ -30,7 +30,7 @@ __all__ = ["Near", "coefficient_gram", "nearest_experts", "neighbours", "weight_
 
 Floats = npt.NDArray[np.float64]
 Listed = tuple[tuple[tuple[int, float], ...], ...]
-"""Per expert: (expert, cosine in [-1, 1]) of those nearest to it, the nearest first."""
+"""Per expert: (expert, cosine in [-1, 1]) of its nearest experts, the nearest first."""
 
 DENSE = 64
 """Pairs per row from which coefficients are multiplied as a dense block."""
@@ -79,7 +79,7 @@ def nearest_experts(gram: Floats, most: int, *, least: float = -1.0) -> Listed:
 
 
 def _centred(gram: Floats) -> Floats:
-    """Inner products after the mean vector is taken away."""
+    """Inner products after the mean vector is subtracted."""
     rows = gram.mean(1)
     return np.asarray(gram - rows[:, None] - rows[None] + rows.mean())
 

@@ -21,7 +21,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 Rest = Callable[[Tensor], Tensor]
 
 ROUNDING = 16.0
-"""Decisions closer than this many float epsilons of the terms' size are taken by the plain method."""
+"""Decisions closer than this many float epsilons of the terms' size are made by the plain method."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Interventions:
         answers: Right answers before.
         changes: Every answer that some ablation changes.
         load: (units,) images to which each unit contributes.
-        silent: Pairs of image and unit after whose ablation every logit is exactly 0. The plain method, whose
-            argmax takes the first of equals, then answers with class 0; so does this.
+        silent: Pairs of image and unit after whose ablation every logit is exactly 0. The plain method, whose argmax
+            picks the first of equals, then answers with class 0; so does this.
         rechecked: Batches evaluated once more by the plain method because rounding could have decided.
     """
 
@@ -113,7 +113,7 @@ def is_right(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """(rows,) how far the closest decision about right or wrong is from falling the other way."""
+    """(rows,) how far the closest decision about right or wrong is from changing."""
     if labels.ndim == 2:
         return logits.abs().amin(1)
     own = logits.gather(1, labels[:, None])

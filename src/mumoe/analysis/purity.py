@@ -88,7 +88,7 @@ def measure_purity(
         inputs: Its data, with features.
         rows: Positions of the images.
         level: Level of a hierarchy.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         seed: Seed of the control.
         batch_size: Images at a time.
 

@@ -2,9 +2,9 @@
 
 The shift is another split of the run's own data (where a split holds out a studio or a hospital, the test split is
 shifted), another set with the same classes, or the run's own images corrupted at three severities. A strong expert is
-*kept* if it is strong for the same class afterwards. One whose class has fewer right answers left than strength asks
-for cannot be; those that could are counted beside. Controls are units of the same load made up of random contributions,
-before and after, and heads without experts, such as the linear partner, whose accuracy stands beside.
+*kept* if it is strong for the same class afterwards. An expert whose class has too few right answers left cannot be
+kept; the number of those that can is given as well. Controls are units of the same load made up of random
+contributions, before and after, and heads without experts, such as the linear partner, whose accuracy is compared.
 
 How many experts are strong depends on the number of images too: compare counts before and after with their controls.
 """
@@ -101,7 +101,7 @@ class Shift(Record):
         data: Name of the runs' data.
         before: Split before the shift.
         level: Level of a hierarchy.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         runs: One for each run.
     """
 
@@ -279,12 +279,12 @@ def measure_shift(
         data_options: Options of other data as KEY=VALUE, such as ``held_out=twemoji``, over those of the run where the
             name is the same.
         level: Level of a hierarchy.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         seed: Seed of the controls and of a corruption.
 
     Raises:
         UserError: If the shift is unknown, a split is empty, no class is common, or a run has no images to corrupt.
-        JobError: If a run has no whole checkpoint.
+        JobError: If a run has no complete checkpoint.
     """
     before = before or ("val" if to == "test" else "test")
     for name, value in (("before", before), ("split", split)):

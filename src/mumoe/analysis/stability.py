@@ -8,9 +8,9 @@ for the same class and correlates with it by at least `SIMILAR`.
 The images are in neither run's training split; where both have the same split they are its test images. Which experts
 are strong is measured for each run on its own images of that split name.
 
-The control are gates of the same shape, drawn at random as at initialization, their batch statistics estimated again on
-the training images: the same matching of two of them says how well random regions of the same features match. Strong
-experts keep their positions and classes there, so that the control's share is that of a match by chance.
+The control is a set of gates of the same shape, drawn at random as at initialization, with batch statistics estimated
+again on the training images: the same matching of two of them shows how well random regions of the same features match.
+Strong experts keep their positions and classes there, so that the control's share is the share that match by chance.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ FILE = "stability.json"
 """Name of the file in the folder that holds a head's seeds."""
 
 SIMILAR = 0.5
-"""Correlation of coefficients from which a strong expert counts as found again; an r of .5 shares a quarter of the
+"""Correlation of coefficients from which a strong expert counts as reappearing; an r of .5 shares a quarter of the
 variance. Random gates rarely reach it; see the control."""
 
 CALIBRATION = 4096
@@ -130,7 +130,7 @@ class Stability(Record):
         compared: Images on which coefficients were compared, in words.
         level: Level of a hierarchy.
         threshold: Correlation from which experts are similar.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         draws: Random gates of each run.
         seeds: The seeds.
         purity: Accuracy and specialization of each seed on its own images of the split.
@@ -290,13 +290,13 @@ def measure_stability(
             coefficients are compared.
         level: Level of a hierarchy whose experts are matched.
         threshold: Correlation from which matched experts are similar.
-        least_lost: Right answers that a class must lose, besides half of them, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         draws: Random gates drawn for each run, for the control.
         seed: Seed of these and of the controls of each run.
 
     Raises:
         UserError: If there are fewer than two finished seeds, the head has no gate, or every image was trained on.
-        JobError: If a run has no whole checkpoint.
+        JobError: If a run has no intact checkpoint.
     """
     _check(split, threshold, least_lost, draws)
     finished = [run for run in runs if run.facts.get("state") == "finished"]

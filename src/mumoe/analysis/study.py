@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mumoe.analysis.chosen_images import choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientStore
+from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.analysis.findings import Effect, Interval, LayerStudy, Specialization, UnitStudy
 from mumoe.analysis.hints import layer_hint
 from mumoe.errors import UserError, require, unknown_name
@@ -34,7 +35,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Source:
-    """What a study was made from; `Study.expert` reads images and logits from it.
+    """The sources of a study; `Study.expert` reads images and logits from them.
 
     Attributes:
         store: Coefficients, or None for neurons.
@@ -70,6 +71,8 @@ class ExpertFacts(Record):
             change first; empty for a study that was read from disk.
         control: What the ablation of its control changes: as many random contributions as the expert has; None if
             nothing.
+        name: What it was named; empty if nothing.
+        note: What was noted of it.
     """
 
     expert: int
@@ -82,11 +85,14 @@ class ExpertFacts(Record):
     images: tuple[tuple[int, str, float], ...] = ()
     logits: tuple[tuple[str, float], ...] = ()
     control: Effect | None = None
+    name: str = ""
+    note: str = ""
 
     _study: ClassVar[Any] = None
 
     def headline(self) -> str:
-        about = f"{self.level}, number {self.expert}: contributes to {self.used_by:,} images"
+        named = f" ({self.name})" if self.name else ""
+        about = f"{self.level}, number {self.expert}{named}: contributes to {self.used_by:,} images"
         if self.effect is None:
             return f"{about}; its ablation changes no class's accuracy"
         strong = f"strong by {_images(self.effect.images)}" if self.effect.strong else "not strong"
@@ -101,7 +107,7 @@ class ExpertFacts(Record):
     def show(self) -> Figure:
         """Draw the expert: its images with their coefficients, the classes it loses, and its effects on the logits.
 
-        The figure belongs to no window; notebooks display it.
+        The figure has no window; notebooks display it.
 
         Raises:
             UserError: If matplotlib is not installed.
@@ -125,7 +131,7 @@ class Study(Record):
         head: Specification of the head, or the name of the layer.
         study: The numbers.
         experts_skipped: Experts that process no image, or None where no images are shown.
-        no_images: Why images that were asked for are not shown; empty where they are.
+        no_images: Why the requested images are not shown; empty if they are.
     """
 
     classes: tuple[str, ...]
@@ -138,6 +144,7 @@ class Study(Record):
     no_images: str = ""
 
     _source: ClassVar[Source] = Source()
+    _run: ClassVar[Path | None] = None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -150,17 +157,28 @@ class Study(Record):
         file = next((place for place in places if place.is_file()), places[1])
         found = super().load(file)
         store = file.parent / "coefficients"
+        vars(found)["_run"] = file.parent.parent
         return found.bound(Source(CoefficientStore(store))) if (store / "index.json").is_file() else found
 
     def bound(self, source: Source) -> Self:
-        """The study with what it was made from."""
+        """The study with its sources."""
         vars(self)["_source"] = source
         return self
 
     @property
     def source(self) -> Source:
-        """What it was made from; of a study that was read from disk the coefficients alone."""
+        """Its sources; for a study that was read from disk the coefficients alone."""
         return self._source
+
+    @property
+    def notes(self) -> ExpertNotes:
+        """Names and notes of the run's experts as they are now; none if the results were not written to a run.
+
+        Raises:
+            UserError: If their file is damaged.
+        """
+        run = self._run or (Path(self.folder).parent if self.folder else None)
+        return ExpertNotes() if run is None else ExpertNotes.of_run(run)
 
     # Tables and figures -----------------------------------------------------------------------------------------
 
@@ -190,22 +208,24 @@ class Study(Record):
 
     def rows(self, mode: str = "zero", control: bool = False) -> list[dict[str, Any]]:
         """One row per expert, those without effect included; see `to_frame` for the columns."""
-        return [row for position in range(len(self.study.units)) for row in self._rows(position, mode, control)]
+        levels, notes = range(len(self.study.units)), self.notes
+        return [row for position in levels for row in self._rows(position, mode, control, notes)]
 
     def to_frame(self, mode: str = "zero", *, control: bool = False) -> pd.DataFrame:
         """One row per expert, in order of level and position.
 
         Args:
-            mode: What took an ablated expert's place, one of those that were measured.
+            mode: What replaced an ablated expert, one of the modes that were measured.
             control: Whether to give the control instead: units of the same load made up of random contributions.
 
         Returns:
             A frame with the columns level (the kind of unit, ``experts``, ``level 0``, .., ``combinations`` or
-            ``neurons``), expert, load (images it contributes to), mean_coefficient, effect (whether its ablation
-            changes the accuracy of any class), polysemanticity with the ends of its 95% interval low and high, strong,
-            images (those whose lost right answers make it strong), top_classes (names, the largest loss first), losses
-            (the share of its right answers that each of these loses), control_polysemanticity and control_strong (the
-            same of as many random contributions as the expert has). Numbers that do not exist are missing.
+            ``neurons``), expert, name (what it was named, or empty), load (images it contributes to),
+            mean_coefficient, effect (whether its ablation changes the accuracy of any class), polysemanticity with the
+            ends of its 95% interval low and high, strong, images (those whose lost right answers make it strong),
+            top_classes (names, the largest loss first), losses (the share of its right answers that each of these
+            loses), control_polysemanticity and control_strong (the same of as many random contributions as the expert
+            has). Numbers that do not exist are missing.
 
         Raises:
             UserError: If the mode was not measured, or pandas is not installed.
@@ -214,7 +234,7 @@ class Study(Record):
         frame: pd.DataFrame = pandas.DataFrame(self.rows(mode, control))
         return frame
 
-    def _rows(self, position: int, mode: str, control: bool) -> Iterable[dict[str, Any]]:
+    def _rows(self, position: int, mode: str, control: bool, notes: ExpertNotes) -> Iterable[dict[str, Any]]:
         units = self.study.units[position]
         effects = {effect.unit: effect for effect in _part(units, mode, control).effects}
         usage = self.study.usage[position] if position < len(self.study.usage) else None
@@ -224,6 +244,7 @@ class Study(Record):
             yield {
                 "level": units.units,
                 "expert": unit,
+                "name": notes.name(unit, position),
                 "load": load,
                 "mean_coefficient": None if usage is None or control else usage.mean_coefficient[unit],
                 "effect": effect is not None,
@@ -249,7 +270,7 @@ class Study(Record):
         return tuple((self.classes[c], d) for c, d in effect.losses)
 
     def plot(self, *, level: int | str = 0, mode: str = "zero") -> Figure:
-        """The classes that the first strong experts answer for, as Figures 5 and 6 of the paper.
+        """The classes that depend on the first strong experts, as Figures 5 and 6 of the paper.
 
         Raises:
             UserError: If the level or mode does not exist, or matplotlib is not installed.
@@ -269,7 +290,7 @@ class Study(Record):
         """The main numbers: for each kind of unit its specialization and control, and the use of the experts."""
         first, lines = self.units().modes["zero"], [self._accuracy()]
         for units in self.study.units:
-            lines += [_sentence(units.units, mode, part) for mode, part in units.modes.items()]
+            lines += [_sentence(units.units, f"{mode} ablation", part) for mode, part in units.modes.items()]
             lines.append(_sentence(units.units, "control of the same load", units.load_control))
         if self.study.usage:
             usage = self.study.usage[0]
@@ -291,7 +312,7 @@ class Study(Record):
     # One expert -------------------------------------------------------------------------------------------------
 
     def expert(self, expert: int, *, level: int | str = 0, images: int = 6) -> ExpertFacts:
-        """The facts of one expert: what it loses, what it looks at, and what it says.
+        """The facts of one expert: the classes it loses, the images it processes, and its effect on the logits.
 
         Args:
             expert: Its position in the level.
@@ -307,6 +328,7 @@ class Study(Record):
         position = self.study.units.index(units)
         usage = self.study.usage[position] if position < len(self.study.usage) else None
         effect, control = (_effect_of(part, expert) for part in (units.modes["zero"], units.load_control))
+        entry = self.notes.of(expert, position)
         facts = ExpertFacts(
             expert=expert,
             level=units.units,
@@ -318,6 +340,8 @@ class Study(Record):
             images=self._images(expert, position, images) if usage else (),
             logits=self._logits(expert, position, units.load[expert]) if usage else (),
             control=control,
+            name=entry.name,
+            note=entry.note,
         )
         vars(facts)["_study"] = self
         return facts
@@ -386,7 +410,7 @@ def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def _sentence(units: str, mode: str, part: Specialization) -> str:
+def _sentence(units: str, what: str, part: Specialization) -> str:
     mean = "none" if part.mean_polysemanticity is None else f"{part.mean_polysemanticity:.3f}"
     interval: Interval | None = part.mean_interval
     spread = "" if interval is None else " ({:.3f} to {:.3f})".format(*interval)
@@ -394,6 +418,6 @@ def _sentence(units: str, mode: str, part: Specialization) -> str:
     pure = "" if strong is None else f", mean p {strong:.3f}"
     behind = f" (by {_images(part.strong_images)})" if part.strong else ""
     return (
-        f"{units}, {mode}: {part.with_effect} of {part.units:,} change anything, mean p {mean}{spread}; "
+        f"{units}, {what}: {part.with_effect} of {part.units:,} change the accuracy of a class, mean p {mean}{spread}; "
         f"{part.strong} strong{behind}{pure}"
     )

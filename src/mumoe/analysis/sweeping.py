@@ -2,7 +2,7 @@
 
 A cell is one head, gate and seed. Its run goes to OUT/cells/..; a finished cell is never trained again, and one that
 was stopped resumes from its checkpoint. Cells differ in head, gate and seed alone. The figures show every finished
-cell of OUT, so that a grid can be extended by a second call with another one.
+cell of OUT, so that a second call with another grid extends it.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def sweep(
         gates: Names of gates; one that ends in ``-frozen`` keeps its initial projection: the control.
         seeds: Seeds of every cell, each with its own split and initial weights.
         split: Split that is analyzed; choose settings on val.
-        least_lost: Right answers that a class must lose, besides half of its own, for an expert to be strong.
+        least_lost: An expert is strong if a class loses at least this many right answers, and at least half of them.
         limit: Stop after this many newly trained cells; 0 trains all.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         progress: Whether to show progress on stderr.
@@ -320,7 +320,7 @@ def _draw(points: Mapping[Cell, Point], job: _Job) -> None:
 
 
 def _draw_effects(cells: Sequence[Cell], job: _Job, title: str) -> None:
-    """The classes that single experts answer for, one row for each number of experts."""
+    """The classes that depend on single experts, one row for each number of experts."""
     results = {cell.spec: read_json(job.result(cell), WHO)["effects"] for cell in cells}
     rows = [EffectRow(spec, tuple(read_typed(tuple[Effect, ...], found, WHO))) for spec, found in results.items()]
     classes = read_json(job.folder(cells[0]) / "run.json", WHO)["classes"]

@@ -1,7 +1,7 @@
 """The text view of a language model's experts: one HTML page, and the heat map that `mumoe.plots` draws.
 
-Both show tokens on a ground as dark as the expert's coefficient there. The page opens from disk without a server and
-needs nothing else.
+Both show tokens on a background that is darker where the expert's coefficient is larger. The page opens from disk
+without a server or other files.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ Read. Every token goes through every layer's gate. For each expert the tokens wi
 kept with the text around them, at most one for each window, and the mean coefficient on each kind of token.
 
 Lost. An expert is ablated (its weights are zero in both layers of its block, for every token) and the loss is
-measured again; the change is averaged over the tokens of a kind that were to be predicted. A positive change is what
-the expert is worth for that kind. Windows none of whose tokens uses the expert cannot change and are not run again.
+measured again; the change is averaged over the tokens of a kind that were to be predicted. A positive change is the
+value of the expert for that kind. Windows none of whose tokens uses the expert cannot change and are not run again.
 
-Steered. Within `steer` an expert's coefficient is multiplied at every token, so that it does more or less of what it
-does; 0 is the ablation. The coefficients are not normalized again.
+Steered. Within `steer` an expert's coefficient is multiplied at every token, so that its effect grows or shrinks; 0 is
+the ablation. The coefficients are not normalized again.
 
 A hierarchy is read at its first level.
 """
@@ -38,6 +38,9 @@ __all__ = ["steer", "study_text"]
 
 BATCH = 16
 
+BINS = 20
+"""Bins of the histogram of an expert's coefficients."""
+
 
 def study_text(
     model: nn.Module,
@@ -59,7 +62,7 @@ def study_text(
         model: A causal language model with MuMoE layers, tokens (B, T) -> an object with `logits`.
         data: The text.
         split: The split.
-        layers: Names of the layers; None takes all.
+        layers: Names of the layers; None uses all.
         windows: Windows to read, spread evenly over the split.
         ablated_windows: The first of these on which every expert is ablated (0: none).
         top: Tokens kept for each expert.
@@ -114,6 +117,14 @@ def _spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(0).permutation(rows)
 
 
+def coefficient_bins(a: Tensor) -> Tensor:
+    """(BINS, N) of how many rows of a (rows, N) lie in each of the equal bins of [0, 1]; zeros are left out."""
+    rows, experts = a.nonzero(as_tuple=True)
+    place = (a[rows, experts].double() * BINS).long().clamp(max=BINS - 1)
+    counts = torch.bincount(place * a.shape[1] + experts, minlength=BINS * a.shape[1])
+    return counts.view(BINS, a.shape[1])
+
+
 @dataclass
 class _Gathered:
     """Sums over what was read of one layer's first level.
@@ -122,6 +133,7 @@ class _Gathered:
         total: (classes, N) coefficients summed over the tokens of each kind.
         used: (N,) tokens with a coefficient above 0.
         half: (N,) tokens with one of at least 1/2.
+        bins: (BINS, N) tokens with a coefficient above 0 in each bin of [0, 1].
         peaks: (windows, N) the largest coefficient in each window.
         places: (windows, N) where it is.
     """
@@ -129,13 +141,14 @@ class _Gathered:
     total: Tensor
     used: Tensor
     half: Tensor
+    bins: Tensor
     peaks: list[Tensor] = field(default_factory=list)
     places: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def empty(cls, experts: int) -> _Gathered:
-        zeros = torch.zeros(2, experts, dtype=torch.int64)
-        return cls(torch.zeros(len(TOKEN_CLASSES), experts, dtype=torch.float64), zeros[0], zeros[1])
+        zeros = torch.zeros(2 + BINS, experts, dtype=torch.int64)
+        return cls(torch.zeros(len(TOKEN_CLASSES), experts, dtype=torch.float64), zeros[0], zeros[1], zeros[2:])
 
     def add(self, a: Tensor, kinds: Tensor) -> None:
         """a (B, T, N); kinds (B, T) of the tokens read."""
@@ -143,6 +156,7 @@ class _Gathered:
         self.total.index_add_(0, kinds.flatten(), host(flat))
         self.used += (flat > 0).sum(0)
         self.half += (flat >= 0.5).sum(0)
+        self.bins += coefficient_bins(host(flat))
         peak, place = a.max(1)
         self.peaks.append(peak)
         self.places.append(place)
@@ -150,7 +164,7 @@ class _Gathered:
 
 @dataclass
 class _Read:
-    """What one pass over the windows left.
+    """What one pass over the windows gathered.
 
     Attributes:
         rows: The windows.
@@ -243,6 +257,7 @@ class _Reader:
                     by_class=by_class,
                     top=self._top(name, expert, read, peaks[:, expert], places[:, expert], radius),
                     effect=self._effect(part, expert, read, ablated, peaks[:, expert]) if len(ablated) else None,
+                    histogram=tuple(found.bins[:, expert].tolist()),
                 )
             )
         return LayerText(name, part.num_experts[0], len(ablated), tuple(experts))
@@ -322,7 +337,7 @@ def steer(layer: Gated, experts: Mapping[int, float], *, level: int = 0) -> Iter
     last = layer.num_experts[level] - 1
     for expert in experts:
         if not 0 <= expert <= last:
-            raise UserError(f"steer: expected an expert in 0..{last}, got {expert}. Take one of these.")
+            raise UserError(f"steer: expected an expert in 0..{last}, got {expert}. Use one of these.")
 
     def hook(module: nn.Module, args: Any, output: tuple[Coefficients, ...]) -> tuple[Any, ...]:
         a = output[level].to_dense()

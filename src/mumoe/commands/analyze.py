@@ -32,7 +32,7 @@ class Options(RunOptions):
     split: str = "test"
     """train, val or test"""
     modes: tuple[str, ...] = ("zero",)
-    """what takes an ablated expert's place: zero (the paper's), mean, resampled"""
+    """what replaces an ablated expert: zero (the paper's), mean, resampled"""
     experts: tuple[int, ...] = ()
     """experts whose images are shown (default: the first ten that process any)"""
     images: int = 6
@@ -40,7 +40,7 @@ class Options(RunOptions):
     threshold: float = 0.5
     """coefficient from which an image counts as processed by an expert"""
     least_lost: int = 5
-    """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
+    """an expert is strong if a class loses at least this many right answers, and at least half of them"""
     resamples: int = 1000
     """bootstrap resamples for the confidence intervals (0: none)"""
     seed: int = 0

@@ -27,20 +27,20 @@ MERGED = 3
 
 @dataclass(frozen=True)
 class Options(RunOptions):
-    """Rank groups of images, by experts and by named attributes, by their errors beyond those of the rest."""
+    """Rank groups of images, by experts and by named attributes, by their excess of errors over the rest."""
 
     COMMON: ClassVar = {"target": "Blond_Hair", "split": "val", "top": "20", "images": "0", "propose": "edits"}
 
     target: str = ""
     """attribute to audit in a multi-label run (a single-label run is audited class by class)"""
     split: str = "val"
-    """train, val or test; choosing edits by the test split would spoil it"""
+    """train, val or test; choosing edits on the test split would make its numbers optimistic"""
     threshold: float = 0.1
     """coefficient from which an expert handles an image"""
     pairs: bool = True
-    """look at pairs of experts, and of values of two attributes, too"""
+    """test pairs of experts, and of values of two attributes, too"""
     min_rows: int = 10
-    """images that a group must have; where no group has as many, classes are pooled, then the number is lowered"""
+    """images that a group must have; if no group has as many, classes are pooled, then the number is lowered"""
     alpha: float = 0.05
     """level of significance after correction"""
     correction: Literal["fdr", "holm"] = "fdr"

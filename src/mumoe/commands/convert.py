@@ -40,13 +40,13 @@ class Options:
     """matched (same parameters), exact (holds the old layers), or a number (empty: matched for random, exact for
     upcycle)"""
     init: Literal["random", "upcycle"] = "random"
-    """random: afresh; upcycle: every expert starts as a copy of the old layers"""
+    """random: new weights; upcycle: every expert starts as a copy of the old layers"""
     gate: str = "entmax15"
     """activation of the gate"""
     norm: str = ""
     """normalization of the gate: batch, layer or none (empty: batch, and layer in causal models)"""
     pretrained: bool = False
-    """timm's published weights; without, random ones"""
+    """use timm's published weights (otherwise random ones)"""
     num_classes: int | None = None
     """classes of a timm model, where not its own"""
     output: Annotated[str, Argument(("-o", "--out"))] = ""

@@ -1,4 +1,4 @@
-"""`mumoe dashboard`: a run's results in the browser, to look at and to change."""
+"""`mumoe dashboard`: a run in the browser: browse its results and edit its experts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Options", "run"]
 
 @dataclass(frozen=True)
 class Options:
-    """Open a run in the browser: browse experts and images, edit experts and see at once what changes.
+    """Open a run in the browser: browse experts and images, edit experts and see what changes.
 
     The page is served on 127.0.0.1, to the one browser that has the token of its address. Ctrl-C ends it. For a run on
     another machine: start it there with --no-browser --port 8000, then ssh -L 9999:127.0.0.1:8000 HOST, and open the
@@ -44,7 +44,7 @@ def run(options: Options) -> None:
     from mumoe.errors import unknown_name
 
     if not 0 <= options.port < 65536:
-        raise UserError(f"mumoe dashboard: expected --port in 0..65535, got {options.port}. 0 takes a free one.")
+        raise UserError(f"mumoe dashboard: expected --port in 0..65535, got {options.port}. 0 uses a free one.")
     if options.split and options.split not in SPLITS:
         raise unknown_name("mumoe dashboard", "split", options.split, SPLITS)
     _read_ahead(Path(options.run), options.data)

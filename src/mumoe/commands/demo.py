@@ -21,7 +21,7 @@ class Options:
     seeds: int = 3
     """seeds of every head"""
     least_lost: int = 5
-    """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
+    """an expert is strong if a class loses at least this many right answers, and at least half of them"""
     text: bool = False
     """instead decompose one MLP of a small language model that a package carries"""
     device: str = "auto"
@@ -31,7 +31,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Run the demo and say what it found."""
+    """Run the demo; print what was done, what came out and what to open."""
     if options.text:
         _run_text(options)
         return
@@ -42,9 +42,8 @@ def run(options: Options) -> None:
     if options.least_lost < 1:
         raise UserError(f"mumoe demo: expected --least-lost of at least 1, got {options.least_lost}. 5 is the default.")
     settings = DemoSettings(seeds=options.seeds, least_lost=options.least_lost, device=options.device)
-    lines, page = run_demo(options.out, settings=settings, progress=not options.quiet)
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    sys.stdout.write(f"Report: {page}\n")
+    demo = run_demo(options.out, settings=settings, progress=not options.quiet)
+    sys.stdout.write("".join(f"{line}\n" for line in demo.lines()))
 
 
 def _run_text(options: Options) -> None:

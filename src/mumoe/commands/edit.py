@@ -1,4 +1,4 @@
-"""`mumoe edit`: correct a subgroup by rewriting the experts that treat it (eq. 6), or edit experts by hand."""
+"""`mumoe edit`: correct a subgroup by rewriting the experts that process it (eq. 6), or edit experts by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Options(RunOptions):
     """Correct a biased run without training: rewrite the experts that a subgroup is sent to.
 
     The mean coefficients come from training images, lambda is chosen on validation images, and test images are
-    used once, for the report. With --do the edits are yours, and are measured on validation images.
+    used once, for the report. With --do you give the edits, which are measured on validation images.
     """
 
     COMMON: ClassVar = {
@@ -112,7 +112,7 @@ def _check(options: Options) -> None:
 
 
 def _strength(text: str) -> Any:
-    """The number that a text writes; a word as it is."""
+    """The number in a text; a word is returned unchanged."""
     try:
         return float(text)
     except ValueError:

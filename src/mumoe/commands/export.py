@@ -29,7 +29,7 @@ class Options:
     out: Annotated[str, Argument(("-o", "--out"))] = ""
     """file or folder to write (empty: RUN/export/model.onnx and so on)"""
     images: tuple[str, ...] = ()
-    """images, or folders of them, to check the file on besides random ones (the first 32)"""
+    """images, or folders of them, to check the file on, in addition to random ones (the first 32)"""
     edits: str = ""
     """file of edits to fold in first; then the empty --out is RUN/export/edited/model.onnx and so on"""
     device: str = "auto"
@@ -39,7 +39,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Export, and say what was written and how close it is."""
+    """Export, and print what was written and how close it is."""
     require_run(options.run)
     from mumoe.deploy.export_files import check_ready
 

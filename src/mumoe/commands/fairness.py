@@ -14,7 +14,7 @@ __all__ = ["Options", "run"]
 
 @dataclass(frozen=True)
 class Options(RunOptions):
-    """Measure whom a run's model fails: every combination of a 0/1 attribute and a sensitive one."""
+    """Measure a run's model on subgroups: every combination of a 0/1 attribute and a sensitive one."""
 
     COMMON: ClassVar = {"target": "Blond_Hair", "sensitive": "Male", "edits": "blond.json", "split": "val", "json": ""}
 

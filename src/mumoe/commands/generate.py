@@ -28,7 +28,7 @@ class Options:
     samples: int = 1
     """texts to write, from seed, seed + 1, ..."""
     temperature: float = 0.8
-    """of the sampling; 0 takes the likeliest token each time"""
+    """of the sampling; 0 picks the likeliest token each time"""
     top_k: int = 0
     """sample among so many of the likeliest tokens (0: all)"""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""What a verb opens: one run, the run of a job that `pick_run` picks, or a saved model; which one it is, on stderr."""
+"""Opening of what a verb reads: a run, the run of a job that `pick_run` picks, or a saved model; stderr names it."""
 
 from __future__ import annotations
 
@@ -112,5 +112,5 @@ def _saved_classifier(options: Opening, who: str) -> ImageClassifier:
 
 
 def note_for(who: str) -> Any:
-    """Writes a line to stderr in the name of a verb."""
+    """Writes a line to stderr, preceded by the name of a verb."""
     return lambda line: sys.stderr.write(f"{who}: {line[:1].lower()}{line[1:]}\n")

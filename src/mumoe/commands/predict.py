@@ -24,7 +24,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Options:
-    """Name what is in images, with the experts behind it and their terms of the logit."""
+    """Predict the labels of images, with the experts behind them and their terms of the logit."""
 
     COMMON: ClassVar = {"top": "5", "experts": "10", "json": ""}
 
@@ -71,7 +71,7 @@ def run(options: Options) -> None:
 
 
 def _write(text: str) -> None:
-    """To stdout; a file name that is no UTF-8 is shown with its bytes escaped."""
+    """To stdout; a file name that is not UTF-8 is shown with its bytes escaped."""
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
 
@@ -97,7 +97,8 @@ def _expert_lines(label: LabelScore, experts: int) -> list[str]:
     for share in label.experts:
         index = share.index if isinstance(share.index, int) else f"({', '.join(map(str, share.index))})"
         term = "" if share.contribution is None else f", contributes {share.contribution:+.3f}"
-        lines.append(f"    expert {index}: coefficient {share.coefficient:.4f}{term}")
+        named = f" ({share.name})" if share.name else ""
+        lines.append(f"    expert {index}{named}: coefficient {share.coefficient:.4f}{term}")
     shown = [share.contribution for share in label.experts if share.contribution is not None]
     if shown and len(label.experts) == experts:
         lines.append(f"    all other experts: {label.logit - sum(shown):+.3f}")

@@ -36,7 +36,7 @@ class Options(RunOptions):
     level: int = 0
     """level of a hierarchy"""
     least_lost: int = 5
-    """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
+    """an expert is strong if a class loses at least this many right answers, and at least half of them"""
     seed: int = 0
     """seed of controls and corruptions"""
     out: Annotated[str, Argument(("-o", "--out"))] = ""

@@ -28,9 +28,9 @@ class Options(RunOptions):
     level: int = 0
     """level of a hierarchy whose experts are matched"""
     threshold: float = 0.5
-    """correlation of coefficients from which a strong expert counts as found again"""
+    """correlation of coefficients from which a strong expert counts as reappearing"""
     least_lost: int = 5
-    """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
+    """an expert is strong if a class loses at least this many right answers, and at least half of them"""
     draws: int = 5
     """random gates drawn for each seed, for the control"""
     seed: int = 0

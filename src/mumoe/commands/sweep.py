@@ -28,7 +28,7 @@ class Options:
     }
 
     out: Annotated[str, Argument(("-o", "--out"))] = "runs/sweep"
-    """folder of the sweep; called again, it goes on where it was stopped"""
+    """folder of the sweep; a second call continues it"""
     config: str = ""
     """TOML file with the settings of every cell (head, gate, seed and out are the sweep's)"""
     set: tuple[str, ...] = ()
@@ -38,13 +38,13 @@ class Options:
     experts: tuple[int, ...] = (8, 32, 128, 512, 1024)
     """numbers of experts"""
     gates: tuple[str, ...] = ("entmax15", "softmax", "entmax15-frozen")
-    """gates; one that ends in -frozen keeps the projection it was drawn with: the control"""
+    """gates; one that ends in -frozen keeps its initial projection: the control"""
     seeds: int = 3
     """seeds of every cell, each with its own split and initial weights"""
     split: str = "test"
     """split that is analyzed; choose settings on val"""
     least_lost: int = 5
-    """right answers that a class must lose, besides half of its own, for an expert to count as strong"""
+    """an expert is strong if a class loses at least this many right answers, and at least half of them"""
     limit: int = 0
     """stop after this many newly trained cells (0: do all)"""
     device: str = "auto"
@@ -60,7 +60,7 @@ def run(options: Options) -> None:
     given = {"preset": SWEPT, **parse_options(options.set)}
     base = read_config(options.config, {"preset": given["preset"]}) if options.config else None
     config = from_mapping({**(dataclasses.asdict(base) if base else {}), **given}, "mumoe sweep")
-    from mumoe.analysis.sweeping import sweep  # torch is imported only for settings that are right
+    from mumoe.analysis.sweeping import sweep  # torch is imported only for valid settings
 
     chosen = dataclasses.asdict(options)
     same = ("out", "heads", "experts", "gates", "seeds", "split", "least_lost", "limit", "device")

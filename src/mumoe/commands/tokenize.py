@@ -34,7 +34,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Tokenize, and say how much it was."""
+    """Tokenize, and print the amounts."""
     from mumoe.data.tokenizing import tokenize
 
     meta = tokenize(

@@ -38,7 +38,8 @@ class Options(TrainConfig):
     """settings by name: accurate (the default in mode features), specialized (experts that matter more, a little less
     accurate), finetune (the default in mode finetune), paper (fine-tune everything as Oldfield et al. 2024), plain"""
     resume: str = ""
-    """folder of a stopped run to resume; besides it only --device and --data (the same data at another place) count"""
+    """folder of a stopped run to resume; of the other options only --device and --data (the same data at another place)
+    are used"""
     quiet: bool = False
     """show no progress"""
 
@@ -90,7 +91,7 @@ def _announce(line: str) -> None:
 
 
 def _check(options: Options) -> None:
-    """Refuse what is known to be wrong without torch: the data's name, a path with nothing there, a folder in use."""
+    """Refuse what can be checked without torch: the data's name, a missing path, a folder in use."""
     from mumoe.training.run import check_free
 
     options.replace().check()

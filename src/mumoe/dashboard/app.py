@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mumoe.dashboard import WHO, audit_panel, edit_panel, expert_panel, image_panel
+from mumoe.dashboard import WHO, audit_panel, edit_panel, expert_panel, image_panel, note_panel
 from mumoe.dashboard.background import Tasks, one_line
 from mumoe.dashboard.guard import Guard, Secrets
 from mumoe.dashboard.session import Session, Split
@@ -26,6 +26,9 @@ __all__ = ["Dashboard", "make_app"]
 
 MOST_JSON = 4 * 2**20
 """Bytes of a request in JSON."""
+
+KEPT = "private, max-age=3600"
+"""How long a browser may keep thumbnails, which do not change."""
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -130,6 +133,18 @@ class Dashboard:
     def text_excerpt(self, given: Mapping[str, str]) -> Any:
         return self.tokens.excerpt(_number(given, "number"))
 
+    def notes(self, _: Mapping[str, str]) -> Any:
+        return note_panel.all_notes(self._opened())
+
+    def card(self, given: Mapping[str, str]) -> bytes:
+        """One expert as a picture."""
+        level, expert = _number(given, "level"), _number(given, "expert")
+        return expert_panel.expert_card(self.session, self.split(given), level, expert)
+
+    def picture(self, given: Mapping[str, str]) -> bytes:
+        """A thumbnail."""
+        return self.thumbnails.get(_number(given, "image"), _number(given, "size", 96))
+
     def edit_files(self, _: Mapping[str, str]) -> Any:
         return edit_panel.list_edits(self.session)
 
@@ -188,6 +203,12 @@ class Dashboard:
         """Read an edit file."""
         return {"entries": edit_panel.load(self.session, str(given.get("name", "")))}
 
+    def note(self, given: Mapping[str, Any]) -> Any:
+        """Save the name and note of one expert."""
+        level, expert = str(given.get("level", "0")), _number(given, "expert")
+        before, after = note_panel.note_of(given, "before"), note_panel.note_of(given)
+        return note_panel.set_note(self._opened(), level, expert, after, before)
+
     def parse(self, given: Mapping[str, Any]) -> Any:
         """The entry of an edit given as text."""
         return {"entry": edit_panel.parse(self.session, str(given.get("text", "")))}
@@ -229,6 +250,7 @@ def describe(session: Session) -> dict[str, Any]:
         "uploads": facts.get("backbone") is not None,
         "credits": list(data.credits),
         "threshold": expert_panel.THRESHOLD,
+        "start": expert_panel.first_experts(session),
         "most_bytes": image_panel.MOST_BYTES,
     }
 
@@ -242,6 +264,7 @@ def make_app(dashboard: Dashboard, port: int | None = None) -> Guard:
         "/api/audit": dashboard.audit,
         "/api/job": dashboard.job,
         "/api/edits": dashboard.edit_files,
+        "/api/notes": dashboard.notes,
         "/api/text/layer": dashboard.text_layer,
         "/api/text/expert": dashboard.text_expert,
         "/api/text/excerpt": dashboard.text_excerpt,
@@ -255,11 +278,13 @@ def make_app(dashboard: Dashboard, port: int | None = None) -> Guard:
         "/api/split": dashboard.open_split,
         "/api/save": dashboard.save,
         "/api/load": dashboard.load,
+        "/api/note": dashboard.note,
     }
     routes = [Route(path, _get(answer), methods=["GET"]) for path, answer in get.items()]
     routes += [Route(path, _post(answer), methods=["POST"]) for path, answer in post.items()]
     routes.append(Route("/api/upload", _upload(dashboard), methods=["POST"]))
-    routes.append(Route("/api/picture", _picture(dashboard), methods=["GET"]))
+    routes.append(Route("/api/picture", _bytes(dashboard.picture, "image/webp", KEPT), methods=["GET"]))
+    routes.append(Route("/api/card", _bytes(dashboard.card, "image/png", "no-store"), methods=["GET"]))
     routes += [Route(path, _file(name), methods=["GET"]) for path, name in static_files().items()]
     return Guard(Starlette(routes=routes), dashboard.keys, port)
 
@@ -283,7 +308,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 def _get(answer: Callable[[Mapping[str, str]], Any]) -> Answer:
     async def handle(request: Request) -> Response:
-        return await _told(answer, dict(request.query_params))
+        return await _answered(answer, dict(request.query_params))
 
     return handle
 
@@ -299,7 +324,7 @@ def _post(answer: Callable[[Mapping[str, Any]], Any]) -> Answer:
             return _problem(f"{WHO}: expected JSON, got {error}.", 400)
         if not isinstance(given, dict):
             return _problem(f"{WHO}: expected a JSON object, got a {type(given).__name__}.", 400)
-        return await _told(answer, given)
+        return await _answered(answer, given)
 
     return handle
 
@@ -317,22 +342,20 @@ def _upload(dashboard: Dashboard) -> Answer:
         def explain(_: Any) -> Any:
             return image_panel.add_upload(dashboard.session, content)
 
-        return await _told(explain, None)
+        return await _answered(explain, None)
 
     return handle
 
 
-def _picture(dashboard: Dashboard) -> Answer:
-    async def handle(request: Request) -> Response:
-        def draw() -> bytes:
-            given = dict(request.query_params)
-            return dashboard.thumbnails.get(_number(given, "image"), _number(given, "size", 96))
+def _bytes(draw: Callable[[Mapping[str, str]], bytes], kind: str, cached: str) -> Answer:
+    """A picture, or the reason in one line why there is none."""
 
+    async def handle(request: Request) -> Response:
         try:
-            content = await run_in_threadpool(draw)
+            content = await run_in_threadpool(draw, dict(request.query_params))
         except (UserError, JobError) as error:
             return _problem(one_line(error), 404)
-        return Response(content, media_type="image/webp", headers={"cache-control": "private, max-age=3600"})
+        return Response(content, media_type=kind, headers={"cache-control": cached})
 
     return handle
 
@@ -347,7 +370,7 @@ def _file(name: str) -> Answer:
     return handle
 
 
-async def _told(answer: Callable[[Any], Any], given: Any) -> Response:
+async def _answered(answer: Callable[[Any], Any], given: Any) -> Response:
     """The answer, or the error in one line."""
     try:
         found = await run_in_threadpool(answer, given)

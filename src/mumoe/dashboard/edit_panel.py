@@ -143,7 +143,7 @@ def compare(
         if not session.run.data.multi_label:
             return found | {"by_value": by_value(split.scores, split.require_rows(), changed, subgroup.sensitive)}
         groups, target = _groups(session, split, subgroup)
-    after = split.scores.after(changed)  # without the lock: nobody waits for a bootstrap
+    after = split.scores.after(changed)  # without the lock: a bootstrap delays no other request
     return found | {"fairness": groups.compared(split.scores.decided, after, target, resamples)}
 
 

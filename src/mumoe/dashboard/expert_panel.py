@@ -1,25 +1,54 @@
-"""Experts as lists and one by one: load, what they lose, whom they treat, and the images behind the numbers."""
+"""Experts as lists and one by one: load, what they lose, which images they process, and what they add to logits."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 
+from mumoe.analysis.chosen_images import image_label
+from mumoe.analysis.expert_notes import ExpertNotes, suggest_name
+from mumoe.analysis.findings import UnitStudy
+from mumoe.analysis.highlights import choose_highlights, interest_order
+from mumoe.baselines import SparseMoE
 from mumoe.dashboard import WHO
+from mumoe.dashboard.edit_panel import outcome
 from mumoe.dashboard.scoring import attribute_groups
 from mumoe.dashboard.session import Session, Split
 from mumoe.dashboard.whatif import Level
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import to_plain
+from mumoe.plots.expert_card import SIDE, TILES, CardTile
+from mumoe.plots.expert_card import expert_card as drawn_card
+from mumoe.plots.sheets import encoded, thumbnail
 from mumoe.reports.views import LevelView
 
-__all__ = ["THRESHOLD", "Filter", "expert_columns", "expert_detail", "expert_images"]
+__all__ = [
+    "THRESHOLD",
+    "Filter",
+    "expert_card",
+    "expert_columns",
+    "expert_detail",
+    "expert_images",
+    "first_experts",
+]
 
 THRESHOLD = 0.5
 """Coefficient from which an image counts as processed by an expert, as in `mumoe analyze`."""
+
+BINS = 20
+"""Bins of the histogram of coefficients, equal parts of [0, 1]."""
+
+SEEN, LOST = 3, 5
+"""Classes of each expert in the list: those it handles most, and those that lose most without it."""
+
+MOVED = 5
+"""Classes shown whose logits rise, and whose logits fall, most without an expert."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +127,24 @@ def expert_columns(session: Session, split: Split, level: int, chosen: Filter, g
     if gap:
         columns |= _gap(session, split, gap, (experts, row, value), part.num_experts)
     plain = {name: _plain(value) if isinstance(value, np.ndarray) else value for name, value in columns.items()}
-    return plain | _measured(session, level, part.num_experts)
+    shown = {"picture": _images_of(split, part.peaks), "seen": seen_classes(session, split, level).tolist()}
+    return plain | shown | _measured(session, level, part.num_experts)
+
+
+def _images_of(split: Split, rows: npt.NDArray[np.int64]) -> list[int]:
+    """Positions in the data; -1 stays -1."""
+    return [int(split.images[row]) if row >= 0 else -1 for row in rows.tolist()]
+
+
+def seen_classes(session: Session, split: Split, level: int) -> npt.NDArray[np.int64]:
+    """(experts, up to `SEEN`) the classes whose images get most of each expert's coefficients; -1 for none."""
+    if (split.name, level) not in session.seen:
+        truth, classes = torch.from_numpy(split.scores.truth), len(session.run.data.classes)
+        table = truth.float() if truth.ndim == 2 else F.one_hot(truth, classes).float()
+        mass, order = level_of(session, split, level).per_expert(table).topk(min(SEEN, classes))
+        session.seen[split.name, level] = order.masked_fill(mass <= 0, -1).numpy()
+    found: npt.NDArray[np.int64] = session.seen[split.name, level]
+    return found
 
 
 def _plain(values: npt.NDArray[Any]) -> list[Any]:
@@ -143,9 +189,29 @@ def _measured(session: Session, level: int, count: int) -> dict[str, Any]:
         "control_polysemanticity": [view.control.polysemanticity if view.control else None for view in views],
         "control_strong": [view.control is not None and view.control.strong for view in views],
         "summary": _summary(levels[level]),
+        "rank": _ranks(interest_order(levels[level].modes["zero"])),
+        "losing": [[item.position for item in view.losses[:LOST] if item.loss > 0] for view in views],
         "lost": [view.losses[0].position if view.losses and view.losses[0].loss > 0 else -1 for view in views],
         "loss": [view.losses[0].loss if view.losses and view.losses[0].loss > 0 else None for view in views],
     }
+
+
+def _ranks(order: list[int]) -> list[int]:
+    """Place of each expert in an order."""
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order))
+    return list(ranks.tolist())
+
+
+def first_experts(session: Session) -> dict[str, Any]:
+    """Experts of the first level to open: the purest strong ones, and one of median polysemanticity; empty lists and
+    None where nothing was measured."""
+    if not session.analyzed.levels:
+        return {"purest": [], "typical": None, "first": None}
+    level = session.analyzed.levels[0]
+    units = UnitStudy(level.name, dict(level.modes), level.control, ())
+    found, order = choose_highlights(units), interest_order(units.modes["zero"])
+    return {"purest": list(found.purest), "typical": found.typical, "first": order[0] if order else None}
 
 
 def _summary(level: LevelView) -> dict[str, Any]:
@@ -168,13 +234,66 @@ def expert_detail(session: Session, split: Split, level: int, expert: int) -> di
         "load": int((value >= THRESHOLD).sum()),
         "mean": float(value.sum() / max(len(split.images), 1)),
         "classes": _treated(session, split, rows, value),
+        "histogram": _histogram(value),
+        "logits": _logits(session, split, level, expert),
         "analysis": None,
     }
     levels = session.analyzed.levels
     if level < len(levels) and expert < len(levels[level].experts):
         found["analysis"] = to_plain(levels[level].experts[expert])
         found["analysis_split"] = session.analyzed.split
-    return found
+    return found | {"suggestion": _suggestion(found)}
+
+
+def _suggestion(found: dict[str, Any]) -> str:
+    """A name from the classes lost and seen."""
+    lost = found["analysis"]["losses"] if found["analysis"] else []
+    return suggest_name(
+        [(item["name"], item["loss"]) for item in lost], [(item["name"], item["share"]) for item in found["classes"]]
+    )
+
+
+def _histogram(values: npt.NDArray[np.float32]) -> list[int]:
+    """Images in each bin of the expert's coefficients; those with a coefficient of 0 are left out."""
+    place = np.minimum((values.astype(np.float64) * BINS).astype(np.int64), BINS - 1)
+    return list(np.bincount(place, minlength=BINS).tolist())
+
+
+def _logits(session: Session, split: Split, level: int, expert: int) -> dict[str, Any]:
+    """Mean change of every class's logit without the expert, over the images to which it contributes.
+
+    As `mumoe.analysis.study.ExpertFacts.logits`: ``falls`` and ``rises`` hold the largest changes, the largest first.
+    """
+    change = logit_changes(session, split, level, expert)
+    order, classes = np.argsort(change, kind="stable").tolist(), session.run.data.classes
+    falls = [c for c in order if change[c] < 0][:MOVED]
+    rises = [c for c in reversed(order) if change[c] > 0][:MOVED]
+    named = {
+        name: [{"name": classes[c], "change": float(change[c])} for c in part]
+        for name, part in (("falls", falls), ("rises", rises))
+    }
+    return {**named, "classes": len(classes)}
+
+
+def logit_changes(session: Session, split: Split, level: int, expert: int) -> npt.NDArray[np.float64]:
+    """(classes,) mean change of the logits without an expert; zeros for one that contributes to no image."""
+    rows, _ = level_of(session, split, level).of_expert(expert)
+    if not len(rows):
+        return np.zeros(len(session.run.data.classes))
+    if split.rows is not None:
+        entry = {"name": "without", "kind": "ablate", "expert": expert, "level": level, "strength": 1}
+        changed = outcome(session, split, [entry])
+        found: npt.NDArray[np.float64] = (changed.logits - split.rows.logits[changed.rows]).double().sum(
+            0
+        ).numpy() / len(rows)
+        return found
+    run = session.run
+    layer: Any = run.head.layer
+    where: dict[str, Any] = {} if isinstance(layer, SparseMoE) else {"level": level}
+    before = run.outputs(split.images[rows])
+    with layer.ablate([expert], **where):
+        after = run.outputs(split.images[rows])
+    return (after - before).astype(np.float64).mean(0)
 
 
 def _treated(session: Session, split: Split, rows: Any, value: Any) -> list[dict[str, Any]]:
@@ -201,3 +320,56 @@ def expert_images(session: Session, split: Split, level: int, expert: int) -> tu
 def _require_expert(part: Level, expert: int) -> None:
     if not 0 <= expert < part.num_experts:
         raise UserError(f"{WHO}: expected an expert in 0..{part.num_experts - 1}, got {expert}. Count from 0.")
+
+
+def expert_card(session: Session, split: Split, level: int, expert: int) -> bytes:
+    """One expert as a PNG to share: name, images, measurements beside their control, classes lost.
+
+    Raises:
+        UserError: If there is no such expert, or the names in the run's folder are damaged.
+    """
+    detail, entry = expert_detail(session, split, level, expert), ExpertNotes.of_run(session.folder).of(expert, level)
+    number = f"Expert {expert}" if len(session.num_experts) == 1 else f"Expert {expert} of level {level}"
+    facts, data = session.stored.facts, session.run.data
+    about = f"{number} of {facts.get('head', '')} on {data.name}, {split.name} images with the largest coefficients."
+    lost = detail["analysis"]["losses"] if detail["analysis"] else []
+    sheet = drawn_card(
+        entry.name or number,
+        [about, *_measured_lines(detail), entry.note],
+        _card_tiles(session, split, level, expert),
+        [(item["name"], item["loss"]) for item in lost],
+        data.credits,
+    )
+    return encoded(sheet.image, "PNG")
+
+
+def _measured_lines(detail: dict[str, Any]) -> list[str]:
+    """What was measured of an expert, beside its control."""
+    view = detail["analysis"]
+    if view is None:
+        return ["What its ablation changes was not measured."]
+    if view["polysemanticity"] is None:
+        return [f"Its ablation changes no class on {detail['analysis_split']} images."]
+    control = view["control"]
+    other = "changes no class"
+    if control is not None:
+        other = f"{control['polysemanticity']:.2f}, {'strong' if control['strong'] else 'not strong'}"
+    strong = f"strong by {view['images']:,} images" if view["strong"] else "not strong"
+    return [
+        f"On {detail['analysis_split']} images: polysemanticity {view['polysemanticity']:.2f} (0: one class alone), "
+        f"{strong}. Control, as many random contributions: {other}."
+    ]
+
+
+def _card_tiles(session: Session, split: Split, level: int, expert: int) -> list[CardTile]:
+    """Its images with the largest coefficients; those that cannot be opened are left out."""
+    data = session.run.data
+    if data.open_image is None:
+        return []
+    tiles = []
+    rows, values = expert_images(session, split, level, expert)
+    for row, value in zip(rows[:TILES].tolist(), values.tolist(), strict=False):
+        image = int(split.images[row])
+        with contextlib.suppress(OSError, ValueError):
+            tiles.append(CardTile(thumbnail(data.open_image(image), SIDE), image_label(data, image), value))
+    return tiles

@@ -43,7 +43,7 @@ def show_run(run: StoredRun, *, port: int = 0, split: str = "", browser: bool = 
 
     Raises:
         UserError: If a package is missing, the run has no experts or was not analyzed, or the port is taken.
-        JobError: If the run has no whole checkpoint.
+        JobError: If the run has no intact checkpoint.
     """
     require("PIL", "vision", WHO)
     _require_experts(run)

@@ -92,6 +92,7 @@ class Session:
         audits: Audits by split and target, once they were asked for.
         groups: Subgroups by split, head and sensitive attribute, once they were looked at.
         uploads: What the layer sees of the last pictures of one's own, by number.
+        seen: By split and level, the classes that each expert handles most (`expert_panel.seen_classes`).
     """
 
     stored: StoredRun
@@ -103,6 +104,7 @@ class Session:
     audits: dict[tuple[str, str], RunAudit] = field(default_factory=dict)
     groups: dict[tuple[str, str, str], Groups] = field(default_factory=dict)
     uploads: dict[int, Tensor] = field(default_factory=dict)
+    seen: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -150,7 +152,7 @@ def open_session(stored: StoredRun, report: Report = silent, *, split: str = "")
 
     Raises:
         UserError: If the run has no experts, or has changed.
-        JobError: If it has no whole checkpoint.
+        JobError: If it has no intact checkpoint.
     """
     report(0, 3, "Reading the run")
     analyzed = begun(lambda: read_experts(stored, most_images=0))

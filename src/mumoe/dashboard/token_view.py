@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mumoe.analysis.findings import LayerText, TextStudy
+from mumoe.analysis.expert_notes import suggest_name
+from mumoe.analysis.findings import ExpertText, LayerText, TextStudy
 from mumoe.dashboard import WHO
 from mumoe.errors import UserError
 from mumoe.records import to_plain
@@ -57,8 +58,17 @@ class TokenSession:
         """One expert with its tokens."""
         for found in self._layer(layer).experts:
             if found.expert == expert:
-                return to_plain(found)
+                return {**to_plain(found), "suggestion": self._suggestion(found)}
         raise UserError(f"{WHO}: expected an expert of {self._layer(layer).layer}, got {expert}. Choose another.")
+
+    def _suggestion(self, expert: ExpertText) -> str:
+        """A name from the kinds of token that get most of the expert's coefficients; empty if they are spread."""
+        weights = {
+            kind: mean * (self.study.by_class[kind]["tokens"] or 0) for kind, mean in expert.by_class.items() if mean
+        }
+        total = sum(weights.values())
+        seen = sorted(((kind, weight / total) for kind, weight in weights.items() if total), key=lambda item: -item[1])
+        return suggest_name((), seen)
 
     def excerpt(self, number: int) -> Any:
         """One window of text with every layer's coefficients."""

@@ -13,6 +13,7 @@ Where two logits are closer than rounding errors the layer itself is asked, with
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -83,6 +84,24 @@ class Level:
         """Rows to which one expert contributes, ascending, and its coefficients."""
         place = slice(int(self.starts[expert]), int(self.starts[expert + 1]))
         return self.by_expert[place].numpy(), self.by_expert_values[place].numpy()
+
+    @functools.cached_property
+    def peaks(self) -> npt.NDArray[np.int64]:
+        """(num_experts,) row of each expert's largest coefficient, the first of equal ones; -1 for one without any."""
+        starts, values = self.starts.numpy(), self.by_expert_values.numpy()
+        counts = np.diff(starts)
+        used, first = counts > 0, starts[:-1][counts > 0]
+        largest = np.maximum.reduceat(values, first) if len(first) else values
+        places = np.flatnonzero(values == np.repeat(largest, counts[used]))
+        found = np.full(self.num_experts, -1, dtype=np.int64)
+        found[used] = self.by_expert.numpy()[places[np.searchsorted(places, first)]]
+        return found
+
+    def per_expert(self, table: Tensor) -> Tensor:
+        """(num_experts, width) coefficients of each expert times rows of a table, (rows, width), summed over rows."""
+        return F.embedding_bag(
+            self.by_expert, table, self.starts[:-1], mode="sum", per_sample_weights=self.by_expert_values.to(table)
+        )
 
     def mix(self, rows: Tensor, table: Tensor) -> Tensor:
         """(len(rows), width) coefficients times table, (num_experts, width)."""

@@ -1,6 +1,6 @@
-"""What every data set is to the rest of mumoe: images by index, labels, attributes and disjoint splits.
+"""The common form of every data set: images by index, labels, attributes and disjoint splits.
 
-A loader builds one `ImageData` and nothing else; training, analysis and editing read only this.
+A loader returns one `ImageData`. Training, analysis and editing read nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Attribute:
     """One column that names subgroups, such as the studio of an emoji or CelebA's ``Male``.
 
     Attributes:
-        codes: (num_images,) int64; ``values[codes[i]]`` is image i's value, -1 where it is unknown.
+        codes: (num_images,) int64; ``values[codes[i]]`` is image i's value; -1 means unknown.
         values: The names of the values.
     """
 
@@ -46,7 +46,7 @@ class ImageData:
     """A labelled image set whose images are opened one at a time. All its names are `printable`.
 
     Attributes:
-        name: What the user asked for, e.g. ``emoji`` or ``folder:PATH``.
+        name: The name that the user gave, such as ``emoji`` or ``folder:PATH``.
         classes: Names of the classes (single-label) or of the 0/1 targets (multi-label).
         multi_label: Whether `labels` holds one 0/1 row per image.
         labels: (num_images,) int64, or (num_images, num_classes) uint8 when multi-label.
@@ -57,7 +57,7 @@ class ImageData:
         attributes: Subgroup columns by name.
         credits: Licence and attribution lines that figures and pages showing these images must carry.
         problems: One line for each file that was left out or repaired, for the message after loading.
-        image_size: Side of the images in pixels where all have one; 0 where they differ or are not known.
+        image_size: Side of the images in pixels if all are of one size; 0 if they differ or it is unknown.
         split_by: How the split was made, in a few words.
     """
 
@@ -85,7 +85,7 @@ class ImageData:
         return len(self.ids)
 
     def describe(self) -> str:
-        """One line on what is trained on: images and their size, classes, the split and its sizes, unknown values."""
+        """A summary in one line: images and their size, classes, the split and its sizes, unknown values."""
         size = f" of {self.image_size} px" if self.image_size else ""
         what = "attributes" if self.multi_label else "classes"
         parts = ", ".join(f"{name} {int((self.split == place).sum()):,}" for place, name in enumerate(SPLITS))
@@ -98,11 +98,11 @@ class ImageData:
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """What names subgroups: the attributes, and the 0/1 targets of a multi-label set."""
+        """Columns that define subgroups: the attributes, and the 0/1 targets of a multi-label set."""
         return tuple(dict.fromkeys([*self.attributes, *(self.classes if self.multi_label else ())]))
 
     def column(self, name: str) -> Attribute | None:
-        """The values of one of `column_names`, or None."""
+        """The values of the column `name`; None if it is not in `column_names`."""
         if name in self.attributes or name not in self.column_names:
             return self.attributes.get(name)
         return Attribute(self.labels[:, self.classes.index(name)].astype(np.int64), ("0", "1"))

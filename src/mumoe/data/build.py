@@ -1,4 +1,4 @@
-"""From what a loader found to an `ImageData`: splits completed, files checked, problems named."""
+"""Build an `ImageData` from what a loader read: complete the splits, check the files, report problems."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["UNDECIDED", "ArrayImages", "FileImages", "Images", "build"]
 
 UNDECIDED = -1
-"""In the `split` that a loader gives to `build`: not fixed by the set."""
+"""Marks an image, in the `split` that a loader passes to `build`, whose split the set does not fix."""
 
 
 class Images(Protocol):
@@ -36,13 +36,13 @@ class Images(Protocol):
 
     @property
     def side(self) -> int:
-        """Side in pixels that all images have; 0 where they differ or it is not known."""
+        """Side in pixels, common to all images; 0 if they differ or it is unknown."""
         ...
 
     def __len__(self) -> int: ...
 
     def __call__(self, index: int) -> Image.Image:
-        """The picture, RGB; `mumoe.data.decode.ImageError` when it cannot be read."""
+        """The RGB image; raises `mumoe.data.decode.ImageError` if it cannot be read."""
         ...
 
     def subset(self, kept: npt.NDArray[np.int64]) -> Images:
@@ -50,7 +50,7 @@ class Images(Protocol):
         ...
 
     def repeated(self) -> dict[int, int]:
-        """Position of an image that is the same file as an earlier one -> position of that one."""
+        """For each image that is the same file as an earlier one: its position -> that of the earlier one."""
         ...
 
     def check(self, request: Request) -> Checked:
@@ -140,23 +140,23 @@ def build(
     credits: Sequence[str] = (),
     problems: Sequence[str] = (),
 ) -> ImageData:
-    """Make an `ImageData` of what a loader found.
+    """Make an `ImageData` from what a loader read.
 
-    Splits are decided before unreadable files are left out, so that a file that breaks moves no other.
+    Splits are assigned before unreadable files are left out, so a damaged file never changes the split of another one.
 
     Args:
-        request: What was asked for.
+        request: The call of `load_data`.
         images: The images.
         classes: Names of the classes or 0/1 targets.
         labels: Position in `classes` per image, or one 0/1 row per image.
-        ids: A unique name per image; of images that share one, the first counts.
-        split: Position in SPLITS per image, UNDECIDED where the set does not fix it; None: everywhere.
+        ids: A unique name per image; if several images share one, only the first is kept.
+        split: Position in SPLITS per image, UNDECIDED if the set does not fix it; None if it fixes none.
         attributes: Subgroup columns.
         credits: Licence lines.
-        problems: What the loader itself had to leave out.
+        problems: One line for each item that the loader itself left out.
 
     Raises:
-        UserError: If no image can be trained on, or (strict) anything was left out.
+        UserError: If no image is left to train on, or, with `strict`, if anything was left out.
     """
     _require_images(request, len(images), problems)
     found = _checked_labels(request, classes, np.asarray(labels))
@@ -190,10 +190,10 @@ def build(
 def _checked_labels(
     request: Request, classes: Sequence[str], labels: npt.NDArray[Any]
 ) -> npt.NDArray[np.int64] | npt.NDArray[np.uint8]:
-    """Labels in the type that `ImageData` has; refuses class names that repeat and targets beside 0/1."""
+    """Labels in the dtype of `ImageData`; rejects repeated class names and targets other than 0 and 1."""
     repeated = [name for name, count in Counter(classes).items() if count > 1]
     if repeated:
-        raise UserError(f"{request.name}: expected class names that differ, got {repeated[0]!r} twice. Rename one.")
+        raise UserError(f"{request.name}: expected distinct class names, got {repeated[0]!r} twice. Rename one.")
     if labels.ndim == 2 and not np.isin(labels, (0, 1)).all():
         odd = labels[~np.isin(labels, (0, 1))][0]
         raise UserError(f"{request.name}: expected targets of 0 and 1, got {odd}. Correct them.")
@@ -201,7 +201,7 @@ def _checked_labels(
 
 
 def _finish(data: ImageData, request: Request, said: list[str], content: npt.NDArray[np.uint8]) -> ImageData:
-    """Name the empty classes, stop if strict, and put the fingerprint on."""
+    """Report empty classes, raise if strict, and set the fingerprint."""
     if not (data.split == TRAIN).any():
         reason = f"Left out: {_shown(said)}." if said else "Add some."
         raise UserError(f"{request.name}: expected images in the split 'train', got none. {reason}")
@@ -223,7 +223,7 @@ def _finish(data: ImageData, request: Request, said: list[str], content: npt.NDA
 
 
 def _complete(split: npt.ArrayLike, labels: npt.NDArray[Any], request: Request) -> npt.NDArray[np.int8]:
-    """Decide what the set leaves open: everything, its undecided images (train), its val, its test."""
+    """Assign what the set leaves open: all images, the undecided ones (to train), its val or its test."""
     val, test = _shares(request)
     decided = np.asarray(split).astype(np.int8)
     if (decided == UNDECIDED).all():
@@ -236,7 +236,7 @@ def _complete(split: npt.ArrayLike, labels: npt.NDArray[Any], request: Request) 
 
 
 def _split_words(split: npt.ArrayLike | None, decided: npt.NDArray[np.int8], request: Request) -> str:
-    """Which splits the set gives, and which were drawn."""
+    """Says which splits the set fixes, and which were drawn at random."""
     given = set() if split is None else set(np.unique(np.asarray(split)).tolist()) - {UNDECIDED}
     drawn = [SPLITS[part] for part in (VAL, TEST) if part not in given and (decided == part).any()]
     if not given:
@@ -248,21 +248,21 @@ def _shares(request: Request) -> tuple[float, float]:
     val, test = request.val_fraction, request.test_fraction
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise UserError(
-            f"load_data: expected val_fraction and test_fraction from 0 that leave something to train on, "
-            f"got {val} and {test}. Give 0.1 and 0.2, say."
+            f"load_data: expected val_fraction and test_fraction >= 0 that leave images to train on, "
+            f"got {val} and {test}. Use 0.1 and 0.2, for example."
         )
     return val, test
 
 
 def _repeated(ids: Sequence[str], images: Images) -> dict[int, str]:
-    """Images that are listed twice, whatever their paths; in train and in test they would make the test easier."""
+    """Images listed more than once, also under different paths; in both train and test they would bias the test."""
     seen: set[str] = set()
     again = {
-        index: f"is the same file as {ids[first]}, only the first counts" for index, first in images.repeated().items()
+        index: f"is the same file as {ids[first]}; only the first is used" for index, first in images.repeated().items()
     }
     for index, name in enumerate(ids):
         if name in seen:
-            again[index] = "listed again, only the first time counts"
+            again[index] = "listed again; only the first is used"
         seen.add(name)
     return again
 
@@ -275,7 +275,7 @@ def _out_of_range(labels: npt.NDArray[Any], classes: Sequence[str]) -> dict[int,
 
 
 def _empty_classes(data: ImageData) -> list[str]:
-    """Classes that nothing can be learnt about, which stay classes so that the others keep their places."""
+    """Reports classes without training images. They stay in the list, so that the others keep their positions."""
     train = data.labels[data.split == TRAIN]
     if data.multi_label:
         here, trained = data.labels.sum(0), train.sum(0)

@@ -1,8 +1,8 @@
-"""Folders that are written once: by one process at a time, whole or not at all, and checked when read.
+"""Folders that are written once, by one process at a time, completely or not at all, and checked when read.
 
 A sealed folder holds its files and a ``manifest.json`` with the size and SHA-256 of each. It is written
-under a file lock beside its place and appears as a whole; a
-folder that no longer matches its manifest is named in a warning of the logger ``mumoe`` and made anew.
+under a file lock and appears only when it is complete. A folder that no longer matches its manifest is rebuilt,
+with a warning from the logger ``mumoe``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger("mumoe")
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder in a few words, or None when every file is as it was written."""
+    """What is wrong with a sealed folder, in a few words; None if every file is as it was written."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
@@ -41,20 +41,20 @@ def damage(folder: Path) -> str | None:
 
 
 def sealed_folder(folder: Path, write: Callable[[Path], None], *, who: str) -> tuple[Path, bool]:
-    """Return a sealed folder, writing it first if it is not there whole.
+    """Return a sealed folder; write it first if it is missing or damaged.
 
-    Two processes that ask at once write it once: the second waits and reads what the first wrote.
+    If two processes call this at the same time, the second waits and reads what the first wrote.
 
     Args:
-        folder: Where it belongs; its name should hold a key of everything the content depends on.
-        write: Fills the empty folder it is given. When it raises, or the process dies, nothing stays.
-        who: What the messages begin with.
+        folder: Its path. The name should contain a key of everything that the content depends on.
+        write: Fills the empty folder passed to it. If it raises or the process dies, nothing is left behind.
+        who: Prefix of the messages.
 
     Returns:
         The folder, and whether this call wrote it.
 
     Raises:
-        JobError: If the place cannot be written or the disk is full.
+        JobError: If the folder cannot be written or the disk is full.
     """
     if damage(recovered(folder)) is None:
         return recovered(folder), False
@@ -65,7 +65,7 @@ def sealed_folder(folder: Path, write: Callable[[Path], None], *, who: str) -> t
             if problem is None:
                 return folder, False
             if folder.exists():
-                logger.warning("%s: the cached %s is damaged (%s); it is made anew.", who, folder, problem)
+                logger.warning("%s: the cached %s is damaged (%s). It will be rebuilt.", who, folder, problem)
             _write_sealed(folder, write, who)
     return folder, True
 
@@ -79,12 +79,12 @@ def _write_sealed(folder: Path, write: Callable[[Path], None], who: str) -> None
 
 @contextmanager
 def _waiting_lock(folder: Path, who: str) -> Iterator[None]:
-    """Hold the lock of a folder; logs one line if another process holds it."""
+    """Hold the lock of a folder; log one line if another process holds it."""
     lock = FileLock(folder.with_name(folder.name + ".lock"))
     try:
         lock.acquire(timeout=0.5)
     except Timeout:
-        logger.warning("%s: waiting for another process that writes %s.", who, folder)
+        logger.warning("%s: waiting for another process that is writing %s.", who, folder)
         lock.acquire()
     try:
         yield

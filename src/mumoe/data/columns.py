@@ -1,4 +1,4 @@
-"""What a column of labels or sensitive values means. Every table, feature file and array is read through here.
+"""What a column of labels or sensitive values means. All tables, feature files and arrays are read by these rules.
 
 The meaning is decided once, for the whole column:
 
@@ -6,8 +6,8 @@ The meaning is decided once, for the whole column:
   is never a value of its own.
 - A column whose values are 0 and 1, no and yes, or false and true is *binary*. So is one of -1 and 1, where -1 is no.
 - A column of *numbers* compares and sorts its values as numbers: ``1`` and ``1.0`` are one value, and ``2`` comes
-  before ``10``. Infinite ones are unknown. Numbers written with a leading zero are codes, hence names.
-- Beside 0 and other whole numbers from 0, -1 is unknown: uncertain in medical data, unlabelled elsewhere.
+  before ``10``. Infinite values are unknown. Numbers written with a leading zero are codes, hence names.
+- In a column of whole numbers from 0, -1 is unknown: it means uncertain in medical data, unlabelled elsewhere.
 - Anything else is a *name*, without the spaces around it.
 """
 
@@ -59,13 +59,13 @@ _INFINITE = re.compile(r"[+-]?inf(?:inity)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Column:
-    """A column after its meaning was decided.
+    """A column whose meaning has been decided.
 
     Attributes:
-        codes: (rows,) int64; ``values[codes[i]]`` is row i's value, UNKNOWN where it has none.
-        values: The different values, numbers in their order.
+        codes: (rows,) int64; ``values[codes[i]]`` is row i's value, or UNKNOWN.
+        values: The distinct values; numbers in ascending order.
         kind: ``binary``, ``number`` or ``name``.
-        unknown: How the values that are unknown are written, and in how many rows.
+        unknown: Each spelling of an unknown value -> number of rows with it.
     """
 
     codes: npt.NDArray[np.int64]
@@ -94,7 +94,7 @@ def read_column(values: Any, *, who: str = "data", name: str = "column") -> Colu
 
     Args:
         values: (rows,) texts, numbers or objects: a list, a numpy array, a pandas column.
-        who: Opens an error.
+        who: Prefix of errors.
         name: Name of the column, for errors.
 
     Raises:
@@ -116,7 +116,7 @@ def read_column(values: Any, *, who: str = "data", name: str = "column") -> Colu
 
 
 def object_array(values: Sequence[Any]) -> npt.NDArray[np.object_]:
-    """(rows,) the values themselves, None for a masked one, of which numpy would make 0.0."""
+    """(rows,) the values themselves; None for a masked value, which numpy would turn into 0.0."""
     array = np.empty(len(values), object)
     for place, value in enumerate(values):
         array[place] = None if value is np.ma.masked else value
@@ -134,17 +134,17 @@ def texts_of(values: Any, *, who: str = "data", name: str = "column") -> list[st
 
 
 def is_missing(text: str) -> bool:
-    """Whether a text stands for no value."""
+    """Whether a text stands for a missing value."""
     return text.strip() in MISSING
 
 
 def number_of(text: str) -> Decimal | None:
-    """The number that a text writes, exactly; None if it writes none, or has a leading zero."""
+    """The exact number that a text spells; None if it is not a number or has a leading zero."""
     return Decimal(text) if _NUMBER.fullmatch(text) else None
 
 
 def plain_number(text: str) -> str:
-    """A number as it is usually written (1 for 1.0); any other text as it is."""
+    """A number as it is usually written (1 for 1.0); any other text unchanged."""
     number = number_of(text)
     if number is None:
         return text
@@ -152,25 +152,25 @@ def plain_number(text: str) -> str:
 
 
 def sort_key(text: str) -> tuple[int, Decimal, str]:
-    """Sorts 2 before 10, numbers before names, and names by their letters."""
+    """Sorts 2 before 10, numbers before names, and names alphabetically."""
     number = number_of(text.lstrip("0") or "0") if text.isdecimal() and text.isascii() else number_of(text)
     return (1, Decimal(0), text) if number is None else (0, number, text)
 
 
 def binary_codes(texts: Iterable[str]) -> dict[str, int]:
-    """What each text of a column of 0 and 1 means: 0, 1, or UNKNOWN for -1 beside 0; others are left out."""
+    """Meaning of each text in a column of 0 and 1: 0, 1, or UNKNOWN for -1 alongside 0. Other texts are left out."""
     meaning = {text: found for text in set(texts) if (found := _word(text)) is not None}
     minus = UNKNOWN if 0 in meaning.values() else 0
     return {text: minus if found == _MINUS else found for text, found in meaning.items()}
 
 
 def yes_no(values: npt.ArrayLike) -> Attribute:
-    """A column of 0 and 1 (UNKNOWN where it is not known) as subgroups with the values ``no`` and ``yes``."""
+    """A column of 0 and 1 (UNKNOWN if it is not known) as subgroups with the values ``no`` and ``yes``."""
     return Attribute(np.asarray(values).astype(np.int64), ("no", "yes"))
 
 
 def find_value(values: Sequence[str], asked: object) -> int | None:
-    """Position of a value that may be written in another way: 1, yes and true are one, and so are 1 and 1.0.
+    """Position of a value that may be spelled differently: 1, yes and true are the same, and so are 1 and 1.0.
 
     >>> find_value(("no", "yes"), "1"), find_value(("0", "1"), True), find_value(("2", "10"), 2.0)
     (1, 1, 0)
@@ -190,10 +190,10 @@ def find_value(values: Sequence[str], asked: object) -> int | None:
 
 
 def require_value(who: str, what: str, values: Sequence[str], asked: object) -> str:
-    """The value that was asked for, as the column writes it.
+    """The requested value, as the column spells it.
 
     Raises:
-        UserError: If there is no such value; the nearest one is offered.
+        UserError: If there is no such value; the message suggests the nearest one.
     """
     place = find_value(values, asked)
     if place is None:
@@ -205,7 +205,7 @@ def require_value(who: str, what: str, values: Sequence[str], asked: object) -> 
 
 
 def _distinct(values: Any, who: str, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """The different texts of a column, and the position among them of each row's."""
+    """The distinct texts of a column, and for each row the position of its text among them."""
     array = values if isinstance(values, np.ndarray) else _as_array(values)
     if array.ndim != 1:
         raise UserError(f"{who}: expected {name} of shape (rows,), got {array.shape}. Pass one value per row.")
@@ -226,14 +226,14 @@ def _distinct(values: Any, who: str, name: str) -> tuple[list[str], npt.NDArray[
 
 
 def _as_array(values: Any) -> npt.NDArray[Any]:
-    """Anything with one value per row as an array that keeps each value's own type."""
+    """Anything with one value per row, as an array that keeps the type of each value."""
     if isinstance(values, list | tuple):
         return np.asarray(values) if np.ndim(values[0] if values else 0) else object_array(values)
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 def _text(value: Any, who: str, name: str) -> str:
-    """One value as text; every kind of missing value is one of MISSING."""
+    """One value as text; every kind of missing value becomes one of MISSING."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, bytes):
@@ -258,7 +258,7 @@ def _decoded(value: bytes, who: str, name: str) -> str:
 
 
 def _word(text: str) -> int | None:
-    """0, 1 or _MINUS for a text that may stand in a column of 0 and 1."""
+    """0, 1 or _MINUS for a text that may occur in a column of 0 and 1."""
     number = number_of(text)
     if number is None:
         return _WORDS.get(text.strip().lower())
@@ -266,7 +266,7 @@ def _word(text: str) -> int | None:
 
 
 def _meaning_of(known: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The kind of a column and how each text's value is written; a text that is unknown is left out."""
+    """The kind of a column, and text -> how its value is usually written; unknown texts are left out."""
     finite = [text for text in known if not _INFINITE.fullmatch(text)]
     binary = binary_codes(finite)
     if finite and len(binary) == len(finite):

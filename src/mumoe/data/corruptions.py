@@ -1,7 +1,7 @@
 """Corrupted copies of an image set: gaussian noise, blur and low contrast in three severities, for tests of shift.
 
 Every corruption keeps the size of the image. Noise is a function of the seed and the image's id alone, so that an image
-is corrupted alike in every split and order.
+is corrupted the same way in every split and order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Corruption:
-    """What is done to an image, and how much of it at severities 1, 2 and 3.
+    """A corruption of an image, and its strength at severities 1, 2 and 3.
 
     Attributes:
         text: What it does, with the unit of `amounts`.
@@ -76,7 +76,7 @@ class CorruptedImages:
     Attributes:
         images: Opens the images themselves.
         seeds: One number for each image.
-        name: Of the corruption.
+        name: Name of the corruption.
         severity: 1, 2 or 3.
         fingerprint: Hex digest of the pixels that it opens, in order.
     """
@@ -99,9 +99,9 @@ def corrupted(data: ImageData, rows: npt.NDArray[np.int64], name: str, severity:
     Args:
         data: The set.
         rows: Positions of the images.
-        name: Of the corruption, one of `CORRUPTIONS`.
+        name: Name of the corruption, one of `CORRUPTIONS`.
         severity: 1, 2 or 3.
-        seed: Seed of what is random in it.
+        seed: Seed of the noise.
 
     Raises:
         UserError: If there is no such corruption or severity.

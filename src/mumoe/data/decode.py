@@ -1,13 +1,13 @@
-"""Any image file that people keep in data sets, as an RGB picture of eight bits, or one error that names it.
+"""Decode any image file that is common in data sets to 8-bit RGB, or raise one error that names the file.
 
-What is decided here, because formats leave it open:
+Image formats leave these points open; they are decided here:
 
-- Transparency (palette, RGBA, LA, or a transparent colour) is laid on white.
-- Sixteen-bit grey is scaled from 0..65535 to 0..255; Pillow alone would clip it to white. Pictures of 32-bit
-  integers or floats have no agreed range: 0..1 (floats), 0..255 (floats) and 0..65535 are taken as they are,
+- Transparency (palette, RGBA, LA, or a transparent colour) is composited on white.
+- Sixteen-bit grey is scaled from 0..65535 to 0..255; Pillow alone would clip it to white. Images of 32-bit
+  integers or floats have no agreed range: 0..1 (floats), 0..255 (floats) and 0..65535 are recognized as such,
   anything else is stretched from its own minimum to its own maximum.
 - An animation gives its first frame. The orientation in the EXIF data is applied.
-- A truncated file is an error, not a picture with a grey bottom; so is one of more than `MAX_PIXELS` pixels.
+- A truncated file is an error instead of an image with a grey bottom. So is an image of more than `MAX_PIXELS` pixels.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ __all__ = [
 ]
 
 MAX_PIXELS = 89_478_485
-"""Larger pictures are refused: one this size already takes 268 MB decoded. It is Pillow's own limit."""
+"""Larger images are rejected: one of this size already takes 268 MB when decoded. It is Pillow's own limit."""
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"}
 )
-"""Endings (lower case) of the files that a folder of images is searched for."""
+"""Extensions (lower case) of the files that count as images in a folder."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-"""What Pillow may take a file for, whatever its ending. Not EPS: it would run Ghostscript."""
+"""Formats that Pillow may detect, regardless of a file's extension. EPS is left out: it would run Ghostscript."""
 
 _ORIENTATION = 0x0112
 
@@ -58,8 +58,8 @@ _ORIENTATION = 0x0112
 class ImageError(JobError):
     """An image that cannot be read. The message is one line and names the file.
 
-    A loader worker hands an exception over by calling its class with the worker's whole traceback as text;
-    this class keeps the last line of that, so that the message stays one line.
+    A loader worker passes an exception on by calling its class with the worker's whole traceback as text.
+    This class keeps only its last line, so that the message stays one line.
     """
 
     def __init__(self, message: str) -> None:
@@ -73,7 +73,7 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str = "") -> Ima
 
     Args:
         source: A path, or the bytes of a file.
-        name: What to call it in an error; the path when left out.
+        name: Name of the image in errors; by default its path.
 
     Raises:
         ImageError: If the file is missing, empty, truncated, too large, or not an image.
@@ -103,10 +103,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(data: bytes) -> Image.Image:
-    """`read_image` without its error and its silencing of Pillow's warnings; safe to call from threads.
+    """`read_image` without its error handling, and without silencing Pillow's warnings; safe to call from threads.
 
     Raises:
-        Exception: Whatever Pillow raises; `damage` puts it into words.
+        Exception: Any error of Pillow; `damage` describes it.
     """
     if not data:
         raise EOFError("the file is empty")
@@ -116,10 +116,10 @@ def decode(data: bytes) -> Image.Image:
 
 
 def open_header(file: IO[bytes]) -> Image.Image:
-    """Open a picture without decoding it, and refuse one whose header promises too many pixels.
+    """Open an image without decoding it; raise if its header declares too many pixels.
 
     Raises:
-        Exception: Whatever Pillow raises, `Image.DecompressionBombError` among it.
+        Exception: Any error of Pillow, including `Image.DecompressionBombError`.
     """
     image = Image.open(file, formats=_formats())
     if image.width * image.height > MAX_PIXELS:
@@ -129,7 +129,7 @@ def open_header(file: IO[bytes]) -> Image.Image:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow knows."""
+    """The FORMATS that the installed Pillow supports."""
     Image.init()
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 

@@ -1,4 +1,4 @@
-"""One SVG picture as pixels; as a script, every n-th of a listing into an array on disk.
+"""Draw an SVG image as pixels. As a script, draw every n-th image of a listing into an array on disk.
 
 `mumoe.data.rasterize` runs the script once per core. It imports numpy, Pillow and resvg alone, so that it starts fast.
 """
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["REPORT_EVERY", "draw"]
 
 REPORT_EVERY = 16
-"""Pictures between two lines of the script's report."""
+"""Images between two lines of the script's progress report."""
 
 
 def draw(svg: str, size: int) -> npt.NDArray[np.uint8]:
-    """One square SVG picture on white.
+    """Draw one square SVG image on white.
 
     Shape:
         returns (size, size, 3), RGB.
@@ -36,7 +36,7 @@ def draw(svg: str, size: int) -> npt.NDArray[np.uint8]:
 
 
 def _work(listing: str, path: str, first: int, step: int) -> None:
-    """Draw every `step`-th picture of the listing, reporting how many at a time."""
+    """Draw every `step`-th image of the listing; print the number drawn since the last report."""
     pixels = np.load(path, mmap_mode="r+")
     unreported = 0
     with open(listing, encoding="utf-8") as lines:

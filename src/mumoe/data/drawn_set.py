@@ -1,4 +1,4 @@
-"""What the sets of drawings share: stored pixels, options, columns, and how one becomes an `ImageData`."""
+"""Shared by the sets of drawings: stored pixels, options, columns, and how they become an `ImageData`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class StoredImages:
     Attributes:
         path: The file.
         rows: Its row for every image of the set.
-        fingerprint: Hex digest of the pixels that it opens, in order. Sets that differ in labels or splits
-            alone have the same one, and so can share features.
+        fingerprint: Hex digest of the pixels that it opens, in order. Sets that differ only in labels or splits
+            have the same digest, so they can share features.
     """
 
     path: str
@@ -61,14 +61,14 @@ def digest(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class DrawnOptions:
-    """What a user may choose of a set of drawings.
+    """Options of a set of drawings.
 
     Attributes:
         split_by: How the split is made.
         label: The attribute to predict.
         size: Side of the drawings in pixels.
         min_per_class: Classes with fewer drawings are left out.
-        held_out: The designer that is the test split, where the split is by designer; None takes the default.
+        held_out: The designer whose drawings are the test split, if the split is by designer; None for the default.
         fractions: Shares of train, val and test.
         seed: Seed of the split.
     """
@@ -84,18 +84,18 @@ class DrawnOptions:
     def check(
         self, who: str, *, splits: Sequence[str], labels: Sequence[str], designer: str, names: Sequence[str], least: int
     ) -> None:
-        """Refuse what is unknown, out of range or does not go together.
+        """Reject options that are unknown, out of range or in conflict.
 
         Args:
-            who: What the messages begin with.
-            splits: The values of `split_by`; the one that is `designer` holds a designer out.
+            who: Prefix of the messages.
+            splits: The values of `split_by`; the one equal to `designer` holds out a designer.
             labels: The values of `label`.
             designer: The attribute that names the designers.
             names: The designers.
             least: The default of `min_per_class`, for the message.
 
         Raises:
-            UserError: For the first of these that is wrong.
+            UserError: For the first option that is wrong.
         """
         if self.split_by not in splits:
             raise unknown_name(who, "split_by", self.split_by, splits)
@@ -127,7 +127,7 @@ def columns_of(rows: Sequence[Any], names: Sequence[str], fixed: Mapping[str, tu
     Args:
         rows: Records with these fields.
         names: The fields.
-        fixed: The values of some fields; any other text there is unknown. The values of the other fields are
+        fixed: The values of some fields; any other text in them is unknown. The values of the other fields are
             their texts, in order of appearance.
     """
     columns = {}
@@ -142,10 +142,10 @@ def columns_of(rows: Sequence[Any], names: Sequence[str], fixed: Mapping[str, tu
 def select(
     who: str, columns: Mapping[str, Attribute], options: DrawnOptions
 ) -> tuple[npt.NDArray[np.int64], dict[str, Attribute]]:
-    """The drawings whose class is known and large enough, and the attributes of these.
+    """The drawings whose class is known and large enough, and their attributes.
 
     Returns:
-        Positions of the drawings, and every column over them, without values that none of them has.
+        Positions of the drawings, and every column restricted to them, without unused values.
 
     Raises:
         UserError: If no class has enough drawings.
@@ -162,7 +162,7 @@ def select(
 
 
 def _reduced(column: Attribute, kept: npt.NDArray[np.int64]) -> Attribute:
-    """The column over the kept images, without values that none of them has."""
+    """The column restricted to the kept images, without unused values."""
     codes = column.codes[kept]
     present = np.unique(codes[codes >= 0])
     lookup = np.full(len(column.values) + 1, -1, np.int64)
@@ -173,7 +173,7 @@ def _reduced(column: Attribute, kept: npt.NDArray[np.int64]) -> Attribute:
 def hold_out(
     who: str, designer: str, attributes: Mapping[str, Attribute], options: DrawnOptions, default: str
 ) -> npt.NDArray[np.int8]:
-    """The split whose test images are those of one designer; train and val share the others.
+    """A split that tests on the images of one designer; train and val share the others.
 
     Raises:
         UserError: If the fractions leave nothing for train, or the designer has no image of the set.
@@ -181,7 +181,7 @@ def hold_out(
     fractions = options.fractions
     if min(fractions) < 0 or fractions[0] == 0:
         raise UserError(
-            f"{who}: expected fractions from 0 that leave some for train, got {fractions}. Give (0.7, 0.1, 0.2), say."
+            f"{who}: expected fractions >= 0 that leave some for train, got {fractions}. Use (0.7, 0.1, 0.2)."
         )
     column, chosen = attributes[designer], options.held_out or default
     if chosen not in column.values:
@@ -211,13 +211,13 @@ def drawn_data(
 
     Args:
         who: Name of the set.
-        folder: A sealed folder, whose name holds a key of its pixels.
+        folder: A sealed folder; its name contains a key of its pixels.
         places: Row of ``images.npy`` for every image.
         attributes: Columns over these images.
         split: Split of each image.
         ids: Name of each image.
         credits: Attribution and licences.
-        options: What was chosen.
+        options: The chosen options.
         split_by: How the split was made, in a few words.
     """
     images = StoredImages(str(folder / "images.npy"), tuple(places.tolist()), digest(folder.name, places))

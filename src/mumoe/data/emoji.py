@@ -1,12 +1,12 @@
 """The emoji set: the same Unicode characters, drawn by six studios.
 
-A real, many-class image set that package registries carry: a label hierarchy (Unicode group, subgroup,
+A real, many-class image set available from package registries: a label hierarchy (Unicode group, subgroup,
 character), a style (the studio) and, for people, skin tone and gender. The drawings come from pinned npm
 packages of SVG icons, are drawn once on white into the cache, and keep their licences: see `CREDITS`.
 
 Flags and the bare skin-tone swatches are left out, as are a few drawings that a package defines only as the
-mirror image of another. A random split of images shares characters between its splits, so that a model may
-recognize a character it was trained on in another style; the split by character is the honest one.
+mirror image of another. In a random split of images, train and test share characters, so that a model may
+recognize a character that it was trained on in another style. The split by character avoids this.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ def load_emoji(
 ) -> ImageData:
     """The emoji set: about 8,700 drawings, or 17,000 with skin tones.
 
-    The first call fetches six npm packages (9 MB) and draws them, which takes some seconds; later calls read
-    the cache, and need no network.
+    The first call fetches six npm packages (9 MB) and draws them, which takes a few seconds. Later calls
+    read the cache and need no network.
 
     Args:
         cache_dir: Where the packages and drawings are kept; see `mumoe.files.cache_root`.
-        split_by: ``character`` keeps every character, with its skin tones and gender variants, in one split:
-            the honest choice. ``image`` splits drawings at random, so that a character is often in train
+        split_by: ``character`` keeps every character, with its skin tones and gender variants, in one split,
+            so that test characters are new. ``image`` splits drawings at random, so that a character is often in train
             in one style and in test in another. ``studio`` tests on the style of the studio `held_out`.
         split_seed: Seed of the split.
         size: Side of the drawings in pixels.
-        label: The attribute to predict, out of `ATTRIBUTES`; drawings where it is unknown are left out.
+        label: The attribute to predict, one of `ATTRIBUTES`; drawings where it is unknown are left out.
         min_per_class: Classes with fewer drawings are left out.
         skin_tones: Whether to draw the skin-tone variants of people and hands too.
         fractions: Shares of train, val and test; with ``studio`` the first two share what is not held out.
-        held_out: The studio that is the test split; None takes openmoji. Only with ``studio``.
+        held_out: The studio whose drawings are the test split; None means openmoji. Only with ``studio``.
         progress: Whether to show progress on stderr.
 
     Returns:

@@ -1,7 +1,7 @@
-"""`emoji-bias`: emoji with 0/1 attributes and a bias that is planted, so that one can see whether it is found.
+"""`emoji-bias`: emoji with 0/1 attributes and a planted bias, to check whether methods find it.
 
-Is it an animal or a plant? Nearly none of those that OpenMoji drew are in the training split, while validation and
-test splits keep theirs: a head learns the style instead, and fails on them.
+The biased attribute says whether an emoji is an animal or a plant. The training split holds nearly none of those drawn
+by OpenMoji, while the validation and test splits keep theirs. A head learns the style instead, and fails on them.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def load_emoji_bias(
         cache_dir: Where packages and drawings are kept; see `mumoe.files.cache_root`.
         split_seed: Seed of the split by drawing, and of which rare drawings stay in training.
         size: Side of the drawings in pixels.
-        min_per_attribute: Unicode's subgroups with as many drawings are attributes beside its groups.
-        support: Share of the training split that animals and plants by OpenMoji keep; 1 plants no bias.
-        groups: Unicode's groups to draw besides, separated by commas, such as ``Food & Drink``; empty: all.
+        min_per_attribute: Subgroups of Unicode with at least this many drawings become attributes, as its groups do.
+        support: Animals and plants by OpenMoji that stay in training, as a share of the set; 1 plants no bias.
+        groups: Further Unicode groups to draw, separated by commas, such as ``Food & Drink``; empty means all.
         progress: Whether to show progress on stderr.
 
     Returns:
@@ -77,7 +77,7 @@ def _drawn(data: ImageData, groups: str) -> npt.NDArray[np.int64]:
 def _without_most(
     rows: npt.NDArray[np.int64], biased: npt.NDArray[np.bool_], support: float, seed: int
 ) -> npt.NDArray[np.int64]:
-    """The rows without the biased ones but for a share of all rows, at least one."""
+    """The rows, with the biased ones reduced to a share `support` of all rows, at least one."""
     most = max(1, round(support * len(rows)))
     dropped = np.random.default_rng(seed).permutation(rows[biased])[most:]
     return np.setdiff1d(rows, dropped)

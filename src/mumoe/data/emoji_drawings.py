@@ -24,7 +24,7 @@ from mumoe.errors import require
 __all__ = ["GENDERS", "STUDIOS", "TONE_VALUES", "Row", "drawings", "read_rows"]
 
 FORMAT = 1
-"""Raise it when the drawing or the rows change, so that caches are made anew."""
+"""Increase it when the drawing or the rows change, so that caches are rebuilt."""
 
 LEFT_OUT = {"Flags", "Component"}
 
@@ -107,7 +107,7 @@ STUDIOS = (
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one drawing; `group_key` is shared by a character's tones and genders."""
+    """Metadata of one drawing; the tones and genders of a character share one `group_key`."""
 
     studio: str
     code: str
@@ -133,7 +133,7 @@ def drawings(root: Path, size: int, skin_tones: bool, progress: bool) -> Path:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """What is known of each drawing of the folder, in its order."""
+    """Metadata of each drawing in the folder, in order."""
     return [Row(*row) for row in json.loads((folder / "rows.json").read_text(encoding="utf-8"))]
 
 
@@ -152,7 +152,7 @@ def _write(folder: Path, packages: Path, size: int, skin_tones: bool, progress: 
 
 
 def _characters(skin_tones: bool) -> dict[str, Row]:
-    """Code -> what is known of the character, in Unicode's order; tones follow their character."""
+    """Code -> metadata of the character, in Unicode's order; tones follow their character."""
     listed = [entry for entry in _unicode_entries() if entry["category"] not in LEFT_OUT]
     names = [entry["name"].lower() for entry in listed]
     table = {}
@@ -184,7 +184,7 @@ def _unicode_entries() -> list[dict[str, Any]]:
 
 
 def _normal(code: str) -> str:
-    """A sequence in lower case without variation selectors, which studios write or leave out."""
+    """A sequence in lower case without variation selectors, which only some studios write."""
     return "-".join(point for point in code.lower().split("-") if point != "fe0f")
 
 
@@ -242,7 +242,7 @@ def _names_by_code(codes: Mapping[str, str]) -> dict[str, str]:
 
 
 def _names_by_shared(icons: Mapping[str, Any], shared: Mapping[str, str]) -> dict[str, str]:
-    """Code -> name for a package without codes; an alias counts unless its parent has a code itself."""
+    """Code -> name for a package without codes; an alias is used unless its parent has a code itself."""
     names = {shared[name]: name for name in icons["icons"] if name in shared}
     for name, alias in icons.get("aliases", {}).items():
         if name in shared and alias["parent"] not in shared:

@@ -1,10 +1,10 @@
-"""One digest of everything that training sees of a data set: the key of caches and the proof of sameness.
+"""One digest of everything that training sees of a data set. It is a key of caches and shows that two sets are equal.
 
 It covers class names, labels, splits, ids (paths relative to the data folder), attributes and, for every
 image, the digest of its content from `mumoe.data.verify`: the SHA-256 of the file for sets of up to
-`mumoe.data.verify.FULL_LIMIT` images, its size and time of change for larger ones. So a set of the first kind
-keeps its fingerprint when its folder moves; one of the second kind keeps it when the move keeps the times.
-The name and the place of the set, files left out and credits are not part of it.
+`mumoe.data.verify.FULL_LIMIT` images, its size and modification time for larger ones. A set of the first
+kind keeps its fingerprint when its folder is moved; one of the second kind keeps it if the move preserves the times.
+The name and location of the set, files left out and credits are not part of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def fingerprint(
     content: Iterable[bytes] | npt.NDArray[np.uint8],
     attributes: Mapping[str, Attribute] | None = None,
 ) -> str:
-    """Hex digest (64 characters) that changes when any of these does; `attributes` come in any order.
+    """Hex digest (64 characters) that changes when any argument does; the order of `attributes` does not matter.
 
     Args:
         classes: Names of the classes.

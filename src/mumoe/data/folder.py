@@ -1,10 +1,10 @@
 """``folder:PATH``: one folder per class, inside split folders or not.
 
     PATH/cat/1.png  PATH/dog/7.jpg                  split at random (seeded, stratified)
-    PATH/train/cat/1.png  PATH/val/...  PATH/test/...    as the folders say; val or test may be missing
+    PATH/train/cat/1.png  PATH/val/...  PATH/test/...    split by folder; val or test may be missing
 
-A class is the name of a folder, and every image below it belongs to it, however deep. Names that start with a
-dot are skipped; files with the ending of something else than an image are counted and named.
+A class is the name of a folder, and every image below it, at any depth, belongs to it. Names that start with a
+dot are skipped; files without the extension of an image are counted and reported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Listing:
         paths: Relative to the set's folder, with ``/``.
         labels: Position in `classes` per path.
         split: Position in SPLITS per path, or UNDECIDED.
-        strangers: Files that are not images by their ending.
+        strangers: Files without the extension of an image.
         closed: Folders that cannot be listed, each with the reason.
     """
 
@@ -45,10 +45,10 @@ class Listing:
     closed: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
-        """A line on the files that are not images and one on the folders that cannot be listed, where there are any."""
+        """One line on the files that are not images and one on the folders that cannot be listed, if there are any."""
         found = []
         if self.strangers:
-            found.append(f"files left out because their ending is not an image's: {_first(self.strangers)}")
+            found.append(f"files left out because they lack an image extension: {_first(self.strangers)}")
         if self.closed:
             found.append(f"folders left out because they cannot be listed: {_first(self.closed)}")
         return found
@@ -93,8 +93,8 @@ def list_classes(who: str, root: Path, places: Sequence[tuple[Path, int]], *, sk
     """List the images in the class folders of each place.
 
     Args:
-        who: Opens the error.
-        root: What paths are relative to.
+        who: Prefix of errors.
+        root: Folder that paths are relative to.
         places: Folders of class folders, with the split that their images belong to.
         skip: Folders that are not classes.
 
@@ -126,7 +126,7 @@ def _add(listing: Listing, path: str, label: int, part: int) -> None:
 
 
 def _first(names: Sequence[str]) -> str:
-    """How many there are, and the first of them."""
+    """Number of names, and the first few."""
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
@@ -136,9 +136,9 @@ def _loose_images(who: str, folder: Path) -> list[str]:
 
 
 def _split_folders(who: str, root: Path) -> tuple[dict[str, int], list[str]]:
-    """Split folders by name, and the folders beside them; nothing when the folders are classes.
+    """Split folders by name, and the other folders beside them; both empty if the folders are classes.
 
-    A folder called ``train`` is a split only if it holds folders and no images: it could be a class.
+    A folder called ``train`` is a split only if it holds folders and no images; else it could be a class.
     """
     names = class_folders(who, root)
     splits = {name: SPLIT_WORDS[name.lower()] for name in names if name.lower() in SPLIT_WORDS}

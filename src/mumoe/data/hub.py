@@ -1,9 +1,10 @@
 """``hf:NAME``: a set of the Hugging Face hub, or a folder that `datasets` wrote or can read.
 
 NAME is a folder made by ``save_to_disk``, a folder of parquet (or other) files, or a name on the hub. Names
-on the hub are looked for in the local cache of `datasets` and fetched only when downloading was allowed.
-Columns mean what `mumoe.data.roles` says; the image column is the first of type ``Image``. Splits may have different
-columns: those that one lacks are named, and have no value in its rows. What is learnt is a column of train.
+on the hub are looked up in the local cache of `datasets` and downloaded only if that is allowed.
+Columns follow the rules of `mumoe.data.roles`; the image column is the first of type ``Image``. Splits may have
+different columns: a column that a split lacks is reported, and has no value in its rows. Labels and targets must be
+columns of train.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class RowImages:
         tables: Tables of `datasets`, with the image column not decoded.
         column: Name of the image column.
         where: (num_images, 2) int64: the table and the row of each image.
-        names: What to call each image.
+        names: Name of each image, for messages.
     """
 
     tables: tuple[Any, ...]
@@ -73,7 +74,7 @@ class RowImages:
         return RowImages(self.tables, self.column, self.where[kept], tuple(self.names[i] for i in kept))
 
     def repeated(self) -> dict[int, int]:
-        """Rows that name one file; where the first row brings its bytes, no row is a file."""
+        """Rows that refer to the same file; empty if the first row holds its image as bytes."""
         if not len(self) or (self._cell(0).get("bytes")):
             return {}
         paths = [self._cell(index).get("path") or "" for index in range(len(self))]
@@ -109,13 +110,13 @@ def load_hf(
     """Load ``hf:NAME``.
 
     Args:
-        request: What was asked for.
+        request: The call of `load_data`.
         config: Name of a configuration of the set.
         revision: Commit, branch or tag on the hub.
-        image_column: As in `mumoe.data.table`, and likewise the rest.
+        image_column: As in `mumoe.data.table`, and so are the other options.
 
     Raises:
-        UserError: If `datasets` is not installed, the set is not there, or a column is not.
+        UserError: If `datasets` is not installed, or the set or a column does not exist.
         JobError: If a download fails.
     """
     library = require("datasets", "data", request.name)
@@ -157,7 +158,7 @@ def load_hf(
 
 
 def _open(library: Any, request: Request, config: str, revision: str) -> Any:
-    """The set as `datasets` has it: a table, or tables by split."""
+    """The set as `datasets` opens it: a table, or tables by split."""
     path = request.path()
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -172,14 +173,14 @@ def _open(library: Any, request: Request, config: str, revision: str) -> Any:
         if request.download:
             raise JobError(f"{request.name}: expected to load the set, got: {words}. Try again.") from error
         raise UserError(
-            f"{request.name}: expected a folder, or a set that was fetched before, got: {words}. "
+            f"{request.name}: expected a folder or a set that was downloaded before, got: {words}. "
             "Check the name, or allow the download with `download`."
         ) from error
 
 
 @contextlib.contextmanager
 def _offline(library: Any) -> Iterator[None]:
-    """Keep `datasets` from asking the hub; it then looks into its cache."""
+    """Keep `datasets` from contacting the hub, so that it reads only its cache."""
     before = library.config.HF_HUB_OFFLINE
     library.config.HF_HUB_OFFLINE = True
     try:
@@ -189,7 +190,7 @@ def _offline(library: Any) -> Iterator[None]:
 
 
 def _known_splits(opened: Any) -> tuple[dict[str, Any], list[str]]:
-    """Tables by split, and a line for each split that is none of train, val and test."""
+    """Tables by split, and a line for each split other than train, val and test."""
     if not isinstance(opened, dict):
         return {"all": opened}, []
     known = {name: table for name, table in opened.items() if name.lower() in SPLIT_WORDS}
@@ -199,7 +200,7 @@ def _known_splits(opened: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _image_column(who: str, splits: Mapping[str, Any], asked: str) -> str:
-    """The column of images: the one asked for, else the first of type ``Image`` in the first split that has one."""
+    """The column of images: the requested one, else the first of type ``Image`` in the first split that has one."""
     features = {name: feature for table in reversed(list(splits.values())) for name, feature in table.features.items()}
     images = [name for table in splits.values() for name, feature in table.features.items() if _is_image(feature)]
     found = find_column(who, features, asked, [name.lower() for name in images])
@@ -215,13 +216,13 @@ def _is_image(feature: Any) -> bool:
 
 
 def _with_images(splits: Mapping[str, Any], image: str) -> tuple[dict[str, Any], list[str]]:
-    """The splits that have the images, and a line for each that has not."""
+    """The splits that have the image column, and a line for each that does not."""
     kept = {name: table for name, table in splits.items() if _is_image(table.features.get(image))}
     return kept, [f"split {name!r} has no images in {image!r}, left out" for name in splits if name not in kept]
 
 
 def _columns(splits: Mapping[str, Any], image: str) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
-    """The columns of single values as text, all splits one after the other, and which split lacks which of them.
+    """The columns of single values as text, over all splits in order, and (split, column) for each one that is missing.
 
     A split that lacks a column has no value in its rows.
     """
@@ -244,7 +245,7 @@ def _columns(splits: Mapping[str, Any], image: str) -> tuple[dict[str, list[str]
 
 
 def _texts(table: Any, name: str) -> list[str]:
-    """A column's values as text; -1, by which `datasets` writes a class that is not known, is missing."""
+    """A column's values as text; -1, which `datasets` writes for an unknown class, is missing."""
     names = _names(table, name)
     values = table.select_columns([name])[:][name]
     if names:
@@ -259,6 +260,6 @@ def _names(table: Any, column: str) -> list[str]:
 
 
 def _class_names(tables: Sequence[Any], column: str) -> list[str]:
-    """The class names of all splits in order; none where a split writes the column in another way."""
+    """The class names of all splits in order; empty if the column has no class names in some split."""
     named = [_names(table, column) for table in tables if column in table.features]
     return list(dict.fromkeys(name for names in named for name in names)) if all(named) else []

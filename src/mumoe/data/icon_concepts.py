@@ -1,4 +1,4 @@
-"""What icons show: a concept, and the names that families of icons give to its drawings."""
+"""The concepts that icons show, and the names that icon families give to their drawings."""
 
 from __future__ import annotations
 
@@ -202,4 +202,4 @@ OTHER_MEANING = {
     "tabler/notification": "",
     "tabler/volume-3": "speaker off",
 }
-"""Family and icon -> its concept where that is not the one that the name has elsewhere; empty for none of them."""
+"""Family and icon -> concept, where it differs from what the name means elsewhere; empty if it is no listed concept."""

@@ -1,7 +1,7 @@
 """The icons: which concept each drawing shows, and its pixels, drawn once into the cache.
 
 The drawings come from npm packages in Iconify's format, one for each family of icons. A family names the variants of
-an icon by affixes, such as ``heart-fill`` or ``outline-heart``; what is left of the name tells the concept.
+an icon by affixes, such as ``heart-fill`` or ``outline-heart``; the rest of the name gives the concept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mumoe.errors import require
 __all__ = ["FAMILIES", "STYLES", "Family", "Row", "drawings", "read_rows"]
 
 FORMAT = 1
-"""Raise it when the drawing or the rows change, so that caches are made anew."""
+"""Increase it when the drawing or the rows change, so that caches are rebuilt."""
 
 STYLES = ("outline", "filled", "other")
 """``other``: two tones, or broken lines."""
@@ -40,8 +40,9 @@ class Family(Source):
 
     Attributes:
         plain: Style of a name without any affix.
-        marks: Affixes of names and their styles; the first that fits counts. A hyphen shows which end it is at.
-        numbered: Whether a digit at the end of a name tells variants of one icon apart.
+        marks: Affixes of names and their styles; the first match is used. Its hyphen shows whether it is a prefix or a
+            suffix.
+        numbered: Whether a digit at the end of a name distinguishes variants of one icon.
     """
 
     plain: str = "outline"
@@ -49,7 +50,7 @@ class Family(Source):
     numbered: bool = False
 
     def read_name(self, name: str) -> tuple[str, str, str]:
-        """The concept, the icon without its variant, and the style; the concept is empty where there is none."""
+        """The concept, the icon without its variant, and the style; the concept is empty if there is none."""
         icon, style = self._unmarked(name)
         base = re.sub(r"-?\d$", "", icon) if self.numbered else icon
         usual = MEANING.get(icon) or MEANING.get(base, "")
@@ -253,7 +254,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one drawing.
+    """Metadata of one drawing.
 
     Attributes:
         family: Name of the family.
@@ -286,7 +287,7 @@ def drawings(root: Path, size: int, progress: bool) -> Path:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """What is known of each different drawing of the folder, in its order."""
+    """Metadata of each distinct drawing in the folder, in order."""
     return [Row(*row) for row in json.loads((folder / "rows.json").read_text(encoding="utf-8"))]
 
 
@@ -313,12 +314,12 @@ def _all_drawings(tarballs: Sequence[Path]) -> Iterator[tuple[Row, str]]:
 
 
 def _current(icons: Mapping[str, Any]) -> list[str]:
-    """The names of a package's icons that its family still has; aliases show what another name shows."""
+    """Names of the icons that are still part of a package's family, without aliases."""
     return sorted(name for name, icon in icons["icons"].items() if not icon.get("hidden"))
 
 
 def _different(rows: Sequence[Row], pixels: Any) -> list[Row]:
-    """The first of equal pictures, or none of them where they have several concepts."""
+    """The first of each group of equal images; none of a group that shows several concepts."""
     equal: dict[bytes, list[Row]] = {}
     for row in rows:
         equal.setdefault(hashlib.sha256(pixels[row.place].tobytes()).digest(), []).append(row)

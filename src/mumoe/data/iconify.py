@@ -22,7 +22,7 @@ class Source:
     """One designer's set of drawings.
 
     Attributes:
-        name: Its value of the attribute that names the designers, such as ``studio`` or ``family``.
+        name: Its name, a value of the attribute for designers, such as ``studio`` or ``family``.
         package: The npm package with the drawings.
         credit: Attribution and licence.
     """
@@ -53,7 +53,7 @@ def read_json(tarball: Path, name: str, who: str) -> dict[str, Any]:
 
 
 def svg_document(icons: Mapping[str, Any], name: str) -> str | None:
-    """A whole square SVG document, or None where the package has only a mirrored or turned alias."""
+    """A whole square SVG document, or None if the package has only a mirrored or turned alias."""
     alias = icons.get("aliases", {}).get(name)
     if alias is not None and {"rotate", "hFlip", "vFlip"} & alias.keys():
         return None

@@ -1,12 +1,12 @@
 """The icon set: the same concepts, drawn in black by fourteen families of user interface icons.
 
-A second real, many-class image set that package registries carry, beside `mumoe.data.emoji`: what an icon shows (home,
+Like `mumoe.data.emoji`, a real, many-class image set available from package registries: what an icon shows (home,
 trash, thumbs up), the family that it belongs to and its style. The drawings come from pinned npm packages of SVG
 icons, are drawn once on white into the cache, and keep their licences: see `CREDITS`.
 
-Equal pictures count once, so that no image is in two splits. Families draw an icon in several styles and weights, which
-differ little: a random split of images has some of them in train and others in test. The split by icon keeps them
-together, and the split by family tests on drawings of a family that was never seen.
+Only one of several equal images is kept, so that no image is in two splits. Families draw an icon in several styles and
+weights, which differ little: a random split of images has some of them in train and others in test. The split by icon
+keeps them together, and the split by family tests on a family that was not trained on.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ def load_icons(
 ) -> ImageData:
     """The icon set: about 5,000 drawings of 84 concepts.
 
-    The first call fetches fourteen npm packages (8 MB) and draws their icons, which takes some seconds; later calls
-    read the cache, and need no network.
+    The first call fetches fourteen npm packages (8 MB) and draws their icons, which takes a few seconds.
+    Later calls read the cache and need no network.
 
     Args:
         cache_dir: Where the packages and drawings are kept; see `mumoe.files.cache_root`.
-        split_by: ``icon`` keeps the styles and weights in which a family draws one icon in one split: the honest
-            choice. ``image`` splits drawings at random. ``family`` tests on the drawings of the family `held_out`.
+        split_by: ``icon`` keeps the styles and weights in which a family draws one icon in one split, so that test
+            icons are new. ``image`` splits drawings at random. ``family`` tests on the family `held_out`.
         split_seed: Seed of the split.
-        size: Side of the drawings in pixels. Which drawings are equal is judged at this size.
-        label: The attribute to predict, out of `ATTRIBUTES`.
+        size: Side of the drawings in pixels. Equal drawings are detected at this size.
+        label: The attribute to predict, one of `ATTRIBUTES`.
         min_per_class: Classes with fewer drawings are left out.
         fractions: Shares of train, val and test; with ``family`` the first two share what is not held out.
-        held_out: The family that is the test split; None takes tabler. Only with ``family``.
+        held_out: The family whose drawings are the test split; None means tabler. Only with ``family``.
         progress: Whether to show progress on stderr.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Find a data set's folder, fetch it when that was allowed, and read the lists inside it."""
+"""Find a data set's folder, download it if that is allowed, and read the lists inside it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), 1),
     **dict.fromkeys(("test", "testing"), 2),
 }
-"""What people call the splits (lower case) -> position in `mumoe.data.base.SPLITS`."""
+"""Common names of the splits (lower case) -> position in `mumoe.data.base.SPLITS`."""
 
 
 def locate(request: Request, folders: Sequence[str], marker: str, fetch: Callable[[str], object] | None = None) -> Path:
     """The folder of a data set in its official layout: one of `folders` below the root, or the root itself.
 
     Args:
-        request: What was asked for.
+        request: The call of `load_data`.
         folders: Names that the folder may have, the official one first.
         marker: A file or folder by which it is recognized.
-        fetch: Downloads the set into the root that it is given; None: cannot be downloaded.
+        fetch: Downloads the set into the root passed to it; None if it cannot be downloaded.
 
     Raises:
-        UserError: If it is not there and must not be downloaded.
+        UserError: If it is missing and may not be downloaded.
         JobError: If the download fails.
     """
     found = _find(request.root, folders, marker)
@@ -45,7 +45,7 @@ def locate(request: Request, folders: Sequence[str], marker: str, fetch: Callabl
 
 
 def torchvision_fetch(kind: str) -> Callable[[str], object]:
-    """What `locate` takes to download a set: torchvision's class of this name, called with the root."""
+    """A `fetch` for `locate`: calls torchvision's class of this name with the root."""
 
     def fetch(root: str) -> object:
         datasets = require("torchvision.datasets", "vision", "load_data")
@@ -58,7 +58,7 @@ def existing(who: str, path: Path, *, folder: bool) -> Path:
     """The path, if there is a folder (or a file) there.
 
     Raises:
-        UserError: If there is not (the nearest name beside it is offered), or it must not be read.
+        UserError: If there is none (the message suggests the nearest name beside it), or it may not be read.
     """
     what = "a folder" if folder else "a file"
     try:
@@ -81,7 +81,7 @@ def existing(who: str, path: Path, *, folder: bool) -> Path:
 
 
 def list_folder(who: str, folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, sorted by name.
+    """The entries of a folder, sorted by name.
 
     Raises:
         UserError: If it cannot be listed.
@@ -118,7 +118,7 @@ def files_below(folder: Path, closed: list[str]) -> Iterator[Path]:
 
 
 def lines(who: str, path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not empty, with their numbers from 1.
+    """The nonempty lines of a text file, with their numbers from 1.
 
     Raises:
         UserError: If the file is missing or not UTF-8.
@@ -150,5 +150,5 @@ def _download(request: Request, fetch: Callable[[str], object]) -> None:
         words = reason_of(error).rstrip(".")
         raise JobError(
             f"{request.name}: expected to download into {str(request.root)!r}, got: {words}. "
-            "Try again, or fetch the files by hand."
+            "Try again, or download the files yourself."
         ) from error

@@ -71,22 +71,22 @@ def load_data(
 ) -> ImageData:
     """Load a data set by name, from local files first.
 
-    Splits that a set fixes are kept. Where it has no val, a seeded, stratified `val_fraction` of its training
-    images becomes val; where it has no test, `test_fraction` of them becomes test. Files that cannot be read
+    Splits that a set fixes are kept. If it has no val, a seeded, stratified `val_fraction` of its training
+    images becomes val; if it has no test, `test_fraction` of them becomes test. Files that cannot be read
     are left out and named in `ImageData.problems`; `problem_summary` makes one message of them.
 
     Args:
         name: A name of DATASETS; ``folder:PATH``, ``csv:PATH`` and ``hf:NAME`` take an argument.
         root: Folder that holds the data sets (default ``$MUMOE_DATA``, else ``data`` in the cache).
-        download: Fetch the set when it is not there. Nothing is fetched otherwise.
-        strict: Raise when anything had to be left out.
+        download: Fetch the set if it is missing. Otherwise nothing is fetched.
+        strict: Raise if anything had to be left out.
         split_seed: Seed of the splits that the set does not fix.
         val_fraction: Share that becomes val.
         test_fraction: Share that becomes test.
-        verify: How deep files are checked: ``auto``, ``full`` or ``header`` (see `mumoe.data.verify`).
-        cache_dir: Where the answers of that are kept (default: `mumoe.files.cache_root`).
+        verify: How thoroughly files are checked: ``auto``, ``full`` or ``header`` (see `mumoe.data.verify`).
+        cache_dir: Where the results of this check are kept (default: `mumoe.files.cache_root`).
         progress: Show progress.
-        options: What the data set takes besides, such as ``label_column`` of ``csv``.
+        options: Further options of the data set, such as ``label_column`` of ``csv``.
 
     Raises:
         UserError: If the name, an option or the files are wrong, or with `strict` when anything was left out.
@@ -115,7 +115,7 @@ def load_data(
 
 
 def find_entry(name: str, options: Mapping[str, Any]) -> tuple[DataEntry, str]:
-    """The table's entry of a data name, and what follows the colon. Opens nothing.
+    """The registry's entry for a data name, and the part after the colon. Opens nothing.
 
     Raises:
         UserError: If the name, or one of the loader's options, is wrong.
@@ -125,17 +125,17 @@ def find_entry(name: str, options: Mapping[str, Any]) -> tuple[DataEntry, str]:
         raise _unknown(name)
     entry = DATASETS[key]
     if bool(entry.argument) != bool(argument) or (colon and not entry.argument):
-        raise UserError(f"load_data: expected {_spelling(key)!r}, got {name!r}. Write it like that.")
+        raise UserError(f"load_data: expected {_spelling(key)!r}, got {name!r}. Use this form.")
     _check_options(key, _embedded(key) if key in EMBEDDED else entry.load, options)
     return entry, argument
 
 
 def problem_summary(data: ImageData, *, most: int = 5) -> str:
-    """One line on what was left out while loading, or an empty text when nothing was.
+    """One line on what was left out while loading; empty if nothing was.
 
     Args:
         data: A loaded set.
-        most: How many to name.
+        most: How many problems to list.
     """
     if not data.problems:
         return ""
@@ -147,15 +147,15 @@ def problem_summary(data: ImageData, *, most: int = 5) -> str:
 
 
 def _unknown(name: str) -> UserError:
-    """The error for a name that is none; a path gets the kind that goes before it."""
+    """The error for an unknown data name; for a path it suggests the prefix to add."""
     path = Path(name).expanduser()
     if name and path.is_dir():
         kind = "tokens" if (path / "meta.json").is_file() else "folder"
         remedy = " (in mode text)" if kind == "tokens" else ""
-        return UserError(f"load_data: expected a data name, got the folder {name!r}. Say {kind}:{name}{remedy}.")
+        return UserError(f"load_data: expected a data name, got the folder {name!r}. Use {kind}:{name}{remedy}.")
     kinds = {".csv": "csv", ".tsv": "csv", ".npy": "features", ".safetensors": "features", ".parquet": "features"}
     if path.is_file() and path.suffix in kinds:
-        return UserError(f"load_data: expected a data name, got the file {name!r}. Say {kinds[path.suffix]}:{name}.")
+        return UserError(f"load_data: expected a data name, got the file {name!r}. Use {kinds[path.suffix]}:{name}.")
     return unknown_name("load_data", "data name", name, _spellings())
 
 
@@ -168,7 +168,7 @@ def _spellings() -> list[str]:
 
 
 def _check_options(key: str, load: Loader, options: Mapping[str, Any]) -> None:
-    """Refuse options that the loader does not take, with the nearest one offered."""
+    """Reject options that the loader does not have; the message suggests the nearest one."""
     parameters = inspect.signature(load).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return

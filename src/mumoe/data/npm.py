@@ -67,13 +67,13 @@ def npm_command(who: str) -> list[str]:
 
 
 def fetch_packages(packages: Sequence[Package], folder: Path, *, who: str, progress: bool = True) -> list[Path]:
-    """Paths of the packages' tarballs in `folder`; those that are not there yet are fetched with npm.
+    """Paths of the packages' tarballs in `folder`; missing ones are fetched with npm.
 
-    Every tarball is hashed on every call. One that lies in the folder with other bytes is fetched again.
+    Every tarball is hashed on every call. One with the wrong hash is fetched again.
 
     Raises:
         UserError: If npm is missing.
-        JobError: If npm cannot fetch a package, or what it fetched has another hash than the pinned one.
+        JobError: If npm cannot fetch a package, or its hash is not the pinned one.
     """
     paths = [folder / package.file_name for package in packages]
     wanted = [(package, path) for package, path in zip(packages, paths, strict=True) if not _sound(package, path)]
@@ -92,7 +92,7 @@ def read_members(tarball: Path, names: Sequence[str], who: str) -> dict[str, byt
     """The bytes of some regular files of a tarball, by member name; nothing is written to disk.
 
     Raises:
-        JobError: If the tarball is not readable, or a name is missing, no regular file, or too large.
+        JobError: If the tarball is not readable, or a member is missing, not a regular file, or too large.
     """
     found = {}
     try:
@@ -167,5 +167,5 @@ def _run_npm(command: Sequence[str], scratch: str, package: Package, path: Path,
 
 
 def _environment() -> Mapping[str, str]:
-    """npm's own settings, but no attempts without end when there is no network."""
+    """npm's own settings, with fewer retries when there is no network."""
     return {"npm_config_fetch_retries": "2", "npm_config_update_notifier": "false", **os.environ}

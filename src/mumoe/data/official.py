@@ -1,7 +1,7 @@
 """Sets of image files in the layout that their authors published: Caltech, Food-101, Pets, CelebA, ImageNet.
 
-torchvision downloads them and names the layout. The lists are read here rather than by its classes, which
-number the files of a Caltech class without looking at them (one missing file shifts the rest) and refuse
+torchvision downloads them and defines the layout. The lists are read here rather than by its classes, which
+number the files of a Caltech class without looking at them (one missing file shifts the rest) and reject
 CelebA unless the checksums of five lists match. The tests compare both, image by image.
 """
 
@@ -150,10 +150,10 @@ def load_imagenet1k(request: Request) -> ImageData:
 
 
 def imagenet_names(wnids: Sequence[str]) -> tuple[str, ...]:
-    """Names that people read for WordNet ids, one each, from the lists that timm carries.
+    """Readable names of WordNet ids, one each, from the lists in timm.
 
-    The first word for the thing (``tench``); all of them where two ids share the first (the maillots), with
-    the id behind where that is not enough (the cranes), and the id alone where it is unknown.
+    A name is the first synonym (``tench``). Where two ids share it, all synonyms are used (the maillots), followed by
+    the id if they share these too (the cranes). An unknown id is its own name.
     """
     from timm.data.imagenet_info import ImageNetInfo
 
@@ -197,7 +197,7 @@ def _food_list(path: Path) -> dict[str, list[str]]:
 
 
 def _classes_up_to(names: dict[int, str]) -> int:
-    """How many classes the labels ask for; a label far out of range must not ask for millions."""
+    """Number of classes that the labels imply; labels from 1,000 on do not count, so that a wrong one is harmless."""
     return max((label for label in names if label < 1000), default=-1) + 1
 
 
@@ -216,7 +216,7 @@ def _celeba_attributes(who: str, path: Path) -> tuple[list[str], dict[str, list[
         else:
             rows[image] = [value == "1" for value in values]
     if len(listed) - 2 != int(listed[0][1]):
-        problems.append(f"{path.name}: promises {int(listed[0][1])} images and lists {len(listed) - 2}")
+        problems.append(f"{path.name}: declares {int(listed[0][1])} images but lists {len(listed) - 2}")
     return names, rows, problems
 
 

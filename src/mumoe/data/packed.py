@@ -1,7 +1,7 @@
 """Sets whose images come in a few large files: CIFAR-100 and Fashion-MNIST.
 
-torchvision downloads them. Its classes then insist on the checksums of the published files, so the files are
-read here, which also lets a damaged or forged one be named instead of trusted.
+torchvision downloads them. Its classes then accept only the checksums of the published files, so the files are
+read here. This also reports damaged and forged files instead of trusting them.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def _numbered(train: int, test: int) -> list[str]:
 def read_cifar(path: Path) -> dict[str, Any]:
     """The content of one of CIFAR's files, which are Python pickles.
 
-    A pickle can name any function to be called while it is read. This is the one place where the library
-    reads one, because the official files have no other form, and nothing that the file names is called: six
-    names, the pieces of a numpy array, are each replaced by a harmless one below that takes raw bytes and
-    nothing else. Any other name is an error, and nothing has run by then.
+    A pickle can name any function to be called while it is read. This is the only place where the library
+    reads one, because the official files have no other form. Nothing that the file names is called: the six
+    names that make up a numpy array are replaced by the harmless stand-ins below, which accept raw bytes and
+    nothing else. Any other name raises an error before anything has run.
 
     Raises:
         UserError: If the file is missing, damaged, or names anything else.
@@ -113,7 +113,7 @@ class _Dtype:
         self.name = name
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like: bytes have none."""
+        """Ignores byte order and the like, which bytes do not have."""
 
 
 class _Array:
@@ -128,7 +128,7 @@ class _Array:
 
 def _bytes_array(raw: Any, dtype: Any, shape: Any, order: Any) -> Pixels:
     if not isinstance(dtype, _Dtype) or dtype.name not in ("u1", "|u1"):
-        raise ValueError("an array of something else than bytes")
+        raise ValueError("an array of something other than bytes")
     data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
     return np.frombuffer(data, np.uint8).reshape(shape, order="F" if order == "F" else "C")
 
@@ -180,7 +180,7 @@ def _cifar_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _cifar_part(path: Path) -> tuple[Pixels, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pixels (n, 32, 32, 3), fine labels and coarse labels (-1 where there are none) of one file."""
+    """Pixels (n, 32, 32, 3), fine labels and coarse labels (-1 if there are none) of one file."""
     content = read_cifar(path)
     data, fine = content.get("data"), content.get("fine_labels")
     if not isinstance(data, _Array) or data.value.ndim != 2 or data.value.shape[1] != 3072:

@@ -1,4 +1,4 @@
-"""Draw many SVG pictures into one array on disk, with one worker process per core.
+"""Draw many SVG images into one array on disk, with one worker process per core.
 
 The workers run `mumoe.data.drawing` as a script.
 """
@@ -26,13 +26,13 @@ MOST_WORKERS = 8
 
 
 def draw_all(svgs: Sequence[str], size: int, path: Path, *, who: str, progress: bool = True) -> None:
-    """Draw the pictures into a new ``.npy`` file of uint8, in their order.
+    """Draw the images into a new ``.npy`` file of uint8, in order.
 
     Shape:
         the array is (len(svgs), size, size, 3), RGB.
 
     Raises:
-        JobError: If a picture cannot be drawn.
+        JobError: If an image cannot be drawn.
     """
     np.lib.format.open_memmap(path, "w+", np.uint8, (len(svgs), size, size, 3)).flush()
     listing = path.with_suffix(".jsonl")
@@ -57,7 +57,7 @@ def draw_all(svgs: Sequence[str], size: int, path: Path, *, who: str, progress: 
 
 
 def _follow(worker: subprocess.Popen[str], bar: Progress, who: str) -> None:
-    """Count what a worker reports, until it ends."""
+    """Add the images that a worker reports to the bar, until it ends."""
     assert worker.stdout is not None
     assert worker.stderr is not None
     with worker:
@@ -70,6 +70,6 @@ def _follow(worker: subprocess.Popen[str], bar: Progress, who: str) -> None:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

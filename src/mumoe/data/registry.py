@@ -1,6 +1,6 @@
 """The data sets by name, and how to add one.
 
-A loader is a function that takes a `Request` and options of its own by keyword, and returns an `ImageData`:
+A loader is a function that takes a `Request` and its own options by keyword, and returns an `ImageData`:
 
 >>> @register("mine", "two colours")                                                    # doctest: +SKIP
 ... def load_mine(request: Request, *, size: int = 32) -> ImageData:
@@ -22,7 +22,7 @@ __all__ = ["DATASETS", "DataEntry", "Request", "register"]
 
 @dataclass(frozen=True)
 class Request:
-    """What `load_data` was asked for, as a loader sees it.
+    """A call of `load_data`, as a loader sees it.
 
     Attributes:
         name: The whole name, e.g. ``folder:PATH``.
@@ -31,10 +31,10 @@ class Request:
         download: Whether fetching from the network was allowed.
         strict: Whether anything left out is an error.
         split_seed: Seed of every split that the set does not fix itself.
-        val_fraction: Share that becomes val where the set has none.
-        test_fraction: Share that becomes test where the set has none.
-        verify: How deep files are checked: ``auto``, ``full`` or ``header`` (see `mumoe.data.verify`).
-        cache_dir: Where answers are kept; None: the usual place.
+        val_fraction: Share that becomes val if the set has none.
+        test_fraction: Share that becomes test if the set has none.
+        verify: How thoroughly files are checked: ``auto``, ``full`` or ``header`` (see `mumoe.data.verify`).
+        cache_dir: Where the results of the check are kept; None for the default.
         progress: Whether to show progress.
     """
 
@@ -74,7 +74,7 @@ class DataEntry:
 
 
 DATASETS: dict[str, DataEntry] = {}
-"""Name (without argument) to loader. Add with `register`. Import it from `mumoe.data` to find it filled."""
+"""Name (without argument) -> loader. Add one with `register`. `mumoe.data.DATASETS` has all loaders registered."""
 
 
 def register(name: str, text: str, *, argument: str = "") -> Callable[[Loader], Loader]:

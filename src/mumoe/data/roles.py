@@ -1,17 +1,17 @@
-"""Which column of a table is what: image, label or 0/1 targets, split, subgroups. For ``csv:`` and ``hf:``.
+"""The role of each column of a table: image, label or 0/1 targets, split, subgroups. For ``csv:`` and ``hf:``.
 
-Unless options name them, columns are found by these rules (case does not count):
+Unless options name them, columns are found by these rules (case is ignored):
 
 - image: the first called one of IMAGE_WORDS.
 - split: the one called ``split``, ``partition`` or ``subset``, with the values ``train``, ``val``,
   ``test`` and their usual other spellings, or 0, 1, 2 as in CelebA.
-- label: the one called one of LABEL_WORDS. Without it, every column whose values are 0/1 is a target
-  (multi-label), if at most a tenth of them are something else.
-- subgroups: every further column with 2 to GROUP_LIMIT values, each of which two rows have on average.
+- label: the one called one of LABEL_WORDS. Without it, every column of 0/1 is a target (multi-label); up to a
+  tenth of its values may be something else.
+- subgroups: every further column with 2 to GROUP_LIMIT distinct values and, on average, at least two rows for each.
 
 What the values of a column mean, and which of them are unknown, is decided by `mumoe.data.columns`. A 0/1 target is
-a subgroup column too. A row may lack a subgroup; rows without a label, target or split are left out, counted and
-named by column.
+a subgroup column too. A row may lack a subgroup; rows without a label, target or split are left out, and
+reported by column.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ __all__ = [
 IMAGE_WORDS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "image_id")
 LABEL_WORDS = ("label", "class", "category", "target", "fine_label")
 GROUP_LIMIT = 64
-"""A column of more values than this is not taken for a subgroup column unless it is named as one."""
+"""A column with more values than this is a subgroup column only if it is named as one."""
 
 _SPLIT_COLUMNS = ("split", "partition", "subset")
 _SPLITS = {**SPLIT_WORDS, "0": 0, "1": 1, "2": 2}
 _FEW = 3
-"""Rows that a line on unknown values names."""
+"""Number of rows that a line on unknown values lists."""
 
 Columns = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Which column is what; `label` is empty for a multi-label table, `targets` for a single-label one."""
+    """The role of each column; `label` is empty for a multi-label table, `targets` for a single-label one."""
 
     label: str
     targets: tuple[str, ...]
@@ -93,10 +93,10 @@ def names_of(value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def find_column(who: str, columns: Columns, asked: str, words: Sequence[str]) -> str:
-    """The column that was asked for, else the first (by `words`) that has one of these names, else "".
+    """The requested column, else the first (by `words`) that has one of these names, else "".
 
     Raises:
-        UserError: If the one that was asked for is not there.
+        UserError: If the requested column does not exist.
     """
     if asked:
         if asked not in columns:
@@ -116,19 +116,19 @@ def choose_roles(
     split_column: str = "",
     learnable: Collection[str] | None = None,
 ) -> Roles:
-    """Decide what each column is, by the rules at the top of the module.
+    """Decide the role of each column, by the rules at the top of the module.
 
     Args:
-        who: Opens an error.
+        who: Prefix of errors.
         columns: Name to values, without the image column.
         label_column: Name of the label column.
         target_columns: Names of the 0/1 target columns.
-        group_columns: Names of the subgroup columns; empty: none; None: found by rule.
+        group_columns: Names of the subgroup columns; empty for none, None to find them by the rules.
         split_column: Name of the split column.
-        learnable: The columns that may be found to be labels or targets; None: all.
+        learnable: The columns that the rules may choose as label or targets; None for all.
 
     Raises:
-        UserError: If a column is not there, or nothing can be a label or target.
+        UserError: If a column does not exist, or none can be a label or target.
     """
     targets, groups = names_of(target_columns), names_of(group_columns or ())
     for name in (*targets, *groups):
@@ -162,11 +162,11 @@ def read_rows(
     """Read labels, splits and subgroups.
 
     Args:
-        who: Opens an error.
+        who: Prefix of errors.
         columns: Name to values, all of one length.
         roles: What each column is.
-        place: Position of a row to what to call it (``line 7``).
-        classes: Names of the classes in order; labels are names or positions. Empty: the labels there are.
+        place: Position of a row -> its name in messages (``line 7``).
+        classes: Names of the classes in order; labels are names or positions. If empty, the labels that occur.
 
     Raises:
         UserError: If no row can be read.
@@ -185,7 +185,7 @@ def read_rows(
     problems = [_unknown_line(name, columns[name], rows, place) for name, rows in unknown.items()]
     problems += [f"{place(index)}: {text}, left out" for index, text in sorted(wrong.items())]
     if not kept:
-        reason = f"such as {problems[0]}" if problems else "there is none"
+        reason = f"such as {problems[0]}" if problems else "the table is empty"
         raise UserError(f"{who}: expected rows that can be read, got none: {reason}. Check the columns.")
     attributes = {name: _group(columns[name], kept) for name in roles.groups}
     for position, name in enumerate(roles.targets):
@@ -194,7 +194,7 @@ def read_rows(
 
 
 def _unknown_line(name: str, values: Sequence[str], rows: Sequence[int], place: Callable[[int], str]) -> str:
-    """How many rows have no known value in a column, how they are written, and the first of them."""
+    """A line on the rows without a known value in a column: their number, their spellings and the first few."""
     written = Counter(values[row].strip() for row in rows)
     ways = ", ".join(f"{count} {repr(text) if text else 'empty'}" for text, count in written.items())
     shown = ", ".join(place(row) for row in rows[:_FEW]) + (", ..." if len(rows) > _FEW else "")
@@ -256,7 +256,7 @@ def _labels(
         found = [codes.get(text, codes.get(plain_number(text), UNKNOWN)) for text in texts]
         missing = [k for k, text in enumerate(texts) if found[k] == UNKNOWN and is_missing(text)]
         for index in sorted({k for k, code in enumerate(found) if code == UNKNOWN} - set(missing)):
-            wrong.setdefault(index, f"label {texts[index]!r} is none of the {len(names)} classes")
+            wrong.setdefault(index, f"label {texts[index]!r} is not one of the {len(names)} classes")
         labels = np.maximum(np.array(found, np.int64), 0)
     if missing:
         unknown[name] = missing
@@ -264,7 +264,7 @@ def _labels(
 
 
 def _group(values: Sequence[str], kept: Sequence[int]) -> Attribute:
-    """Subgroups of the rows that were kept; what the values mean is decided over the whole column."""
+    """Subgroups of the kept rows; the meaning of values is decided over the whole column."""
     whole = read_column(values).attribute()
     codes = whole.codes[np.asarray(kept, np.int64)]
     if whole.values == ("no", "yes"):

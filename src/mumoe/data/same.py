@@ -1,4 +1,4 @@
-"""Which paths are one file: relative or absolute, through links, or in other letters where case does not count."""
+"""Paths to the same file: relative or absolute, through links, or in different case where the disk ignores case."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["same_files"]
 
 
 def same_files(paths: Sequence[str]) -> dict[int, int]:
-    """Position of each path that is the same file as an earlier one -> position of that one.
+    """For each path to the same file as an earlier one: its position -> that of the earlier one.
 
-    Links are resolved. Paths that differ in case alone are compared on the disk, which knows whether case counts. Two
-    hard links are two files.
+    Links are resolved. Paths that differ only in case are compared on the disk, since file systems treat case
+    differently. Two hard links are two files.
     """
     folder = functools.lru_cache(maxsize=4096)(os.path.realpath)
     first: dict[str, int] = {}

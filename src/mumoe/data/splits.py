@@ -3,10 +3,10 @@
 Every function returns one int8 per image, its position in `mumoe.data.base.SPLITS`, so that the three splits
 cover the set and never overlap. The same inputs and seed give the same answer on every machine.
 
-The stratified split lays the images out class by class, shuffled within each class, and walks along taking
-every (1 / fraction)-th one (systematic sampling). A class of any size then gets its share rounded up or down,
-and so does the whole set, however many small classes there are. Rounding every class on its own would leave
-the validation split empty when all classes hold three images.
+The stratified split orders the images class by class, shuffled within each class, and takes every
+(1 / fraction)-th one (systematic sampling). A class of any size then gets its share rounded up or down, and so
+does the whole set, no matter how many small classes there are. Rounding each class separately would leave the
+validation split empty if all classes held three images.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def stratified_split(
     test in the same way. A class with any image has at least one in train, unless the train fraction is 0.
 
     Args:
-        labels: One value per image (any type), or 0/1 rows, which count for their rarest positive target.
+        labels: One value per image (any type), or 0/1 rows, which are stratified by their rarest positive target.
         fractions: Shares of train, val and test; they sum to 1.
         seed: Seed of the shuffle.
 
@@ -92,7 +92,7 @@ def group_split(
     if column.unknown:
         raise UserError(
             f"group_split: expected a group for every image, got none in {column.describe_unknown()}. "
-            "Leave these images out, or give each a group of its own."
+            "Leave these images out, or give each its own group."
         )
     members = column.codes
     strata = np.zeros(len(members), np.int64) if labels is None else _strata(labels)
@@ -120,7 +120,7 @@ def holdout_split(
     seed: int = 0,
     labels: npt.ArrayLike | None = None,
 ) -> SplitCodes:
-    """Hold out one value of an attribute, a studio say, as the test split; the rest is train and val.
+    """Hold out one value of an attribute, such as a studio, as the test split; the rest is train and val.
 
     Args:
         codes: The value of each image, as in `mumoe.data.base.Attribute`; -1 (unknown) is never held out.
@@ -140,7 +140,7 @@ def holdout_split(
     test = np.isin(values, wanted) & (values >= 0)
     if not test.any() or test.all():
         raise UserError(
-            f"holdout_split: expected a value that some images have and some have not, got {held_out!r}, "
+            f"holdout_split: expected a value that some images have and others do not, got {held_out!r}, "
             f"which {int(test.sum())} of {len(values)} images have. Hold out another one."
         )
     rest = np.where(test, TEST, TRAIN).astype(np.int8)
@@ -153,7 +153,7 @@ def carve(split: SplitCodes, labels: npt.ArrayLike, target: int, *, fraction: fl
     Args:
         split: A position in SPLITS per image; it is not changed.
         labels: Class of each image, as for `stratified_split`.
-        target: The split that receives.
+        target: The split that receives them.
         fraction: Share of train that moves.
         seed: Seed of the shuffle.
 
@@ -162,8 +162,8 @@ def carve(split: SplitCodes, labels: npt.ArrayLike, target: int, *, fraction: fl
     """
     if not 0 <= fraction < 1:
         raise UserError(
-            f"data: expected a share of the training images from 0 up to, but not, 1, got {fraction}. "
-            "Give val_fraction=0.1, say."
+            f"data: expected a share of the training images in [0, 1), got {fraction}. "
+            "Use val_fraction=0.1, for example."
         )
     given = np.flatnonzero(split == TRAIN)
     part = stratified_split(np.asarray(labels)[given], fractions=(1 - fraction, fraction, 0.0), seed=seed)
@@ -176,8 +176,8 @@ def _fractions(who: str, fractions: Sequence[float]) -> tuple[float, float, floa
     values = [float(fraction) for fraction in fractions]
     if len(values) != 3 or min(values) < 0 or not abs(sum(values) - 1) < 1e-6:
         raise UserError(
-            f"{who}: expected three fractions (train, val, test) from 0 that sum to 1, got {tuple(values)}. "
-            "Give (0.7, 0.1, 0.2), say."
+            f"{who}: expected three fractions (train, val, test) >= 0 that sum to 1, got {tuple(values)}. "
+            "Use (0.7, 0.1, 0.2), for example."
         )
     return values[0], values[1], values[2]
 
@@ -202,14 +202,14 @@ def _every(count: int, fraction: float, start: float) -> Codes:
 
 
 def _keep_one_for_training(split: SplitCodes, strata: Codes, order: Codes) -> None:
-    """Give train the first (in random order) of each stratum that it has nothing of."""
+    """Move the first image (in random order) of each stratum that train lacks to train."""
     present, first = np.unique(strata[order], return_index=True)
     bare = ~np.isin(present, strata[split == TRAIN])
     split[order[first[bare]]] = TRAIN
 
 
 def _most_frequent(members: Codes, strata: Codes, groups: int) -> Codes:
-    """The stratum that most images of each group have; the lowest of equals."""
+    """The most frequent stratum of each group; ties go to the lowest."""
     pairs, counts = np.unique(np.stack([members, strata], 1), axis=0, return_counts=True)
     best = np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))
     first = np.searchsorted(pairs[best, 0], np.arange(groups))

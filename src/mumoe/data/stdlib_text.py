@@ -1,8 +1,8 @@
-"""Text that every Python installation carries: the language's help topics and the library's docstrings.
+"""Text that is part of every Python installation: the language's help topics and the library's docstrings.
 
 About two megabytes: `pydoc_data.topics`, and the docstrings of the standard library's modules, classes and
-functions, read from its source files without importing any. What it holds depends on the Python version, which the
-folder's name and the fingerprint show.
+functions, read from its source files without importing any. Its content depends on the Python version, which is
+part of the folder's name and of the fingerprint.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _SKIPPED = {
     "turtledemo",
 }
 _RECIPE = "2"
-"""Changes with the choice of documents."""
+"""Increase it when the choice of documents changes."""
 
 
 def stdlib_folder(cache_dir: str | None = None, *, progress: bool = True) -> Path:
-    """The text as bytes in the cache, written on first use (some ten seconds).
+    """The text as bytes in the cache, written on first use (about ten seconds).
 
     Raises:
         UserError: If the cache cannot be written.
@@ -72,7 +72,7 @@ def stdlib_documents(*, progress: bool = False) -> Iterator[str]:
 
 
 def docstrings(source: bytes) -> str:
-    """The docstrings of a source file, each under the head of what it describes; "" for none."""
+    """The docstrings of a source file, each below its ``def`` or ``class`` line; "" if there are none."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):

@@ -1,4 +1,4 @@
-"""Some images of a set, as a set of their own."""
+"""Some images of a set, as a new set."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def subset(data: ImageData, rows: npt.NDArray[np.int64]) -> ImageData:
 
     Args:
         data: The set.
-        rows: (images,) positions; one that is listed again has an id of its own, such as ``cat.png#2``.
+        rows: (images,) positions; a repeated position gets another id, such as ``cat.png#2``.
     """
     places = tuple(rows.tolist())
     base = getattr(data.open_image, "fingerprint", data.fingerprint)

@@ -4,10 +4,10 @@
     pictures/1.png,cat,noto,train
     pictures/2.png,dog,openmoji,test
 
-Paths start from the folder of the table. What the columns mean is found by the rules of `mumoe.data.roles`,
-or given by the options ``image_column``, ``label_column``, ``target_columns``, ``group_columns``,
-``split_column`` and ``classes``; ``image_folder`` goes before every path. The delimiter is the one of comma,
-semicolon and tab that the first line has most of. The text is UTF-8.
+Paths start from the folder of the table. The roles of the columns follow the rules of `mumoe.data.roles`,
+or are given by the options ``image_column``, ``label_column``, ``target_columns``, ``group_columns``,
+``split_column`` and ``classes``; ``image_folder`` is put before every path. The delimiter is the one of comma,
+semicolon and tab that occurs most often in the first line. The text is UTF-8.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CsvTable:
 
     Attributes:
         columns: Name to values.
-        lines: Where each row ends in the file, from 1.
+        lines: Number of the line on which each row ends, from 1.
         problems: Lines with too few or too many fields, which were left out.
     """
 
@@ -59,7 +59,7 @@ def load_csv(
     """Load ``csv:PATH``; see the top of the module for the options.
 
     Raises:
-        UserError: If the table is missing or no table, or a column is not there.
+        UserError: If the file is missing or not a table, or a column does not exist.
     """
     path = existing(request.name, request.path(), folder=False)
     table = read_table(request.name, path)
@@ -122,7 +122,7 @@ def _columns(who: str, path: Path, reader: Any) -> CsvTable:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if not any(header) or repeated:
         got = f"{repeated[0]!r} twice" if repeated else "none"
-        raise UserError(f"{who}: expected names of columns in line 1 of {str(path)!r}, got {got}. Add them.")
+        raise UserError(f"{who}: expected column names in line 1 of {str(path)!r}, got {got}. Add them.")
     rows, numbers, problems = [], [], []
     for row in reader:
         if len(row) == len(header):

@@ -1,9 +1,9 @@
-"""Text as tokens on the disk, cut into windows: what a language model is trained on.
+"""Text as tokens on disk, cut into windows, for training language models.
 
 A text is a folder with one file of tokens for each split, flat unsigned integers read through a memory map, and a
-``meta.json`` that describes them; `data.tokenizing` writes it. Rows, as the training loop counts them, are
-windows of `context` tokens and the one after each. In training the windows' grid is shifted by another amount in
-each epoch, a function of the seed and the epoch alone.
+``meta.json`` that describes them; `data.tokenizing` writes it. The rows of the training loop are
+windows of `context` tokens and the token that follows each. In training, the grid of windows is shifted by another
+amount in each epoch, which depends only on the seed and the epoch.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
 def classify(pieces: Sequence[str]) -> npt.NDArray[np.int64]:
     """The class of each token of a text, as positions in `TOKEN_CLASSES`.
 
-    A token is of class ``keyword`` where its letters lie in a whole word that is a keyword of Python, wherever
-    the tokens are cut; else its first character that is no space decides, and a token of spaces is ``space``
-    or, with a line's end in it, ``newline``.
+    A token is of class ``keyword`` if its letters lie in a whole word that is a keyword of Python, wherever
+    the tokens are cut. Otherwise its first character that is not a space decides. A token of spaces is
+    ``newline`` if it contains a line break, else ``space``.
     """
     text = "".join(pieces)
     ends = np.cumsum([len(piece) for piece in pieces])
@@ -83,17 +83,17 @@ def _kind(piece: str, bare: str) -> str:
 
 @dataclass(frozen=True)
 class TextData:
-    """A tokenized text as rows of windows; what `ImageData` is for images.
+    """A tokenized text as rows of windows: the counterpart of `ImageData`.
 
     Attributes:
-        name: What the user asked for.
+        name: The name that the user gave.
         tokens: Split -> (tokens,) unsigned integers, memory-mapped.
-        context: Tokens of a window, before the one that follows.
+        context: Tokens of a window, without the one that follows.
         tokenizer: Its tokenizer.
         tokenizer_name: ``bytes``, or the file in the folder.
         text_bytes: Split -> bytes of UTF-8 in it.
         fingerprint: Hex digest of the tokens.
-        folder: Where it is.
+        folder: Its folder.
         credits: Licence and attribution lines.
     """
 
@@ -120,7 +120,7 @@ class TextData:
         return sum(self.rows.values())
 
     def describe(self) -> str:
-        """One line on what is trained on: windows and tokens of each split, and the vocabulary."""
+        """A summary in one line: windows and tokens of each split, and the vocabulary."""
         parts = ", ".join(f"{name} {self.rows[name]:,} ({len(self.tokens[name]):,} tokens)" for name in SPLITS)
         return (
             f"{self.name}: windows of {self.context:,} tokens out of {self.tokenizer.vocabulary:,}; "
@@ -133,7 +133,7 @@ class TextData:
         return np.arange(start, start + self.rows[split], dtype=np.int64)
 
     def window(self, row: int, shift: int = 0) -> npt.NDArray[np.int64]:
-        """(context + 1,) tokens of a row, `shift` tokens on (in train alone)."""
+        """(context + 1,) tokens of a row, shifted by `shift` tokens (only in train)."""
         for name in SPLITS:
             if row < self.rows[name]:
                 start = row * self.context + (shift if name == "train" else 0)
@@ -161,7 +161,7 @@ def load_text(name: str, *, context: int, cache_dir: str | None = None, progress
     if name.startswith("tokens:"):
         return open_text(Path(name.removeprefix("tokens:")).expanduser(), name, context=context)
     if (Path(name).expanduser() / META).is_file():
-        raise UserError(f"train: expected a text, got the folder {name!r}. Say tokens:{name}.")
+        raise UserError(f"train: expected a text, got the folder {name!r}. Use tokens:{name}.")
     if name != "stdlib":
         raise unknown_name("train", "text", name, TEXTS)
     return open_text(stdlib_folder(cache_dir, progress=progress), name, context=context)
@@ -183,7 +183,7 @@ def open_text(folder: Path, name: str = "", *, context: int) -> TextData:
         tokenizer_name = str(meta["tokenizer"])
     except (KeyError, TypeError, ValueError) as error:
         raise JobError(
-            f"{folder}: expected whole tokens, got: {error}. Write them again with mumoe tokenize."
+            f"{folder}: expected intact tokens, got: {error}. Write them again with mumoe tokenize."
         ) from None
     credits = tuple(str(line) for line in meta.get("credits", ()))
     tokenizer = open_tokenizer(tokenizer_name, folder)
@@ -193,7 +193,7 @@ def open_text(folder: Path, name: str = "", *, context: int) -> TextData:
     if data.rows["train"] < 1:
         raise UserError(
             f"{data.name}: expected a training text of at least {2 * context:,} tokens for a context of "
-            f"{context:,}, got {len(tokens['train']):,}. Take a smaller context, or more text."
+            f"{context:,}, got {len(tokens['train']):,}. Use a smaller context or more text."
         )
     return data
 

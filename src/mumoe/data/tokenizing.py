@@ -1,7 +1,7 @@
 """Tokenizers, and tokenizing of text, JSON-lines or parquet files, document by document, in bounded memory.
 
 A document goes to val or test by a digest of its text, so that the split depends neither on the order of the
-files nor on their number, and equal documents never lie on both sides.
+files nor on their number, and equal documents are never in different splits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BYTES = "bytes"
 
 SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet")
 _AT_ONCE = 1 << 22
-"""Characters that are encoded together."""
+"""Number of characters that are encoded together."""
 
 
 # Tokenizers -----------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of some tokens; what is no whole character becomes U+FFFD."""
+        """The text of some tokens; incomplete characters become U+FFFD."""
         ...
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
@@ -90,10 +90,10 @@ class FileTokenizer:
     """A tokenizer of Hugging Face's ``tokenizers``, from its tokenizer.json.
 
     Args:
-        path: The file. Its token ``<|endoftext|>``, or the last special one it has, stands between documents.
+        path: The file. Its token ``<|endoftext|>``, or else its last special token, separates documents.
 
     Raises:
-        UserError: If the file is no tokenizer, or has no such token.
+        UserError: If the file is not a tokenizer, or has no such token.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,7 +106,7 @@ class FileTokenizer:
         special = {str(token): number for number, token in self._tokenizer.get_added_tokens_decoder().items()}
         end = self._tokenizer.token_to_id("<|endoftext|>")
         if end is None and not special:
-            raise UserError(f"tokenizer: expected a special token to end documents with, got none in {str(path)!r}.")
+            raise UserError(f"tokenizer: expected a special token that ends documents, got none in {str(path)!r}.")
         self.end = int(max(special.values()) if end is None else end)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
@@ -146,7 +146,7 @@ def tokenize(
     column: str = "text",
     credits: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Tokenize files into a new folder for `text.open_text`; it appears when all of it is written.
+    """Tokenize files into a new folder for `text.open_text`; it appears only when it is complete.
 
     Args:
         files: Text files (each a document), ``.jsonl`` and ``.parquet`` files (each row a document), or folders
@@ -156,7 +156,7 @@ def tokenize(
         val: Share of the documents that go to the validation split.
         test: Share that goes to the test split.
         column: Field or column of the text.
-        credits: Licence and attribution lines to keep with it.
+        credits: Licence and attribution lines to store with it.
 
     Returns:
         The content of meta.json.
@@ -225,7 +225,7 @@ def documents_of(path: Path, column: str = "text") -> Iterator[str]:
     except KeyError:
         raise JobError(f"{path}: expected a column {column!r}, got none. Name it with `column`.") from None
     except (OSError, ValueError) as error:
-        raise JobError(f"{path}: expected a text, got: {' '.join(str(error).split())[:200]}.") from None
+        raise JobError(f"{path}: expected text, got: {' '.join(str(error).split())[:200]}.") from None
 
 
 def _rows(path: Path, column: str) -> Iterator[str]:
@@ -238,7 +238,7 @@ def _rows(path: Path, column: str) -> Iterator[str]:
 
 
 def _document(value: Any) -> str:
-    """The text of a row; empty where it has none."""
+    """The text of a row; empty if it has none."""
     if value is None or (isinstance(value, float) and value != value):
         return ""
     if isinstance(value, bytes):

@@ -1,13 +1,13 @@
-"""Find the files that will not decode before training meets them, and remember the answer.
+"""Find files that cannot be decoded before training reads them, and cache the results.
 
 Two depths:
 
-- ``full`` decodes every file and takes the SHA-256 of its content. ``auto`` is this up to `FULL_LIMIT` files.
-- ``header`` reads the beginning and the end of every file: it finds what is missing, empty, not an image, or
-  a JPEG or PNG that stops early (one whose end mark is not at its end is decoded to be sure), but not damage
-  in the middle. The content then counts as size and time of change. ``auto`` is this for larger sets.
+- ``full`` decodes every file and takes the SHA-256 of its content. ``auto`` means this for up to `FULL_LIMIT` files.
+- ``header`` reads the beginning and the end of every file. It finds files that are missing, empty, not images, or
+  truncated JPEG or PNG (a file without its end marker at the end is decoded to be sure), but not damage in the
+  middle. The digest then covers only size and modification time. ``auto`` means this for larger sets.
 
-Answers are kept per file in one small archive for each data folder. A file whose size or time of change
+Results are cached per file in one small archive for each data folder. A file whose size or modification time
 differs is checked again, and so is one that changed in the two seconds before it was checked, since
 a file system's clock may be too coarse to show that it changed again.
 """
@@ -50,11 +50,11 @@ _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of the content of a set of images.
+    """Result of checking the content of a set of images.
 
     Attributes:
         digests: (num_images, 32) uint8; differs when the content does.
-        problems: Position of an unreadable image to what is wrong with it.
+        problems: Position of an unreadable image -> what is wrong with it.
     """
 
     digests: npt.NDArray[np.uint8]
@@ -63,7 +63,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the cache remembers of one file."""
+    """The cached result for one file."""
 
     size: int
     changed: int
@@ -100,7 +100,7 @@ def check_files(
         root: Folder that the paths start from.
         paths: Relative paths.
         full: Decode and hash the content, or look at the header only.
-        cache_dir: Where to keep the answers; see `mumoe.files.cache_root`.
+        cache_dir: Where to keep the results; see `mumoe.files.cache_root`.
         progress: Show progress.
     """
     cache = _cache_file(root, cache_dir)
@@ -131,7 +131,7 @@ def check_blobs(count: int, read: Callable[[int], bytes], *, full: bool, progres
 
     Args:
         count: Number of images.
-        read: Position to the bytes of the encoded image; may raise OSError.
+        read: Position -> bytes of the encoded image; may raise OSError.
         full: Decode and hash the content, or look at the header and hash the length, beginning and end.
         progress: Show progress.
     """
@@ -153,7 +153,7 @@ def check_blobs(count: int, read: Callable[[int], bytes], *, full: bool, progres
 
 
 def _stat_all(root: Path, paths: Sequence[str]) -> tuple[dict[int, tuple[int, int]], dict[int, str]]:
-    """Size and time of change of every file that can be read, and what is wrong with the others."""
+    """Size and modification time of every file that can be read, and what is wrong with the others."""
     stats: dict[int, tuple[int, int]] = {}
     problems: dict[int, str] = {}
     for index, path in enumerate(paths):
@@ -176,7 +176,7 @@ def _answered(entry: _Entry | None, size: int, changed: int, full: bool) -> bool
 def _inspect_all(
     root: Path, paths: Sequence[str], todo: list[int], stats: dict[int, tuple[int, int]], full: bool
 ) -> Iterator[tuple[int, _Entry]]:
-    """Look at files on several threads (decoding releases the GIL), a batch at a time."""
+    """Check files on several threads (decoding releases the GIL), a batch at a time."""
 
     def inspect(index: int) -> _Entry:
         return _inspect(os.path.join(root, paths[index]), *stats[index], full)
@@ -188,7 +188,7 @@ def _inspect_all(
 
 
 def _quiet_pillow() -> warnings.catch_warnings[None]:
-    """Silence Pillow's remarks on odd metadata; entered once, since the filters are global to all threads."""
+    """Silence Pillow's warnings on odd metadata; entered once, since the filters are global to all threads."""
     return warnings.catch_warnings(action="ignore")
 
 
@@ -203,7 +203,7 @@ def _inspect(path: str, size: int, changed: int, full: bool) -> _Entry:
 
 
 def _problem(data: bytes, full: bool) -> str:
-    """What is wrong with an encoded image, or nothing."""
+    """What is wrong with an encoded image; empty if nothing."""
     try:
         if not full and data:
             with open_header(io.BytesIO(data)) as image:
@@ -216,7 +216,7 @@ def _problem(data: bytes, full: bool) -> str:
 
 
 def _header_problem(path: str) -> str:
-    """`_problem` by header, reading no more of the file than that takes."""
+    """`_problem` by header, reading only the parts of the file that this needs."""
     with open(path, "rb") as file:
         try:
             with open_header(file) as image:
@@ -243,7 +243,7 @@ def _cache_file(root: Path, cache_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _load(file: Path) -> dict[str, _Entry]:
-    """The remembered answers; a missing, damaged or foreign archive is an empty one."""
+    """The cached results; a missing, damaged or foreign archive counts as empty."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             paths, problems = (_unpack(archive[name]) for name in ("paths", "problems"))
@@ -256,7 +256,7 @@ def _load(file: Path) -> dict[str, _Entry]:
 
 
 def _remember(file: Path, known: dict[str, _Entry], fresh: dict[str, _Entry]) -> None:
-    """Add the answers to the archive, written beside it and renamed into its place."""
+    """Add results to the archive, which is written beside it and then renamed into place."""
     newest = time.time_ns() - _COARSE_CLOCK
     fresh = {path: entry for path, entry in fresh.items() if entry.changed < newest}
     if not fresh:

@@ -17,13 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mumoe.demo.bias_heads import BiasTask, HeadFactory, Settings, train_plain
+from mumoe.demo.bias_heads import BiasTask, HeadFactory, Settings, head_factory, train_plain
 from mumoe.demo.planted_bias import BiasSet
 from mumoe.editing.choose import Choice, LabelledRows, LogitShift, choose_strength
 from mumoe.editing.rewriting import choose_rewriting, mean_coefficients, moved_by
 from mumoe.editing.subgroup_fairness import Bootstrap, FairnessReport, fairness_report
 from mumoe.layers import MuMoE
-from mumoe.models.heads import build_head
 
 __all__ = [
     "BLIND_STRENGTH",
@@ -235,7 +234,7 @@ class FeatureBench(Bench):
 
     def head_factory(self, spec: str) -> HeadFactory:
         """Makes fresh heads of a specification, of the bench's sizes."""
-        return lambda: build_head(spec, *self.sizes).layer
+        return head_factory(spec, self.sizes, self.settings)
 
     def train(self, spec: str) -> nn.Module:
         """A head trained on every training row alike, in evaluation mode."""

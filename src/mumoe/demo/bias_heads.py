@@ -10,9 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mumoe.errors import UserError
+from mumoe.functional import mutual_information
+from mumoe.layers import MuMoE
 from mumoe.progress import Progress
+from mumoe.training.config import TrainConfig, from_mapping
+from mumoe.training.networks import make_head as head_of_config
+from mumoe.training.optimizer import make_optimizer
 
-__all__ = ["BiasTask", "HeadFactory", "Settings", "loss_of", "make_head", "minimize", "train_plain"]
+__all__ = [
+    "BiasTask",
+    "HeadFactory",
+    "Settings",
+    "head_factory",
+    "loss_of",
+    "make_head",
+    "minimize",
+    "train_plain",
+]
 
 HeadFactory = Callable[[], nn.Module]
 
@@ -26,6 +40,9 @@ class Settings:
         batch_size: Rows of a batch; a last batch of fewer than 8 is left out, too few for batch statistics.
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Of AdamW.
+        preset: Preset of `mumoe train` that decides the rest: dropout, which parameters decay, the gate's scale and the
+            term for specialization.
+        init: Initial weights of a mixture of experts; empty for the preset's.
         progress: Show a bar.
     """
 
@@ -33,7 +50,19 @@ class Settings:
     batch_size: int = 256
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
+    preset: str = "plain"
+    init: str = ""
     progress: bool = False
+
+    def config(self, head: str = "linear") -> TrainConfig:
+        """These settings as those of `mumoe train` for one head; rate and decay are the same for every head.
+
+        Raises:
+            UserError: If a setting is out of range.
+        """
+        own = {"epochs": self.epochs, "batch_size": self.batch_size, "weight_decay": self.weight_decay}
+        given = {"preset": self.preset, **own, "lr": self.learning_rate, **({"init": self.init} if self.init else {})}
+        return from_mapping(given, "Settings").of_head(head)
 
 
 @dataclass(frozen=True)
@@ -79,7 +108,7 @@ class BiasTask:
         if not bool((self.groups == self.target_group).any()):
             raise UserError(
                 f"BiasTask: expected rows of the target subgroup {self.target}, got none. "
-                "Take a label and a sensitive code that occur together in training."
+                "Use a label and a sensitive code that occur together in training."
             )
 
     @property
@@ -110,7 +139,23 @@ def train_plain(task: BiasTask, head_factory: HeadFactory, *, seed: int, setting
     """A fresh head trained with the mean binary cross-entropy over all rows and attributes; in evaluation mode."""
     head = make_head(head_factory, task, seed)
     every = torch.ones(len(task.features))
-    return minimize(head, task, every, lambda rows: loss_of(head, task, rows), seed, settings, "plain")
+    return minimize(head, task, every, loss_of(head, task, settings), seed, settings, "plain")
+
+
+def head_factory(spec: str, sizes: tuple[int, int], settings: Settings) -> HeadFactory:
+    """Makes fresh heads of a specification: the layer itself where it is a mixture of experts, else with its dropout.
+
+    Args:
+        spec: The specification.
+        sizes: Width of the features and number of attributes.
+        settings: Of training, whose preset decides how the head is made.
+    """
+
+    def made() -> nn.Module:
+        head = head_of_config(settings.config(spec), *sizes)
+        return head.layer if isinstance(head.layer, MuMoE) or not head.drop else head
+
+    return made
 
 
 def make_head(head_factory: HeadFactory, task: BiasTask, seed: int) -> nn.Module:
@@ -131,11 +176,15 @@ def minimize(
 ) -> nn.Module:
     """Minimize `loss(rows)` over batches of rows drawn by their weights; the model is then in eval mode."""
     steps = settings.epochs * sum(1 for _ in _sizes(len(weights), settings.batch_size))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = make_optimizer(model, settings.config())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    with Progress(f"Training ({name})", steps, enabled=settings.progress) as progress:
+    with (
+        torch.random.fork_rng(devices=[]),
+        Progress(f"Training ({name})", steps, enabled=settings.progress) as progress,
+    ):
+        torch.manual_seed(seed)  # of dropout
         for _ in range(settings.epochs):
             for rows in _batches(weights, settings.batch_size, generator):
                 value = loss(rows)
@@ -168,6 +217,16 @@ def _batches(weights: Tensor, batch_size: int, generator: torch.Generator) -> It
         start += size
 
 
-def loss_of(head: nn.Module, task: BiasTask, rows: Tensor) -> Tensor:
-    """Mean binary cross-entropy of some rows."""
-    return F.binary_cross_entropy_with_logits(head(task.features[rows]), task.labels[rows].float())
+def loss_of(head: nn.Module, task: BiasTask, settings: Settings) -> Callable[[Tensor], Tensor]:
+    """The loss of some rows: mean binary cross-entropy, less the preset's term for specialization."""
+    weight = settings.config().specialize if isinstance(head, MuMoE) else 0.0
+
+    def loss(rows: Tensor) -> Tensor:
+        labels = task.labels[rows]
+        if not weight:
+            return F.binary_cross_entropy_with_logits(head(task.features[rows]), labels.float())
+        logits, coefficients = head(task.features[rows], return_coefficients=True)
+        information = mutual_information(coefficients[0], labels, logits.shape[1])
+        return F.binary_cross_entropy_with_logits(logits, labels.float()) - weight * information
+
+    return loss

@@ -1,7 +1,7 @@
 """The main job on embedded data: train, evaluate, ablate every expert, rewrite experts for a minority, report.
 
-Backbone and images come from package registries alone. Everything is measured anew at each run; the sentences say
-what was found, also when an effect is not there.
+Backbone and images come from package registries alone. Everything is measured at each run; the sentences report
+the results, also where there is no effect (`mumoe.demo.demo_findings`).
 """
 
 from __future__ import annotations
@@ -9,77 +9,105 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mumoe.analysis.analyzing import analyze_run
 from mumoe.analysis.findings import Specialization, UnitStudy
-from mumoe.analysis.hints import specialization_hint
-from mumoe.analysis.layer_study import study_layer, write_coefficients
+from mumoe.analysis.interventions import intervene
+from mumoe.analysis.layer_study import study_layer
+from mumoe.analysis.study import Study
 from mumoe.data import load_data
 from mumoe.data.base import ImageData
 from mumoe.demo.bias_bench import FeatureBench
 from mumoe.demo.bias_heads import Settings
+from mumoe.demo.demo_findings import DemoFindings, describe
+from mumoe.demo.demo_page import CARD, write_card, write_demo_page
+from mumoe.demo.demo_settings import DemoSettings
 from mumoe.demo.planted_bias import planted_style
-from mumoe.devices import AUTO, resolve
+from mumoe.demo.strips import CONTROL, Strip, choose_strips
+from mumoe.devices import resolve
 from mumoe.editing.subgroup_fairness import FairnessReport
 from mumoe.errors import UserError
 from mumoe.files import write_json
-from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.features import extract_features
 from mumoe.plots.effects import EffectRow, effects_figure
-from mumoe.plots.expert_sheet import write_grid
 from mumoe.plots.style import save_figure
 from mumoe.progress import Progress
 from mumoe.records import to_plain
-from mumoe.reports.rendering import write_demo_page
 from mumoe.training import StoredRun, train
 from mumoe.training.config import from_mapping
 
-__all__ = ["DemoSettings", "run_demo"]
+__all__ = ["Demo", "DemoSettings", "run_demo"]
+
+RESAMPLES = 200
+"""Bootstrap resamples of the run that is analyzed."""
 
 MARK = "demo.json"
-GROUP, STUDIO = "Animals & Nature", "OpenMoji"
 
 
 @dataclass(frozen=True)
-class DemoSettings:
-    """What the demo trains.
+class Demo:
+    """A finished demo.
 
     Attributes:
-        few, many: Numbers of experts that are compared.
-        rank: CP rank.
-        seeds: Seeds of every head.
-        epochs: Passes over the training split, as in the presets.
-        bias_epochs: The same of the bias experiment (the studies in docs/results take 20).
-        bias_decay: Weight decay of the heads of the bias experiment (docs/results/bias).
-        size: Side of the images in pixels.
-        least_lost: Right answers that a class must lose, besides half of its own, for an expert to be strong.
-        device: Where features are extracted and heads are trained.
+        out: Its folder.
+        page: Its page.
+        found: Its results.
+        expert: The purest strong expert of the run that is opened next, or a typical one; None if none has an effect.
+        seconds: Time that it took.
     """
 
-    few: int = 8
-    many: int = 128
-    rank: int = 256
-    seeds: int = 3
-    epochs: int = 30
-    bias_epochs: int = 14
-    bias_decay: float = 1.0
-    size: int = 96
-    least_lost: int = 5
-    device: str = AUTO
+    out: Path
+    page: Path
+    found: DemoFindings
+    expert: int | None
+    seconds: float
 
-    def spec(self, experts: int) -> str:
-        """Specification of the head with so many experts."""
-        return f"CPMuMoE-r{self.rank}-e{experts}"
+    def lines(self) -> list[str]:
+        """What was done, what came out and what to open, for the terminal."""
+        found, many = self.found, self.out / "many" / "seed-0"
+        took = f"All of it took {self.seconds:.0f} seconds."
+        lines = ["What was done", *_indented([found.about, found.method, took])]
+        for part in found.sections:
+            lines += ["", part.title, *_indented(part.sentences)]
+        opened = {
+            str(self.page): "all of this on one page, and as a picture to share: " + str(self.out / CARD),
+            f"mumoe dashboard {many} --split test": look_at(self.expert),
+            f"mumoe report {self.out / 'many'} {self.out / 'linear'} -o {self.out / 'pages'}": "a page for each expert",
+        }
+        return [
+            *lines,
+            "",
+            "What to open",
+            *(line for command, why in opened.items() for line in _opened(command, why)),
+        ]
+
+
+def look_at(expert: int | None) -> str:
+    """What to do first in the dashboard."""
+    first = "" if expert is None else f"open expert {expert}, switch it off, "
+    return f"{first}or try a picture of your own" if first else "switch experts off, or try a picture of your own"
+
+
+def _indented(sentences: Sequence[str]) -> list[str]:
+    """Sentences as paragraphs of at most 100 characters a line."""
+    return [
+        line for text in sentences for line in textwrap.wrap(text, 100, initial_indent="  - ", subsequent_indent="    ")
+    ]
+
+
+def _opened(command: str, why: str) -> list[str]:
+    return [f"  {command}", f"      {why}"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +119,11 @@ class _Set:
     features: Any
     backbone: Any = None
 
+    def opened(self, run: Path) -> StoredRun:
+        """A run of these images, which are not read again."""
+        given: dict[str, Any] = {"data": self.data, "backbone": self.backbone, "features": self.features}
+        return StoredRun(run, **given, device="cpu", progress=False)
+
     def batches(self, split: str, head: Any) -> Iterator[tuple[Tensor, Tensor]]:
         rows = self.data.indices(split)  # type: ignore[arg-type]
         for part in np.array_split(rows, max(1, len(rows) // 1024)):
@@ -98,10 +131,8 @@ class _Set:
                 yield head.prepare(torch.from_numpy(self.features[part])), torch.from_numpy(self.data.labels[part])
 
 
-def run_demo(
-    out: str | Path = "runs/demo", *, settings: DemoSettings | None = None, progress: bool = True
-) -> tuple[list[str], Path]:
-    """Run everything; returns what was found, in sentences, and the report's path.
+def run_demo(out: str | Path = "runs/demo", *, settings: DemoSettings | None = None, progress: bool = True) -> Demo:
+    """Run everything, and write it to a folder: runs, numbers, the card and the page.
 
     Args:
         out: Folder to write; the folder of an earlier demo is replaced.
@@ -114,17 +145,20 @@ def run_demo(
     """
     settings, out, start = settings or DemoSettings(), Path(out), time.monotonic()
     _clear(out)
-    found = _load(settings, progress)
-    numbers: dict[str, Any] = {"settings": to_plain(settings), "images": len(found.data)}
-    numbers["classes"] = len(found.data.classes)
-    accuracy = _train_all(settings, out, found, progress)
-    numbers["accuracy"] = accuracy
-    numbers["polysemanticity"] = _ablate_all(settings, out, found, progress)
-    numbers["rewriting"] = _rewrite(settings, found, progress)
+    data = _load(settings, progress)
+    numbers: dict[str, Any] = {"settings": to_plain(settings), "images": len(data.data)}
+    numbers["classes"] = len(data.data.classes)
+    numbers["accuracy"] = _train_all(settings, out, data, progress)
+    numbers["polysemanticity"], strips = _ablate_all(settings, out, data, progress)
+    numbers["rewriting"] = _rewrite(settings, data, progress)
     numbers["seconds"] = round(time.monotonic() - start, 1)
-    lines = _sentences(settings, numbers)
-    write_json(out / "metrics.json", {**numbers, "found": lines})
-    return lines, write_demo_page(out, lines, numbers, found.data.credits)
+    found = describe(settings, numbers, strips)
+    write_json(out / "metrics.json", {**numbers, "strips": strips, "found": found.sentences()})
+    write_card(out, found, numbers, strips, data.data)
+    expert = strips[0].unit if strips and strips[0].kind != CONTROL else None
+    how = {"spec": settings.spec(settings.many), "look": f"{look_at(expert).capitalize()}:"}
+    page = write_demo_page(out, found, numbers, strips, data.data, **how)
+    return Demo(out, page, found, expert, numbers["seconds"])
 
 
 def _clear(out: Path) -> None:
@@ -189,44 +223,50 @@ def _train_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) -
 # Ablation ------------------------------------------------------------------------------------------------------
 
 
-def _ablate_all(settings: DemoSettings, out: Path, found: _Set, progress: bool) -> dict[str, list[dict[str, Any]]]:
-    """Specialization of the heads of few and of many experts, one entry a seed; figures of the first seed."""
+def _ablate_all(
+    settings: DemoSettings, out: Path, found: _Set, progress: bool
+) -> tuple[dict[str, list[dict[str, Any]]], tuple[Strip, ...]]:
+    """Specialization of the heads of few and of many experts, one entry a seed; the strips and figure of the first."""
     result: dict[str, list[dict[str, Any]]] = {"few": [], "many": []}
     shown: list[EffectRow] = []
+    strips: tuple[Strip, ...] = ()
     with Progress("Ablating every expert", 2 * settings.seeds, enabled=progress) as bar:
         for name in result:
             for seed in range(settings.seeds):
-                units = _specialization(out / name / f"seed-{seed}", found, settings)
+                run = found.opened(out / name / f"seed-{seed}")
+                first = name == "many" and seed == 0
+                units = _analyzed(run, settings) if first else _studied(run, found, settings)
+                strips = _strips(run, found, units) if first else strips
                 special = units.modes["zero"]
                 result[name].append({**_summary(special), "control": _summary(units.load_control)})
                 if seed == 0:
                     shown.append(EffectRow(f"{special.units} experts", special.effects))
                 bar.advance()
-    title = "What each class loses when one expert is ablated"
+    title = "What each class loses when one expert is switched off"
     save_figure(effects_figure(shown, found.data.classes, title=title), out / "ablation", result)
-    _draw_images(out, found)
-    return result
+    return result, strips
 
 
-def _specialization(run: Path, found: _Set, settings: DemoSettings) -> UnitStudy:
-    head = StoredRun(run, device="cpu").head
-    batches = functools.partial(found.batches, "test", head)
-    studied = study_layer(head.layer, batches, resamples=200, least_lost=settings.least_lost)
-    return studied.units[0]
+def _analyzed(run: StoredRun, settings: DemoSettings) -> UnitStudy:
+    """The run that is opened next is analyzed as `mumoe analyze` does it."""
+    study = analyze_run(run, resamples=RESAMPLES, least_lost=settings.least_lost)
+    assert isinstance(study, Study)
+    return study.units()
+
+
+def _studied(run: StoredRun, found: _Set, settings: DemoSettings) -> UnitStudy:
+    batches = functools.partial(found.batches, "test", run.head)
+    return study_layer(run.head.layer, batches, resamples=0, least_lost=settings.least_lost).units[0]
+
+
+def _strips(run: StoredRun, found: _Set, units: UnitStudy) -> tuple[Strip, ...]:
+    interventions = intervene(run.head.layer, found.batches("test", run.head))
+    return choose_strips(units, interventions, found.data.classes, found.data.indices("test"))
 
 
 def _summary(special: Specialization) -> dict[str, Any]:
     names = ("units", "with_effect", "strong", "accuracy", "mean_polysemanticity", "mean_polysemanticity_strong")
     return {name: getattr(special, name) for name in (*names, "least_lost", "strong_images")}
-
-
-def _draw_images(out: Path, found: _Set) -> None:
-    head = StoredRun(out / "many" / "seed-0", device="cpu").head
-    layer = head.layer
-    assert isinstance(layer, MuMoE)
-    rows = found.data.indices("test")
-    store = write_coefficients(layer, lambda: found.batches("test", head), out / "coefficients", images=rows)
-    write_grid(out / "images", store.level(), found.data, rows, most_experts=8, each=6, size=72)
 
 
 # Rewriting -----------------------------------------------------------------------------------------------------
@@ -239,8 +279,7 @@ def _rewrite(settings: DemoSettings, found: _Set, progress: bool) -> list[dict[s
     entries: list[dict[str, Any]] = []
     with Progress("Rewriting experts for a minority", settings.seeds, enabled=progress) as bar:
         for seed in range(settings.seeds):
-            decay = Settings(epochs=settings.bias_epochs, weight_decay=settings.bias_decay)
-            bench = FeatureBench(bias, seed, decay)
+            bench = FeatureBench(bias, seed, Settings(settings.bias_epochs, weight_decay=1.0, init="scaled"))
             bench.add(head, bench.train(head), base=True)
             result = bench.correct()
             picked = {"before": head, "experts": "+ experts matched", "blind": "+ blind matched"}
@@ -251,97 +290,12 @@ def _rewrite(settings: DemoSettings, found: _Set, progress: bool) -> list[dict[s
 
 
 def _fairness(report: FairnessReport) -> dict[str, float]:
-    names = {"target": "target_accuracy", "minimum": "min_accuracy", "accuracy": "accuracy", "score": "rewriting_score"}
-    return {short: report.metrics[name].value for short, name in names.items() if name in report.metrics}
-
-
-# Words ---------------------------------------------------------------------------------------------------------
-
-
-def _spread(values: list[float], digits: int = 3) -> str:
-    text = f"{mean(values):.{digits}f}"
-    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
-
-
-def _sentences(settings: DemoSettings, numbers: Mapping[str, Any]) -> list[str]:
-    """Ten lines of what was found."""
-    return [*_about_accuracy(settings, numbers), *_about_experts(settings, numbers), *_about_bias(numbers)]
-
-
-def _about_accuracy(settings: DemoSettings, numbers: Mapping[str, Any]) -> list[str]:
-    accuracy = numbers["accuracy"]
-    gap = [one - other for one, other in zip(accuracy["accurate"], accuracy["linear"], strict=True)]
-    cost = [one - other for one, other in zip(accuracy["many"], accuracy["accurate"], strict=True)]
-    clear = len(gap) > 1 and abs(mean(gap)) > 2 * stdev(gap)
-    verdict = ("better than" if mean(gap) > 0 else "worse than") if clear else "as good as"
-    return [
-        f"Data: {numbers['images']:,} emoji by six studios in {numbers['classes']} classes, "
-        "split at random (the same character drawn by another studio may be in training).",
-        f"Numbers are of the test split, over {settings.seeds} seeds of weights and order, ± their standard deviation.",
-        f"Accuracy: {settings.spec(settings.many)} {_spread(accuracy['accurate'])}, "
-        f"linear {_spread(accuracy['linear'])}: the head of experts is {verdict} linear ({mean(gap):+.3f}).",
-        f"With the preset specialized, whose experts matter more, accuracy is {_spread(accuracy['many'])} "
-        f"({mean(cost):+.3f}), and {_spread(accuracy['few'])} with {settings.few} experts.",
-    ]
-
-
-def _about_experts(settings: DemoSettings, numbers: Mapping[str, Any]) -> list[str]:
-    few, many = numbers["polysemanticity"]["few"], numbers["polysemanticity"]["many"]
-    p_few = [entry["mean_polysemanticity"] for entry in few]
-    p_many = [entry["mean_polysemanticity"] for entry in many]
-    falls = max(p_many) < min(p_few)
-    strong = [entry["mean_polysemanticity_strong"] for entry in many if entry["mean_polysemanticity_strong"]]
-    purer = f"; their p is {_spread(strong, 2)}" if strong else ""
-    return [
-        f"Polysemanticity p (0: an expert answers for one class alone): {_spread(p_few, 2)} with {settings.few} "
-        f"experts, {_spread(p_many, 2)} with {settings.many}: more experts are "
-        + ("purer, as the paper says." if falls else "not clearly purer here."),
-        f"Strong experts (some class loses half its right answers without them, at least {settings.least_lost}): "
-        f"{_spread([entry['strong'] for entry in few], 1)} of {settings.few} and "
-        f"{_spread([entry['strong'] for entry in many], 1)} of {settings.many}{purer}. The mean alone would mislead.",
-        *_about_controls(settings, many),
-    ]
-
-
-def _about_controls(settings: DemoSettings, many: list[dict[str, Any]]) -> list[str]:
-    """The head of many experts beside its control, means over seeds, and a hint where it is no better."""
-    controls = [entry["control"] for entry in many]
-    p, control_p = (_known_mean(entries, "mean_polysemanticity") for entries in (many, controls))
-    strong, control_strong = (mean(entry["strong"] for entry in entries) for entries in (many, controls))
-    shown = "none" if control_p is None else f"{control_p:.2f}"
-    line = (
-        f"Control, units of the same load made up of random contributions, {settings.many} of them: mean p {shown}, "
-        f"{_spread([entry['strong'] for entry in controls], 1)} strong. The strong experts rest on "
-        f"{_spread([entry['strong_images'] for entry in many], 1)} distinct images."
-    )
-    hint = specialization_hint(p, control_p, strong, control_strong)
-    return [line, hint] if hint else [line]
-
-
-def _known_mean(entries: list[dict[str, Any]], name: str) -> float | None:
-    known = [entry[name] for entry in entries if entry[name] is not None]
-    return mean(known) if known else None
-
-
-def _about_bias(numbers: Mapping[str, Any]) -> list[str]:
-    entries = numbers["rewriting"]
-
-    def over(method: str, name: str) -> list[float]:
-        return [entry[method][name] for entry in entries]
-
-    scores, blind = over("experts", "score"), over("blind", "score")
-    gains = [one - other for one, other in zip(scores, blind, strict=True)]
-    verdict = f"rewriting experts is more precise in every seed ({mean(gains):+.3f})"
-    if min(gains) <= 0:
-        better = sum(gain > 0 for gain in gains)
-        verdict = f"no clear gain from experts here (better in {better} of {len(gains)} seeds)"
-    return [
-        f"A minority: {GROUP} by {STUDIO}, cut to {entries[0]['support']} training images (split by character), is "
-        f"recognized with accuracy {_spread(over('before', 'target'))}.",
-        f"Rewriting its experts, without training (strength chosen on validation): "
-        f"{_spread(over('experts', 'target'))}; overall accuracy {_spread(over('before', 'accuracy'))} -> "
-        f"{_spread(over('experts', 'accuracy'))}.",
-        f"Rewriting score (what the minority gains minus what others move) {_spread(scores)}, against "
-        f"{_spread(blind)} for shifting every image alike: {verdict}.",
-        f"All this took {numbers['seconds']:.0f} seconds.",
-    ]
+    """Metrics, and the accuracy of each subgroup by its place beside the target."""
+    names = {"minimum": "min_accuracy", "accuracy": "accuracy", "score": "rewriting_score"}
+    found = {short: report.metrics[name].value for short, name in names.items() if name in report.metrics}
+    label, studio = report.target.label, report.target.sensitive
+    places = {(True, True): "target", (True, False): "same_label", (False, True): "same_studio", (False, False): "rest"}
+    for group in report.subgroups:
+        place = places[group.subgroup.label == label, group.subgroup.sensitive == studio]
+        found[place] = group.accuracy.value
+    return found

@@ -1,6 +1,6 @@
-"""What comes out of a run: a model that loads anywhere, predictions with their experts, files for other runtimes.
+"""Use the results of a run: a model that loads anywhere, predictions with their experts, files for other runtimes.
 
-Names are imported when they are first used; `mumoe.load` is the way in.
+Names are imported when they are first used; `mumoe.load` is the entry point.
 """
 
 from lazy_loader import attach_stub

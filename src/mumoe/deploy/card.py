@@ -1,4 +1,4 @@
-"""The model card: what was trained on what, how well it does, and whose weights and images are in it."""
+"""The model card: what was trained on which data, its accuracy, and the origin of its weights and images."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def model_card(
     """The card of a model.
 
     Args:
-        data: Metadata that the library sets; it is changed.
-        config: What the model is built from, with ``about`` of its run.
+        data: Metadata that the library sets; it is modified in place.
+        config: The values that the model is built from, with ``about`` of its run.
         parameters: Numbers of parameters of the whole ``model`` and of its ``head``.
         fields: Further metadata, which takes precedence.
     """
@@ -50,7 +50,7 @@ def model_card(
     for key, value in fields.items():
         setattr(data, key, value)
     parts = [f"# {title}", _what(config, parameters), _data(config), _accuracy(about), _edits(about)]
-    parts += [_licences(config), _how(about), "## Use\n\n" + _USE]
+    parts += [_experts(about), _licences(config), _how(about), "## Use\n\n" + _USE]
     body = "\n\n".join(part for part in parts if part)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
@@ -77,7 +77,7 @@ def _slug(text: str) -> str:
 def _what(config: Mapping[str, Any], parameters: Mapping[str, int]) -> str:
     backbone = config["backbone"]
     named = f"`{backbone}` (timm's `{PRESETS[backbone]}`)" if backbone in PRESETS else f"`{backbone}` (timm)"
-    place = "makes the logits" if config["position"] == "final" else "stands before a linear classifier"
+    place = "computes the logits" if config["position"] == "final" else "is followed by a linear classifier"
     gate = f", gate {config['gate']} with {config['norm']} normalization" if "MuMoE" in config["head"] else ""
     sides = "x".join(str(side) for side in config["data_config"]["input_size"][-2:])
     return "\n".join(
@@ -106,7 +106,7 @@ def _data(config: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name on one line, with what Markdown would take for markup escaped."""
+    """A name on one line, with the characters escaped that Markdown would read as markup."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(text.split()))
 
 
@@ -123,6 +123,18 @@ def _edits(about: Mapping[str, Any]) -> str:
         return ""
     lines = ["## Edits", "", "The head was changed after training, and the changes folded into its weights:", ""]
     return "\n".join([*lines, *(f"- {_plain(line)}" for line in about["edits"])])
+
+
+def _experts(about: Mapping[str, Any]) -> str:
+    """The experts that have a name or a note."""
+    if not about.get("experts"):
+        return ""
+    lines = ["## Experts", "", "Names and notes that were given to experts while looking at what they do:", ""]
+    for row in about["experts"]:
+        note = f": {_plain(row['note'])}" if row["note"] else ""
+        where = f" of level {row['level']}" if row["level"] != "0" else ""
+        lines.append(f"- Expert {row['expert']}{where}, {_plain(row['name']) or 'not named'}{note}")
+    return "\n".join(lines)
 
 
 def _licences(config: Mapping[str, Any]) -> str:

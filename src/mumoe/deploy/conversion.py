@@ -34,8 +34,8 @@ class OpenedNetwork:
 
     Attributes:
         model: The network.
-        arguments: What timm.create_model was given besides its name; None where that is not known or not timm's.
-        example: One random input; None where its form is not known.
+        arguments: Arguments of timm.create_model besides the name; None if unknown or for a model of another library.
+        example: One random input; None if its form is not known.
     """
 
     model: nn.Module
@@ -45,13 +45,13 @@ class OpenedNetwork:
 
 @record
 class Conversion(Record):
-    """What `convert` wrote.
+    """The result of `convert`.
 
     Attributes:
         folder: The folder.
-        files: Its files, with their bytes.
-        difference: Largest change of the network's output on a random input over its largest output; None where no
-            input of the network is known, so that nothing was compared.
+        files: Its files, with their sizes in bytes.
+        difference: Largest change of the network's output on a random input, divided by its largest output; None if
+            the form of its inputs is not known, so that nothing was compared.
     """
 
     folder: str
@@ -62,8 +62,8 @@ class Conversion(Record):
         if self.difference is None:
             return "Not checked: no example of this network's inputs is known."
         return (
-            "Loaded again: the same output to the bit, on a random input.\n"
-            f"Largest difference from the network before, over its largest output: {self.difference:.2g}."
+            "Loaded again: bit-identical output on a random input.\n"
+            f"Largest difference from the original network, relative to its largest output: {self.difference:.2g}."
         )
 
     def rows(self) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def convert(
     if before is None or after is None or loaded is None:
         return Conversion(str(path), files, None)
     if not torch.equal(after, loaded):
-        raise JobError(f"{path}: expected the same output from the loaded model, got another. Report this, please.")
+        raise JobError(f"{path}: expected the same output from the loaded model, got another. Please report this.")
     return Conversion(str(path), files, float((after - before).abs().max() / before.abs().max().clamp(min=1e-30)))
 
 
@@ -123,7 +123,7 @@ def open_network(name: str, *, pretrained: bool = False, num_classes: int | None
     Args:
         name: A timm model, a folder of a Hugging Face model (safetensors), or one that `save_converted` wrote.
         pretrained: timm's published weights instead of random ones.
-        num_classes: Of a timm model; None takes its own.
+        num_classes: Number of classes of a timm model; None for its own.
 
     Raises:
         UserError: If it is none of these, or its weights are not available.
@@ -177,13 +177,13 @@ def _open_transformers(folder: Path, config: Any) -> OpenedNetwork:
             model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except Exception as error:
         raise JobError(
-            f"{folder}: expected a whole model with safetensors, got: {reason_of(error, 160)}. Save it again."
+            f"{folder}: expected an intact model with safetensors, got: {reason_of(error, 160)}. Save it again."
         ) from error
     return OpenedNetwork(model.eval(), None, _example(model))
 
 
 def _example(model: Any) -> Tensor | None:
-    """One image or text of random content, from a generator of its own."""
+    """One image or text of random content, from a separate generator."""
     generator = torch.Generator().manual_seed(0)
     if shape := _image_shape(model):
         return torch.randn(1, *shape, generator=generator)

@@ -33,7 +33,7 @@ _OURS = re.compile(r"config\.json|README\.md|model(-\d+-of-\d+)?\.safetensors(\.
 
 
 class ConvertedModel(SavedModel):
-    """A network with MuMoE layers, built from plain values, at random weights until some are loaded.
+    """A network with MuMoE layers, built from plain values, with random weights until trained ones are loaded.
 
     `from_model` wraps a network after surgery; `from_pretrained` loads a folder that `save_pretrained` wrote
     (offline) or a name on the hub; `push_to_hub` uploads the same files.
@@ -59,7 +59,7 @@ class ConvertedModel(SavedModel):
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the network returns."""
+        """The output of the network."""
         return self.model(*args, **kwargs)
 
     @classmethod
@@ -68,11 +68,11 @@ class ConvertedModel(SavedModel):
 
         Args:
             model: A timm or transformers model, after surgery or before.
-            arguments: What timm.create_model was given besides the name, as JSON has it. None takes the number
+            arguments: Arguments of timm.create_model besides the name, as JSON values. None records the number
                 of classes and the image size.
 
         Raises:
-            UserError: If plain values do not rebuild it; then it could not be loaded either.
+            UserError: If it cannot be rebuilt from plain values, and so could not be loaded.
         """
         layers = json.loads(json.dumps(describe_layers(model)))
         source = _plain(describe_source(model, arguments, "save_converted"))
@@ -123,7 +123,7 @@ def save_converted(
 
     Args:
         model: A timm or transformers model after surgery.
-        folder: Where to; what an earlier save left there is replaced in one step, other files are kept.
+        folder: The folder to write. Files of an earlier save are replaced in one step, other files are kept.
         arguments: As in `ConvertedModel.from_model`.
         max_shard_size: Largest file of weights, in bytes or such as ``2GB``.
 
@@ -132,7 +132,7 @@ def save_converted(
 
     Raises:
         UserError: If the model cannot be rebuilt from plain values, or the folder is a file.
-        JobError: If the folder cannot be written or the disk is full; what was there is kept.
+        JobError: If the folder cannot be written or the disk is full; existing files are kept.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -193,7 +193,7 @@ def _misfits(found: Mapping[str, list[int]], model: nn.Module) -> str:
         if name in found and found[name] != list(tensor.shape):
             return f"{name} of shape {found[name]} instead of {list(tensor.shape)}"
     extra = next((name for name in found if name not in expected), None)
-    return f"{extra} of shape {found[extra]}, which has no place" if extra else ""
+    return f"{extra} of shape {found[extra]}, which the model lacks" if extra else ""
 
 
 # Model card -----------------------------------------------------------------------------------------------

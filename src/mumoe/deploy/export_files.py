@@ -1,4 +1,4 @@
-"""Where an export may be written, checked before any work and without torch."""
+"""Check where an export may be written, before any work and without torch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from mumoe.files import OUT, check_writable, new_file, new_folder
 __all__ = ["FORMATS", "check_ready", "export_targets", "new_export"]
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ""}
-"""Format -> ending of its file; a folder has none."""
+"""Format -> extension of its file; a folder has none."""
 
 _SAVED = {"model.safetensors", "config.json", "README.md"}
 
 
 def check_ready(to: str, path: Path, overwrite: bool) -> str:
-    """Refuse, before any work, what cannot end well: a missing package, a wrong ending, a target that exists.
+    """Reject, before any work, an export that cannot succeed: a missing package, a wrong extension, an existing target.
 
     Args:
-        to: ``onnx``, ``torch-export`` or ``safetensors``; empty: by the ending of the path.
+        to: ``onnx``, ``torch-export`` or ``safetensors``; if empty, by the extension of the path.
         path: The file or folder to write.
-        overwrite: Whether an earlier export may be replaced; nothing else ever is.
+        overwrite: Whether an earlier export may be replaced; nothing else is ever replaced.
 
     Returns:
         The format.
 
     Raises:
-        UserError: If so.
+        UserError: In these cases.
         JobError: If the target cannot be written.
     """
     kind = to or next((name for name, ending in FORMATS.items() if ending and path.suffix == ending), "safetensors")
@@ -61,9 +61,9 @@ def _check_replaceable(target: Path, *, folder: bool) -> None:
         return
     if target.is_dir() or (folder and target.exists()):
         what = "a saved model to replace" if folder else "a file"
-        raise UserError(f"export: expected {what}, got {str(target)!r}, which is another. Give another path.")
+        raise UserError(f"export: expected {what}, got {str(target)!r}, which is something else. Give another path.")
 
 
 def new_export(target: Path, *, folder: bool = False) -> AbstractContextManager[Path]:
-    """A temporary path beside the target, which takes its place when all went well and vanishes when not."""
-    return (new_folder if folder else new_file)(target, who="export", remedy="What was there is kept. " + OUT)
+    """A temporary path beside the target, which replaces it on success and is removed on failure."""
+    return (new_folder if folder else new_file)(target, who="export", remedy="Existing files are kept. " + OUT)

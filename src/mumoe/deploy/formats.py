@@ -1,14 +1,14 @@
 """Files for other runtimes: ONNX, torch.export, and a folder of safetensors, each checked before it is kept.
 
 A file is written beside its target under a temporary name, read back, compared with the model on several batch
-sizes, and only then renamed: what has the target's name is whole and gives the model's numbers.
+sizes, and only then renamed: a file with the target's name is complete and reproduces the model's outputs.
 
 - ONNX: one file. The batch is dynamic; the description of inputs and outputs (of an image classifier its
   `preprocessing`) is in its metadata under ``mumoe.preprocessing`` and in a JSON file beside it.
 - torch.export: a ``.pt2`` archive of the graph (ATen operators alone, so that loading needs torch and not
   mumoe), the weights as raw bytes, and the description in ``extra/preprocessing.json``. Nothing in it is
-  pickled. All the same, `torch.export.load` would unpickle what another ``.pt2`` holds: load only those of
-  people you trust.
+  pickled. Even so, `torch.export.load` would unpickle the content of other ``.pt2`` files: load only those from
+  sources that you trust.
 - safetensors: the folder that `ImageClassifier.from_pretrained`, or of other networks `load_converted`, reads.
 """
 
@@ -46,7 +46,7 @@ FORMAT = 1
 """Version of the description; increased when readers of an older version would misread it."""
 
 _DEFAULT_CROP = 0.875
-"""timm's, where a model states none."""
+"""timm's default, for models that state none."""
 
 _RESIZES = {"squash": "stretch", "border": "longer side, then pad with the mean"}
 
@@ -54,7 +54,7 @@ BATCHES = (1, 2, 5)
 """Batch sizes that a file is checked on; it was traced with 2."""
 
 MOST_IMAGES = 32
-"""Most images of the user's that a file is checked on."""
+"""Largest number of the user's images that a file is checked on."""
 
 _SHAPES = ({0: torch.export.Dim("batch")},)
 
@@ -63,11 +63,11 @@ Forward = Callable[[Tensor], Tensor]
 
 @record
 class ExportReport(Record):
-    """What was written, and how far its logits are from the model's.
+    """The files written, and how far their logits are from the model's.
 
     Attributes:
         path: The file or folder.
-        files: All files written, with their bytes.
+        files: All files written, with their sizes in bytes.
         max_difference: Largest absolute difference of a logit over all checks.
         max_logit: Largest absolute logit among them.
         checked: Number of images checked, random ones and given ones.
@@ -97,23 +97,23 @@ def export(
     labels: Sequence[str] = (),
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write a model for another runtime, and check what was written against it.
+    """Write a model for another runtime, and check the result against the model.
 
     Args:
         model: An `ImageClassifier`, or any network that maps one tensor to one tensor. It is traced on the CPU in
-            evaluation mode, and put back on its device and into its mode.
+            evaluation mode; its device and mode are restored afterwards.
         path: The file, or the folder for safetensors.
-        example: A batch of inputs, for a network that is no `ImageClassifier`.
-        to: onnx, torch-export or safetensors; empty: by the ending of `path` (.onnx, .pt2, else safetensors). Other
-            networks than an `ImageClassifier` become safetensors as `save_converted` does it.
+        example: A batch of inputs, for a network that is not an `ImageClassifier`.
+        to: onnx, torch-export or safetensors; if empty, by the extension of `path` (.onnx, .pt2, else
+            safetensors). Networks other than an `ImageClassifier` are saved to safetensors as by `save_converted`.
         images: Images, or folders of them, to check an `ImageClassifier` on besides random ones (the first
             `MOST_IMAGES`); or a batch of inputs.
         labels: Names of the outputs, for the description of such a network.
-        overwrite: Replace what exists.
+        overwrite: Replace an earlier export.
 
     Raises:
         UserError: If the format is unknown, a package is missing, the target exists, or an example is needed.
-        JobError: If the model cannot be traced, what was written computes other logits, or the disk is full.
+        JobError: If the model cannot be traced, the result computes other logits, or the disk is full.
 
     >>> mumoe.export(model, "model.onnx", x[:2], labels=["cat", "dog"])  # doctest: +SKIP
     """
@@ -156,7 +156,7 @@ class _Subject:
     """A model to export.
 
     Attributes:
-        name: What it is, in words.
+        name: A description in words.
         input, output: Names of the graph's input and output.
         about: The description that is written with it.
         example: Two rows to trace it with.
@@ -190,7 +190,7 @@ def _subject(model: nn.Module, example: Tensor | None, labels: Sequence[str]) ->
 
 
 def _our_subject(model: ImageClassifier | HeadModel) -> _Subject:
-    edits = {"edits": model.about["edits"]} if "edits" in model.about else {}
+    edits: dict[str, Any] = {name: model.about[name] for name in ("edits", "experts") if name in model.about}
     if isinstance(model, ImageClassifier):
         source, below = "images", model.backbone.name
         described = preprocessing(model.backbone.data_config, model.classes, multi_label=model.multi_label)
@@ -216,7 +216,7 @@ def _meaning(classes: Sequence[str], multi_label: bool) -> dict[str, Any]:
 
 
 def preprocessing(data_config: Mapping[str, Any], classes: Sequence[str], *, multi_label: bool) -> dict[str, Any]:
-    """What an image goes through before the model, and what its logits mean, as plain JSON.
+    """The preprocessing of an image before the model, and the meaning of its logits, as plain JSON.
 
     In order: decode to RGB (upright, transparency on white), `resize`, centre `crop`, multiply by `scale`,
     subtract `mean` and divide by `std` for each channel, lay out as `layout`.
@@ -224,7 +224,7 @@ def preprocessing(data_config: Mapping[str, Any], classes: Sequence[str], *, mul
     Args:
         data_config: timm's: input_size, interpolation, mean, std, crop_pct, crop_mode.
         classes: Names of the logits, in order.
-        multi_label: Whether each logit is a decision of its own (sigmoid) or classes exclude each other (softmax).
+        multi_label: Whether each logit is a separate decision (sigmoid), or the classes are exclusive (softmax).
     """
     height, width = (int(side) for side in data_config["input_size"][-2:])
     share = data_config.get("crop_pct") or _DEFAULT_CROP
@@ -252,7 +252,7 @@ def preprocessing(data_config: Mapping[str, Any], classes: Sequence[str], *, mul
 
 
 class _AllExperts(nn.Module):
-    """A sparse-moe layer as a sum over all experts, most of them times zero, without loops over data."""
+    """A sparse-moe layer as a sum over all experts, most of them times zero, without data-dependent loops."""
 
     def __init__(self, layer: SparseMoE) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ A saved model is three files: ``model.safetensors`` (weights), ``config.json`` (
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +17,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.data.emoji import CREDITS
 from mumoe.deploy.card import model_card, public_name
 from mumoe.deploy.saved_model import CONFIG, WEIGHTS, SavedModel, building, read_shapes
@@ -24,7 +26,6 @@ from mumoe.errors import JobError, UserError
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
-from mumoe.training.config import TrainConfig
 from mumoe.training.networks import gate_options
 from mumoe.training.opening import StoredRun
 from mumoe.training.state import current_names
@@ -36,7 +37,7 @@ __all__ = ["HeadModel", "ImageClassifier"]
 
 
 class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
-    """Backbone and head, built from plain values, with random weights until some are loaded.
+    """Backbone and head, built from plain values, with random weights until trained ones are loaded.
 
     `from_run` takes a trained run, `from_pretrained` a folder that `save_pretrained` wrote (offline) or a
     name on the hub; `push_to_hub` uploads the same files.
@@ -47,13 +48,13 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         num_features: Width of the backbone's features.
         classes: Names of the logits, in order.
         data_config: timm's preprocessing, as recorded with the weights; it takes precedence over the installed timm's.
-        image_size: Side of the input in pixels where it is not the backbone's own.
-        multi_label: Whether each class is an attribute of its own.
+        image_size: Side of the input in pixels, if it is not the backbone's own.
+        multi_label: Whether each class is a separate yes-or-no attribute.
         position: ``final`` or ``penultimate``.
         gate: Activation of a MuMoE head's gate.
         norm: Normalization of that gate.
         gate_options: Its further options, such as ``{"scale": 0.5}``.
-        about: Facts for the model card: data, seed, accuracy, versions. Not used in computing.
+        about: Facts for the model card: data, seed, accuracy, versions, names of experts. Not used in computing.
 
     Shape:
         images (B, 3, H, W), preprocessed by `transform` -> logits (B, len(classes)).
@@ -123,13 +124,33 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
         """Softmax over the classes, or a sigmoid for each attribute when multi-label."""
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)
 
+    def expert_name(self, index: Sequence[int]) -> str:
+        """What an expert was named in its run, given as one number per level; empty if nothing.
+
+        Of a hierarchy the names of the levels, joined by a comma.
+        """
+        return ", ".join(filter(None, (self._names.get((level, expert)) for level, expert in enumerate(index))))
+
+    @functools.cached_property
+    def _names(self) -> dict[tuple[int, int], str]:
+        """(level, expert) -> name, as far as the config, which may come from elsewhere, states them soundly."""
+        rows = self.about.get("experts")
+        found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        return {
+            (int(row["level"]), row["expert"]): row["name"]
+            for row in found
+            if str(row.get("level")).isdecimal()
+            and isinstance(row.get("expert"), int)
+            and isinstance(row.get("name"), str)
+        }
+
     @classmethod
     def from_run(cls, run: str | Path | StoredRun) -> Self:
         """The trained model of a run's folder (on the CPU), or of an opened run (on its device).
 
         Raises:
-            UserError: If the path is no run, the run trained a whole network, or it does not know its backbone.
-            JobError: If it has no whole checkpoint.
+            UserError: If the path is not a run, the run trained a whole network, or it does not know its backbone.
+            JobError: If it has no intact checkpoint.
         """
         opened = run if isinstance(run, StoredRun) else StoredRun(run, device="cpu")
         config, facts = opened.config, {**opened.facts, "step": opened.step}
@@ -151,7 +172,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
             gate=config.gate,
             norm=config.norm,
             gate_options=gate_options(config),
-            about=_about(config, facts),
+            about=_about(opened, facts),
         )
         model.backbone, model.head = backbone, head
         return model.to(opened.device).eval()
@@ -159,14 +180,14 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
     def with_edits(self, edits: Edits) -> Self:
         """This model with edits folded into its head: an ordinary model, whose config names the grown ranks.
 
-        Measurements of this model are left out of the new one's card, which lists the edits instead. The backbone
+        Measurements of this model are left out of the new model's card, which lists the edits instead. The backbone
         is shared.
 
         Args:
-            edits: A file that `mumoe edit` wrote for this model, or a stack, or what holds one.
+            edits: A file that `mumoe edit` wrote for this model, or a stack, or an object that holds one.
 
         Raises:
-            UserError: If the head has no experts, or the edits cannot be read or are those of another model.
+            UserError: If the head has no experts, or the edits cannot be read or were made for another model.
         """
         layer = self.head.layer
         if not isinstance(layer, MuMoE):
@@ -186,7 +207,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
 
     @classmethod
     def _check(cls, name: str, values: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Compare the head on the meta device with the header: no config allocates more than the file has."""
+        """Compare the head on the meta device with the header, so that no config allocates more than the file has."""
         options = {key: values[key] for key in ("position", "gate", "norm", "gate_options") if key in values}
         with building(name, cls.NOUN), torch.device("meta"):
             head = build_head(values["head"], values["num_features"], len(values["classes"]), **options)
@@ -218,7 +239,7 @@ class HeadModel(nn.Module):
         spec: Its specification.
         num_features: Width of the features.
         classes: Names of the logits, in order.
-        multi_label: Whether each class is an attribute of its own.
+        multi_label: Whether each class is a separate yes-or-no attribute.
         about: As in `ImageClassifier`.
 
     Shape:
@@ -250,20 +271,21 @@ class HeadModel(nn.Module):
 
         Raises:
             UserError: If it trained a whole network.
-            JobError: If it has no whole checkpoint.
+            JobError: If it has no intact checkpoint.
         """
         config, facts = run.config, {**run.facts, "step": run.step}
-        values: dict[str, Any] = {"multi_label": bool(facts["multi_label"]), "about": _about(config, facts)}
+        values: dict[str, Any] = {"multi_label": bool(facts["multi_label"]), "about": _about(run, facts)}
         return cls(run.head, config.head, int(facts["num_features"]), run.classes, **values)
 
 
 def _with_tuples(data_config: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's preprocessing as it was before JSON made lists of its tuples."""
+    """timm's preprocessing, with the lists from JSON turned back into tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data_config.items()}
 
 
-def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _about(run: StoredRun, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of a run for its card: names and numbers, without paths of the machine it was trained on."""
+    config, named = run.config, ExpertNotes.of_run(run.folder.path).rows()
     result = facts.get("result") or {}
     evaluations = result.get("evaluations") or {}
     kept = ("split", "accuracy", "loss", "count")
@@ -279,11 +301,12 @@ def _about(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
         "evaluations": [{key: found[key] for key in kept} for found in evaluations.values()],
         "versions": facts.get("versions") or {},
     }
+    about |= {"experts": named} if named else {}
     return _edited(about, facts["edits"]) if "edits" in facts else about
 
 
 def _edited(about: Mapping[str, Any], edits: Sequence[str]) -> dict[str, Any]:
-    # What was measured of the model before its edits is not stated of the edited one.
+    # Measurements of the model before its edits do not hold for the edited one.
     kept = {key: value for key, value in about.items() if key not in ("evaluations", "trained_parameters")}
     return {**kept, "edits": [*about.get("edits", []), *edits]}
 

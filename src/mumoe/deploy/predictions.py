@@ -1,9 +1,9 @@
 """Labels of images with the experts behind them.
 
 A MuMoE head in final position computes each logit as a sum over experts, a_n (W_n z)_label, where a_n is the
-expert's coefficient on this image and W_n its weight matrix (its bias included). What is shown of an expert is
-its term of that sum: no approximation, and the terms of all experts add up to the logit. Where the head stands
-before a linear layer (penultimate), a logit is no sum over experts, so that only coefficients are given; a
+expert's coefficient on this image and W_n its weight matrix (its bias included). The contribution of an
+expert is its term of that sum, without approximation: the terms of all experts add up to the logit. If a linear
+layer follows the head (penultimate), a logit is not a sum over experts, so that only coefficients are given. A
 head without experts has neither.
 """
 
@@ -49,17 +49,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ExpertShare:
-    """What one expert did for a label.
+    """The share of one expert in a label.
 
     Attributes:
         index: The expert; one number per level in a hierarchy.
         coefficient: a_n in [0, 1], the product over levels in a hierarchy.
         contribution: a_n (W_n z)_label, its term of the label's logit; None where logits are no such sum.
+        name: What the expert was named; empty if nothing. In a hierarchy the names of its levels.
     """
 
     index: int | tuple[int, ...]
     coefficient: float
     contribution: float | None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class LabelScore:
     Attributes:
         label: Name of the class or attribute.
         probability: In [0, 1].
-        logit: What the probability comes from.
-        experts: Those with the largest coefficients, in falling order.
+        logit: The logit from which the probability is computed.
+        experts: Those with the largest coefficients, in descending order.
     """
 
     label: str
@@ -85,9 +87,9 @@ class Prediction(Record):
 
     Attributes:
         image: Path, or a name.
-        labels: Likeliest first; of attributes those of at least the threshold, possibly none.
-        likeliest: The first of all labels; None when the image could not be read.
-        error: Why the image could not be read, in a few words; empty when it was.
+        labels: Likeliest first; for attributes, those with at least the threshold probability, possibly none.
+        likeliest: The first of all labels; None if the image could not be read.
+        error: Why the image could not be read, in a few words; empty if it was read.
     """
 
     image: str
@@ -112,7 +114,8 @@ class Prediction(Record):
 def _columns(share: ExpertShare | None) -> dict[str, Any]:
     if share is None:
         return {}
-    return {"expert": share.index, "coefficient": share.coefficient, "contribution": share.contribution}
+    named = {"name": share.name} if share.name else {}
+    return {"expert": share.index, **named, "coefficient": share.coefficient, "contribution": share.contribution}
 
 
 def note(model: ImageClassifier) -> str:
@@ -142,10 +145,10 @@ def explain(
     Args:
         model: The model.
         images: From its transform.
-        names: What to call the images; their positions by default.
-        top: How many labels, when labels compete.
-        experts: How many experts of each label.
-        threshold: Least probability of an attribute, when there are several labels per image.
+        names: Names of the images; by default their positions.
+        top: Number of labels to return, if the classes exclude each other.
+        experts: Number of experts for each label.
+        threshold: Lowest probability of a predicted attribute, if an image has several labels.
 
     Shape:
         images (B, 3, H, W); returns B predictions.
@@ -164,7 +167,7 @@ def explain(
         order = probabilities[row].argsort(descending=True, stable=True).tolist()
         sure = [label for label in order if float(probabilities[row, label]) >= threshold]
         chosen = sure if model.multi_label else order[:top]
-        shares = _shares(model.head, z[row], [a[row] for a in coefficients], [order[0], *chosen], experts)
+        shares = _shares(model, z[row], [a[row] for a in coefficients], [order[0], *chosen], experts)
         scores = [
             LabelScore(model.classes[label], float(probabilities[row, label]), float(logits[row, label]), share)
             for label, share in zip([order[0], *chosen], shares, strict=True)
@@ -188,16 +191,21 @@ def _coefficients(head: Head, z: Tensor) -> tuple[Tensor, ...]:
 
 
 def _shares(
-    head: Head, z: Tensor, levels: Sequence[Tensor], labels: Sequence[int], most: int
+    model: ImageClassifier, z: Tensor, levels: Sequence[Tensor], labels: Sequence[int], most: int
 ) -> list[tuple[ExpertShare, ...]]:
     """The experts of one image for each label; the same experts each time, with their shares of that label."""
-    chosen = largest_experts(levels, most)
+    head, chosen = model.head, largest_experts(levels, most)
     if not chosen:
         return [()] * len(labels)
     terms = None if head.classifier is not None else expert_terms(head.layer, z, levels, [index for index, _ in chosen])
     return [
         tuple(
-            ExpertShare(index[0] if len(index) == 1 else index, a, None if terms is None else float(terms[row, label]))
+            ExpertShare(
+                index[0] if len(index) == 1 else index,
+                a,
+                None if terms is None else float(terms[row, label]),
+                model.expert_name(index),
+            )
             for row, (index, a) in enumerate(chosen)
         )
         for label in labels
@@ -207,7 +215,7 @@ def _shares(
 def largest_experts(levels: Sequence[Tensor], most: int) -> list[tuple[tuple[int, ...], float]]:
     """The combinations of one expert per level with the largest products of coefficients, zeros left out.
 
-    A product of the largest needs only the `most` largest of each level, as no coefficient is negative.
+    The largest products contain only the `most` largest coefficients of each level, since none is negative.
     """
     if not levels or not most:
         return []
@@ -247,10 +255,10 @@ def _sparse_term(layer: SparseMoE, z: Tensor, a: Tensor, index: int) -> Tensor:
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The files named, and all images inside the folders named, each folder in order of path.
+    """The given files, and all images inside the given folders, each folder in order of path.
 
     Raises:
-        UserError: If nothing is named, or a folder holds no image.
+        UserError: If no path is given, or a folder holds no image.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -265,7 +273,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
             raise UserError(f"predict: expected images in the folder {str(path)!r}, got none. Check the path.")
         found += inside
     if not found:
-        raise UserError("predict: expected images or folders of images, got none. Name at least one.")
+        raise UserError("predict: expected images or folders of images, got none. Give at least one.")
     return found
 
 
@@ -312,7 +320,7 @@ def _predict(
 
 
 def _name(image: Any, position: int) -> str:
-    """The path of an image; of one in memory the file that it was opened from, else its position."""
+    """The path of an image; for one in memory, the file that it was opened from, else its position."""
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
     return str(getattr(image, "filename", "") or position)

@@ -1,4 +1,4 @@
-"""Which kind of saved model a folder holds; without torch, so that a wrong call is answered at once."""
+"""Detect which kind of saved model a folder holds, without torch, so that a wrong call fails early."""
 
 from __future__ import annotations
 

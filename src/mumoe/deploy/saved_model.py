@@ -1,4 +1,4 @@
-"""What both kinds of saved model share: loading from a folder or the hub, checked before anything is built.
+"""Common to both kinds of saved model: loading from a folder or the hub, checked before anything is built.
 
 A saved model is a folder with ``config.json`` (how to build it), ``model.safetensors`` (weights; several files with an
 index when they are large) and ``README.md`` (its model card). Only names and numbers are read: no pickle, and no code
@@ -56,7 +56,7 @@ class SavedModel(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
-        """A saved model in evaluation mode: from a folder, without a network, or by its name on the hub.
+        """A saved model in evaluation mode: from a folder (offline), or by its name on the hub.
 
         Options are those of huggingface-hub's mixin, such as ``revision`` and ``local_files_only``.
 
@@ -73,8 +73,8 @@ class SavedModel(
             return super().from_pretrained(name, **options)
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise UserError(
-                f"{cls.LOADER}: expected a saved model, got {name!r}, which is no folder and cannot be had "
-                f"from the hub ({reason_of(error, 160)}). Give the folder that {cls.WRITER} wrote."
+                f"{cls.LOADER}: expected a saved model, got {name!r}, which is not a folder and cannot be "
+                f"loaded from the hub ({reason_of(error, 160)}). Give the folder that {cls.WRITER} wrote."
             ) from error
 
     @classmethod
@@ -125,7 +125,7 @@ def _weight_files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JobError(f"{folder}: expected a list of weights in {INDEX}, got: {error}. Get it again.") from None
     if not names or not plain:
-        raise JobError(f"{folder}: expected names of files beside it in {INDEX}, got others. Get it again.")
+        raise JobError(f"{folder}: expected names of files in the same folder in {INDEX}, got others. Get it again.")
     return [_existing(folder / name) for name in sorted(names)]
 
 
@@ -162,7 +162,7 @@ def _check_folder(folder: Path, files: Sequence[str], who: str, writer: str) -> 
     except ValueError as error:
         raise JobError(f"{folder}: expected a saved model, got: {error}. Save it again.") from None
     if not isinstance(config, dict):
-        raise JobError(f"{folder}: expected a saved model, got a config.json that is no table. Save it again.")
+        raise JobError(f"{folder}: expected a saved model, got a config.json that is not a table. Save it again.")
 
 
 # Errors ---------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def _check_folder(folder: Path, files: Sequence[str], who: str, writer: str) -> 
 
 @contextmanager
 def building(name: str, what: str) -> Iterator[None]:
-    """Turn what a config.json with any content may raise while a model is built from it into a `JobError`."""
+    """Turn the errors of building a model from a malformed config.json into a `JobError`."""
     try:
         yield
     except JobError:
@@ -184,12 +184,12 @@ def building(name: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def reading_weights(path: str | Path) -> Iterator[None]:
-    """Turn what a damaged file of weights, or one of another model, may raise into a `JobError`."""
+    """Turn the errors of reading weights that are damaged or of another model into a `JobError`."""
     try:
         yield
     except (SafetensorError, OSError) as error:
         raise JobError(
-            f"{path}: expected a whole safetensors file, got: {reason_of(error, 160)}. Get it again."
+            f"{path}: expected an intact safetensors file, got: {reason_of(error, 160)}. Get it again."
         ) from error
     except (UserError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise JobError(

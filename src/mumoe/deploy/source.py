@@ -52,12 +52,12 @@ def describe_source(model: nn.Module, arguments: Mapping[str, Any] | None = None
 
     Args:
         model: A model of timm or of transformers.
-        arguments: What timm.create_model was given besides the name, as JSON has it. None takes the number of
+        arguments: Arguments of timm.create_model besides the name, as JSON values. None records the number of
             classes and the image size of the model.
-        who: Named in errors.
+        who: Prefix of errors.
 
     Raises:
-        UserError: If it is a model of neither, or of a class that is not in `CLASSES`.
+        UserError: If it belongs to neither library, or its class is not in `CLASSES`.
     """
     package = type(model).__module__.partition(".")[0]
     if package == "transformers":
@@ -97,11 +97,11 @@ def _describe_transformers(model: Any, who: str) -> dict[str, Any]:
 
 
 def build_source(source: Mapping[str, Any]) -> nn.Module:
-    """The architecture at random weights.
+    """The architecture with random weights.
 
     Raises:
         UserError: If the library is missing, or a name in the description is not allowed.
-        TypeError, KeyError, ValueError: If it is no description.
+        TypeError, KeyError, ValueError: If it is not a valid description.
     """
     if source["library"] == "timm":
         return _build_timm(str(source["name"]), source["arguments"])
@@ -115,7 +115,7 @@ def _build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         raise UserError(f"load: expected the name of a timm model, got {name!r}. A newer timm may know it.")
     for key in REFUSED & set(arguments):
-        raise UserError(f"load: expected arguments that shape a timm model, got {key!r}. Take it out of config.json.")
+        raise UserError(f"load: expected arguments that shape a timm model, got {key!r}. Remove it from config.json.")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     model: nn.Module = timm.create_model(name, pretrained=False, **values)
     return model
@@ -136,7 +136,7 @@ def _build_transformers(source: Mapping[str, Any]) -> nn.Module:
 
 @contextlib.contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's bars, and its remarks on a configuration that it has taken before."""
+    """Without the library's progress bars, and its remarks on a configuration that it has accepted before."""
     logging = transformers.logging
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

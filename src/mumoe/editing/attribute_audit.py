@@ -2,8 +2,7 @@
 
 Every value of every column and every combination of the values of two columns with enough rows is compared with the
 other rows of the same label, ranked and corrected for many comparisons exactly as groups by experts are
-(`group_audit`). It finds what the data name, and only that; `expert_audit` needs no names, and sees only what experts
-separate.
+(`group_audit`). It finds only what the data name; `expert_audit` needs no names, but sees only what experts separate.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ def audit_attributes(
     pairs: bool = True,
     **rules: Unpack[Rules],
 ) -> Audit:
-    """Rank values of named columns, and pairs of them, by their errors beyond those of the rest.
+    """Rank values of named columns, and pairs of them, by their excess of errors over the rest.
 
-    A column that is the label, or that determines it, leaves nothing with the same label to compare with, so that it
-    is not tested; a pair that has the same rows of a label as one of its values is not either.
+    A column that is the label, or that determines it, leaves nothing with the same label to compare with, so that it is
+    not tested. Neither is a pair that has the same rows of a label as one of its values.
 
     Args:
         columns: Name to values of the same rows; unknown ones (-1) are in no group, and in the rest of every group.
         right: (rows,) whether the prediction is right.
         labels: (rows,) true labels; each is audited separately.
-        pairs: Look at combinations of the values of two columns too.
+        pairs: Test combinations of the values of two columns too.
         **rules: ``min_rows``, ``alpha``, ``correction``, ``merge`` and ``most``, as for `group_audit.rank_groups`.
 
     Returns:

@@ -70,7 +70,7 @@ class _Audited:
 class RunAudit(Audit):
     """Groups of a run's images that are right less often than the rest; made by `Run.audit`.
 
-    The ranking is that of groups by experts; the one by named attributes is beside it.
+    The findings are groups by experts; the ranking of groups by named attributes is in `by_attributes`.
 
     Attributes:
         run: Folder of the run.
@@ -91,13 +91,13 @@ class RunAudit(Audit):
     _audited: ClassVar[_Audited | None] = None
 
     def bound(self, audited: _Audited) -> Self:
-        """The audit with what it was made from."""
+        """The audit with its sources."""
         vars(self)["_audited"] = audited
         return self
 
     @property
     def audited(self) -> _Audited:
-        """What it was made from.
+        """Its sources.
 
         Raises:
             UserError: If the audit was read from a file.
@@ -204,7 +204,7 @@ class RunAudit(Audit):
 
 
 def audit_run(stored: StoredRun, target: str = "", **settings: Any) -> RunAudit:
-    """Rank groups of a run's images by their errors beyond those of the rest, by experts and by named attributes.
+    """Rank groups of a run's images, by experts and by named attributes, by their excess of errors over the rest.
 
     Args:
         stored: The run.
@@ -229,14 +229,14 @@ def audit_opened(
     pairs: bool = True,
     **rules: Unpack[Rules],
 ) -> RunAudit:
-    """`audit_run` of a run that is open already.
+    """`audit_run` for a run that is already open.
 
     Args:
         run: The run.
         target: The attribute to audit in a multi-label run.
-        split: train, val or test; choosing edits by the test split would spoil it.
+        split: train, val or test; choosing edits on the test split would make its numbers optimistic.
         threshold: Coefficient from which an expert handles an image.
-        pairs: Look at pairs of experts, and of named values, too.
+        pairs: Test pairs of experts, and of named values, too.
         **rules: ``min_rows``, ``alpha``, ``correction``, ``merge`` and ``most``, as for `group_audit.rank_groups`.
 
     Raises:
@@ -257,7 +257,7 @@ def audit_opened(
 
 
 def _columns(data: ImageData, target: str, rows: npt.NDArray[np.int64]) -> dict[str, Attribute]:
-    """Named columns of these rows, but for the target itself."""
+    """Named columns of these rows, except the target itself."""
     found = {name: data.column(name) for name in data.column_names if name != target}
     return {name: Attribute(column.codes[rows], column.values) for name, column in found.items() if column}
 

@@ -1,20 +1,20 @@
 """Choose how strongly to correct, on validation rows, for a stated objective.
 
-The paper fixes lambda = N. That can overshoot: the target subgroup gains, and others pay for it. Here the strength
-is the one that does best on validation rows:
+The paper fixes lambda = N. That can overshoot: the target subgroup gains, and other subgroups lose accuracy. Here the
+strength is the one that does best on validation rows:
 
 - ``worst_group``: the largest accuracy of the worst subgroup among strengths that cost at most `max_loss` of
   overall accuracy;
-- ``match``: the smallest strength at which the target subgroup is as accurate as the other people with its
+- ``match``: the smallest strength at which the target subgroup is as accurate as the rows of other subgroups with its
   label were before the correction (the setting in which methods are compared at equal benefit);
 - ``rewriting_score``: the largest model re-writing score.
 
 Strength 0 is always a candidate, so there is always an answer, and ties go to the weakest. The result is then measured
-on test rows. A chosen strength carries the luck of the validation rows: with a target subgroup of 20 rows there, one
-row is five points. The curve is kept so that this can be seen.
+on test rows. A chosen strength depends on the sample of validation rows: with a target subgroup of 20 rows there, one
+row is five points. The curve is kept to show this.
 
 *Blind thresholding* is the control: the threshold of all rows is shifted alike, without knowledge of the subgroup, and
-the shift is chosen in the same way (`choose_blind`). An edit that does no better needs no experts.
+the shift is chosen in the same way (`choose_blind`). An edit that does no better than this does not need experts.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ class TradeOffPoint:
 
 @dataclass(frozen=True)
 class Choice:
-    """A strength, why it was taken, and what the others would have given.
+    """A strength, why it was chosen, and the metrics at the others.
 
     Attributes:
         strength: The chosen strength.
         objective: Name in `OBJECTIVES`.
-        max_loss: Overall accuracy that might be lost (0..1); only ``worst_group`` minds it.
+        max_loss: Overall accuracy that might be lost (0..1); used by ``worst_group`` alone.
         reached: False if no candidate met the objective's condition (``match`` out of reach: the strength
-            that came closest was taken).
+            that came closest was chosen).
         curve: Every candidate, from 0 to the strongest.
     """
 

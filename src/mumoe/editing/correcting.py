@@ -1,7 +1,7 @@
 """Edits of a trained run, and what they change: the procedures behind `Run.fairness`, `Run.rewrite` and `Run.edit`.
 
-Training images give the mean coefficients, validation images the strength, test images the report. A report is made by
-running the stack that is saved.
+Training images give the mean coefficients, validation images the strength, test images the report. Reports are computed
+with the stack that is saved.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def measure_fairness(
         seed: Of the bootstrap.
 
     Raises:
-        UserError: If a name or value is unknown, the split is empty, or the edits are those of another model.
+        UserError: If a name or value is unknown, the split is empty, or the edits belong to another model.
     """
     who = "Run.fairness"
     _check_split(split, who)
@@ -120,7 +120,7 @@ def measure_fairness(
 
 
 def _as_chosen(content: EditFile, objective: Objective | None, max_loss: float | None) -> tuple[Objective, float]:
-    """The objective and the loss that are asked for, or else those by which the edits were chosen."""
+    """The given objective and loss, or else those by which the edits were chosen."""
     facts = content.provenance
     chosen = (
         facts.get("choice") or facts.get("blind", {}).get("choice") or {"objective": "worst_group", "max_loss": 0.01}
@@ -140,7 +140,7 @@ class _Subject:
     names: tuple[str, str, str] = STAGES
 
     def blind(self, objective: Objective, max_loss: float) -> Choice | None:
-        """The blind shift, chosen on validation images; None where these are measured, or lack a subgroup."""
+        """The blind shift, chosen on validation images; None if these are measured, or lack a subgroup."""
         rows = self.problem.rows("val")
         if self.split == "val" or not len(rows):
             return None
@@ -150,7 +150,7 @@ class _Subject:
     def decisions(
         self, logits: npt.NDArray[np.float64], blind: Choice | None, stack: EditStack
     ) -> dict[str, npt.NDArray[np.bool_]]:
-        """(rows,) whether each model says yes: as trained (whose logits are given), shifted blindly, with the stack."""
+        """(rows,) predictions of each model: as trained (whose logits are given), shifted blindly, with the stack."""
         trained, shifted, edited = self.names
         found = {trained: logits > 0}
         if blind is not None:
@@ -216,7 +216,7 @@ def rewrite_subgroup(
         objective: What ``auto`` looks for, see `choose.OBJECTIVES`; the blind shift is chosen by the same.
         max_loss: Overall validation accuracy that ``worst_group`` may cost; 0.01 is one point.
         reading: Mean coefficients in a hierarchy: of combinations (``joint``), or the product of each level's.
-        base: Edits that the rewriting comes on top of.
+        base: Edits to put the rewriting on top of.
         resamples: Bootstrap resamples of the intervals; 0 leaves them out.
         seed: Of the bootstrap.
 
@@ -328,12 +328,12 @@ def edit_by_hand(
     Args:
         stored: The run.
         operations: Edits such as ``mumoe.Ablate(17)``, or texts such as ``ablate:17`` (see `editing.edit_texts`).
-        split: The split that is measured; choosing edits by the test split would spoil it.
-        target: 0/1 attribute of a subgroup to measure besides; with `sensitive` and `value`.
+        split: The split that is measured; choosing edits on the test split would make its numbers optimistic.
+        target: 0/1 attribute of a subgroup to measure as well; with `sensitive` and `value`.
         sensitive: The sensitive attribute.
         value: Sensitive value of the subgroup.
         label: True label of the subgroup.
-        base: Edits that these come on top of.
+        base: Edits to put these on top of.
         resamples: Bootstrap resamples of the subgroup's intervals; 0 leaves them out.
         seed: Of the bootstrap.
 

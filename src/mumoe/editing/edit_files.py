@@ -1,4 +1,4 @@
-"""Edits as JSON files: what was done to which model, on what grounds, and with what effect.
+"""Edits as JSON files: what was done to which model, why, and with what effect.
 
 A file names the layer it belongs to by a fingerprint of its weights; loading it for another model is refused.
 It is replaced as a whole.
@@ -44,7 +44,7 @@ class EditFile:
     Attributes:
         layer: spec, in_features, out_features and fingerprint of the layer.
         edits: Name to edit, in order.
-        provenance: Whatever explains the edits: data, subgroup, strength and how it was chosen, metrics before and
+        provenance: What explains the edits: data, subgroup, strength and how it was chosen, metrics before and
             after. Plain JSON values.
         created: UTC time in ISO 8601.
     """
@@ -109,18 +109,18 @@ def _require_same(layer: MuMoE, spec: str, mark: str, where: str = "") -> None:
 
 
 class Stacked(Protocol):
-    """What holds a stack of edits, such as `mumoe.editing.correcting.Edit`."""
+    """An object that holds a stack of edits, such as `mumoe.editing.correcting.Edit`."""
 
     @property
     def stack(self) -> EditStack: ...
 
 
 Edits = str | Path | EditStack | Stacked
-"""A file of edits, a stack, or what holds one."""
+"""A file of edits, a stack, or an object that holds one."""
 
 
 def content_of(edits: Edits | None) -> EditFile:
-    """What is known of edits without the model; of None no edits.
+    """The content of edits, read without the model; None means no edits.
 
     Raises:
         UserError: As `read_edit_file`.
@@ -136,7 +136,7 @@ def _held(edits: EditStack | Stacked | None) -> EditStack | None:
 
 
 def stack_on(layer: MuMoE, edits: Edits | None) -> EditStack:
-    """A new stack on a layer with the edits of a file or of another stack; of None without edits.
+    """A new stack on a layer with the edits of a file or of another stack; None means no edits.
 
     Raises:
         UserError: As `load_edits`, also for the stack of another model, or one that is applied.
@@ -209,7 +209,7 @@ def from_entry(item: Mapping[str, Any]) -> ExpertEdit:
     """The edit of a file's entry.
 
     Raises:
-        UserError: If its kind or a field is not known, or a value is missing or of the wrong type.
+        UserError: If its kind or a field is unknown, or a value is missing or of the wrong type.
         KeyError, TypeError, ValueError: If it is no entry, or a number is not finite.
     """
     fields = dict(item)

@@ -42,7 +42,7 @@ MOST_CLASSES = 8
 
 @record
 class FairnessComparison(Record):
-    """Whom a model fails, and what edits change beside a blind shift of the threshold; made by `Run.fairness`.
+    """The accuracy of subgroups, and what edits and a blind shift of the threshold change; made by `Run.fairness`.
 
     Attributes:
         run: Folder of the run.
@@ -192,7 +192,7 @@ class RewritingReport(FairnessComparison):
         return [*lines, f"On {self.split} images:", self.tables()]
 
     def plot(self) -> Figure:
-        """Draw what the strength trades on validation images; where it was given, the subgroups before and after.
+        """Draw the trade-off over strengths on validation images; for a given strength the subgroups before and after.
 
         Raises:
             UserError: If matplotlib is not installed.

@@ -37,10 +37,11 @@ def parse_edit(text: str, classes: Sequence[str], *, who: str = "parse_edit") ->
     """An edit from its text, KIND:EXPERT, KIND:EXPERT=VALUE or KIND:EXPERT:CLASS=VALUE.
 
     An expert is its number at the first level, or ``LEVEL/NUMBER``; where a class is named it is one of the whole
-    layer, in a hierarchy a number per level: ``17,3``. Whether it exists is known when the edit meets a layer.
+    layer, in a hierarchy a number per level: ``17,3``. Whether it exists is checked when the edit is applied to a
+    layer.
 
     Raises:
-        UserError: If the kind or the class is not known (the nearest is offered), or a number is none.
+        UserError: If the kind or the class is unknown (the nearest is suggested), or a number is not one.
 
     >>> parse_edit("scale:1/3=0.5", ["ant", "bee"])
     Scale(expert=3, factor=0.5, level=1, strength=1.0)

@@ -21,14 +21,14 @@ class EditedRun(StoredRun):
 
     Args:
         original: The run.
-        edits: A file of edits, a stack, or what holds one.
+        edits: A file of edits, a stack, or an object that holds one.
 
     Attributes:
         original: The run.
         stack: The edits, on the layer of the original.
 
     Raises:
-        UserError: If the head has no experts that make the logits, or the edits are those of another model.
+        UserError: If the head has no experts that make the logits, or the edits belong to another model.
     """
 
     def __init__(self, original: StoredRun, edits: Edits) -> None:

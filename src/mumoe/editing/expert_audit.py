@@ -1,13 +1,13 @@
-"""Find a bias that nobody named: which experts handle the rows that the model gets wrong?
+"""Find a bias without naming it: which experts handle the rows that the model gets wrong?
 
-Experts split the data among themselves without being told how. If a subgroup is treated badly and the gate sends it
-to experts of its own, the rows of those experts are right less often than the others. So: for every expert, and
-every pair of experts (in a hierarchy: every combination of one expert per level), take the rows that it *handles*
-(its coefficient, or product of coefficients, reaches a threshold), and compare and rank them as `group_audit` does.
+Experts split the data without supervision. If the model treats a subgroup badly and the gate sends it to separate
+experts, the rows of those experts are right less often than the others. So: for every expert, and every pair of experts
+(in a hierarchy: every combination of one expert per level), find the rows that it *handles* (its coefficient, or
+product of coefficients, reaches a threshold), and compare and rank them as `group_audit` does.
 
 What it cannot find: a subgroup that no expert separates from others, and bias that lies in the labels themselves. A
 finding is a group of rows to look at, not a named group of people. Where the data name attributes, `attribute_audit`
-looks at those.
+tests those.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def audit(
     pairs: bool = True,
     **rules: Unpack[Rules],
 ) -> Audit:
-    """Rank experts and their combinations by how many errors the rows that they handle have beyond those of the rest.
+    """Rank experts and their combinations by the excess of errors, over the rest, of the rows that they handle.
 
     Args:
         coefficients: One (rows, N_e) tensor per level.
         right: (rows,) whether the prediction is right.
         labels: (rows,) true labels; each is audited separately.
         threshold: A row is handled by experts whose coefficient (the product, for several) reaches this, 0..1.
-        pairs: Look at pairs of experts of a level too.
+        pairs: Test pairs of experts of a level too.
         **rules: ``min_rows``, ``alpha``, ``correction``, ``merge`` and ``most``, as for `group_audit.rank_groups`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Edits of a MuMoE layer as objects, one class per kind.
 
-Every edit has a strength: 0 changes no bit, 1 is the edit as it is meant (for a rewriting it is lambda itself).
+Every edit has a strength: 0 changes no bit, 1 is the full edit (for a rewriting the strength is lambda itself).
 An edit says what it does as an `Operation` on the weight tensor; `stack` applies several of them in order, each on
 the result of those before it.
 """
@@ -93,7 +93,7 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Correct:
-    """Add a number of one's own choice to one output for single experts, in proportion to their coefficient.
+    """Add a chosen number to one output for single experts, in proportion to their coefficient.
 
     Attributes:
         head: The output.
@@ -136,7 +136,7 @@ class Correct:
 
 @dataclass(frozen=True)
 class SetOutput:
-    """Make one expert contribute a constant to one output, whatever the input, in place of its own logit.
+    """Make one expert contribute a constant to one output, for every input, in place of its own logit.
 
     Attributes:
         expert: Its index: in a hierarchy a tuple of one number per level.
@@ -180,9 +180,9 @@ class Scale:
 
     Attributes:
         expert: Its index at the level.
-        factor: 2 doubles what it says, -1 turns it round.
+        factor: 2 doubles its contribution, -1 reverses it.
         level: The level.
-        strength: 0 leaves it, 1 applies the factor, values between go there linearly.
+        strength: 0 leaves it, 1 applies the factor, values between interpolate.
     """
 
     kind: ClassVar[str] = "scale"
@@ -231,7 +231,7 @@ class Ablate:
 
 @dataclass(frozen=True)
 class Swap:
-    """Exchange the weights of two experts of a level: inputs sent to one are treated by the other.
+    """Exchange the weights of two experts of a level: inputs sent to one are processed by the other.
 
     Attributes:
         first: One expert's index at the level.

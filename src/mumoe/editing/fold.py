@@ -5,9 +5,9 @@ weight tensor per column of its vectors, and every factorization can hold it: CP
 are larger by that number, a dense layer as it is, and a Hadamard layer, which has no rank, as a CP layer
 (`Factorization.add_term`).
 
-A rewriting of a layer with one level of experts adds one. In a hierarchy it adds as many as the joint mean
-coefficients have lines along the longest level that are not zero (at most the product of the other levels' sizes).
-The result does not depend on this package's editing code: it saves, exports and trains like any other layer.
+A rewriting of a layer with one level of experts adds one. In a hierarchy it adds one for every non-zero line of the
+joint mean coefficients along the longest level (at most the product of the other levels' sizes). The result does not
+depend on this package's editing code: it saves, exports and trains like any other layer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["fold_factorization", "fold_layer"]
 def fold_layer(layer: MuMoE) -> MuMoE:
     """An ordinary layer, independent of the given one, that computes what an edited layer computes.
 
-    Ranks grow as the factorization says; gate, dtype, device and training mode are those of the layer.
+    Ranks grow as documented by the factorization; gate, dtype, device and training mode are those of the layer.
 
     Args:
         layer: A layer with or without applied edits; left as it is.

@@ -7,27 +7,27 @@ those that it would have if it were right as often as the rest: its rows times t
 
 The gap alone would favour groups of ten rows, whose gaps are large by chance, and the excess alone the largest groups;
 20 rows is where the two balance (`PRIOR`). Significance is stated beside the score and does not change the order: with
-few errors among the rest a small gap is significant sooner, whatever it costs.
+few errors among the rest a small gap becomes significant sooner, however few errors it causes.
 
 Labels are compared separately because a bias has a direction: a subgroup is missed (label 1, too low a logit) or
-wrongly included (label 0). It also keeps a group from being suspected merely because its rows have the harder label:
+wrongly included (label 0). It also keeps a group from being flagged merely because its rows have the harder label:
 a column that determines the label leaves no rest to compare with, and is not tested.
 
 With many labels no group may hold `min_rows` rows of any one of them. Then all labels are pooled: a group is compared
-with the other rows label by label, and only the sums are tested (the exact test of a sum of hypergeometric counts; the
-gap is Mantel and Haenszel's). If even that leaves nothing, the floor `min_rows` is lowered to what the rows hold. The
-result states either.
+with the other rows label by label, and only the sums are tested (the exact test of a sum of hypergeometric counts).
+The rest's accuracy is then standardized: what it would be with as many rows of each label as the group. If even that
+leaves nothing, the floor `min_rows` is lowered to what the rows allow. The result records both.
 
 Very many comparisons are made, and some gap is always large by chance. Each gets the one-sided p-value of Fisher's
 exact test, corrected over all comparisons: by Holm (``holm``: the chance of even one false alarm is below alpha) or
-by Benjamini and Hochberg (``fdr``: at most a share alpha of the alarms is false on average; sure for comparisons that
-depend on each other positively, as overlapping groups do, and disjoint ones nearly). Gaps carry Newcombe's 95%
-interval, which is not corrected. The interval of the first in a ranking is too optimistic: it was chosen for being
-extreme.
+by Benjamini and Hochberg (``fdr``: at most a share alpha of the alarms is false on average; proven for comparisons that
+depend on each other positively, as overlapping groups do, and nearly true for disjoint ones). Gaps have Newcombe's 95%
+interval, which is not corrected. The interval of the first finding is too optimistic, because the finding was selected
+for being extreme.
 
-Groups overlap, and one failure may fill the first places of a ranking. So a group of which `merge` (by default half) of
-the rows are in one that ranks above it, or the other way round, is listed under that one: the overlap is the number of
-common rows over that of the smaller group. A significant group is never listed under one that is not. Merging comes
+Groups overlap, and one failure may fill the first places of a ranking. So a group is listed under one that ranks above
+it if `merge` (by default half) of its rows are in that one, or the other way round: the overlap is the number of common
+rows over that of the smaller group. A significant group is never listed under one that is not. Merging comes
 after the tests: the correction is for all comparisons made.
 """
 
@@ -70,7 +70,7 @@ BLOCK = 8192
 """Rows at a time while overlaps are counted."""
 
 Name = tuple[tuple[Any, Any], ...]
-"""What a group is called: (level, expert) pairs, or (column, value) pairs."""
+"""The name of a group: (level, expert) pairs, or (column, value) pairs."""
 
 
 class Rules(TypedDict, total=False):
@@ -93,7 +93,7 @@ class Finding:
         label: The true label of the rows compared; None if all labels were pooled.
         rows: Rows of the group.
         accuracy: Their accuracy.
-        rest: Accuracy of all other rows with this label; pooled, accuracy + gap.
+        rest: Accuracy of all other rows with this label; pooled, with the labels weighted as in the group.
         gap: rest - accuracy, with its interval; positive is worse than the rest.
         p_value: One-sided, of Fisher's exact test.
         p_corrected: After the correction over all comparisons.
@@ -119,7 +119,7 @@ class Finding:
 
     @property
     def excess(self) -> float:
-        """Errors beyond those of as many other rows with this label."""
+        """Errors in excess of those of as many other rows with this label."""
         return self.rows * self.gap.value
 
     def experts_in_words(self) -> str:
@@ -311,7 +311,7 @@ def rank_groups(
     most: int = 1000,
     threshold: float = 0.0,
 ) -> Audit:
-    """Rank groups of rows by how many errors they have beyond those of the rest.
+    """Rank groups of rows by their excess of errors over the rest.
 
     Args:
         candidates: The groups.
@@ -325,7 +325,7 @@ def rank_groups(
         merge: Overlap (common rows over those of the smaller group) from which a group is listed under one that ranks
             above it, 0..1; 0 for never.
         most: Findings kept, those merged included: significant ones first, and of these those with the largest score.
-        threshold: What the result states.
+        threshold: Recorded in the result.
 
     Returns:
         The ranking; without findings if no group has two rows to be tested.
@@ -399,7 +399,7 @@ def _comparable(counts: Counts) -> Counts:
 def _by_label(table: _Tables, name: Callable[[int], dict[str, Any]], least: int) -> list[tuple[int, Finding]]:
     """Each group with each label of which enough rows are on both sides; p-values are not corrected yet.
 
-    A pair that has the same rows as one of its columns is no group of its own.
+    A pair that has the same rows as one of its columns is not a separate group.
     """
     large = (table.counts[:, :, 1] >= least) & (table.counts[:, :, 3] >= least)
     label, group = np.nonzero((large & ~table.alike).T)
@@ -408,7 +408,7 @@ def _by_label(table: _Tables, name: Callable[[int], dict[str, Any]], least: int)
     columns = (part.tolist() for part in (group, label, counts, fisher_less(*counts.T)))
     for g, place, (k, n, k_rest, n_rest), p in zip(*columns, strict=True):
         accuracy, rest = k / n, k_rest / n_rest
-        gap = Estimate(rest - accuracy, *newcombe(k, n, k_rest, n_rest))
+        gap = Estimate(rest - accuracy, *map(float, newcombe(k, n, k_rest, n_rest)))
         found.append((g, _finding(name(g), table.labels[place], n, accuracy, rest, gap, p)))
     return found
 

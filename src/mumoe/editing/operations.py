@@ -26,12 +26,12 @@ __all__ = ["AddedTerm", "CoefficientMap", "EditedFactorization", "Operation", "o
 
 @dataclass(frozen=True)
 class CoefficientMap:
-    """Coefficients of one level are multiplied by a matrix before they meet the experts.
+    """Coefficients of one level are multiplied by a matrix before they are used.
 
     Attributes:
         level: The level.
         matrix: (K, K); new coefficient k = sum_m matrix[k, m] a[experts[m]].
-        experts: The K experts whom it concerns, all others staying as they are; None for all of the level.
+        experts: The K experts that it changes; None for all of the level.
     """
 
     level: int
@@ -149,7 +149,7 @@ class EditedFactorization(nn.Module):
         self.bias = self.bias or isinstance(operation, AddedTerm)
 
     def __getattr__(self, name: str) -> Any:
-        """Sizes, ranks and titles are those of the base."""
+        """Sizes, ranks and titles of the base."""
         try:
             return super().__getattr__(name)
         except AttributeError:

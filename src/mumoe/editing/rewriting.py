@@ -1,7 +1,7 @@
-"""The paper's correction of a bias (eq. 6): find the experts that treat a subpopulation, and correct their output.
+"""The paper's correction of a bias (eq. 6): find the experts that process a subpopulation, and correct their output.
 
 The mean coefficients a-bar say to which experts the gate sends a subpopulation. Adding lambda a-bar' a to one
-output's logit gives everybody who is sent to the same experts the same correction, and others little. With
+output's logit gives the same correction to all inputs sent to the same experts, and little to others. With
 lambda = N, the number of experts, an input treated uniformly (each coefficient 1/N) moves by 1.
 
 In a hierarchy the coefficients of eq. 6 are those of *combinations* of experts, the products over the levels. So
@@ -49,7 +49,7 @@ def rewriting(
     direction: Literal["raise", "lower"] = "raise",
     strength: float | None = None,
 ) -> Rewrite:
-    """The paper's rewriting of one output: lambda = N by default, its sign by the direction asked for.
+    """The paper's rewriting of one output: lambda = N by default, its sign by the direction.
 
     Args:
         layer: The layer.

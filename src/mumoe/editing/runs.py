@@ -75,12 +75,12 @@ class EditingRun:
             yield self.inputs(rows[start : start + BLOCK])
 
     def logits(self, rows: npt.NDArray[np.int64], head: int) -> npt.NDArray[np.float64]:
-        """(rows,) logits of one output, with whatever edits are applied."""
+        """(rows,) logits of one output, with the edits that are applied."""
         logits: npt.NDArray[np.float64] = host(self._output(rows)[:, head]).numpy()
         return logits
 
     def outputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """(rows, classes) logits, with whatever edits are applied."""
+        """(rows, classes) logits, with the edits that are applied."""
         return self._output(rows).float().cpu().numpy()
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class EditingRun:
         return torch.cat([self.head.finish(self.head.layer(x)) for x in self.batches(rows)])
 
     def answers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """(rows,) classes, or (rows, attributes) of 0 and 1, with whatever edits are applied."""
+        """(rows,) classes, or (rows, attributes) of 0 and 1, with the edits that are applied."""
         logits = self.outputs(rows)
         found = logits > 0 if self.data.multi_label else logits.argmax(1)
         return found.astype(np.int64)
@@ -104,7 +104,7 @@ class EditingRun:
         """One 0/1 attribute with a sensitive one.
 
         Raises:
-            UserError: If the run is single-label, or a name is unknown (the nearest is offered).
+            UserError: If the run is single-label, or a name is unknown (the nearest is suggested).
         """
         data = self.data
         if not data.multi_label:
@@ -175,7 +175,7 @@ class Problem:
         """A sensitive value as the data writes it; 1, yes and true are one, and so are 0, no and false.
 
         Raises:
-            UserError: If there is no such value; the nearest is offered.
+            UserError: If there is no such value; the nearest is suggested.
         """
         values = list(dict.fromkeys(self.values[self.known].tolist()))
         place = find_value(values, asked)
@@ -194,8 +194,8 @@ def editing_run(run: StoredRun) -> EditingRun:
     """A run's head, data and features; those of a fine-tuned run come from its own backbone.
 
     Raises:
-        UserError: If its data are others, or it does not know its backbone.
-        JobError: If it has no whole checkpoint.
+        UserError: If its data differ, or it does not know its backbone.
+        JobError: If it has no intact checkpoint.
     """
     head, inputs = run.head, run.inputs
     assert inputs.features is not None
@@ -204,7 +204,7 @@ def editing_run(run: StoredRun) -> EditingRun:
 
 
 def check_editable(run: StoredRun, edits: Iterable[ExpertEdit] = (), *, who: str) -> None:
-    """Refuse edits that a run's head has no place for, before its weights, data or features are read.
+    """Refuse edits that do not fit a run's head, before its weights, data or features are read.
 
     Raises:
         UserError: If the head has no experts that make the logits, or an edit does not fit it.

@@ -1,7 +1,7 @@
 """Stacks of edits on one layer: list, name, scale, preview, apply, undo, fold.
 
-Nothing is written into the factors: applying puts a wrapper around them and undoing takes it off, so undoing is
-exact. Folding makes a new layer that has the edits in its own factors.
+Nothing is written into the factors: applying puts a wrapper around them and undoing removes it, so undoing is exact.
+Folding makes a new layer that has the edits in its own factors.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class EditStack:
 
     @contextlib.contextmanager
     def being(self, applied: bool) -> Iterator[None]:
-        """Applied or not for the time being."""
+        """Applied, or not, within the context."""
         was = self.applied
         (self.apply if applied else self.undo)()
         try:

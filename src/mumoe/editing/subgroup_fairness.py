@@ -1,7 +1,7 @@
-"""Measure whom a classifier fails, and what a correction costs the others.
+"""Measure the accuracy of subgroups, and what a correction of one costs the others.
 
-A *subgroup* is everybody with the same true label and the same value of a sensitive attribute, such as
-"blond, male". For each subgroup one asks how often the classifier is right, and sums the answers up:
+A *subgroup* is all rows with the same true label and the same value of a sensitive attribute, such as "blond, male".
+The metrics summarize how often the classifier is right in each subgroup:
 
 - accuracy of the *target* subgroup, the one that a correction is meant for;
 - equality of opportunity (Hardt et al. 2016): by how much the true positive rate differs between sensitive
@@ -12,12 +12,12 @@ A *subgroup* is everybody with the same true label and the same value of a sensi
   everything that changed for the others, whether up or down. It needs predictions from before and after;
 - overall accuracy.
 
-Every number comes with an interval from the bootstrap: had the test set been drawn again, where would the
-number lie? Drawing rows again is the same as drawing how many of each subgroup are right, since no metric
-looks at anything else, so the counts are drawn directly: exactly the same distribution at a small part of the
-work. Before and after are drawn together, so that rows which a correction leaves alone add no noise to a
-change. By default the size of each subgroup is kept (*stratified*): the interval then answers for a
-population with the test set's composition, and no resample can lose a subgroup.
+Every number comes with an interval from the bootstrap: how much would the number vary if the test set were drawn again?
+Drawing rows again is the same as drawing how many of each subgroup are right, since no metric depends on anything else,
+so the counts are drawn directly: exactly the same distribution for a fraction of the work. Before and after are drawn
+together, so that rows that a correction does not change add no noise to a change. By default the size of each subgroup
+is kept (*stratified*): the interval then answers for a population with the test set's composition, and no resample can
+lose a subgroup.
 
 What these numbers cannot show is in `docs/editing.md`: whether the labels are right, subgroups without a name, harm,
 and other data.
@@ -43,6 +43,7 @@ from mumoe.editing.subgroups import (
 )
 from mumoe.errors import UserError
 from mumoe.records import read_typed, to_plain
+from mumoe.statistics import bootstrap_interval
 
 __all__ = [
     "METRICS",
@@ -82,7 +83,7 @@ class Bootstrap:
 
     Attributes:
         resamples: Test sets drawn; 0 leaves every interval out.
-        confidence: Share of the resamples inside the (percentile) interval.
+        confidence: Share of the resamples inside the percentile interval, which is widened to hold its estimate.
         stratified: Keep each subgroup's size. False draws the sizes too; the few resamples without any row of
             some subgroup are then left out.
         seed: Of the draws.
@@ -122,7 +123,7 @@ class SubgroupResult:
 
 @dataclass(frozen=True)
 class FairnessReport:
-    """Everything that the paper's Table 2 and Figure 16 say about one model.
+    """The numbers of the paper's Table 2 and Figure 16 for one model.
 
     Attributes:
         target: The subgroup that a correction is meant for.
@@ -180,7 +181,7 @@ def target_accuracy(y_true: Labels, y_pred: Labels, *, sensitive_features: Sensi
     """Accuracy of one subgroup, named by its (label, sensitive value); 0..1, 1 is best.
 
     Raises:
-        UserError: If there is no such subgroup (the nearest name is offered), or as `subgroup_accuracy`.
+        UserError: If there is no such subgroup (the nearest name is suggested), or as `subgroup_accuracy`.
     """
     groups, means = _accuracies("target_accuracy", y_true, y_pred, sensitive_features)
     return float(means[groups.index(*target, who="target_accuracy")])
@@ -388,5 +389,5 @@ def _interval(value: float, drawn: Values, bootstrap: Bootstrap) -> Estimate:
     if not len(drawn):
         return Estimate(value)
     tail = (1 - bootstrap.confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = bootstrap_interval(drawn, value, (tail, 1 - tail))
     return Estimate(value, float(low), float(high))

@@ -75,7 +75,7 @@ class Subgroups:
         """Position of one subgroup; 1, yes and true are one sensitive value, and so are 1 and 1.0.
 
         Raises:
-            UserError: If there is no such label or sensitive value; the nearest one is offered.
+            UserError: If there is no such label or sensitive value; the nearest one is suggested.
         """
         return self.label_index(label, who=who) * len(self.sensitive_values) + self._sensitive_index(sensitive, who)
 
@@ -257,5 +257,5 @@ def _require_full(
     detail = f"; {value!r} has one class only" if classes == 1 else ""
     raise UserError(
         f"{who}: expected rows in every subgroup, got none with label {label!r} and sensitive "
-        f"value {value!r}{detail}. Merge or leave out this value, or take a split that holds it."
+        f"value {value!r}{detail}. Merge or leave out this value, or use a split that has it."
     )

@@ -1,7 +1,7 @@
-"""Compiled kernels for the sparse gate, and the choice of them. Everything runs without any.
+"""Compiled kernels for the sparse gate, and the choice between them. Everything also runs without kernels.
 
 A module of kernels has four functions: `support` and `support_backward`, `bag` and `bag_backward`. `cpu` needs numba
-(``pip install 'mumoe[native]'``) and is chosen for float32 tensors on the processor unless ``MUMOE_NATIVE=0``. `cuda`
+(``pip install 'mumoe[native]'``) and is chosen for float32 tensors on the CPU unless ``MUMOE_NATIVE=0``. `cuda`
 needs Triton and is chosen only with ``MUMOE_TRITON=1``: it has passed its tests in Triton's interpreter, but has never
 run on a GPU.
 """
@@ -25,7 +25,7 @@ NEEDED = {"cpu": "numba", "cuda": "triton"}
 
 
 def of(tensor: Tensor) -> ModuleType | None:
-    """The kernels for a tensor; None where plain PyTorch computes."""
+    """The kernels for a tensor; None if plain PyTorch is used."""
     device = tensor.device.type
     if tensor.dtype != torch.float32 or device not in NEEDED:
         return None
@@ -40,6 +40,6 @@ def _load(device: str) -> ModuleType | None:
         return None
     try:
         return importlib.import_module(f"mumoe.kernels.{device}")
-    except ImportError as error:  # such as a numba that does not know the installed numpy
+    except ImportError as error:  # such as a numba that does not support the installed numpy
         warnings.warn(f"mumoe.kernels: {NEEDED[device]} does not load ({error}). Plain PyTorch is used.", stacklevel=2)
         return None

@@ -1,14 +1,14 @@
-"""Kernels for float32 tensors on the processor: PyTorch's matrix products, and loops compiled by numba around them.
+"""Kernels for float32 tensors on the CPU: PyTorch's matrix products, and loops compiled by numba around them.
 
 A block of experts (about a megabyte of logits for the full batch) is multiplied, scanned for entries that may be in
-the support, and dropped. Each loop works on a range of rows or experts, so that ranges can be shared out to threads;
+the support, and dropped. Each loop works on a range of rows or experts, so that ranges can be distributed over threads;
 no sum crosses a range, which makes results independent of the number of threads.
 
 Thresholds of the scan. With scale s (1/2 for entmax15, 1 for sparsemax) and x = s (y - max y), the threshold tau of
-both activations is in [-1, 0), so only entries with x > -1 can be in the support. More: tau of a subset of the row is
-at most tau of the row, because the sum over the subset of (x - tau)+^p is at most the sum over the row, and both fall
-with tau. So whenever a row's list is full it is thinned by the threshold of the list itself, and the list never
-needs much more room than the support of what was seen. Each bound is lowered by a margin far above the rounding of
+both activations is in [-1, 0), so only entries with x > -1 can be in the support. Moreover, tau of a subset of the row
+is at most tau of the row, because the sum over the subset of (x - tau)+^p is at most the sum over the row, and both
+fall with tau. So whenever a row's list is full, the threshold of the list itself thins it, and the list never needs
+much more room than the support of the entries seen so far. Each bound is lowered by a margin far above the rounding of
 the comparison, and the final threshold is solved in float64 on what is left.
 """
 
@@ -36,7 +36,7 @@ NARROW, NARROWEST = 512, 128
 CAPACITY = 256
 """Entries that a row's list has room for at first."""
 SAMPLE = 16
-"""Rows of the first block whose support tells whether coefficients are dense, where there are many candidates."""
+"""Rows of the first block whose support decides whether coefficients are dense, if there are many candidates."""
 STEP = 32
 """Entries that the scan looks at together; with 16, LLVM unrolls the comparison instead of vectorizing it."""
 FIRST_THINNING = 64
@@ -304,7 +304,7 @@ def _solve_row(values, index, count, top, kind, k, scratch):
 def _scan(begin, end, block, first, mean, rstd, kind, k, values, index, count, top, floor, tau, last):
     """Scan rows begin..end of a block; after the last block solve them, and cut their lists to the support.
 
-    Returns 0, 1 if a row needs a longer list, or -1 if a row has a NaN. To scan a block again is harmless.
+    Returns 0, 1 if a row needs a longer list, or -1 if a row has a NaN. Scanning a block again is harmless.
     """
     scratch = np.empty(values.shape[1], np.float32)
     for b in range(begin, end):
@@ -448,7 +448,7 @@ def _statistics(block, mean, var, eps):
 
 
 def _scanned(logits, first, mean, rstd, kind, k, lists, last):
-    """The lists after one more block, longer if they must be; None if there is a NaN."""
+    """The lists after one more block, longer if necessary; None if there is a NaN."""
     centre, scale = (_NONE, _NONE) if mean is None else (mean.numpy(), rstd.numpy())
     while True:
         block = logits.numpy()
@@ -498,7 +498,7 @@ def support_backward(raw, indices, offsets, x, weight, by_x, by_weight):
 
 
 def bag(values, indices, offsets, factor):
-    """sum_j values_j factor[indices_j] for each row: PyTorch's own kernel, which fetches ahead."""
+    """sum_j values_j factor[indices_j] for each row: PyTorch's own kernel, which prefetches."""
     return F.embedding_bag(indices, factor, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
 
 

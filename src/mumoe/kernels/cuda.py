@@ -1,7 +1,7 @@
 """Kernels for float32 tensors on CUDA, in Triton: one program for each row, entry or expert. Opt-in: MUMOE_TRITON=1.
 
-The functions and their arguments are those of `mumoe.kernels.cpu`, and so are the bounds. Tested for correctness with
-Triton's interpreter on the processor. They have not run on a GPU, and their speed has not been measured.
+The functions, arguments and bounds are the same as in `mumoe.kernels.cpu`. Tested for correctness with Triton's
+interpreter on the CPU. The kernels have not run on a GPU, and their speed has not been measured.
 """
 
 # mypy: ignore-errors

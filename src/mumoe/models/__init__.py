@@ -1,4 +1,4 @@
-"""Backbones, their cached features, and the models built on them; timm and transformers wait for the first use."""
+"""Backbones, their cached features, and the models built on them; timm and transformers are imported on first use."""
 
 from lazy_loader import attach_stub
 

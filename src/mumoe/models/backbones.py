@@ -1,7 +1,7 @@
 """Backbones: any timm model by name, as a module from images to one feature vector each.
 
-A backbone brings its own preprocessing (timm's data config) and a fingerprint of its weights, so that
-features can be cached by what made them. Presets name the backbones of the paper and the embedded one.
+A backbone has its own preprocessing (timm's data config) and a fingerprint of its weights, so that
+the cache of features can tell what computed them. Presets name the backbones of the paper and the embedded one.
 """
 
 from __future__ import annotations
@@ -121,10 +121,10 @@ def create_backbone(
         weights: A local safetensors file with timm's tensor names, instead of a download. A classifier in it
             is left out; everything else must fit.
         pretrained: False starts from random weights.
-        seed: Of the random weights: the same seed gives the same backbone.
-        image_size: Side of the input in pixels. None takes the backbone's own size and crop. A size of yours
-            takes the whole of the shorter side (crop_pct 1); a transformer's position embeddings are
-            resampled to it. A forward at this size is tried before the model is returned.
+        seed: Seed of the random weights; the same seed gives the same backbone.
+        image_size: Side of the input in pixels. None uses the backbone's own size and crop. With another size the
+            crop spans the whole shorter side (crop_pct 1), and a transformer's position embeddings are
+            resampled. A forward at this size is run before the model is returned.
         cache_dir: Where the embedded backbone's converted weights are kept.
 
     Raises:
@@ -150,7 +150,7 @@ def _check_name(name: str, full_name: str) -> None:
     architecture, _, tag = full_name.partition(".")
     if not timm.is_model(architecture):
         close = nearest(name, [*PRESETS, *timm.list_models()])
-        remedy = f"Did you mean {close!r}?" if close else "timm.list_models() names them all."
+        remedy = f"Did you mean {close!r}?" if close else "timm.list_models() lists them all."
         raise UserError(f"backbone: expected {', '.join(PRESETS)} or a timm model, got {name!r}. {remedy}")
     tagged = timm.list_models(f"{architecture}.*", pretrained=True)
     if tag and full_name not in tagged:
@@ -179,9 +179,9 @@ def _download(full_name: str) -> nn.Module:
 
 
 def _hub_file(full_name: str) -> dict[str, Any] | None:
-    """Where the hub's cache has the weights; None if they are to be downloaded, once the hub has answered.
+    """The weights' file in the hub's cache; None to download them, after a check that the hub can be reached.
 
-    timm would try an unreachable hub for most of a minute; this asks it once.
+    timm would retry an unreachable hub for most of a minute; this function contacts it once.
     """
     from huggingface_hub import constants, get_session, try_to_load_from_cache
 
@@ -200,12 +200,12 @@ _REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, IndexError, At
 
 
 def _at_size(model: nn.Module, size: int, full_name: str, seed: int | None) -> nn.Module:
-    """The model for another input size: as timm resizes it, as it is, or built anew for the size; each is tried.
+    """The model for another input size: resized by timm, unchanged, or rebuilt for the size; each is tried.
 
-    `seed` is that of random weights; None keeps the model's own.
+    `seed` is that of the random weights; None keeps the model's weights.
     """
     if size < 8:
-        raise UserError(f"backbone: expected image_size of at least 8 pixels, got {size}. Leave it out, say.")
+        raise UserError(f"backbone: expected image_size of at least 8 pixels, got {size}. Leave it out.")
     own = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index]
     if size == own:
         return model
@@ -234,7 +234,7 @@ def _try_forward(model: nn.Module, size: int) -> None:
 
 
 def _built_for(model: nn.Module, size: int, full_name: str, seed: int | None) -> nn.Module:
-    """A model that timm builds for an input size, with the weights that were trained, where they fit."""
+    """A model that timm builds for an input size, with the trained weights if they fit."""
     found = _plain(full_name, 0 if seed is None else seed, img_size=size)
     if seed is None:
         expected, state = found.state_dict(), model.state_dict()
@@ -247,7 +247,7 @@ def _built_for(model: nn.Module, size: int, full_name: str, seed: int | None) ->
 
 
 def _other_size(model: nn.Module, size: int) -> str:
-    """The nearest multiple of the patches, if the size is none."""
+    """A hint with the nearest multiple of the patch size, if the size is not one; else empty."""
     patch: Any = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
     patch = patch[0] if isinstance(patch, tuple | list) else patch
     return f"A multiple of {patch} is {max(round(size / patch), 1) * patch}. " if size % patch else ""
@@ -282,7 +282,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"backbone: expected a whole safetensors file, got {path} ({error}). Get it again.") from error
+        raise UserError(
+            f"backbone: expected an intact safetensors file, got {path} ({error}). Get it again."
+        ) from error
 
 
 def _without_classifier(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -293,7 +295,7 @@ def _without_classifier(state: Mapping[str, Tensor], model: nn.Module) -> dict[s
 
 
 def _translated(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors as timm's own filter of published checkpoints renames them, where the family has one."""
+    """The tensors as timm's filter of published checkpoints renames them, if the family has one."""
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if translate is None:
         return state

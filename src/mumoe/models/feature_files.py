@@ -2,10 +2,10 @@
 
 Three formats, each holding one row per image in one order:
 
-- ``FEATURES.npy``, (n, d) floats, with files beside it: ``labels.npy`` and, if there are such,
-  ``split.npy`` and ``group_NAME.npy`` for every subgroup column.
-- ``FILE.safetensors`` with the tensors ``features``, ``labels``, ``split``, ``group_NAME``. Floats of 8 and 16 bits
-  are converted to float32.
+- ``FEATURES.npy``, (n, d) floats, with files beside it: ``labels.npy`` and, optionally, ``split.npy``, ``id.npy``
+  and ``group_NAME.npy`` for every subgroup column.
+- ``FILE.safetensors`` with the tensors ``features``, ``labels``, ``split``, ``group_NAME`` and ``id``. Floats of 8 and
+  16 bits are converted to float32.
 - ``FILE.parquet`` with the columns ``features`` (lists of floats), ``labels``, ``split``, ``group_NAME`` and
   ``id``.
 
@@ -46,7 +46,7 @@ WHO = "features"
 Array = npt.NDArray[Any]
 
 MOST_NUMBERS = 1_000_000
-"""Numbers without names are positions; one from here on is a code that needs a name."""
+"""Numbers without names are positions; numbers from this one on are codes that need names."""
 
 _CLASS_KEYS = ("classes", "id2label", "label2id")
 
@@ -77,11 +77,11 @@ class NoImages:
 def load_feature_data(
     path: str | Path, *, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2), split_seed: int = 0
 ) -> tuple[ImageData, Features]:
-    """A feature file as a labelled set and its features; opening an image of it is a JobError.
+    """A feature file as a labelled set and its features; opening one of its images raises JobError.
 
     Args:
         path: The file; see the module for what it and the files beside it hold.
-        fractions: Shares of train, val and test where the file has no split.
+        fractions: Shares of train, val and test, if the file has no split.
         split_seed: Seed of that split.
 
     Raises:
@@ -94,7 +94,7 @@ def load_feature_data(
     count = len(features.x)
     for name, column in table.columns.items():
         if len(column) != count:
-            raise UserError(f"{WHO}: expected {count} rows of {name!r} in {path}, got {len(column)}. Give one a row.")
+            raise UserError(f"{WHO}: expected {count} rows of {name!r} in {path}, got {len(column)}. Give one per row.")
     if "labels" not in table.columns:
         raise UserError(f"{WHO}: expected labels with {path}, got none. {_where_labels(path)}")
     labels, classes, multi_label = _labels(table, path)
@@ -137,6 +137,7 @@ def _read_npy(path: Path) -> Table:
     beside = [
         path.with_name("labels.npy"),
         path.with_name("split.npy"),
+        path.with_name("id.npy"),
         *sorted(path.parent.glob("group_*.npy")),
     ]
     found = [file for file in beside if file.is_file() and file != path]
@@ -160,7 +161,7 @@ def _read_safetensors(path: Path) -> Table:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise _damaged(path, "a whole safetensors file", error) from error
+        raise _damaged(path, "an intact safetensors file", error) from error
     small = {key: tensor.is_floating_point() and tensor.element_size() < 4 for key, tensor in tensors.items()}
     arrays = {key: (tensor.float() if small[key] else tensor).numpy() for key, tensor in tensors.items()}
     features = arrays.pop("features", None)
@@ -216,7 +217,7 @@ def _read_parquet(path: Path) -> Table:
     try:
         table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, "a whole parquet file", error) from error
+        raise _damaged(path, "an intact parquet file", error) from error
     if "features" not in table.column_names:
         raise UserError(f"{WHO}: expected a column 'features' in {path}, got {table.column_names}. Rename it.")
     arrays = {name: _column(table.column(name), name, path) for name in table.column_names}
@@ -236,7 +237,7 @@ def _parquet_metadata(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
 
 
 def _column(column: Any, name: str, path: Path) -> Array:
-    """A parquet column as an array: objects, None where it is empty, or 2-d numbers where it holds lists."""
+    """A parquet column as an array: objects, with None for empty rows, or 2-d numbers if it holds lists."""
     kinds = require("pyarrow.types", "data", WHO)
     if not (kinds.is_list(column.type) or kinds.is_fixed_size_list(column.type) or kinds.is_large_list(column.type)):
         simple = kinds.is_integer(column.type) or kinds.is_floating(column.type)
@@ -309,7 +310,7 @@ def _labels(table: Table, path: Path) -> tuple[Any, tuple[str, ...], bool]:
 
 def _read_column(raw: Array, what: str, path: Path) -> Column:
     if raw.ndim != 1:
-        raise UserError(f"{WHO}: expected one value a row in {what!r} of {path}, got shape {raw.shape}.")
+        raise UserError(f"{WHO}: expected one value per row in {what!r} of {path}, got shape {raw.shape}.")
     if raw.dtype.kind not in "iufbUSO":
         raise UserError(f"{WHO}: expected whole numbers or names in {what!r} of {path}, got {raw.dtype}.")
     return read_column(raw, who=WHO, name=f"{what} of {path}")
@@ -323,7 +324,7 @@ def _are_numbers(raw: Array) -> bool:
 
 
 def _positions(column: Column, names: tuple[str, ...] | None, what: str, path: Path) -> Attribute:
-    """A column of numbers, which are positions among the names given for them, or are their own names."""
+    """A column of numbers: positions among the given names, or, without names, names themselves."""
     fraction = next((value for value in column.values if not value.lstrip("-").isdigit()), None)
     if fraction is not None:
         raise UserError(f"{WHO}: expected whole numbers or names in {what!r} of {path}, got {fraction}.")
@@ -339,7 +340,7 @@ def _positions(column: Column, names: tuple[str, ...] | None, what: str, path: P
 
 
 def _by_name(column: Column, names: tuple[str, ...] | None, path: Path) -> Attribute:
-    """A column of names, in the order of the classes that were given."""
+    """A column of names, in the order of the given classes."""
     if names is None:
         return Attribute(column.codes, column.values)
     strange = next((value for value in column.values if value not in names), None)
@@ -366,7 +367,7 @@ def _attributes(table: Table, path: Path) -> dict[str, Attribute]:
 
 
 def _group(raw: Array, names: tuple[str, ...] | None, what: str, path: Path) -> Attribute:
-    """Subgroups: unknown where a value is missing, no and yes for 0 and 1 that have no names."""
+    """Subgroups: unknown for missing values, no and yes for 0 and 1 without names."""
     column = _read_column(raw, what, path)
     if _are_numbers(raw) and (names or column.kind != "binary"):
         return _positions(column, names, what, path)
@@ -381,5 +382,5 @@ def _ids(table: Table, path: Path, count: int) -> tuple[str, ...]:
     empty = sum(map(is_missing, ids))
     if empty or len(set(ids)) != count:
         got = f"{empty} empty" if empty else f"{count - len(set(ids))} repeated"
-        raise UserError(f"{WHO}: expected another 'id' in every row of {path}, got {got}.")
+        raise UserError(f"{WHO}: expected a different 'id' in every row of {path}, got {got}.")
     return ids

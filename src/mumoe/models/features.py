@@ -1,6 +1,6 @@
 """Features of a frozen backbone, extracted once and kept on disk.
 
-Training a head on cached features takes seconds where running the backbone takes minutes. The cache is keyed
+Training a head on cached features takes seconds, while running the backbone takes minutes. The cache is keyed
 by everything that the numbers depend on: the images, the backbone's weights, its preprocessing and input
 size, and the number format of the computation. When one of them changes, features are extracted again, into
 another folder. Labels and splits are not part of the key for sets whose `open_image` has a `fingerprint`.
@@ -40,7 +40,7 @@ __all__ = ["DTYPES", "Features", "extract_features", "feature_key", "find_featur
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FORMAT = 1
-"""Increase it when the same inputs give other numbers: older caches are then not used."""
+"""Increase it when the same inputs give other numbers, so that older caches are not used."""
 
 FILE = "features.npy"
 
@@ -50,11 +50,11 @@ class Features:
     """One feature vector per image of a set, in the order of the set.
 
     Attributes:
-        x: (num_images, num_features) float32, read-only, memory-mapped where the file allows it.
+        x: (num_images, num_features) float32, read-only, memory-mapped if the file allows it.
         key: Hex digest of all that the numbers depend on.
         path: The file they are in.
         extracted: How many images this call ran through the backbone.
-        reused: How many it found done.
+        reused: How many were in the cache already.
     """
 
     x: npt.NDArray[np.float32]
@@ -78,8 +78,8 @@ def extract_features(
 ) -> Features:
     """The backbone's features of every image of a set, from the cache or extracted into it.
 
-    Images are streamed: memory holds a few batches for a set of any size. Two processes that extract
-    the same features at once extract them once. A damaged cache is extracted again, with a warning. The
+    Images are streamed: memory holds a few batches for a set of any size. Two processes that need
+    the same features at the same time extract them once. A damaged cache is extracted again, with a warning. The
     mode, device and memory format of the backbone are restored.
 
     Args:
@@ -87,10 +87,10 @@ def extract_features(
         backbone: Its evaluation preprocessing is applied.
         cache_dir: Where features are kept; see `mumoe.files.cache_root`.
         batch_size: Images at a time.
-        workers: Processes that open and preprocess images; 0 does it in this one.
+        workers: Processes that open and preprocess images; 0 uses this one.
         device: Where the backbone runs.
         dtype: Number format of the backbone's products. bfloat16 is faster on processors that have it,
-            with two to three digits; the features are stored as float32 either way.
+            with a precision of two to three digits; the features are stored as float32 either way.
         together: All processes of a distributed job make this call, and share the work; see `mumoe.models.shares`.
         progress: Whether to show progress on stderr.
 
@@ -130,7 +130,7 @@ def extract_features(
 
 
 def find_features(key: str, cache_dir: str | Path | None = None) -> npt.NDArray[np.float32] | None:
-    """The features that a cache holds under a key, memory-mapped; None where it has none that are whole."""
+    """The features that a cache holds under a key, memory-mapped; None if they are missing or damaged."""
     folder = recovered(cache_root(cache_dir) / "features" / key[:32])
     if damage(folder) is not None:
         return None
@@ -145,7 +145,7 @@ def _share(
     write: Callable[[Iterator[Tensor]], bool],
     batches: list[list[int]],
 ) -> bool:
-    """Extract with all processes where one of them lacks the features; whether this was needed."""
+    """Extract with all processes if one of them lacks the features; return whether this was needed."""
     here = damage(folder) is None
     if not shares.any(not here):
         return False

@@ -3,7 +3,7 @@
 The gate reads what the MLP would read, the output of the block's own layer norm, and its logits are normalized
 over the experts of each position, without scale or shift, before the entmax (``norm="layer"``; the later version
 of the paper calls it the layer norm before the gate). Statistics over a batch would mix positions: a later token
-would change an earlier one's prediction. They are refused.
+would change the prediction of an earlier one. They are refused.
 
 A model is saved and loaded by Hugging Face's `save_pretrained` and `from_pretrained`, as safetensors with a
 config.json, and `generate` works as for any GPT-2, with its cache of keys and values.
@@ -44,7 +44,7 @@ class GPT2Shape:
         width: Width of the residual stream.
         context: Longest sequence.
         vocabulary: Number of tokens.
-        hidden: Hidden width of the MLPs; 0 takes four times the width.
+        hidden: Hidden width of the MLPs; 0 means four times the width.
     """
 
     depth: int = 12
@@ -70,7 +70,7 @@ GPT2S = {"gpt2": GPT2Shape(), "gpt2-medium": GPT2Shape(24, 16, 1024), "gpt2-larg
 
 
 class GPT2MuMoEConfig(GPT2Config):  # type: ignore[no-untyped-call]
-    """GPT-2's configuration and that of the mixtures.
+    """The configuration of GPT-2 and of its mixtures.
 
     Args:
         mumoe: ``CPMuMoE-e256`` or another specification of `models.block_specs`; ``mlp`` keeps the ordinary MLPs.
@@ -94,8 +94,8 @@ class GPT2MuMoEConfig(GPT2Config):  # type: ignore[no-untyped-call]
     def __post_init__(self, **options: Any) -> None:
         if self.mumoe_norm == "batch":
             raise UserError(
-                "gpt2: expected a gate norm of each position by itself (layer or none), got 'batch', whose statistics "
-                "over positions would show a causal model later tokens. Take norm='layer'."
+                "gpt2: expected a gate norm over each position alone (layer or none), got 'batch', whose statistics "
+                "over positions would leak later tokens into earlier ones. Use norm='layer'."
             )
         super().__post_init__(**options)  # type: ignore[no-untyped-call]
 
@@ -154,7 +154,7 @@ def create_gpt2(
         gate: Activation of the gates.
         norm: ``layer`` or ``none``: see the module.
         wiring: ``block`` or ``layer``: see `models.block_specs`.
-        dropout: Of embeddings, attention and residual branches; the paper's is 0.
+        dropout: Dropout of embeddings, attention and residual branches; 0 in the paper.
         bias: One bias per expert and layer.
 
     Raises:
@@ -192,16 +192,16 @@ def generate_text(
     top_k: int = 0,
     seed: int = 0,
 ) -> str:
-    """The prompt and what the model writes after it, with the cache of keys and values.
+    """The prompt and its continuation by the model, generated with the cache of keys and values.
 
     Args:
         model: A GPT-2.
         tokenizer: Its tokenizer.
         prompt: The beginning; an empty one starts a document.
         new_tokens: Tokens to write.
-        temperature: Of the sampling; 0 takes the likeliest token each time.
+        temperature: Sampling temperature; 0 picks the likeliest token each time.
         top_k: Number of the likeliest tokens to sample among; 0 for all.
-        seed: Of the sampling; the global generators stay as they are.
+        seed: Seed of the sampling; the global generators are not affected.
 
     Raises:
         UserError: If prompt and new tokens together are longer than the context, or an option is out of range.

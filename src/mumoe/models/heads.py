@@ -19,14 +19,14 @@ __all__ = ["Classifier", "Head", "build_head", "matched_spec"]
 
 
 class Head(nn.Module):
-    """Standardization of features, a layer, and, in penultimate position, a linear layer behind it.
+    """Standardization of features, a layer, and, in penultimate position, a linear layer after it.
 
     Args:
         layer: Maps features to logits, or to features in penultimate position.
         in_features: Width of the features.
-        classifier: The linear layer behind it, in penultimate position.
+        classifier: The linear layer after it, in penultimate position.
         activation: Between the two in penultimate position.
-        drop: Probability of dropout on what the layer reads in training. A `MuMoE` layer has its own.
+        drop: Probability of dropout on the layer's input in training. A `MuMoE` layer has its own.
 
     Attributes:
         mean, scale: Buffers of the standardization (x - mean) * scale, the identity until `standardize`.
@@ -55,8 +55,8 @@ class Head(nn.Module):
         Args:
             mean: (in_features,).
             std: (in_features,).
-            floor: Share of the median deviation that each counts as at least. A feature that is nearly constant in
-                training may otherwise be thousands of deviations away on another image.
+            floor: Lower bound of each deviation, as a share of the median one. Without it, a feature that is nearly
+                constant in training may be thousands of deviations away on another image.
         """
         varied = std[std > 1e-6]
         floor = floor * float(varied.median()) if len(varied) else 0.0
@@ -64,7 +64,7 @@ class Head(nn.Module):
         self.scale.copy_(torch.where(std > 1e-6, 1 / std.clamp(min=max(floor, 1e-6)), 1.0))
 
     def prepare(self, features: Tensor) -> Tensor:
-        """What the layer sees."""
+        """The input of the layer, from features."""
         return (features - self.mean) * self.scale
 
     def finish(self, output: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Head(nn.Module):
         return F.dropout(prepared, self.drop) if self.drop and self.training else prepared
 
     def forward_with_loss(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and the layer's own load-balancing loss, 0 where it has none."""
+        """Logits and the layer's own load-balancing loss, 0 if it has none."""
         prepared = self._dropped(self.prepare(features))
         if isinstance(self.layer, SparseMoE):
             output, loss = self.layer(prepared, return_loss=True)
@@ -120,14 +120,14 @@ def build_head(
         in_features: Width of the features.
         num_classes: Number of classes.
         position: ``final`` (the layer makes the logits) or ``penultimate`` (GELU and a linear layer follow, Figure 5).
-        drop: Probability of dropout on what the layer reads in training.
+        drop: Probability of dropout on the layer's input in training.
         options: Options of `MuMoE`, such as ``gate``, ``norm`` or ``gate_options``; ignored by other heads.
 
     Raises:
         UserError: If the specification or an option is not known; the forms are shown.
     """
     if position not in ("final", "penultimate"):
-        raise UserError(f"build_head: expected position final or penultimate, got {position!r}. Take one of these.")
+        raise UserError(f"build_head: expected position final or penultimate, got {position!r}. Use one of these.")
     final = position == "final"
     layer = _layer(spec, in_features, num_classes if final else in_features, {**options, "drop": drop})
     drop = 0.0 if isinstance(layer, MuMoE) else drop
@@ -153,7 +153,7 @@ def matched_spec(baseline: str, spec: str, in_features: int, num_classes: int) -
 
     Args:
         baseline: ``linear`` (has no free size, returned as it is), ``highrank-linear`` or ``sparse-moe``
-            (of which one expert is the least), or a factorization's title such as ``TRMuMoE``, which keeps
+            (with at least one expert), or a factorization's title such as ``TRMuMoE``, which keeps
             the experts.
         spec: The head to match.
         in_features: Width of the features.

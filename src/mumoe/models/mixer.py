@@ -1,13 +1,13 @@
-"""MLP-Mixer with every MLP, of tokens and of channels, a mixture of experts: timm's network, our blocks.
+"""timm's MLP-Mixer, with a mixture of experts in place of every token and channel MLP.
 
 The sizes of S/16 are the defaults: 8 layers of width 512, a token MLP of 256 and a channel MLP of 2048, 16-pixel
 patches of 224-pixel images, 18,528,264 parameters with 1,000 classes. Ranks are matched to each MLP separately, so
 that the networks of a comparison have equally many parameters layer by layer.
 
-Wirings. The first version of the paper puts one mixture, without a nonlinearity of its own, in the place of a
-two-layer MLP: with 128 experts and a CP rank of 3.25 times the width that comes to 19,652,880 parameters, its
-"19M"; a two-layer block of that rank would have 79 million. That is ``wiring="layer"``. The later version has two
-layers under one gate with 64 experts, ``wiring="block"``, the default.
+Wirings. The first version of the paper replaces a two-layer MLP by one mixture without a nonlinearity. With 128
+experts and a CP rank of 3.25 times the width, this gives 19,652,880 parameters, the paper's "19M"; a two-layer block
+of that rank would have 79 million. This is ``wiring="layer"``. The later version has two layers under one gate with
+64 experts: ``wiring="block"``, the default.
 
 Source: Tolstikhin et al. 2021; Oldfield et al. 2024, appendix F, and the later version.
 """
@@ -89,9 +89,9 @@ def create_mixer(
         shape: Sizes, or a name of `MIXERS`.
         wiring: ``block`` or ``layer``; see the module.
         gate: Activation of the gates.
-        norm: Normalization of the gates' logits; the paper's is ``batch``, over images and tokens.
-        dropout: Dropout in the MLPs, or behind the mixtures.
-        drop_path: Stochastic depth of the last layer, from 0 in the first.
+        norm: Normalization of the gates' logits; ``batch``, over images and tokens, in the paper.
+        dropout: Dropout in the MLPs, or after the mixtures.
+        drop_path: Stochastic depth of the last layer; it grows linearly from 0 in the first.
         device: Where the parameters are made.
         dtype: Their type.
 

@@ -1,8 +1,8 @@
-"""Batches of features computed by several processes in turn, and given to all of them in order.
+"""Batches of features, computed by several processes in turn and sent to all of them in order.
 
-Process r of n computes batches r, r + n, r + 2n, .. of those that one process would compute, and after each round all
-processes exchange what they have. The batches are the same, so on one kind of device the features have the same bits
-for any number of processes. A failure of one process is raised by all, instead of leaving the others to wait.
+Process r of n computes batches r, r + n, r + 2n, ... of those that a single process would compute. After each round all
+processes exchange their results. The batches are the same, so on one kind of device the features are bit-identical
+for any number of processes. If one process fails, all of them raise, so that none waits forever.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mumoe.errors import JobError
 __all__ = ["Shares", "process_count"]
 
 _MESSAGE = 600
-"""Bytes of an error's message that the other processes are given."""
+"""Number of bytes of an error's message that are sent to the other processes."""
 
 
 def process_count() -> int:
@@ -30,7 +30,7 @@ def process_count() -> int:
 
 
 class Shares:
-    """What the processes of a job exchange while they extract; every method but `mine` is called by all of them.
+    """Communication between the processes of a job while they extract; all of them call every method but `mine`.
 
     Args:
         shape: (rows of a whole batch, num_features).
@@ -48,14 +48,14 @@ class Shares:
         return batches[self.rank :: self.count]
 
     def in_turn(self, outputs: Iterator[Tensor], batches: int) -> Iterator[Tensor]:
-        """All batches in order, out of this process's own.
+        """All batches in order, computed from this process's own and those of the others.
 
         Args:
             outputs: (rows, num_features) float32 of each of `mine`.
             batches: Number of all batches.
 
         Raises:
-            Exception: What this process's own outputs raise.
+            Exception: The error that this process's own outputs raise.
             JobError: If another process fails.
         """
         for _ in range(-(-batches // self.count)):
@@ -69,7 +69,7 @@ class Shares:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Work that ends on all processes when it fails on one, wherever the others are in it."""
+        """A context in which a failure on one process ends the work on all of them."""
         self._waited_for = True
         try:
             yield

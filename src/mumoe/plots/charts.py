@@ -34,7 +34,7 @@ ON_DARK = {
     COLOURS[5]: "#8fb1d9",
     GREY: "#9aa3ad",
 }
-"""What each colour becomes on a dark page."""
+"""The colour on a dark page for each colour on a light one."""
 
 Rows = Sequence[Mapping[str, Any]]
 Draw = Callable[[bool], "Figure"]
@@ -48,15 +48,21 @@ class Chart:
     Attributes:
         name: Base name of its files.
         caption: What is shown, in words.
-        alt: The same for those who do not see it.
+        alt: The same for readers who do not see it.
+        title: What it shows, in a few plain words.
+        paper: The figure of the paper that it corresponds to; empty for none.
     """
 
     name: str
     caption: str
     alt: str
+    title: str = ""
+    paper: str = ""
 
 
-def save_chart(folder: Path, name: str, draw: Draw, rows: Rows, *, caption: str, alt: str) -> Chart:
+def save_chart(
+    folder: Path, name: str, draw: Draw, rows: Rows, *, caption: str, alt: str, title: str = "", paper: str = ""
+) -> Chart:
     """Write NAME.svg, NAME-dark.svg, NAME-narrow.svg, NAME-narrow-dark.svg, NAME.json and NAME.csv."""
     for form, narrow in (("", False), ("-narrow", True)):
         text = rendered(draw(narrow), "svg", {"metadata": {"Date": None}}).decode()
@@ -64,11 +70,11 @@ def save_chart(folder: Path, name: str, draw: Draw, rows: Rows, *, caption: str,
         write_bytes(folder / f"{name}{form}-dark.svg", _darkened(text).encode())
     write_json(folder / f"{name}.json", list(rows))
     write_bytes(folder / f"{name}.csv", csv_text(rows).encode())
-    return Chart(name, caption, alt)
+    return Chart(name, caption, alt, title, paper)
 
 
 def csv_text(rows: Rows) -> str:
-    """Rows as CSV with a heading; numbers keep all their digits."""
+    """Rows as CSV with a heading; numbers are written in full precision."""
     text = io.StringIO()
     names = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, names, lineterminator="\n")

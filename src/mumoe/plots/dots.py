@@ -27,7 +27,7 @@ def dot_figure(
     title: str = "",
     hollow: Collection[int] = (),
 ) -> Figure:
-    """Draw each series beside the names, from the top down.
+    """Draw each series beside the names, from top to bottom.
 
     Args:
         names: One for each line.

@@ -48,7 +48,7 @@ def expert_figure(title: str, pictures: Sequence[Picture], lost: Named, logits: 
     bars = [("share of right answers lost", lost), ("change of the logit", logits)]
     panels = [(name, values) for name, values in bars if values]
     figure = new_figure(9.0, 1.9 * bool(pictures) + 2.6 * bool(panels) + 0.6)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(_literal(title), fontsize=10)
     parts = figure.subfigures(int(bool(pictures)) + int(bool(panels)) or 1, 1, squeeze=False)[:, 0]
     if pictures:
         for panel, picture in zip(parts[0].subplots(1, len(pictures), squeeze=False)[0], pictures, strict=True):
@@ -61,7 +61,7 @@ def expert_figure(title: str, pictures: Sequence[Picture], lost: Named, logits: 
 
 def _draw_picture(panel: Axes, picture: Picture) -> None:
     panel.axis("off")
-    panel.set_title(f"{picture.label[:18]}\n{picture.coefficient:.2f}", fontsize=8)
+    panel.set_title(f"{_literal(picture.label[:18])}\n{picture.coefficient:.2f}", fontsize=8)
     if picture.image is not None:
         panel.imshow(picture.image.convert("RGB"))
 
@@ -69,8 +69,13 @@ def _draw_picture(panel: Axes, picture: Picture) -> None:
 def _draw_bars(panel: Axes, name: str, values: Named) -> None:
     shown = values[:BARS]
     panel.barh(range(len(shown)), [value for _, value in shown], color=COLOURS[0])
-    panel.set_yticks(range(len(shown)), [label[:18] for label, _ in shown], fontsize=8)
+    panel.set_yticks(range(len(shown)), [_literal(label[:18]) for label, _ in shown], fontsize=8)
     panel.invert_yaxis()
     panel.axvline(0, color="black", linewidth=0.8)
     bare_axes(panel)
     panel.set_xlabel(name, fontsize=8)
+
+
+def _literal(text: str) -> str:
+    """A text without mathematics: names may hold dollar signs."""
+    return text.replace("$", r"\$")

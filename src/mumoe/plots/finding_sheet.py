@@ -1,9 +1,9 @@
-"""What an audit's findings look like: for each, images that went wrong and images that went right, on one sheet.
+"""Sheets of an audit's findings: for each, images that the model gets wrong and images that it gets right.
 
-A finding is a row of numbers about images that some experts handle, or that share a named attribute. Whether they have
-anything else in common is for a person to see: left are images that the model gets wrong, right, for comparison, those
-of the same group and the same true label that it gets right. Both are spread evenly over all there are, in the order of
-the data, not picked.
+A finding is a row of numbers about images that some experts handle, or that share a named attribute. A person has to
+judge whether they have anything else in common: left are images that the model gets wrong, right, for comparison,
+images of the same group and the same true label that it gets right. Both are spread evenly over all such images, in the
+order of the data, not picked.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ _NOTE = (
 def _sheet(
     findings: Sequence[Pictured], opened: dict[int, Image.Image], names: _Names, alpha: float, title: str, size: int
 ) -> Sheet:
-    """A row for each finding: its numbers, images that went wrong, images that went right; credits below."""
+    """A row for each finding: its numbers, images that are wrong, images that are right; credits below."""
     tile, left = size + GAP, MARGIN + SIDE
     middle = left + max([3, *(len(item.wrong) for item in findings)]) * tile + APART
     width = max(middle + max([2, *(len(item.right) for item in findings)]) * tile + MARGIN, 640)

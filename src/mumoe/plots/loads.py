@@ -68,9 +68,18 @@ def load_chart(folder: Path, level: int, usage: Usage, split: str) -> Chart:
         return figure
 
     caption = (
-        f"Expert load (the paper's Figure 12): {split} images that each expert processes with a coefficient of at "
+        f"{split.capitalize()} images that each expert processes with a coefficient of at "
         f"least {usage.threshold:g}. {usage.experts_above_threshold:,} of {usage.experts:,} experts process any, "
         f"{usage.dead:,} are dead; an image uses {usage.support_mean:.1f} experts on average."
     )
     alt = f"Bar plot: number of images for each of {usage.experts} experts, at most {max(usage.load, default=0)}."
-    return save_chart(folder, f"load-{level}", draw, rows, caption=caption, alt=alt)
+    return save_chart(
+        folder,
+        f"load-{level}",
+        draw,
+        rows,
+        caption=caption,
+        alt=alt,
+        title="How many images each expert processes",
+        paper="Figure 12",
+    )

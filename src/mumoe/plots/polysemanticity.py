@@ -51,7 +51,15 @@ def polysemanticity_chart(
         "Control: units of the same load made up of random contributions."
     )
     alt = f"Scatter plot of {len(experts)} experts, {sum(row['strong'] for row in experts)} of them strong."
-    return save_chart(folder, f"polysemanticity-{level}", draw, experts, caption=caption, alt=alt)
+    return save_chart(
+        folder,
+        f"polysemanticity-{level}",
+        draw,
+        experts,
+        caption=caption,
+        alt=alt,
+        title="How pure each expert is, and how much is lost without it",
+    )
 
 
 def _dots(panel: Axes, rows: Rows, colour: str, marker: str, name: str) -> None:

@@ -102,4 +102,5 @@ def agreement_chart(folder: Path, found: AgreementRows) -> Chart:
     alt = (
         "Dots for each pair of seeds, trained beside random gates, and a histogram of correlations of matched experts."
     )
-    return save_chart(folder, "stability", draw, [dict(row) for row in found.rows()], caption=caption, alt=alt)
+    rows, title = [dict(row) for row in found.rows()], "Do the same experts come back with another seed?"
+    return save_chart(folder, "stability", draw, rows, caption=caption, alt=alt, title=title)

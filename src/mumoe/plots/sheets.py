@@ -55,6 +55,12 @@ class Sheet:
         self.text((x + 4, y + size + 1), name, 11, WHITE, size - 8)
         self.text((x + 4, y + size + LINE), below, 11, colour, size - 8)
 
+    def box(self, corner: tuple[int, int], size: tuple[int, int], colour: str) -> None:
+        """A filled rectangle; nothing if a side is 0."""
+        (x, y), (width, height) = corner, size
+        if width > 0 and height > 0:
+            self._pen.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+
     def save(self, path: Path) -> None:
         """Write it as PNG."""
         write_bytes(path, encoded(self.image, "PNG"))

@@ -104,4 +104,5 @@ def shift_chart(folder: Path, name: str, rows: Sequence[Any]) -> Chart:
     alt = (
         "Four line plots by severity: accuracy, mean p, strong experts, and those that stay strong for the same class."
     )
-    return save_chart(folder, f"shift-{name}", draw, [dict(row) for row in rows], caption=caption, alt=alt)
+    numbers, title = [dict(row) for row in rows], "Do experts still answer for their classes on other images?"
+    return save_chart(folder, f"shift-{name}", draw, numbers, caption=caption, alt=alt, title=title)

@@ -1,4 +1,4 @@
-"""Thumbnails of a report: those that are shown together share one file, so that a page asks for few.
+"""Thumbnails of a report: those that are shown together share one file, so that a page loads few files.
 
 A page shows a thumbnail as an image whose frame is moved over the shared file. One file for each list of images,
 instead of one for each image, keeps thousands of experts quick to write, to send and to scroll through.
@@ -62,7 +62,7 @@ class Tile:
 
 @dataclass
 class Sprites:
-    """The files of thumbnails that pages ask for; drawn when all pages are written.
+    """The files of thumbnails that pages refer to; drawn when all pages are written.
 
     Attributes:
         files: Image set and images of each file, by path below the report.
@@ -108,7 +108,7 @@ def _encoded(images: Sequence[ImageView], opened: Callable[[int], Image.Image] |
 
 
 def _drawn(item: ImageView, opened: Callable[[int], Image.Image] | None) -> Image.Image:
-    """A thumbnail from its file, or from the data set; grey where a file is gone."""
+    """A thumbnail from its file, or from the data set; grey if a file is missing."""
     from PIL import Image
 
     if not item.file:

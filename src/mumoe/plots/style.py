@@ -48,7 +48,7 @@ def rendered(figure: Figure, kind: str, options: dict[str, Any]) -> bytes:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches that belongs to no window; notebooks show it without setting up matplotlib."""
+    """A figure of this size in inches without a window; notebooks show it without setting up matplotlib."""
     require("matplotlib", "reports", "figures")
     from matplotlib.figure import Figure
 

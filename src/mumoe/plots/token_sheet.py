@@ -17,12 +17,12 @@ __all__ = ["heat_map", "one_line"]
 _NAMES = {"\n": "¶", "\0": "§", "\ufffd": "·"}
 _POINTS, _LINE, _LEFT, _TOP, _WIDTH = 15, 22, 150, 56, 1100
 _PLAIN = {"\n": "\\", "\0": "^", "\ufffd": "·"}
-"""What the default font has."""
+"""Characters of the default font."""
 _GROUND = (11, 110, 153)
 
 
 def one_line(piece: str, names: Mapping[str, str] = _NAMES) -> str:
-    """A token's text on one line; letters that `names` has are shown by other ones."""
+    """A token's text on one line; characters in `names` are replaced."""
     return "".join(names.get(letter, letter if letter.isprintable() else "·") for letter in piece)
 
 

@@ -1,4 +1,4 @@
-"""What an edit's strength trades: accuracy of the target subgroup against accuracy overall."""
+"""Trade-off over an edit's strength: accuracy of the target subgroup against overall accuracy."""
 
 from __future__ import annotations
 
@@ -61,6 +61,14 @@ def trade_off_chart(folder: Path, name: str, choices: Mapping[str, Choice]) -> C
         return figure
 
     objective = next(iter(choices.values())).objective
-    caption = f"Trade-off over the strength on validation images; chosen by the objective {objective}."
+    caption = f"Over the strength, on validation images; chosen by the objective {objective}."
     alt = "Line plot: accuracy of the target subgroup against that of all images, with the chosen strengths."
-    return save_chart(folder, f"trade-off-{name}", draw, rows, caption=caption, alt=alt)
+    return save_chart(
+        folder,
+        f"trade-off-{name}",
+        draw,
+        rows,
+        caption=caption,
+        alt=alt,
+        title="What the subgroup gains, and what all images lose",
+    )

@@ -32,7 +32,7 @@ class Point:
         mean_polysemanticity: Mean p over the experts with effect, None if there are none.
         strong: Number of experts that cost some class at least half of its right answers.
         mean_polysemanticity_strong: Mean p over these, None if there are none.
-        with_effect: Number of experts that change anything.
+        with_effect: Number of experts whose ablation changes the accuracy of a class.
         control: Whether the series is a control (drawn dashed and grey).
         least_lost: Right answers that a class must lose for an expert to be strong; 1 (any) in older results.
         strong_images: Distinct images behind the strong experts; None in older results.
@@ -67,7 +67,7 @@ PANELS: tuple[tuple[str, _Value], ...] = (
 def trend_figure(
     points: Sequence[Point], *, title: str, note: str = "", classes: int | None = None, columns: int = 2
 ) -> Figure:
-    """Figures 3 and 9: polysemanticity against the number of experts, beside what keeps the mean honest.
+    """Figures 3 and 9: polysemanticity against the number of experts, beside numbers that put the mean in context.
 
     Four panels share the horizontal axis: the mean p, how many experts are strong, the mean p of these, and
     the accuracy. Points are means over seeds, bars one standard deviation; controls are grey and dashed.
@@ -168,9 +168,9 @@ def trend_chart(folder: Path, points: Sequence[Point], classes: int | None) -> C
         return trend_figure(points, title=title, classes=classes, columns=1 if narrow else 2)
 
     caption = (
-        "Specialization against the number of experts (the paper's Figure 3), means over seeds, bars one standard "
-        "deviation. The mean of p is read beside the number of strong experts and the control: units of the same load "
-        "made up of random contributions."
+        "Means over seeds, bars one standard deviation. The mean of p is read beside the number of strong experts and "
+        "the control: units of the same load made up of random contributions."
     )
     alt = "Four line plots against the number of experts: mean p, strong experts, mean p of these, accuracy."
-    return save_chart(folder, "trend", draw, [vars(point) for point in points], caption=caption, alt=alt)
+    named = {"title": "Are more experts purer?", "paper": "Figure 3"}
+    return save_chart(folder, "trend", draw, [vars(point) for point in points], caption=caption, alt=alt, **named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from mumoe.analysis.chosen_images import ChosenImages, choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientStore
+from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.analysis.findings import Combination, Effect, UnitStudy
 from mumoe.analysis.study import Study
 from mumoe.errors import UserError
@@ -51,6 +53,7 @@ class _Source:
     study: Study
     right: Mapping[str, int]
     command: str
+    notes: ExpertNotes
     missing: list[Missing] = field(default_factory=list)
 
     @property
@@ -112,7 +115,7 @@ def read_experts(run: StoredRun, *, data: ImageData | None = None, most_images: 
     if study.split != "test":
         command = f"mumoe analyze {run.path} --split {study.split}"
     right = _right_answers(evaluations_of(run.facts).get(study.split), bool(run.facts["multi_label"]))
-    source = _Source(run.path / "analysis", study, right, command)
+    source = _Source(run.path / "analysis", study, right, command, ExpertNotes.of_run(run.path))
     if run.on_feature_file:
         images: list[Images] = []
         source.lacks("images", "The run was trained on features computed elsewhere: it has no images.")
@@ -149,6 +152,7 @@ def _level(source: _Source, level: int, units: UnitStudy, images: Images, neares
 
     def expert(n: int) -> ExpertView:
         effect, (random, top) = effects.get(n), images.get(n, ((), ()))
+        given = source.notes.of(n, level)
         return ExpertView(
             level=level,
             expert=n,
@@ -166,6 +170,8 @@ def _level(source: _Source, level: int, units: UnitStudy, images: Images, neares
             by_coefficient=_neighbours(nearest, "by_coefficient", n),
             random=random,
             top=top,
+            name=given.name,
+            note=given.note,
         )
 
     views, hint = tuple(map(expert, range(zero.units))), source.study.hint()
@@ -236,10 +242,11 @@ def _combinations(source: _Source) -> tuple[CombinationView, ...]:
     joint = source.study.units("combinations")
     effects = {effect.unit: effect for effect in joint.modes["zero"].effects}
     sizes = tuple(units.modes["zero"].units for units in source.single_units)
-    return tuple(
+    views = [
         _combination(source, found, effects.get(int(np.ravel_multi_index(found.experts, sizes))))
         for found in study.combinations
-    )
+    ]
+    return tuple(sorted(views, key=lambda view: math.inf if view.polysemanticity is None else view.polysemanticity))
 
 
 def _combination(source: _Source, found: Combination, effect: Effect | None) -> CombinationView:

@@ -10,8 +10,10 @@ from typing import Any
 from mumoe.editing.edit_reports import COMPARED, STAGES
 from mumoe.editing.subgroup_fairness import METRICS, FairnessReport, SubgroupResult
 from mumoe.errors import require
+from mumoe.results import Spread
+from mumoe.training.compare import spread
 
-__all__ = ["asset", "exact", "fixed", "render", "short", "write_demo_page"]
+__all__ = ["asset", "exact", "fixed", "render", "short"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -20,8 +22,19 @@ TITLES = {name: title for names in (STAGES, COMPARED) for name, title in zip(nam
 """Names of the models of a comparison, as the pages show them."""
 
 
+PLAIN_METRICS = {
+    "rewriting_score": "the target's gain, less what others move",
+    "target_accuracy": "accuracy of the target",
+    "equal_opportunity_difference": "largest gap between subgroups of the target's label",
+    "std_bias": "spread over subgroups",
+    "min_accuracy": "accuracy of the worst subgroup",
+    "accuracy": "accuracy of all images",
+}
+"""Metric of `METRICS` -> its heading in plain words; the paper's stands below it."""
+
+
 def render(name: str, values: Mapping[str, Any]) -> str:
-    """A template filled in; whatever text it is given is shown as text, never read as HTML."""
+    """A template filled in; its values are shown as text, never read as HTML."""
     return str(_environment().get_template(name).render(values))
 
 
@@ -44,10 +57,11 @@ def _environment() -> Any:
         "labels": lambda found: list(dict.fromkeys(group.subgroup.label for group in found.subgroups)),
         "sensitive": lambda found: list(dict.fromkeys(group.subgroup.sensitive for group in found.subgroups)),
         "short": short,
+        "spread": _spread,
         "subgroup": _subgroup,
         "title": lambda name: TITLES.get(name, name),
     }
-    environment.globals["METRICS"] = METRICS
+    environment.globals |= {"METRICS": METRICS, "PLAIN_METRICS": PLAIN_METRICS}
     return environment
 
 
@@ -70,16 +84,15 @@ def short(data: str) -> str:
     return f"{kind}:{Path(path).name or path}" if colon else data
 
 
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    """Mean and standard deviation of the values that exist; None without any."""
+    known = [value for value in values if value is not None]
+    return spread(known) if known else None
+
+
 def _subgroup(report: FairnessReport, label: int | str, sensitive: str) -> tuple[int, SubgroupResult | None]:
     """Position and accuracy of a subgroup; None where a report has no such combination."""
     for position, found in enumerate(report.subgroups):
         if (found.subgroup.label, found.subgroup.sensitive) == (label, sensitive):
             return position, found
     return -1, None
-
-
-def write_demo_page(out: Path, lines: Sequence[str], numbers: Mapping[str, Any], credits: Sequence[str]) -> Path:
-    """Write OUT/report.html: sentences, tables, the figures beside it, and credits."""
-    page = out / "report.html"
-    page.write_text(render("demo.html", {"lines": lines, "numbers": numbers, "credits": credits}), encoding="utf-8")
-    return page

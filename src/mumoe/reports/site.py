@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mumoe import __version__
+from mumoe.analysis.findings import Effect
 from mumoe.analysis.matching import MEASURES
 from mumoe.data.base import ImageData
 from mumoe.editing.choose import Choice
@@ -45,6 +46,9 @@ MARK = "report.json"
 
 PER_PAGE = 48
 """Experts on one page of images."""
+
+HIGHLIGHT_IMAGES = 6
+"""Images of an expert on the page of its run."""
 
 MOST_ROWS = 200
 """Rows of the table of experts that are shown at first."""
@@ -152,12 +156,21 @@ class _Site:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of a report; `folder` holds its pages, relative to the report, and is empty for the only run."""
+    """One run of a report.
+
+    Attributes:
+        view: What is known of it.
+        data: Its images; None where they are not shown.
+        folder: Its pages, relative to the report; empty for the only run.
+        others: Whether the report holds other runs.
+        partner: Its accuracy beside that of the linear head of the report on the same images, if there is one.
+    """
 
     view: RunView
     data: ImageData | None
     folder: str
     others: bool
+    partner: Comparison | None = None
 
     def path(self, name: str) -> str:
         """A file of this run, relative to the report."""
@@ -190,7 +203,7 @@ def write_pages(
     path = check_out(out)
     several = len(views) > 1
     runs = [
-        _Run(view, (data or {}).get(view.name), f"{slug}/" if several else "", several)
+        _Run(view, (data or {}).get(view.name), f"{slug}/" if several else "", several, _partner(view, views))
         for view, slug in zip(views, _slugs([view.name for view in views]), strict=True)
     ]
     with new_folder(path, who="report", durable=False) as scratch:
@@ -229,7 +242,8 @@ def _assets(site: _Site) -> None:
     folder = site.out / "assets"
     folder.mkdir()
     (folder / "report.css").write_text(asset("base.css") + asset("report.css"), encoding="utf-8")
-    (folder / "table.js").write_text(asset("table.js"), encoding="utf-8")
+    for script in ("table.js", "page.js"):
+        (folder / script).write_text(asset(script), encoding="utf-8")
 
 
 def _slugs(names: Sequence[str]) -> list[str]:
@@ -261,6 +275,9 @@ def _write_run(site: _Site, run: _Run) -> None:
         curves=curves_chart(figures, [(seed.seed, seed.curves) for seed in view.seeds]),
         per_class=per_class,
         per_class_split=split,
+        partner=run.partner,
+        highlights=_highlights(site, run, view.levels[0]) if view.levels else None,
+        shown_images=HIGHLIGHT_IMAGES,
     )
     for level in view.levels:
         _write_level(site, run, level)
@@ -272,6 +289,22 @@ def _write_run(site: _Site, run: _Run) -> None:
         _write_edits(site, run)
     if _has_audits(view):
         site.page(run.path("audit.html"), "audit.html", **_common(run, "audit", "data/run.json"))
+
+
+def _highlights(site: _Site, run: _Run, level: LevelView) -> dict[str, Any]:
+    """The purest strong experts with images, a typical one, and what the control's purest unit costs."""
+    found = level.highlights()
+    picked = [*found.purest, *([] if found.typical is None else [found.typical])]
+    shown = [
+        {"e": level.experts[n], "typical": n == found.typical, "images": _tiles(site, run, level.experts[n], "top")}
+        for n in picked
+    ]
+    control = found.control
+    return {"experts": shown, "control": control, "control_class": _class_name(run.view, control)}
+
+
+def _class_name(view: RunView, control: Effect | None) -> str:
+    return "" if control is None else view.facts.classes[control.top_class]
 
 
 def _generalizes(view: RunView) -> bool:
@@ -330,7 +363,7 @@ def _write_level(site: _Site, run: _Run, level: LevelView) -> None:
     data, figures = f"data/level-{level.level}.json", site.out / run.path("figures")
     write_json(site.out / run.path(data), _json(level))
     table = site.out / run.path(f"data/experts-{level.level}.csv")
-    table.write_text(csv_text([expert.row() for expert in level.experts]), encoding="utf-8")
+    table.write_text(csv_text([expert.row() for expert in level.by_interest]), encoding="utf-8")
     site.page(
         run.path(f"experts{_suffix(level)}.html"),
         "experts.html",
@@ -383,7 +416,7 @@ def _tiles(site: _Site, run: _Run, expert: ExpertView, kind: str) -> list[Tile]:
 
 
 def _pictured(level: LevelView) -> list[ExpertView]:
-    return [expert for expert in level.experts if expert.random]
+    return [expert for expert in level.by_interest if expert.random]
 
 
 def _gallery_name(level: LevelView, page: int) -> str:
@@ -394,7 +427,7 @@ def _write_gallery(site: _Site, run: _Run, level: LevelView, data: str) -> None:
     experts = _pictured(level)
     parts = [experts[start : start + PER_PAGE] for start in range(0, len(experts), PER_PAGE)]
     names = [_gallery_name(level, page) for page in range(len(parts))]
-    texts = [f"{part[0].expert}–{part[-1].expert}" for part in parts]
+    texts = [f"{page * PER_PAGE + 1}–{page * PER_PAGE + len(part)}" for page, part in enumerate(parts)]
     for page, part in enumerate(parts):
         links = [
             {"href": name, "text": text, "current": n == page}
@@ -407,16 +440,16 @@ def _write_gallery(site: _Site, run: _Run, level: LevelView, data: str) -> None:
             level=level,
             rows=[_gallery_row(site, run, expert) for expert in part],
             pages=links,
+            total=len(experts),
         )
 
 
 def _gallery_row(site: _Site, run: _Run, expert: ExpertView) -> dict[str, Any]:
     top = expert.worst
     return {
-        "expert": expert.expert,
+        "e": expert,
         "load": expert.load or len(expert.random),
-        "top": top.name if top else "",
-        "loss": top.loss if top else None,
+        "top": top,
         "images": _tiles(site, run, expert, "top" if _shows_all(expert) else "random"),
     }
 
@@ -527,6 +560,15 @@ def _differences(views: Sequence[RunView]) -> tuple[list[Comparison], str]:
         if view is not reference and view.facts.fingerprint == reference.facts.fingerprint:
             found += [pair for pair in [_paired(view, reference)] if pair is not None]
     return found, reference.name
+
+
+def _partner(view: RunView, views: Sequence[RunView]) -> Comparison | None:
+    """A run beside the linear head of the report on the same images; None for that head itself."""
+    for other in views:
+        alike = other.facts.fingerprint == view.facts.fingerprint
+        if other is not view and alike and other.head.kind == "linear" and view.head.kind != "linear":
+            return _paired(view, other)
+    return None
 
 
 def _paired(view: RunView, reference: RunView) -> Comparison | None:

@@ -6,11 +6,14 @@ does not exist; a part that a run lacks is a `Missing`. Shares and accuracies li
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from mumoe.analysis.findings import Interval, Specialization, Usage
+from mumoe.analysis.expert_notes import suggest_name
+from mumoe.analysis.findings import Interval, Specialization, UnitStudy, Usage
+from mumoe.analysis.highlights import Highlights, choose_highlights, interest_order
 from mumoe.analysis.shifting import Shift
 from mumoe.analysis.stability import Stability
 from mumoe.editing.choose import Choice
@@ -94,6 +97,8 @@ class SeedView:
 class HeadFacts:
     """The head; `experts` holds one number for each level, `gate` and `norm` are empty without a gate."""
 
+    TITLES: ClassVar[Mapping[str, str]] = {"linear": "Linear layer", "highrank-linear": "Two linear layers"}
+
     spec: str
     kind: str
     experts: tuple[int, ...]
@@ -102,6 +107,17 @@ class HeadFacts:
     position: str
     in_features: int
     out_features: int
+
+    @property
+    def title(self) -> str:
+        """The head in words: ``128 experts (CP, rank 256)``."""
+        rank = re.search(r"-r(\d+)", self.spec)
+        kind = self.spec.partition("MuMoE")[0] if "MuMoE" in self.spec else self.kind
+        if not self.experts:
+            name = self.TITLES.get(self.kind, self.spec)
+            return f"{name} (rank {rank[1]})" if rank else name
+        about = ", ".join([kind, *([f"rank {rank[1]}"] if rank else [])])
+        return f"{' × '.join(map(str, self.experts))} experts ({about})"
 
 
 @dataclass(frozen=True)
@@ -163,6 +179,12 @@ class ClassLoss:
     interval: Interval | None
     right: int | None
 
+    def in_words(self) -> str:
+        """What is lost: ``heart: 21 of 24 right answers lost``."""
+        if self.right is None:
+            return f"{self.name}: {self.loss:.0%} of its right answers lost"
+        return f"{self.name}: {round(self.loss * self.right):,} of {self.right:,} right answers lost"
+
 
 @dataclass(frozen=True)
 class Neighbour:
@@ -199,6 +221,7 @@ class ExpertView:
         top: Images with the largest coefficients.
         images: Distinct images whose right answers make it strong; 0 if it is not, or in older files.
         control: p and strength of as many random contributions as it has; None if their ablation changes nothing.
+        name, note: Given by people (`mumoe.analysis.expert_notes`); empty for none.
     """
 
     level: int
@@ -217,6 +240,20 @@ class ExpertView:
     top: tuple[ImageView, ...] = ()
     images: int = 0
     control: ControlView | None = None
+    name: str = ""
+    note: str = ""
+
+    @property
+    def known_as(self) -> str:
+        """Its name; if it has none and is strong, one made of the classes that it answers for."""
+        if self.name or not self.strong:
+            return self.name
+        return suggest_name([(loss.name, loss.loss) for loss in self.losses])
+
+    @property
+    def find(self) -> str:
+        """What a search looks through: number, name, note and the classes that change without it."""
+        return " ".join([str(self.expert), self.name, self.note, *(loss.name for loss in self.losses)]).lower()
 
     @property
     def worst(self) -> ClassLoss | None:
@@ -228,6 +265,7 @@ class ExpertView:
         top = self.worst
         return {
             "expert": self.expert,
+            "name": self.name,
             "load": self.load,
             "touched": self.touched,
             "mean_coefficient": self.mean_coefficient,
@@ -277,6 +315,15 @@ class LevelView:
     control: Specialization
     experts: tuple[ExpertView, ...]
     hint: str = ""
+
+    @property
+    def by_interest(self) -> tuple[ExpertView, ...]:
+        """The strongest first, as `mumoe.analysis.highlights.interest_order` has it."""
+        return tuple(self.experts[n] for n in interest_order(self.modes["zero"]))
+
+    def highlights(self, most: int = 4) -> Highlights:
+        """The experts to show first."""
+        return choose_highlights(UnitStudy(self.name, dict(self.modes), self.control, ()), most)
 
 
 @dataclass(frozen=True)

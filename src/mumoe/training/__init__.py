@@ -1,4 +1,4 @@
-"""Train a head on a backbone from one config: seeds, partners, checkpoints that survive, evaluation.
+"""Train a head on a backbone from one config: several seeds, heads to compare with, checkpoints, evaluation.
 
 result = train(TrainConfig(data="emoji", head="CPMuMoE-r256-e128", seeds=3, out="runs/cp"))
 result.accuracy["CPMuMoE-r256-e128"]["test"].mean

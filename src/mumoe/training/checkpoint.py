@@ -1,9 +1,9 @@
-"""Checkpoints that survive: safetensors and JSON in a folder that is renamed into place when complete.
+"""Crash-safe checkpoints: safetensors and JSON in a folder that is renamed into place when complete.
 
 A checkpoint is ``step-NNNNNNNN/`` with one safetensors file per part (model, optimizer, random), a
-``state.json`` and, written last, a ``manifest.json`` with the size and SHA-256 of each. The folder appears as a
-whole (`mumoe.files.new_folder`); what a killed process leaves is removed by the next start. Nothing is
-pickled, and nothing of a file is believed before its digest, names, shapes and types have been compared.
+``state.json`` and, written last, a ``manifest.json`` with the size and SHA-256 of each. The folder appears only
+when it is complete (`mumoe.files.new_folder`); the next start removes what a killed process left. Nothing is
+pickled, and no file is used before its digest, names, shapes and dtypes have been checked.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     """Write a checkpoint into `folder` (a run's ``checkpoints``); returns its folder.
 
     Raises:
-        JobError: If the disk is full or fails; earlier checkpoints are untouched and no part is left behind.
+        JobError: If the disk is full or fails; earlier checkpoints are untouched and no partial one is left behind.
     """
     target = folder / f"step-{snapshot.step:08d}"
     with disk_errors("checkpoint", folder.parent), new_folder(target) as part:
@@ -98,7 +98,7 @@ def _write_files(part: Path, snapshot: Snapshot) -> None:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, ascending, whole or not."""
+    """Steps of the checkpoints in a folder, ascending, including damaged ones."""
     if not folder.is_dir():
         return []
     matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
@@ -113,12 +113,12 @@ def prune(folder: Path, keep: int, also: int | None = None) -> None:
 
 
 def newest(folder: Path, check: Check, report: Callable[[str], None]) -> Snapshot | None:
-    """The newest checkpoint that is whole and fits; each newer one that is not is named to `report`.
+    """The newest checkpoint that is intact and fits; each newer one is passed to `report` with its problem.
 
     Returns None when the folder holds no checkpoint at all.
 
     Raises:
-        CheckpointError: If there are checkpoints and none can be used.
+        CheckpointError: If there are checkpoints, but none can be used.
     """
     steps = checkpoint_steps(folder)
     last: CheckpointError | None = None
@@ -130,14 +130,14 @@ def newest(folder: Path, check: Check, report: Callable[[str], None]) -> Snapsho
             report(str(error))
     if last is not None:
         raise CheckpointError(
-            f"{folder}: expected a whole checkpoint, got {len(steps)} damaged ones. "
+            f"{folder}: expected an intact checkpoint, got {len(steps)} damaged. "
             f"The newest: {last} Train again into another folder."
         )
     return None
 
 
 def read_best(folder: Path, step: int, check: Check, report: Callable[[str], None]) -> Snapshot | None:
-    """The checkpoint of the best step; if it is not whole, the reason goes to `report`."""
+    """The checkpoint of the best step; None if it is damaged, and the reason is passed to `report`."""
     try:
         return read(folder / f"step-{step:08d}", check)
     except CheckpointError as error:
@@ -146,7 +146,7 @@ def read_best(folder: Path, step: int, check: Check, report: Callable[[str], Non
 
 
 def read(path: Path, check: Check) -> Snapshot:
-    """Read one checkpoint, comparing digests first and then what `check` knows about names, shapes, types.
+    """Read one checkpoint: verify its digests first, then names, shapes and dtypes with `check`.
 
     Raises:
         CheckpointError: If anything is missing, changed, malformed or does not fit.
@@ -161,7 +161,7 @@ def read(path: Path, check: Check) -> Snapshot:
         check({part: specs(values) for part, values in tensors.items()}, state)
     except (ValueError, TypeError, KeyError, OverflowError, OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"checkpoint {path}: expected a whole checkpoint, got: {reason_of(error, 300).rstrip('.')}."
+            f"checkpoint {path}: expected an intact checkpoint, got: {reason_of(error, 300).rstrip('.')}."
         ) from None
     return Snapshot(_step_of(path), tensors, state)
 
@@ -193,7 +193,7 @@ def _verified_files(path: Path) -> Mapping[str, Any]:
 
 def _verify(path: Path, facts: Any) -> None:
     if not isinstance(facts, dict):
-        raise ValueError(f"{_MANIFEST} has no facts about {path.name}")
+        raise ValueError(f"{_MANIFEST} has no entry for {path.name}")
     status = os.lstat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path.name} is not an ordinary file")

@@ -32,7 +32,7 @@ def compare(head: str, partner: str, split: str, ours: Sequence[float], theirs: 
 
 
 def summarize(out: str, head: str, runs: Sequence[RunResult]) -> TrainResult:
-    """Spreads of every head, and comparisons of `head` with the others of the same seeds, on test (else on val)."""
+    """Spreads of every head, and comparisons of `head` with the others on the same seeds, on test (else on val)."""
     by_head: dict[str, list[RunResult]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
         by_head.setdefault(run.head, []).append(run)
@@ -58,7 +58,7 @@ def _accuracies(runs: Sequence[RunResult], split: str) -> list[float]:
 
 
 def summary_lines(result: TrainResult) -> list[str]:
-    """What `mumoe train` prints of a job: each head with its accuracies, and the comparisons."""
+    """The lines that `mumoe train` prints about a job: each head with its accuracies, and the comparisons."""
     width = max(len(head) for head in result.accuracy)
     parameters = {run.head: run.parameters for run in result.runs}
     lines = []

@@ -58,9 +58,9 @@ class TrainConfig:
     download: bool = _setting(False, "input")
     """fetch the image set when it is not in the folder"""
     strict: bool = _setting(False, "input")
-    """stop at the first damaged image instead of leaving it out and naming it"""
+    """stop if an image is damaged, instead of leaving it out and reporting it"""
     split_seed: int = _setting(0, "input", 0)
-    """seed of the split where the image set brings none"""
+    """seed of the split if the image set has none"""
     vary_split: bool = _setting(False, "input")
     """give each seed its own split (split_seed + seed), so that spreads cover the choice of images"""
     backbone: str = _setting("efficientnet-lite0", "model")
@@ -94,20 +94,20 @@ class TrainConfig:
     """initial factors of a MuMoE head: scaled (output as large as a linear layer's), zero (scaled, output zero), paper
     (appendix B.1), uniform"""
     dropout: float = _setting(0.0, "optimization", 0.0, 0.99)
-    """probability with which an input of a head is zeroed in training (of its experts, where it has any)"""
+    """dropout probability of a head's input in training (of its experts' input, if it has experts)"""
     gate_dropout: float = _setting(0.0, "optimization", 0.0, 0.99)
     """the same for the input of a MuMoE head's gate, drawn separately"""
     specialize: float = _setting(0.0, "optimization", 0.0, 100.0)
-    """weight of the mutual information between class and expert of the first level, which is added to what training
-    maximizes; 0 turns it off"""
+    """weight of the mutual information between the class and the expert of the first level, an additional objective
+    that training maximizes; 0 turns it off"""
     zscore: bool = _setting(True, "model")
     """standardize cached features by the training split's mean and deviation (kept in the model)"""
     zscore_floor: float = _setting(0.0, "model", 0.0, 1.0)
-    """smallest deviation that a column of features counts with, as a share of the median column's"""
+    """lower bound of the deviation of a feature column, as a share of the median column's"""
     augment: str = _setting("", "input")
     """timm's automatic augmentation in mode scratch, e.g. rand-n2-m10 (RandAugment, 2 layers of magnitude 10)"""
     crop_area: float = _setting(0.08, "input", 0.0, 1.0)
-    """smallest share of an image that a random crop takes in mode scratch"""
+    """smallest share of an image that a random crop covers in mode scratch"""
     lr: float = _setting(3e-3, "optimization", 0.0, 100.0)
     """peak learning rate of AdamW"""
     weight_decay: float = _setting(0.01, "optimization", 0.0)
@@ -116,17 +116,17 @@ class TrainConfig:
     """what decays: all parameters; matrices (no biases, no norms); factors: as matrices, but not gates and expert
     factors; mumoe: as matrices, but not the factors of expert and output modes (the paper's Mixer)"""
     linear_lr: float = _setting(0.0, "optimization", 0.0, 100.0)
-    """peak learning rate of heads without experts: linear, highrank-linear (0: that of the others)"""
+    """peak learning rate of heads without experts: linear, highrank-linear (0: as for the others)"""
     linear_weight_decay: float = _setting(-1.0, "optimization", -1.0)
-    """weight decay of heads without experts (-1: that of the others)"""
+    """weight decay of heads without experts (-1: as for the others)"""
     linear_dropout: float = _setting(-1.0, "optimization", -1.0, 0.99)
-    """dropout of heads without experts (-1: that of the others)"""
+    """dropout of heads without experts (-1: as for the others)"""
     beta1: float = _setting(0.9, "optimization", 0.0, 0.999999)
     """AdamW's first moment"""
     beta2: float = _setting(0.999, "optimization", 0.0, 0.999999)
     """AdamW's second moment"""
     schedule: Literal["cosine", "one-cycle", "linear", "constant"] = _setting("one-cycle", "optimization")
-    """course of the learning rate after the warm-up"""
+    """schedule of the learning rate after the warm-up"""
     warmup_steps: int = _setting(-1, "optimization", -1)
     """steps until the peak learning rate (-1: a tenth of the training)"""
     lr_end: float = _setting(0.0, "optimization", 0.0, 100.0)
@@ -136,19 +136,19 @@ class TrainConfig:
     epochs: int = _setting(20, "optimization", 1)
     """passes over the training split"""
     steps: int = _setting(0, "optimization", 0)
-    """optimizer steps, instead of epochs (0: as many as the epochs make)"""
+    """optimizer steps, instead of epochs (0: by epochs)"""
     batch_size: int = _setting(256, "optimization", 1)
     """images (or windows of text) of one optimizer step, over all processes and accumulated parts"""
     accumulate: int = _setting(1, "optimization", 1)
-    """parts that a batch is cut into to save memory"""
+    """parts that a batch is split into to save memory"""
     label_smoothing: float = _setting(0.0, "optimization", 0.0, 1.0)
-    """share of the target given to all classes alike"""
+    """label smoothing: share of the target spread evenly over all classes"""
     mixup: float = _setting(0.0, "optimization", 0.0)
     """alpha of Mixup in modes finetune and scratch: each pair of images shares Beta(alpha, alpha) (0: none)"""
     balance: float = _setting(0.01, "optimization", 0.0)
     """weight of the load-balancing loss of a sparse-moe head"""
     precision: Literal["fp32", "bf16", "fp16"] = _setting("fp32", "optimization")
-    """arithmetic of the products; parameters stay fp32"""
+    """number format of matrix products; parameters stay fp32"""
     shard: bool = _setting(False, "optimization")
     """with several processes, shard parameters and optimizer over them (FSDP2) instead of copying them"""
     seed: int = _setting(0, "job", 0)
@@ -156,7 +156,7 @@ class TrainConfig:
     seeds: int = _setting(1, "job", 1, 10_000)
     """number of seeds to train with"""
     against: tuple[str, ...] = _setting((), "job")
-    """heads to compare with on the same data and seeds; a rank left out is matched by parameters"""
+    """heads to compare with on the same data and seeds; without a rank, it is matched to the head's parameters"""
     select: Literal["last", "best"] = _setting("last", "job")
     """which checkpoint is the result: the last, or the best on the validation split"""
     workers: int = _setting(0, "job", 0, 1024)
@@ -172,7 +172,7 @@ class TrainConfig:
     checkpoint_every: int = _setting(0, "job", 0)
     """steps between checkpoints (0: at ends of epochs, at least half a minute apart)"""
     keep: int = _setting(2, "job", 1)
-    """checkpoints to keep besides the best"""
+    """checkpoints to keep in addition to the best"""
     track: tuple[str, ...] = _setting((), "job")
     """further trackers: wandb, trackio, mlflow"""
     project: str = _setting("mumoe", "job")
@@ -206,7 +206,7 @@ class TrainConfig:
         return TrainConfig(**{**values, **changes})
 
     def of_head(self, head: str) -> TrainConfig:
-        """A copy for one head: those without experts have a rate, a decay and a dropout of their own."""
+        """A copy for one head: those without experts have their own learning rate, weight decay and dropout."""
         if not head.startswith(("linear", "highrank-linear")):
             return self.replace(head=head)
         lr = self.linear_lr or self.lr
@@ -286,7 +286,7 @@ something), ``finetune`` for a head and the backbone below it, ``paper`` the fin
 cosine, clip 1), ``plain`` none: the defaults of `TrainConfig`."""
 
 PLAIN: Mapping[str, Any] = {"preset": "plain"}
-"""What the settings of a run are read over: a run records all of them but those that came later."""
+"""Base of the settings of a run: values for the settings that were added after the run was made."""
 
 SWEPT = "specialized"
 """Preset of the heads of a sweep, which looks at what experts do."""
@@ -301,7 +301,7 @@ def read_config(
     *,
     unknown: Callable[[list[str]], None] | None = None,
 ) -> TrainConfig:
-    """Read a TOML file over `base` (a preset's values, say).
+    """Read a TOML file over `base`, such as a preset's values.
 
     Args:
         path: The file.
@@ -337,7 +337,7 @@ def _no_file(source: Path) -> UserError:
 
 
 def _flat(table: Mapping[str, Any], who: str, *, strict: bool) -> dict[str, Any]:
-    """The keys of all tables side by side; where it is strict, a key in the wrong table is named with its right one."""
+    """The keys of all tables as one mapping; if strict, an error for a key in the wrong table names the right one."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if not isinstance(value, dict):
@@ -361,8 +361,8 @@ def from_mapping(values: Mapping[str, Any], who: str = "train") -> TrainConfig:
     """Build a checked config from plain values (TOML's types; lists for tuples) over those of a preset.
 
     Args:
-        values: Settings by name. ``preset`` names one of `PRESETS`; left out, it is that of the mode.
-        who: What an error begins with.
+        values: Settings by name. ``preset`` names one of `PRESETS`; by default that of the mode.
+        who: Prefix of errors.
 
     Raises:
         UserError: For an unknown key, a wrong type or a value out of range.
@@ -383,7 +383,7 @@ FOR_ALL_HEADS: Mapping[str, tuple[str, float]] = {
     "weight_decay": ("linear_weight_decay", -1.0),
     "dropout": ("linear_dropout", -1.0),
 }
-"""Settings that hold for heads without experts too where they are given, although the preset has others for these."""
+"""Settings that, if given, also apply to heads without experts, although the preset has separate values for these."""
 
 
 def _for_all_heads(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -391,7 +391,7 @@ def _for_all_heads(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _coerce(name: str, value: Any, who: str) -> Any:
-    """TOML's value as the field's type: an int stands for a float, a list for a tuple of strings."""
+    """A TOML value as the field's type: an int becomes a float, a list of strings a tuple."""
     kind = _TYPES[name]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -430,7 +430,7 @@ def _split(parts: Iterable[str]) -> Iterable[str]:
 
 
 def parse_options(options: Iterable[str]) -> dict[str, Any]:
-    """``["split=character", "size=96"]`` as keyword arguments, numbers and true/false as such.
+    """``["split=character", "size=96"]`` as keyword arguments; numbers and true/false are converted.
 
     Raises:
         UserError: If one is not KEY=VALUE.

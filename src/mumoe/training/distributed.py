@@ -1,7 +1,7 @@
 """Several processes as one: gate statistics over the whole batch, sharding, and small agreements.
 
-A batch-normalized gate that saw only its own process's rows would compute another function than on one
-process; torch's SyncBatchNorm refuses CPU tensors, so the reduction here is ours, differentiable and plain:
+A batch-normalized gate that saw only the rows of its own process would compute another function than on one
+process. torch's SyncBatchNorm rejects CPU tensors, so this module has its own differentiable reduction:
 the count and the sum of the rows are summed over processes, then the centred squares.
 """
 
@@ -42,10 +42,10 @@ def world_size() -> int:
 
 
 def leave() -> None:
-    """End this process with status 0 if it is one of several, once all of them are here; else do nothing.
+    """If this is one of several processes, wait for the others and exit with status 0; else do nothing.
 
-    The interpreter is not shut down: Gloo's threads may still hold tensors then, and abort the process
-    (pytorch/pytorch#190489), so that the launcher reports a finished job as failed.
+    The interpreter is not shut down: Gloo's threads may still hold tensors and would abort the process
+    (pytorch/pytorch#190489), so that the launcher would report a finished job as failed.
     """
     if world_size() == 1:
         return
@@ -115,7 +115,7 @@ class SynchronizedBatchNorm(BatchNorm):
 
 
 def synchronize_gates(model: nn.Module) -> nn.Module:
-    """Replace every gate's batch norm by a synchronized one, in place; names of buffers stay as they were.
+    """Replace every gate's batch norm by a synchronized one, in place; buffers keep their names.
 
     Other batch norms, such as a backbone's, are left alone.
     """
@@ -130,7 +130,7 @@ def make_accelerator(config: TrainConfig) -> Any:
     """Accelerate's handle on the devices and processes of this job.
 
     Raises:
-        UserError: If there is no such device, or it cannot do the precision asked for.
+        UserError: If there is no such device, or it does not support the requested precision.
     """
     accelerate = require("accelerate", "vision", "train")
     states, tools = require("accelerate.state", "vision", "train"), require("accelerate.utils", "vision", "train")
@@ -138,7 +138,7 @@ def make_accelerator(config: TrainConfig) -> Any:
     # A second training in this process may ask for another precision, or for another device.
     states.AcceleratorState._reset_state(reset_partial_state=device is not None)
     mixed = {"fp32": "no"}.get(config.precision, config.precision)
-    # `accelerate launch --use_fsdp` means our `shard`: one way to shard, on CPU as well.
+    # `accelerate launch --use_fsdp` turns on our `shard`, the only way to shard, which also works on CPUs.
     settings = {"ACCELERATE_USE_FSDP": "false"} | ({} if device is None else {"ACCELERATE_TORCH_DEVICE": device})
     with tools.patch_environment(**settings):
         try:
@@ -154,7 +154,7 @@ def make_accelerator(config: TrainConfig) -> Any:
 
 
 def _own_device(config: TrainConfig) -> torch.device | None:
-    """The device of a job of one process; None where accelerate gives each of several processes its own.
+    """The device of a job of one process; None if accelerate gives each of several processes its own.
 
     Raises:
         UserError: If there is no such device, or several processes are asked to share one.
@@ -174,7 +174,7 @@ def _own_device(config: TrainConfig) -> torch.device | None:
 
 
 def _warn_of_lone_process() -> None:
-    """Tell that accelerate launch, asked for several processes on a CPU, starts one unless MPI runs it."""
+    """Warn that accelerate launch, asked for several processes on a CPU, starts only one without MPI."""
     asked = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= set(os.environ) and os.environ["ACCELERATE_USE_CPU"] == "True"
     if asked and "WORLD_SIZE" not in os.environ and world_size() == 1:
         _tell(
@@ -191,13 +191,13 @@ def _no_precision(config: TrainConfig, got: str) -> UserError:
 
 
 def wants_shard(config: TrainConfig) -> bool:
-    """Whether this job shards: asked for by the config or the launcher, and there are several processes."""
+    """Whether this job shards: the config or the launcher asks for it, and there are several processes."""
     asked = config.shard or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return asked and world_size() > 1
 
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
-    """Shard parameters over the processes (FSDP2), block by block where the model has lists of blocks."""
+    """Shard parameters over the processes (FSDP2), block by block if the model has lists of blocks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -221,7 +221,7 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def agree(value: bool, device: torch.device) -> bool:
-    """True on every process as soon as it is true on one; every process must ask."""
+    """True on every process if it is true on any; every process must call it."""
     if world_size() == 1:
         return value
     flag = torch.tensor([float(value)], device=device)

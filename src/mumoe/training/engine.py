@@ -1,4 +1,4 @@
-"""The loop: one for every device, precision and number of processes; it can stop at any step and resume.
+"""The training loop, for every device, precision and number of processes. It can stop at any step and resume.
 
 The order of the images and the learning rate are pure functions of the step, so a job's whole state is its
 tensors, the generators' states and a few numbers: see `Engine.snapshot`.
@@ -46,7 +46,7 @@ class Engine:
 
     Args:
         config: The settings.
-        network: What is trained; moved to the accelerator's device.
+        network: The network to train; moved to the accelerator's device.
         source: Where batches come from.
         data: The image set or text, for its splits and classes.
         run: The run's folder, locked by the main process.
@@ -99,10 +99,10 @@ class Engine:
     # Resuming
 
     def restore(self, tell: Any = None) -> bool:
-        """Resume from the newest whole checkpoint, reporting damaged ones; returns False if there is none yet.
+        """Resume from the newest intact checkpoint, reporting damaged ones; returns False if there is none yet.
 
         Raises:
-            CheckpointError: If there are checkpoints and none is whole.
+            CheckpointError: If there are checkpoints and none is intact.
         """
         found = newest(self.run.checkpoints, state.check_fit(self.network), tell or (lambda text: None))
         if found is None:
@@ -114,7 +114,7 @@ class Engine:
         try:
             known = state.restore_random(rank, found.tensors.get("random", {}))
         except ValueError as error:
-            raise CheckpointError(f"{self.run.path}: expected a whole checkpoint, got: {error}.") from None
+            raise CheckpointError(f"{self.run.path}: expected an intact checkpoint, got: {error}.") from None
         if not known:
             self.seed()
         self._restore_numbers(found)
@@ -133,7 +133,7 @@ class Engine:
             self.accelerator.scaler.load_state_dict(values["scaler"])
 
     def seed(self) -> None:
-        """Start the generators; processes get different ones (dropout), and the weights were made before."""
+        """Seed the generators, differently on each process (for dropout). The weights were initialized before."""
         import random
 
         import numpy as np
@@ -184,7 +184,7 @@ class Engine:
         for part in range(parts):
             with self._reducing(part == parts - 1):
                 loss = self._loss(*next(stream), size)
-                # Gradients are averaged over processes, so each counts its share in full.
+                # Gradients are averaged over processes; this factor turns the mean into a sum.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             self._losses += loss.detach()
         if self.config.clip > 0:
@@ -229,7 +229,7 @@ class Engine:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
 
     def _after_step(self) -> None:
-        """Log, evaluate, save and stop, as far as each is due at this step."""
+        """Log, evaluate, save and stop, each if it is due at this step."""
         epoch_ends = self.step % self.per_epoch == 0
         logs = self.step % self.config.log_every == 0 or self.step == self.total
         if logs:
@@ -241,11 +241,11 @@ class Engine:
         self.bar.advance(note=self.log.note)
         if stop:
             raise Interrupted(
-                f"Stopped at step {self.step} of {self.total}. Go on with: mumoe train --resume {self.run.path}"
+                f"Stopped at step {self.step} of {self.total}. Resume with: mumoe train --resume {self.run.path}"
             )
 
     def _stops(self, agreed: bool) -> bool:
-        """Whether to stop here; several processes agree only now and then, since that costs a message."""
+        """Whether to stop here; several processes agree only every few steps, since that costs a message."""
         if world_size() == 1:
             return self.stop.asked
         return agreed and agree(self.stop.asked, self.accelerator.device)
@@ -276,7 +276,7 @@ class Engine:
         return epoch_ends and every > 0 and epoch % every == 0
 
     def _evaluate(self) -> bool:
-        """Evaluate on the validation split; whether it is the best so far."""
+        """Evaluate on the validation split; return whether it is the best so far."""
         result = self.evaluate("val")
         epoch: float = self.step // self.per_epoch
         if self.step % self.per_epoch:
@@ -289,7 +289,7 @@ class Engine:
         return True
 
     def evaluate(self, split: SplitName) -> EvalResult:
-        """Evaluate the network as it is now on one split (collective); the last answer is not computed again."""
+        """Evaluate the network as it is now on one split (collective); the last result is cached."""
         if (split, self.step) in self._evaluated:
             return self._evaluated[split, self.step]
         facts = {"run": str(self.run.path), "step": self.step}

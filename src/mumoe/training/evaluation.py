@@ -25,7 +25,7 @@ def sum_of_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     """Cross-entropy summed over images or windows of text.
 
     Binary and averaged over attributes when labels are 0/1 rows; averaged over tokens, in nats, when they are
-    (B, T) next tokens. Smoothing moves that share of the target to all classes alike (binary: towards 1/2).
+    (B, T) next tokens. Smoothing spreads that share of the target evenly over all classes (binary: towards 1/2).
     """
     if labels.ndim == 2 and not labels.is_floating_point():
         loss = F.cross_entropy(
@@ -41,11 +41,11 @@ def sum_of_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 
 @dataclass
 class Tally:
-    """Sums over the images seen: right answers and images of each class, and the loss.
+    """Sums over the images seen: correct predictions and images of each class, and the loss.
 
     Attributes:
-        right: (num_classes,) images of the class answered right; multi-label: right answers about it; text:
-            tokens of the kind that were the likeliest.
+        right: (num_classes,) images of the class with a correct prediction; multi-label: correct predictions of
+            the attribute; text: tokens of the kind that were predicted as the likeliest.
         images: (num_classes,) images of the class; multi-label: images that have the attribute; text: tokens.
         loss: Scalar, summed over images or windows.
         count: Scalar, images or windows.
@@ -132,7 +132,7 @@ def evaluate_network(
 ) -> Tally:
     """Tally a network over some images or windows, each process taking its share of every batch.
 
-    `kinds` is the class of each token, for text. The network's training mode is put back afterwards.
+    `kinds` is the class of each token, for text. The network's training mode is restored afterwards.
     """
     batches = np.array_split(rows, max(1, -(-len(rows) // batch_size)))
     mine = [np.array_split(b, accelerator.num_processes)[accelerator.process_index] for b in batches]

@@ -1,4 +1,4 @@
-"""What a job reads: the image set or text, the backbone and the features, found by the names in its config."""
+"""The inputs of a job: the image set or text, the backbone and the features, by the names in its config."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Inputs:
             a whole network is trained from random weights.
         features: (num_images, num_features) float32 in feature mode; None until they are extracted.
         num_features: Width of the features; 0 for a whole network.
-        feature_key: Key of the features in the cache; empty where they come from elsewhere.
+        feature_key: Key of the features in the cache; empty if they come from elsewhere.
     """
 
     data: Any
@@ -50,7 +50,7 @@ class Inputs:
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """What run.json records, to find the same inputs again and to know them from others."""
+        """Facts for run.json that identify the inputs, to load them again and to detect different ones."""
         data, backbone = self.data, self.backbone
         facts: dict[str, Any] = {"vocabulary": data.tokenizer.vocabulary} if isinstance(data, TextData) else {}
         if self.feature_key:
@@ -74,7 +74,7 @@ def load_precomputed(config: TrainConfig) -> tuple[ImageData, npt.NDArray[np.flo
 
 
 def split_seed(config: TrainConfig) -> int:
-    """Seed of the split: with `vary_split` another one for each seed."""
+    """Seed of the split; with `vary_split` a different one for each seed."""
     return config.split_seed + (config.seed if config.vary_split else 0)
 
 
@@ -116,7 +116,7 @@ def extracted(
     *,
     together: bool = False,
 ) -> Features:
-    """The backbone's features of every image, from the cache or extracted into it; `together` by all processes."""
+    """The backbone's features of every image, from the cache or extracted into it, `together` by all processes."""
     return extract_features(
         data,
         backbone,

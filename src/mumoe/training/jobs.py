@@ -1,4 +1,4 @@
-"""Jobs from one call: train over seeds and heads, resume after a stop."""
+"""Jobs in one call: train over seeds and heads, or resume after a stop."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def train(
     progress: bool = True,
     announce: Callable[[str], None] | None = None,
 ) -> TrainResult:
-    """Train what a config asks for: one head or several, on one seed or several.
+    """Train one or several heads on one or several seeds, as configured.
 
     Args:
         config: The settings. One run goes to ``config.out`` itself, several seeds to ``OUT/seed-K``, several
             heads to ``OUT/HEAD/seed-K``, with ``OUT/summary.json`` beside them.
-        data: An image set to take instead of loading ``config.data``.
-        backbone: A backbone to take instead of building ``config.backbone``.
+        data: An image set to use instead of loading ``config.data``.
+        backbone: A backbone to use instead of building ``config.backbone``.
         features: (num_images, num_features) features to use instead of extracting them. Pass the backbone that
             computed them too, so that the run can classify images later.
         progress: Whether to show progress on stderr.
@@ -87,7 +87,7 @@ def train(
 
 
 def default_out(config: TrainConfig) -> str:
-    """Where a run goes that was given no folder: runs/DATA-HEAD."""
+    """Default folder of a run: runs/DATA-HEAD."""
     return f"runs/{_file_name(Path(config.data).name)}-{_file_name(config.head)}"
 
 
@@ -107,8 +107,8 @@ def resume(
 ) -> TrainResult:
     """Resume a run, or every unfinished run of a job over several seeds or heads.
 
-    On a CPU the result has the same bits as that of a job that was never stopped. Objects are used as in `train`;
-    `data` may also be the name of the same data at another place, and `device` another device.
+    On a CPU the result is bit-identical to that of an uninterrupted job. Objects are used as in `train`. `data` may
+    also be the name of the same data at another place, and `device` may be another device.
 
     Raises:
         UserError: If there is no run, or its images or backbone are not those it was started with.
@@ -159,7 +159,7 @@ def _run_job(
 
 
 def _plan(config: TrainConfig, out: Path, inputs: Inputs) -> list[_Member]:
-    """All runs of a job; every head is built once on the meta device, so that a wrong one is an error at once."""
+    """All runs of a job; every head is built once on the meta device, so that a wrong one raises early."""
     task = task_of(config)
     heads = list(dict.fromkeys([config.head, *(task.partner(name, inputs) for name in config.against)]))
     vocabulary = int(inputs.facts.get("vocabulary", 0))
@@ -179,7 +179,7 @@ def _plan(config: TrainConfig, out: Path, inputs: Inputs) -> list[_Member]:
 
 
 def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: bool) -> RunResult:
-    """One run from wherever it stands to its end; a finished one is only read."""
+    """Train one run to its end, from its newest checkpoint if there is one; a finished run is only read."""
     run = RunFolder(member.path)
     if (member.path / "run.json").is_file() and run.facts().get("state") == "finished":
         return read_result(run)
@@ -200,7 +200,7 @@ def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: boo
 
 
 def _claim(run: RunFolder, config: TrainConfig, inputs: Inputs, parameters: int) -> RunFolder:
-    """Make the run's folder, or take the lock of one that was started before."""
+    """Create the run's folder, or lock the folder of a run that was started before."""
     facts = {"seed": config.seed, "head": config.head, "parameters": parameters, **inputs.facts}
     facts["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if not (run.path / "run.json").is_file():
@@ -225,13 +225,13 @@ def _check_same(run: RunFolder, config: TrainConfig, inputs: Inputs) -> None:
         raise unknown_backbone(run, config)
     raise UserError(
         f"{run.path}: expected the backbone weights that the run was started with, got others. "
-        "Restore them, or train anew."
+        "Restore them, or train a new run."
     )
 
 
 @contextlib.contextmanager
 def _recorded(run: RunFolder, main: bool) -> Any:
-    """Write how the run ended into run.json, whatever happens."""
+    """Record in run.json how the run ended, also after an error."""
     try:
         yield
     except BaseException as error:
@@ -243,7 +243,7 @@ def _recorded(run: RunFolder, main: bool) -> Any:
 
 
 def _finish(engine: Engine, parameters: int) -> RunResult:
-    """Evaluate the checkpoint that is the result, and write it down."""
+    """Evaluate the selected checkpoint, and record the result."""
     if engine.config.select == "best" and engine.best is not None and engine.best["step"] != engine.step:
         best = read_best(engine.run.checkpoints, engine.best["step"], state.check_fit(engine.network), _tell)
         if best is not None:
@@ -265,7 +265,7 @@ def _finish(engine: Engine, parameters: int) -> RunResult:
 
 
 def read_result(run: RunFolder) -> RunResult:
-    """The result that a finished run wrote down.
+    """The result that a finished run recorded.
 
     Raises:
         JobError: If run.json holds none.
@@ -273,7 +273,7 @@ def read_result(run: RunFolder) -> RunResult:
     try:
         return RunResult.from_dict({**run.facts()["result"], "run": str(run.path)})
     except (KeyError, TypeError, UserError):
-        raise JobError(f"{run.path}: expected a finished run, got a run.json without result.") from None
+        raise JobError(f"{run.path}: expected a finished run, got a run.json without a result.") from None
 
 
 def job_result(path: str | Path) -> TrainResult:

@@ -1,4 +1,4 @@
-"""The log of a run's numbers, and the curves that are read from it."""
+"""The log of a run's metrics, and the curves that are read from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MetricsLog:
 
     Args:
         path: The file.
-        length: Bytes to keep of what is there: a resumed job cuts off what came after its checkpoint.
+        length: Bytes of an existing file to keep: a resumed job removes what was logged after its checkpoint.
     """
 
     def __init__(self, path: Path, length: int = 0) -> None:
@@ -41,7 +41,7 @@ class MetricsLog:
         self._file.flush()
 
     def sync(self) -> int:
-        """Put the log on the disk; returns its length in bytes."""
+        """Flush the log to disk; returns its length in bytes."""
         sync_file(self._file)
         return self._file.tell()
 
@@ -68,9 +68,9 @@ def read_curve(path: Path, name: str) -> Curve:
 
 
 def job_curves(result: TrainResult) -> tuple[str, dict[str, list[Curve]]]:
-    """What to draw of a job: a label, and one curve for each seed of each head.
+    """The curves of a job to plot: a label, and one curve for each seed of each head.
 
-    That is the validation accuracy, or the training loss where the accuracy was measured less than twice.
+    That is the validation accuracy, or the training loss if the accuracy was measured less than twice.
     """
     for name in LABELS:
         curves: dict[str, list[Curve]] = {}

@@ -1,4 +1,4 @@
-"""Mixup as a function of the seed and the step: nothing to store, and the same on any number of processes.
+"""Mixup as a function of the seed and the step: it has no state, and is the same on any number of processes.
 
 Neighbours of a batch are mixed with each other, rows 0 and 1, 2 and 3, ..., by one share per optimizer step. A
 batch is in random order already. As long as parts and processes get even shares of it, pairs stay together.
@@ -18,7 +18,7 @@ __all__ = ["mix", "share_of"]
 
 
 def share_of(alpha: float, seed: int, step: int) -> float:
-    """What each row keeps of itself at a step: Beta(alpha, alpha), in [0, 1]."""
+    """Share of itself that each row keeps at a step: Beta(alpha, alpha), in [0, 1]."""
     return float(np.random.default_rng(derived_seed(seed, step, 2)).beta(alpha, alpha))
 
 

@@ -1,4 +1,4 @@
-"""What is trained: a head on cached features, a backbone with a head, or a whole network from random weights.
+"""The networks to train: a head on cached features, a backbone with a head, or a whole network from random weights.
 
 Whole networks are MLP-Mixers on images and GPT-2 on text, with the MLPs that `head` names.
 """
@@ -61,7 +61,7 @@ def column_statistics(x: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -
 
 
 def make_head(config: TrainConfig, num_features: int, num_classes: int) -> Head:
-    """Build the head that a config asks for.
+    """Build the head that a config specifies.
 
     Raises:
         UserError: If the specification, the gate or the norm is not known.
@@ -103,7 +103,7 @@ class Network(nn.Module):
 
     @property
     def on_features(self) -> bool:
-        """Whether it reads features: then batches can be large when it is evaluated."""
+        """Whether it reads features, so that evaluation can use large batches."""
         return self.backbone is None
 
     @property
@@ -159,7 +159,7 @@ class WholeNetwork(nn.Module):
 
 
 def make_mixer(config: TrainConfig, num_classes: int) -> WholeNetwork:
-    """The MLP-Mixer that a config of mode scratch asks for.
+    """The MLP-Mixer that a config of mode scratch specifies.
 
     Raises:
         UserError: If the network, an option or the specification is not known, or sizes do not fit.
@@ -173,7 +173,7 @@ def make_mixer(config: TrainConfig, num_classes: int) -> WholeNetwork:
 
 
 def make_gpt2(config: TrainConfig, vocabulary: int) -> WholeNetwork:
-    """The GPT-2 that a config of mode text asks for, over a vocabulary of so many tokens.
+    """The GPT-2 that a config of mode text specifies, with a vocabulary of this size.
 
     Raises:
         UserError: As `make_mixer`.
@@ -198,7 +198,7 @@ def _named(config: TrainConfig, shapes: Mapping[str, Any]) -> Any:
 def _options(
     config: TrainConfig, sizes: dict[str, Any], others: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The given network options, those that are sizes and the others, checked for name and type."""
+    """The given network options, split into sizes and others, with names and types checked."""
     given = parse_options(config.network_options)
     for name, value in given.items():
         known = {**sizes, **others}
@@ -237,8 +237,8 @@ def image_side(config: TrainConfig) -> int:
 
 
 def image_transform(config: TrainConfig, train: bool) -> Callable[[Image.Image], Tensor]:
-    """The preprocessing of images in mode scratch: inception crop, flip and the augmentation asked for; or the
-    centre.
+    """The preprocessing of images in mode scratch: inception crop, flip and the configured augmentation; without
+    training, a centre crop.
 
     Shape:
         an RGB PIL image -> (3, image_size, image_size), scaled to [-1, 1].

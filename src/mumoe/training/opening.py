@@ -1,4 +1,4 @@
-"""Open a run: the one way, which everything that reads a run goes through.
+"""Open a run. Everything that reads a run goes through this module.
 
 A `StoredRun` reads settings and facts at once; data, backbone, network and features are loaded when they are first
 used, so that a caller waits only for what it reads.
@@ -52,8 +52,8 @@ class StoredRun:
 
     Args:
         path: Its folder.
-        data: The data where it is now, as a name (``folder:/new/place``) or an object, instead of what the run names.
-            It must be the same data.
+        data: The data at its present place, as a name (``folder:/new/place``) or an object, instead of the name that
+            the run recorded. It must be the same data.
         backbone: A backbone to use instead of building the one that the run names.
         features: (num_images, num_features), used instead of extracting them.
         device: Where the network and the backbone run: a name as in `mumoe.devices.resolve`.
@@ -66,7 +66,7 @@ class StoredRun:
         device: The device.
 
     Raises:
-        UserError: If the path is no run, or this machine has no such device.
+        UserError: If the path is not a run, or this machine has no such device.
         JobError: If run.json is damaged.
     """
 
@@ -101,7 +101,7 @@ class StoredRun:
 
     @property
     def task(self) -> Task:
-        """What its mode reads and trains."""
+        """The task of its mode: what it reads and trains."""
         return task_of(self.config)
 
     @property
@@ -130,7 +130,7 @@ class StoredRun:
 
     @functools.cached_property
     def data(self) -> Any:
-        """The images or the text, under the name that the run was trained with; others are a `UserError`."""
+        """The images or the text, under the name that the run was trained with; other data raise `UserError`."""
         found = self._precomputed[0] if self.on_feature_file and self._data is None else self._data
         if found is None:
             found = self.task.load_data(self.progress)
@@ -144,7 +144,7 @@ class StoredRun:
 
     @functools.cached_property
     def inputs(self) -> Inputs:
-        """The data, and what the head sees of each image: features of the backbone, frozen or trained in the run."""
+        """The data, and the head's input for each image: features of the backbone, frozen or trained in the run."""
         data = self.data
         if self.task.whole:
             return Inputs(data, None, None, 0)
@@ -159,7 +159,7 @@ class StoredRun:
         return Inputs(data, self.backbone, features, int(features.shape[1]))
 
     def features_of(self, data: Any, *, together: bool = False) -> npt.NDArray[np.float32]:
-        """The backbone's features of any images, from the cache or extracted into it; `together` by all processes.
+        """The backbone's features of any images, from the cache or extracted into it, `together` by all processes.
 
         Raises:
             UserError: If the run does not know its backbone, or trained a whole network.
@@ -174,7 +174,7 @@ class StoredRun:
         return extracted(self.config, data, self.backbone, self.device, self.progress, together=together).x
 
     def other_data(self, name: str, options: Sequence[str] = ()) -> tuple[Any, npt.NDArray[np.float32] | None]:
-        """Other data than the run's, by name, and their features where they are a file of features.
+        """Other data than the run's, by name, and their features if they are a file of features.
 
         Args:
             name: As in a config, such as ``folder:PATH``.
@@ -222,7 +222,7 @@ class StoredRun:
 
     @property
     def network(self) -> Trained:
-        """What was trained, in eval mode; a `JobError` without a whole checkpoint."""
+        """The trained network, in eval mode; raises `JobError` without an intact checkpoint."""
         return self._restored[0]
 
     @property
@@ -232,7 +232,7 @@ class StoredRun:
 
     @property
     def head(self) -> Head:
-        """The head: features to logits; a `UserError` where a whole network was trained."""
+        """The head: features to logits; raises `UserError` if a whole network was trained."""
         network = self.network
         if isinstance(network, WholeNetwork):
             raise UserError(
@@ -243,7 +243,7 @@ class StoredRun:
 
     @property
     def model(self) -> nn.Module:
-        """Images to logits; of a run in mode text, a GPT-2 of Hugging Face's kind."""
+        """Images to logits; for a run in mode text, a Hugging Face GPT-2."""
         network = self.network
         if isinstance(network, WholeNetwork):
             return network.model
@@ -278,7 +278,7 @@ def _chosen(run: RunFolder, config: TrainConfig, network: nn.Module) -> Snapshot
     found = newest(run.checkpoints, check, _tell)
     if found is None:
         raise JobError(
-            f"{run.path}: expected a checkpoint, got none yet. Train on with: mumoe train --resume {run.path}"
+            f"{run.path}: expected a checkpoint, got none yet. Continue with: mumoe train --resume {run.path}"
         )
     best = found.state.get("best")
     if config.select == "best" and best and best["step"] != found.step:

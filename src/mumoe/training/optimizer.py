@@ -37,7 +37,7 @@ def decayed(network: nn.Module, rule: str) -> set[str]:
 
 
 def _named_like(network: nn.Module, kind: type[nn.Module], starts: tuple[str, ...]) -> Iterator[str]:
-    """Names of the parameters of all modules of a kind that start so within their module."""
+    """Names of parameters in all modules of a kind whose name within the module has one of these prefixes."""
     for prefix, module in network.named_modules():
         if isinstance(module, kind):
             for name, _ in module.named_parameters():
@@ -46,7 +46,7 @@ def _named_like(network: nn.Module, kind: type[nn.Module], starts: tuple[str, ..
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW on what is trained, in one group or, where some parameters do not decay, in two."""
+    """AdamW on the trained parameters, in one group or, if some of them do not decay, in two."""
     names = decayed(network, config.decay)
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in network.named_parameters():

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 SCHEMA = 2
-"""Version of a run's folder. 1 had none written, and paths relative to the folder that training started in."""
+"""Version of the run folder. Version 1 did not record it, and its paths were relative to the working directory."""
 
 _KNOWN = {
     *("schema", "state", "versions", "commit", "seed", "head", "parameters", "data", "credits", "classes"),
@@ -51,7 +51,7 @@ _KNOWN = {
 _NEEDED = ("seed", "head", "data", "classes", "multi_label", "num_features")
 
 _WITHOUT_EXPERTS = ("linear", "highrank-linear", "mlp")
-"""First words of the heads that have no experts."""
+"""Prefixes of the heads that have no experts."""
 
 _tell = logging.getLogger("mumoe.training").warning
 
@@ -60,7 +60,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "accelerate
 
 @contextlib.contextmanager
 def disk_errors(what: str, run: Path) -> Iterator[None]:
-    """Turn a failed write in a run's folder into a `JobError` that says what is safe and how to resume."""
+    """Turn a failed write in a run's folder into a `JobError` that explains what is safe and how to resume."""
     remedy = f"Earlier checkpoints are untouched. Resume with: mumoe train --resume {run}"
     with write_errors(run, who=what, remedy=remedy):
         yield
@@ -72,7 +72,7 @@ class RunFolder:
     Args:
         path: The folder; `create` makes it, `open` finds it.
 
-    Use as a context manager to hold the lock; it goes with the process, however that ends.
+    Use as a context manager to hold the lock, which is also released when the process ends, even if it is killed.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -103,7 +103,7 @@ class RunFolder:
         """An existing run (not locked). One of an earlier version, or with unknown keys, opens with a warning.
 
         Raises:
-            UserError: If the path is no run, or one that a later version wrote.
+            UserError: If the path is not a run, or one that a later version wrote.
         """
         run = cls(path)
         if not (run.path / "run.json").is_file():
@@ -150,7 +150,7 @@ class RunFolder:
         except ValueError as error:
             raise JobError(f"{self.path}: expected a run, got: {error}. Train again into another folder.") from None
         if not isinstance(facts, dict):
-            raise JobError(f"{self.path}: expected a run, got a run.json that is no table.")
+            raise JobError(f"{self.path}: expected a run, got a run.json that is not a table.")
         return facts
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
@@ -163,7 +163,7 @@ class RunFolder:
         self.write_facts({**self.facts(), **changes})
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Raises:
             JobError: If another job works in this folder.
@@ -189,7 +189,7 @@ class RunFolder:
             return "another process"
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._lock is not None:
             (self.path / ".holder").unlink(missing_ok=True)
             self._lock.release()
@@ -214,7 +214,7 @@ def check_free(path: str | Path) -> None:
     if (folder / "config.toml").exists():
         raise UserError(
             f"`out`: expected a new folder, got {str(folder)!r}, which holds a run. "
-            f"Go on with mumoe train --resume {folder}, or give another `out`."
+            f"Resume it with mumoe train --resume {folder}, or give another `out`."
         )
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise UserError(f"`out`: expected a new or empty folder, got {str(folder)!r}, which holds other files.")
@@ -239,7 +239,7 @@ def find_run(path: str | Path) -> list[RunFolder]:
 
 
 def pick_run(path: str | Path, *, experts: bool = False, note: Callable[[str], None] = lambda line: None) -> RunFolder:
-    """The run at a path; of a job, the head that is best on validation, and its first seed.
+    """The run at a path; for a job, the first seed of the head that is best on validation.
 
     Heads are compared by their mean accuracy on the validation split over the seeds that are finished. Without one
     that is finished, or without a validation split, it is the head that the job was started with, else the first by
@@ -247,8 +247,8 @@ def pick_run(path: str | Path, *, experts: bool = False, note: Callable[[str], N
 
     Args:
         path: A run, or the folder of several seeds or heads.
-        experts: Whether a head without experts is used only if there is no other.
-        note: Called with one line on which run of a job is used, and which there are.
+        experts: Whether to prefer heads with experts; one without is used only if there is no other.
+        note: Called with one line that says which run of a job is used, and lists all of them.
 
     Raises:
         UserError: If there is no run.
@@ -289,7 +289,7 @@ def _validation_accuracy(runs: Sequence[RunFolder]) -> float:
 
 
 def started_head(job: Path) -> str:
-    """The head that a job of several runs was started with; empty where that is not recorded."""
+    """The head that a job of several runs was started with; empty if it is not recorded."""
     config = job / "config.toml"
     return read_config(config, PLAIN, unknown=lambda names: None).head if config.is_file() else ""
 
@@ -314,7 +314,7 @@ def check_same_data(run: RunFolder, data: Any) -> None:
 
 
 def unknown_backbone(run: RunFolder, config: TrainConfig) -> UserError:
-    """The error for images that a run cannot take, because what made its features is not recorded."""
+    """The error for a run that cannot read images, because the network that computed its features is not recorded."""
     if config.data.startswith("features:"):
         why = f"features of a file ({config.data.removeprefix('features:')})"
         works = "evaluate, analyze, audit, fairness, edit, report, dashboard and the export of the head to onnx work"
@@ -355,12 +355,12 @@ def _not_a_run(folder: Path) -> UserError:
         return UserError(f"run: expected the folder of a run, got {str(folder)!r}, which does not exist. {remedy}")
     return UserError(
         f"run: expected the folder of a run, got {str(folder)!r}, which has no run.json. "
-        "Give the folder that mumoe train named."
+        "Give the folder that mumoe train printed."
     )
 
 
 def versions() -> dict[str, Any]:
-    """Versions of what computes the numbers, and the commit of the working tree that mumoe runs from."""
+    """Versions of the libraries that compute the numbers, and the commit of the working tree that mumoe runs from."""
     found = {"python": platform.python_version(), "mumoe": __version__}
     for package in _PACKAGES:
         try:
@@ -372,7 +372,7 @@ def versions() -> dict[str, Any]:
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of mumoe's sources, with ``-dirty`` when they were changed; None where it is installed."""
+    """The commit of mumoe's sources, with ``-dirty`` if they were changed; None for an installed package."""
     if _git("ls-files", "--error-unmatch", __file__) is None:
         return None
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
@@ -388,7 +388,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def write_group_config(path: Path, config: TrainConfig) -> None:
-    """Make the folder of several runs, with the settings that started them."""
+    """Create the folder of several runs, with the settings that started them."""
     with disk_errors("run", path):
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "config.toml", to_toml(config.absolute()))

@@ -1,8 +1,8 @@
-"""The order of the images, as a pure function of (seed, epoch): nothing to store, nothing to lose.
+"""The order of the images, as a pure function of (seed, epoch): a checkpoint need not store it.
 
 An epoch of n images is cut into ceil(n / batch_size) batches of equal size (to one image), so that no batch
-is larger than asked for and none is tiny: batch-normalized gates never meet a batch of one. A batch is cut
-the same way into accumulated parts, and a part into the shares of the processes.
+is larger than requested and none is tiny: batch-normalized gates never see a batch of one. In the same way
+a batch is cut into accumulated parts, and a part into the shares of the processes.
 """
 
 from __future__ import annotations

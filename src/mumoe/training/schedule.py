@@ -1,4 +1,4 @@
-"""The course of the learning rate, as a pure function of the step: a resumed job needs no state for it."""
+"""The learning rate as a pure function of the step, so that a resumed job needs no state for it."""
 
 from __future__ import annotations
 

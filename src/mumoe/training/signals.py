@@ -1,4 +1,4 @@
-"""Ctrl-C and termination as a request that the loop answers at the end of its step."""
+"""Turn Ctrl-C and termination into a request that the loop handles at the end of its step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Interrupted(KeyboardInterrupt):
 class StopRequest(AbstractContextManager["StopRequest"]):
     """While it is open, the first Ctrl-C or SIGTERM only sets `asked`; a second one acts at once.
 
-    Outside the main thread, where Python takes no signal handlers, it does nothing.
+    Outside the main thread, where Python does not allow signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ _KEEP_ON_DEVICE = 1 << 30
 
 
 class BatchSource(Protocol):
-    """What the loop and the evaluation read."""
+    """Batches for the training loop and the evaluation."""
 
     def stream(self, batches: Sequence[Indices], epoch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels of each batch, on the device; `epoch` None means no augmentation."""
@@ -41,7 +41,7 @@ class FeatureSource:
     Args:
         features: (num_images, num_features) float32, usually a memory map.
         labels: As in `ImageData`.
-        device: Where batches go; a matrix below a GiB is put there once, when it is an accelerator.
+        device: Device of the batches; if it is an accelerator, a matrix below one GiB is copied there once.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class FeatureSource:
 
 
 class ImageSource:
-    """Images opened and transformed by loader workers, the same bits with any number of them.
+    """Images opened and transformed by loader workers, bit-identical for any number of them.
 
     The randomness of an image's augmentation is derived from (seed, epoch, image), never from a worker's
     own generator.
@@ -77,7 +77,7 @@ class ImageSource:
         transform: PIL image to tensor, without.
         seed: Seed of the augmentation.
         workers: Loader processes (0: in this process).
-        device: Where batches go.
+        device: Device of the batches.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class TextSource:
     Args:
         data: The text.
         seed: Seed of the shifts.
-        device: Where batches go.
+        device: Device of the batches.
     """
 
     def __init__(self, data: TextData, *, seed: int, device: torch.device | str = "cpu") -> None:
@@ -138,7 +138,7 @@ class TextSource:
 
 
 class _Images(Dataset[tuple[Tensor | str, int]]):
-    """An image by index, augmented by randomness of its own; or, if it cannot be had, the reason."""
+    """An image by index, augmented with its own random state; or the reason why it cannot be loaded."""
 
     def __init__(self, data: ImageData, transform: Callable[[Any], Tensor], seed: int, epoch: int | None) -> None:
         self.data, self.transform, self.seed, self.epoch = data, transform, seed, epoch
@@ -151,7 +151,7 @@ class _Images(Dataset[tuple[Tensor | str, int]]):
             with _own_randomness(derived_seed(self.seed, self.epoch, index, 1)):
                 return self.transform(image), index
         except Exception as error:
-            # A worker's exception would come out with the worker's traceback.
+            # A worker's exception would be shown with the worker's traceback.
             why = reason_of(error, 200)
             return f"expected to open and transform {self.data.ids[index]!r}, got {why}. Repair or remove it.", index
 
@@ -179,7 +179,7 @@ def _collate(items: list[tuple[Tensor | str, int]]) -> tuple[Tensor | str, Tenso
 
 @contextmanager
 def _own_randomness(seed: int) -> Iterator[None]:
-    """Seed python, numpy and torch inside, and put their states back afterwards."""
+    """Seed python, numpy and torch inside, and restore their states afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed % (1 << 32))  # noqa: NPY002 (what augmentations use)

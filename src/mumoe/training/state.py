@@ -1,4 +1,4 @@
-"""The tensors of a job in flight, out of and into a network, its optimizer and the random generators."""
+"""Collect and restore the tensors of a running job: of the network, its optimizer and the random generators."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 Held = TypeVar("Held")
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW remembers of each parameter."""
+"""Names of AdamW's state of each parameter."""
 
 
 def model_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def restore_model(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put AdamW's moments back; a parameter without any (never updated) keeps none."""
+    """Restore AdamW's moments; a parameter without any (never updated) keeps none."""
     tensors = _renamed(network, tensors, moments=True)
     for name, parameter in network.named_parameters():
         if f"{name}/step" not in tensors:
@@ -95,7 +95,7 @@ def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, tens
 
 
 def _like(target: Tensor, whole: Tensor) -> Tensor:
-    """A whole tensor on the target's device, cut as the target is."""
+    """A whole tensor on the target's device, sharded like the target."""
     if not hasattr(target, "full_tensor"):
         return whole.to(target.device)
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -105,7 +105,7 @@ def _like(target: Tensor, whole: Tensor) -> Tensor:
 
 
 def check_fit(network: nn.Module) -> Check:
-    """A check that a checkpoint's tensors are those of this network and of AdamW on it, its numbers sane."""
+    """A check that a checkpoint's tensors match this network and AdamW on it, and that its numbers are valid."""
     expected = specs(network.state_dict())
     trained = specs(dict(network.named_parameters()))
 
@@ -174,7 +174,7 @@ def random_tensors(rank: int) -> dict[str, Tensor]:
 
 
 def _float_bits(value: float | None) -> Tensor:
-    """A float as its bits, none as an empty tensor."""
+    """A float as its bits; None as an empty tensor."""
     bits = [] if value is None else [np.float64(value).view(np.int64).item()]
     return torch.tensor(bits, dtype=torch.int64)
 
@@ -184,10 +184,10 @@ def _bits_float(bits: Tensor) -> float | None:
 
 
 def restore_random(rank: int, tensors: Mapping[str, Tensor]) -> bool:
-    """Put the generators back; False if the checkpoint has none for this process (more processes now).
+    """Restore the generators; False if the checkpoint has none for this process (there are more processes now).
 
     Raises:
-        ValueError: If a state is none of its generator.
+        ValueError: If a state does not fit its generator.
     """
     if f"{rank}/torch" not in tensors:
         return False

@@ -73,14 +73,14 @@ class Task(ABC):
 
     @abstractmethod
     def find(self, data: Data | None, backbone: nn.Module | None, features: FloatRows | None, progress: bool) -> Inputs:
-        """Everything that the config names, objects that are given used as they are; nothing is extracted yet.
+        """Everything that the config names, or the objects passed instead; nothing is extracted yet.
 
         Raises:
             UserError: If something is missing, does not fit, or has no rows to train on.
         """
 
     def extract(self, inputs: Inputs, device: torch.device | str, progress: bool, *, together: bool) -> Inputs:
-        """The inputs with features, where the mode trains on features; `together` by all processes."""
+        """The inputs, with features if the mode trains on features, extracted `together` by all processes."""
         return inputs
 
     def with_seed(self, inputs: Inputs) -> Inputs:
@@ -96,11 +96,11 @@ class Task(ABC):
         return replace(inputs, data=data)
 
     def image_size(self, inputs: Inputs) -> int | None:
-        """Side of the images that the network sees, in pixels; None where it sees none."""
+        """Side of the images that the network sees, in pixels; None if it sees none."""
         return getattr(inputs.backbone, "image_size", None)
 
     def transform(self) -> Any:
-        """The preprocessing of one image without augmentation; None where it is the backbone's."""
+        """The preprocessing of one image without augmentation; None if the backbone has its own."""
         return None
 
     @abstractmethod
@@ -109,7 +109,7 @@ class Task(ABC):
 
     @abstractmethod
     def empty(self, num_features: int, num_classes: int, vocabulary: int = 0, backbone: Any = None) -> Trained:
-        """The network that the config asks for, with weights from the generators as they stand.
+        """The network that the config specifies, with weights drawn from the current random generators.
 
         Raises:
             UserError: If the network, an option or the specification is not known, or sizes do not fit.
@@ -262,13 +262,13 @@ def load_inputs(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Inputs:
-    """Everything that a config names, with features extracted; what is given is used as it is."""
+    """Everything that a config names, or the objects passed instead, with features extracted."""
     task = task_of(config)
     return task.extract(task.find(data, backbone, features, progress), device, progress, together=False)
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """The config with what its data set decides filled in, so that the run records it.
+    """The config with the settings filled in that its data set determines, so that the run records them.
 
     Emoji are drawn at 96 px, and the embedded backbone reads them at that size. Those of `emoji` are split by image,
     as in the demo.

@@ -18,14 +18,14 @@ __all__ = ["Trackers"]
 
 
 class Trackers(AbstractContextManager["Trackers"]):
-    """All logs of one sitting of one run; silent on processes other than the main one.
+    """All logs of one session of one run; silent on processes other than the main one.
 
     Args:
         run: The run's folder.
         config: Its settings.
-        step: Step at which this sitting starts; later entries of an earlier sitting are dropped.
+        step: Step at which this session starts; later entries of an earlier session are dropped.
         length: Bytes of metrics.jsonl to keep.
-        enabled: False writes nothing.
+        enabled: Whether to write anything.
 
     Attributes:
         note: The newest numbers in a few words, for the progress bar.
@@ -78,7 +78,7 @@ class Trackers(AbstractContextManager["Trackers"]):
         return {"steps_per_second": (step - before) / (now - then)}
 
     def sync(self) -> int:
-        """Put metrics.jsonl on the disk; returns its length in bytes."""
+        """Flush metrics.jsonl to disk; returns its length in bytes."""
         if not self.enabled:
             return 0
         with disk_errors("log", self.run.path):
@@ -96,7 +96,7 @@ class Trackers(AbstractContextManager["Trackers"]):
 
 
 def _start(name: str, config: TrainConfig, run_name: str, known: str | None) -> Any:
-    """Accelerate's tracker of that name: a new run, or the one that an earlier sitting of the job wrote to."""
+    """Accelerate's tracker of that name: a new run, or the one that an earlier session of the job wrote to."""
     require(name, "tracking", "train")
     kinds = require("accelerate.tracking", "vision", "train").LOGGER_TYPE_TO_CLASS
     settings = {key: str(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
@@ -115,7 +115,7 @@ def _start(name: str, config: TrainConfig, run_name: str, known: str | None) -> 
 
 
 def _identity(name: str, run: Any) -> str:
-    """What names the tracker's run when it is resumed."""
+    """Identifier of the tracker's run, by which it is resumed."""
     if name == "mlflow":
         return str(run.info.run_id)
     return str(run.name if name == "trackio" else run.id)

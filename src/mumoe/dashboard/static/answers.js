@@ -10,15 +10,15 @@ const NOTHING = { question: null, found: null, problem: "" };
 // `ask` is called whenever `question`, a text, changes; answers to an older question are dropped. Until the new answer
 // is there the old one stays in `found`, unless `fresh` leaves it out.
 export function useAnswer(question, ask, { fresh = false } = {}) {
-  const [told, setTold] = useState(NOTHING);
+  const [answered, setAnswered] = useState(NOTHING);
   useEffect(() => {
     let current = true;
-    const tell = (part) => current && setTold((old) => ({ ...old, question, ...part }));
-    ask().then((found) => tell({ found, problem: "" }), (error) => tell({ problem: error.message }));
+    const put = (part) => current && setAnswered((old) => ({ ...old, question, ...part }));
+    ask().then((found) => put({ found, problem: "" }), (error) => put({ problem: error.message }));
     return () => {
       current = false;
     };
   }, [question]);
-  const busy = told.question !== question;
-  return { found: busy && fresh ? null : told.found, problem: busy ? "" : told.problem, busy };
+  const busy = answered.question !== question;
+  return { found: busy && fresh ? null : answered.found, problem: busy ? "" : answered.problem, busy };
 }

@@ -33,6 +33,12 @@ export function post(path, content, signal) {
   return send(path, { method: "POST", headers, body: JSON.stringify(content), signal });
 }
 
+// A file that the server makes, as a blob.
+export async function fetched(path, query) {
+  const response = await fetch(`${path}?${new URLSearchParams(query)}`, { credentials: "same-origin" });
+  return response.ok ? response.blob() : answer(response);
+}
+
 export function upload(file) {
   return send("/api/upload", { method: "POST", headers: { "x-mumoe-page": page }, body: file });
 }
@@ -59,11 +65,11 @@ export function latest(work) {
   };
 }
 
-// Watch a job until it is done; tell its progress.
-export async function watch(number, tell) {
+// Watch a job until it is done; report its progress.
+export async function watch(number, report) {
   for (;;) {
     const job = await get("/api/job", { number });
-    tell(job);
+    report(job);
     if (job.state === "done") return job.result;
     if (job.state === "failed") throw new Error(job.error);
     await new Promise((resolve) => setTimeout(resolve, 200));

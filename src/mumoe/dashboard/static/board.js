@@ -3,7 +3,7 @@
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "/vendor/hooks.js";
 import { get, latest, post, watch } from "/api.js";
 import { count, number, percent, plural, points, signed, tone } from "/format.js";
-import { Choice, html, Problem, Progress } from "/parts.js";
+import { Choice, Csv, html, Meanings, Problem, Progress, Scroll, Term } from "/parts.js";
 
 const METRICS = {
   rewriting_score: "Re-writing score ↑",
@@ -45,10 +45,9 @@ export function entries(edits) {
   return edits.map(({ paper, lowers, about, ...entry }) => entry);
 }
 
-export function Board({ run, split, edits, setEdits, addEdits, history, onUndo, onRedo, onSettle, selected, setSelected, onOpenImages, onOpenExpert }) {
-  const [subgroup, setSubgroup] = useState(() => firstSubgroup(run));
+export function Board({ run, notes, split, edits, setEdits, addEdits, history, onUndo, onRedo, comparison, subgroup, setSubgroup, onSettle, selected, setSelected, onOpenImages, onOpenExpert }) {
   const sent = useMemo(() => entries(edits), [edits]);
-  const { result, problem, slow, busy } = useComparison(run, split, sent, subgroup);
+  const { result, problem, slow, busy } = comparison;
   if (!run.editable) {
     return html`<section class="pane board" aria-label="Edits"><h2>Edits</h2>
       <p class="note">The experts of this run do not make the logits (a linear layer follows them, or they are a sparse mixture), so that they cannot be edited.
@@ -58,13 +57,13 @@ export function Board({ run, split, edits, setEdits, addEdits, history, onUndo, 
     <header class="panehead"><h2>Edits</h2><span class="tools">
       <button type="button" disabled=${history.at === 0} onClick=${onUndo} title="Undo (Ctrl+Z)">Undo</button>
       <button type="button" disabled=${history.at + 1 >= history.steps.length} onClick=${onRedo} title="Redo (Ctrl+Shift+Z)">Redo</button></span></header>
+    ${result && html`<${Overall} run=${run} split=${split} result=${result} slow=${slow} onOpenImages=${onOpenImages} />`}
+    <${Problem} text=${problem} />
     <${Adding} run=${run} edits=${edits} add=${addEdits} selected=${selected} setSelected=${setSelected} subgroup=${subgroup} setSubgroup=${setSubgroup} />
-    <ol class="edits">${edits.map((edit, n) => html`<${EditLine} key=${edit.name} run=${run} edit=${edit} text=${result?.edits[n]}
+    <ol class="edits">${edits.map((edit, n) => html`<${EditLine} key=${edit.name} run=${run} notes=${notes} edit=${edit} text=${result?.edits[n]}
       onOpenExpert=${onOpenExpert} onSettle=${onSettle}
       onChange=${(next) => setEdits((old) => old.map((other) => (other.name === edit.name ? next : other)), edit.name)}
       onRemove=${() => setEdits((old) => old.filter((other) => other.name !== edit.name))} />`)}</ol>
-    <${Problem} text=${problem} />
-    ${result && html`<${Overall} run=${run} split=${split} result=${result} slow=${slow} onOpenImages=${onOpenImages} />`}
     ${run.sensitive.length > 0 && html`<${SubgroupFields} run=${run} subgroup=${subgroup} setSubgroup=${setSubgroup} />`}
     ${result?.fairness && html`<${Fairness} fairness=${result.fairness} />`}
     ${result?.by_value && html`<${ByValue} found=${result.by_value} name=${subgroup.sensitive} />`}
@@ -75,8 +74,8 @@ export function Board({ run, split, edits, setEdits, addEdits, history, onUndo, 
 
 // What the edits change. While a slider moves, the newest position is asked for as soon as the last answer is there;
 // once it rests, the bootstrap intervals of the subgroups follow, which no later position waits for.
-function useComparison(run, split, sent, subgroup) {
-  const [told, setTold] = useState({ question: null, result: null, problem: "" });
+export function useComparison(run, split, sent, subgroup) {
+  const [answered, setAnswered] = useState({ question: null, result: null, problem: "" });
   const [intervals, setIntervals] = useState({ question: null, fairness: null });
   const [slow, setSlow] = useState(false);
   const given = { split, edits: sent, subgroup };
@@ -87,19 +86,19 @@ function useComparison(run, split, sent, subgroup) {
     const waiting = setTimeout(() => setSlow(true), 400);
     try {
       const found = await post("/api/compare", content);
-      setTold({ question: asked, result: { ...found, milliseconds: Math.round(performance.now() - started) }, problem: "" });
+      setAnswered({ question: asked, result: { ...found, milliseconds: Math.round(performance.now() - started) }, problem: "" });
     } catch (error) {
-      setTold((old) => ({ ...old, question: asked, problem: error.message }));
+      setAnswered((old) => ({ ...old, question: asked, problem: error.message }));
     }
     clearTimeout(waiting);
     setSlow(false);
   });
-  const busy = run.editable && told.question !== question;
+  const busy = run.editable && answered.question !== question;
   useLayoutEffect(() => {
     if (run.editable) ask.current(question, given);
   }, [question]);
   useEffect(() => {
-    if (busy || !told.result?.fairness || told.problem) return undefined;
+    if (busy || !answered.result?.fairness || answered.problem) return undefined;
     let current = true;
     const later = setTimeout(() => {
       post("/api/compare", { ...given, resamples: RESAMPLES }).then((found) => current && setIntervals({ question, fairness: found.fairness }), () => {});
@@ -109,12 +108,12 @@ function useComparison(run, split, sent, subgroup) {
       clearTimeout(later);
     };
   }, [question, busy]);
-  const known = told.result?.fairness && intervals.question === question;
-  const result = known ? { ...told.result, fairness: intervals.fairness } : told.result;
-  return { result, problem: told.problem, slow, busy };
+  const known = answered.result?.fairness && intervals.question === question;
+  const result = known ? { ...answered.result, fairness: intervals.fairness } : answered.result;
+  return { result, problem: answered.problem, slow, busy };
 }
 
-function firstSubgroup(run) {
+export function firstSubgroup(run) {
   const sensitive = run.sensitive.find((name) => name !== run.classes[0]) ?? run.sensitive[0] ?? "";
   return { head: run.multi_label ? run.classes[0] : "", sensitive, value: "", label: 1 };
 }
@@ -161,15 +160,16 @@ function Adding({ run, edits, add, selected, setSelected, subgroup, setSubgroup 
       <button type="button" onClick=${() => many((level, expert) => ({ kind: "scale", expert, level, factor: 2, strength: 1 }))}>Scale</button>
       <button type="button" class="plain" onClick=${() => setSelected([])}>Clear</button></div>`}
     ${!edits.length && !selected.length && html`<p class="note">No edits yet. Select experts in the list (space bar), or open one, to ablate or scale it.</p>`}
-    ${run.multi_label && html`<details><summary>Rewrite for a subgroup (eq. 6)</summary>
+    ${run.multi_label && html`<details><summary>Rewrite for a subgroup</summary>
       <${SubgroupFields} run=${run} subgroup=${subgroup} setSubgroup=${setSubgroup} exact=${true} />
       <div class="actions"><button type="button" disabled=${job || !subgroup.value} onClick=${() => rewrite("auto")}>Choose lambda on validation</button>
         <button type="button" disabled=${job || !subgroup.value} onClick=${() => rewrite("paper")}>Lambda of the paper</button></div>
-      <p class="note">The mean coefficients of the subgroup's training images are added to the attribute's logit, times lambda.</p></details>`}
+      <p class="note">The mean coefficients of the subgroup's training images are added to the attribute's logit, times lambda (equation 6 of the paper).<${Term} of="lambda" /></p></details>`}
     <details><summary>Write an edit</summary><form class="actions" aria-busy=${writing} onSubmit=${write}>
       <label class="field grow"><span>As for mumoe edit --do</span><input type="text" value=${text} placeholder="swap:4=9" onInput=${(event) => setText(event.currentTarget.value)} /></label>
       <button type="submit" disabled=${writing || !text.trim()}>Add</button></form>
-      <p class="note">ablate:17, scale:3=0.5, swap:4=9, set-output:5:CLASS=2, correct:5:CLASS=0.3</p></details>
+      <p class="note">ablate:17, scale:3=0.5, swap:4=9, set-output:5:CLASS=2, correct:5:CLASS=0.3</p>
+      <${Meanings} title="What these do" words=${[["ablate", "ablate"], ["scale", "scale"], ["swap", "swap"], ["set-output", "set"], ["correct", "correct"]]} /></details>
     ${job && html`<${Progress} job=${job} />`}
     <${Problem} text=${problem} onClose=${() => setProblem("")} />
   </div>`;
@@ -186,18 +186,32 @@ function title(run, edit) {
   return `Rewrite ${output()}`;
 }
 
-function EditLine({ run, edit, text, onChange, onRemove, onSettle }) {
+// The name of the one expert that an edit is about.
+function named(run, notes, edit) {
+  if (edit.kind === "ablate" || edit.kind === "scale") return notes.of(edit.level, edit.expert).name;
+  const index = edit.kind === "set-output" ? edit.expert : edit.kind === "correct" && edit.terms.length === 1 ? edit.terms[0][0] : [];
+  return index.length === 1 ? notes.of(0, index[0]).name : "";
+}
+
+function EditLine({ run, notes, edit, text, onChange, onRemove, onSettle }) {
   const { name, value, least, most, step, set } = dial(edit);
   const give = (next) => Number.isFinite(next) && onChange(set(next));
   const digits = step < 0.01 ? 4 : 2;
-  return html`<li class="edit"><div class="editline"><b title=${text}>${title(run, edit)}</b>
+  return html`<li class="edit"><div class="editline"><b title=${text}>${title(run, edit)}${named(run, notes, edit) && html` <small>${named(run, notes, edit)}</small>`}</b>
       <button type="button" class="plain" aria-label=${`Remove ${edit.name}`} onClick=${onRemove}>×</button></div>
     ${edit.about && html`<p class="note">${edit.about}</p>`}
-    <div class="dial"><span>${name}</span>
+    <div class="dial"><span><${Term} of=${name}>${name}</${Term}></span>
       <input type="range" aria-label=${`${edit.name}: ${name}`} min=${least} max=${most} step=${step} value=${value}
         onInput=${(event) => give(event.currentTarget.valueAsNumber)} onChange=${onSettle} />
       <input type="number" aria-label=${`${edit.name}: ${name} as a number`} step="any" value=${Number(value.toFixed(digits))}
         onChange=${(event) => (give(event.currentTarget.valueAsNumber), onSettle())} /></div></li>`;
+}
+
+// What the edits change, in one line that leads to them: shown where the edits themselves are out of sight.
+export function EditsLine({ edits, split, result }) {
+  const [before, after] = result.accuracy;
+  return html`<a class="editsline" href="#/edits">${plural(edits.length, "edit")}: accuracy on ${split} ${percent(before, 2)} → <b>${percent(after, 2)}</b>
+    ${" "}(<${Change} before=${before} after=${after} digits=${2} /> points)</a>`;
 }
 
 function Change({ before, after, digits = 1 }) {
@@ -246,17 +260,21 @@ function Fairness({ fairness }) {
   });
   const metrics = Object.entries(METRICS).filter(([name]) => name in after.metrics);
   return html`<h3>Subgroups <small>${count(after.rows)} images</small></h3>
-    <div class="scroll" tabindex="0" role="region" aria-label="Subgroups"><table><thead><tr><th scope="col">Label / value</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead><tbody>${rows}</tbody></table></div>
+    <${Scroll} label="Subgroups"><table><thead><tr><th scope="col">Label / value</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead><tbody>${rows}</tbody></table></${Scroll}>
+    <${Csv} name="subgroups" heads=${["label", "value", "images", "before", "after", "low", "high"]}
+      rows=${after.subgroups.map((group, n) => [group.subgroup.label, group.subgroup.sensitive, group.count, before.subgroups[n].accuracy.value, group.accuracy.value, group.accuracy.low, group.accuracy.high])} />
     <h3>Fairness</h3>
-    <div class="scroll" tabindex="0" role="region" aria-label="Fairness metrics"><table><thead><tr><th scope="col">Metric</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Change</th></tr></thead>
-    <tbody>${metrics.map(([name, text]) => html`<tr key=${name}><th scope="row">${text}</th><td class="num">${name in before.metrics ? number(before.metrics[name].value, 3) : "–"}</td>
-      <td class="num">${number(after.metrics[name].value, 3)}</td><td class="num">${name in before.metrics ? signed(after.metrics[name].value - before.metrics[name].value, 3) : "–"}</td></tr>`)}</tbody></table></div>`;
+    <${Scroll} label="Fairness metrics"><table><thead><tr><th scope="col">Metric</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Change</th></tr></thead>
+    <tbody>${metrics.map(([name, text]) => html`<tr key=${name}><th scope="row"><${Term} of=${name === "accuracy" ? "all_images" : name}>${text}</${Term}></th><td class="num">${name in before.metrics ? number(before.metrics[name].value, 3) : "–"}</td>
+      <td class="num">${number(after.metrics[name].value, 3)}</td><td class="num">${name in before.metrics ? signed(after.metrics[name].value - before.metrics[name].value, 3) : "–"}</td></tr>`)}</tbody></table></${Scroll}>
+    <${Csv} name="fairness" heads=${["metric", "before", "after"]} rows=${metrics.map(([name]) => [name, before.metrics[name]?.value, after.metrics[name].value])} />`;
 }
 
 function ByValue({ found, name }) {
-  return html`<h3>By ${name}</h3><div class="scroll" tabindex="0" role="region" aria-label=${`Accuracy by ${name}`}><table><thead><tr><th scope="col">Value</th><th scope="col">Images</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead>
+  return html`<h3>By ${name}</h3><${Scroll} label=${`Accuracy by ${name}`}><table><thead><tr><th scope="col">Value</th><th scope="col">Images</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead>
     <tbody>${found.values.map((value, n) => found.count[n] > 0 && html`<tr key=${value}><th scope="row">${value}</th><td class="num">${count(found.count[n])}</td><td class="num">${percent(found.before[n])}</td>
-      <td class="num">${percent(found.after[n])}</td><td class="num"><${Change} before=${found.before[n]} after=${found.after[n]} /></td></tr>`)}</tbody></table></div>`;
+      <td class="num">${percent(found.after[n])}</td><td class="num"><${Change} before=${found.before[n]} after=${found.after[n]} /></td></tr>`)}</tbody></table></${Scroll}>
+    <${Csv} name=${`accuracy-by-${name}`} heads=${["value", "images", "before", "after"]} rows=${found.values.map((value, n) => [value, found.count[n], found.before[n], found.after[n]])} />`;
 }
 
 const SHOWN = 8;
@@ -269,9 +287,10 @@ function Classes({ run, classes }) {
   }, [classes]);
   const shown = all ? order : order.slice(0, SHOWN);
   return html`<h3>${run.multi_label ? "Attributes" : "Classes"} <small>those that moved most first</small></h3>
-    <div class="scroll" tabindex="0" role="region" aria-label="Classes"><table><thead><tr><th scope="col">Name</th><th scope="col">Images</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead>
+    <${Scroll} label="Classes"><table><thead><tr><th scope="col">Name</th><th scope="col">Images</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Points</th></tr></thead>
     <tbody>${shown.map((c) => html`<tr key=${c}><th scope="row">${run.classes[c]}</th><td class="num">${count(classes.count[c])}</td><td class="num">${percent(classes.before[c])}</td>
-      <td class="num">${percent(classes.after[c])}</td><td class="num"><${Change} before=${classes.before[c]} after=${classes.after[c]} /></td></tr>`)}</tbody></table></div>
+      <td class="num">${percent(classes.after[c])}</td><td class="num"><${Change} before=${classes.before[c]} after=${classes.after[c]} /></td></tr>`)}</tbody></table></${Scroll}>
+    <${Csv} name="classes" heads=${["class", "images", "before", "after"]} rows=${order.map((c) => [run.classes[c], classes.count[c], classes.before[c], classes.after[c]])} />${" "}
     ${order.length > SHOWN && html`<button type="button" class="link" onClick=${() => setAll(!all)}>${all ? "Show fewer" : `Show all ${order.length}`}</button>`}`;
 }
 
@@ -309,7 +328,7 @@ function Files({ edits, sent, setEdits, split, subgroup }) {
     }
   };
   return html`<h3>Files <small>that mumoe edit reads and writes</small></h3>
-    <form class="actions" onSubmit=${save}><label class="field grow"><span>Name</span>
+    <form class="actions" onSubmit=${save}><label class="field grow"><span>File name</span>
       <input type="text" value=${name} placeholder="without-17" onInput=${(event) => setName(event.currentTarget.value)} /></label>
       <button type="submit" disabled=${!edits.length || !name}>${taken ? "Replace" : "Save"}</button></form>
     ${said && html`<p class="note break" role="status">${said}</p>`}

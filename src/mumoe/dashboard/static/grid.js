@@ -3,10 +3,10 @@
 import { useLayoutEffect, useRef, useState } from "/vendor/hooks.js";
 import { html, scrollTo, useBox, visible } from "/parts.js";
 
-const ROW = 40;
+const ROW = 44;
 const HEAD = 34;
 
-export function Grid({ label, heads, places, cells, sort, direction, choose, opened, onOpen, picked, onPick }) {
+export function Grid({ label, className = "", heads, places, cells, sort, direction, choose, opened, onOpen, picked, onPick }) {
   const ref = useRef(null);
   const box = useBox(ref);
   const [active, setActive] = useState(0);
@@ -42,13 +42,13 @@ export function Grid({ label, heads, places, cells, sort, direction, choose, ope
         <input type="checkbox" tabindex="-1" aria-label=${`Select expert ${n}`} checked=${chosen} onChange=${() => onPick(n)} /></label></span>`}
       ${cells(n).map((cell, k) => html`<span key=${k} role="gridcell" class=${heads[k][2]}>${cell}</span>`)}</div>`;
   });
-  return html`<div class="experts ${onPick ? "" : "plainrows"}" role="grid" aria-label=${label} aria-rowcount=${places.length + 1} tabindex="0" ref=${ref}
+  return html`<div class="experts ${className}" role="grid" aria-label=${label} aria-rowcount=${places.length + 1} tabindex="0" ref=${ref}
       aria-activedescendant=${places.length && active >= first && active < last ? `row-${places[active]}` : undefined} onKeyDown=${onKeyDown}>
     <div class="spacer" role="presentation" style=${{ height: `${HEAD + places.length * ROW}px` }}></div>
     <div class="row head" role="row" aria-rowindex="1">
       ${onPick && html`<span role="columnheader" class="pick"><span class="unseen">Selected</span></span>`}
-      ${heads.map(([key, text, kind]) => html`<span key=${key} role="columnheader" class=${kind} aria-sort=${key === sort ? direction : "none"}>
-        <button type="button" class="plain" onClick=${() => choose(key)}>${text}${key === sort ? (direction === "ascending" ? " ▲" : " ▼") : ""}</button></span>`)}
+      ${heads.map(([key, text, kind]) => html`<span key=${key} role="columnheader" class=${kind} aria-sort=${kind === "thumb" ? undefined : key === sort ? direction : "none"}>
+        ${kind === "thumb" ? html`<span class="unseen">${text}</span>` : html`<button type="button" class="plain" onClick=${() => choose(key)}>${text}${key === sort ? (direction === "ascending" ? " ▲" : " ▼") : ""}</button>`}</span>`)}
     </div>
     ${rows}</div>`;
 }

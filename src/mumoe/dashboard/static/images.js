@@ -1,13 +1,13 @@
 // Lists of images, one image taken apart, and pictures of one's own.
 
-import { useCallback, useRef, useState } from "/vendor/hooks.js";
+import { useCallback, useMemo, useRef, useState } from "/vendor/hooks.js";
 import { useAnswer } from "/answers.js";
 import { post, upload } from "/api.js";
 import { count, index, number, percent, plural, signed } from "/format.js";
 import { Filters } from "/experts.js";
-import { Choice, Diverging, Gallery, html, Picture, Problem, Progress } from "/parts.js";
+import { Choice, Csv, Diverging, Gallery, html, Picture, Problem, Progress, Scroll, Term } from "/parts.js";
 
-const KINDS = [
+export const KINDS = [
   ["all", "all"],
   ["wrong", "wrong answers"],
   ["right", "right answers"],
@@ -15,8 +15,9 @@ const KINDS = [
   ["broken", "made wrong by the edits"],
 ];
 
-export function ImageList({ run, split, edits, kind, setKind, opened, onOpen }) {
-  const [filter, setFilter] = useState({ label: "", attribute: "", value: "" });
+export function ImageList({ run, view, setView, edits, opened, onOpen }) {
+  const { split, kind, label, attribute, value } = view;
+  const filter = useMemo(() => ({ label, attribute, value }), [label, attribute, value]);
   const changed = kind === "mended" || kind === "broken";
   const used = changed ? edits : null;
   const load = useCallback(
@@ -27,8 +28,8 @@ export function ImageList({ run, split, edits, kind, setKind, opened, onOpen }) 
   const question = JSON.stringify([split, filter, kind, used]);
   const { found, problem, busy } = useAnswer(question, () => load(0, 0), { fresh: true });
   return html`<section class="pane list wide" aria-label="Images" aria-busy=${busy}>
-    <div class="fields"><${Choice} label="Show" value=${kind} onChange=${setKind} options=${KINDS} />
-      <${Filters} run=${run} filter=${filter} setFilter=${setFilter} /></div>
+    <div class="fields"><${Choice} label="Show" value=${kind} onChange=${(key) => setView({ kind: key })} options=${KINDS} />
+      <${Filters} run=${run} filter=${filter} setFilter=${setView} /></div>
     <${Problem} text=${problem} />
     <p class="note" role="status">${found ? `${plural(found.total, "image")} of ${split}.` : problem ? "" : "Counting."} ${changed && !edits.length ? "There are no edits." : ""}</p>
     <${Gallery} run=${run} total=${found?.total ?? 0} load=${load} onOpen=${onOpen} selected=${opened} label="Images" />
@@ -36,7 +37,7 @@ export function ImageList({ run, split, edits, kind, setKind, opened, onOpen }) 
   </section>`;
 }
 
-export function ImageDetail({ run, image, edits, onOpenExpert, onClose }) {
+export function ImageDetail({ run, notes, image, edits, onOpenExpert, onClose }) {
   const [labels, setLabels] = useState([]);
   const { found, problem, busy } = useApart({ image }, labels, edits);
   return html`<section class="pane detail" aria-label="Image" aria-busy=${busy}>
@@ -47,7 +48,7 @@ export function ImageDetail({ run, image, edits, onOpenExpert, onClose }) {
         <div><dt>Truth</dt><dd>${named(run, found.truth)}</dd></div>
         <${Answers} run=${run} found=${found} />
         ${Object.entries(found.attributes).map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value ?? "unknown"}</dd></div>`)}</dl></div>
-      <${Apart} run=${run} found=${found} labels=${labels} setLabels=${setLabels} onOpenExpert=${onOpenExpert} />`}
+      <${Apart} run=${run} notes=${notes} found=${found} labels=${labels} setLabels=${setLabels} onOpenExpert=${onOpenExpert} />`}
   </section>`;
 }
 
@@ -70,7 +71,7 @@ function useApart(which, labels, edits) {
 }
 
 // The sum that a logit is: one line per expert, one column per label.
-function Apart({ run, found, labels, setLabels, onOpenExpert }) {
+function Apart({ run, notes, found, labels, setLabels, onOpenExpert }) {
   const most = Math.max(1e-9, ...found.experts.flatMap((expert) => (expert.terms ?? []).map(Math.abs)));
   const rest = found.experts_total - found.experts.length;
   const others = run.classes.filter((name) => !labels.includes(name));
@@ -78,12 +79,12 @@ function Apart({ run, found, labels, setLabels, onOpenExpert }) {
     <p class="note">${found.additive ? "A logit is the sum over experts of coefficient × (expert's weight × image): the lines add up to it."
       : "A linear layer follows the experts, so that a logit is no sum over them: only coefficients are given."}
       ${rest > 0 ? ` The ${found.experts.length} largest of ${found.experts_total} are shown.` : ""}</p>
-    <div class="scroll" tabindex="0" role="region" aria-label="Experts behind the logits"><table class="apart">
-      <thead><tr><th scope="col">Expert</th><th scope="col">a</th>${found.additive && found.classes.map((c) => html`<th key=${c} scope="col"
-        class=${found.truth?.includes(c) ? "truth" : ""}>${run.classes[c]}</th>`)}<th scope="col">Answer without it</th></tr></thead>
+    <${Scroll} label="Experts behind the logits"><table class="apart">
+      <thead><tr><th scope="col">Expert</th><th scope="col">a<${Term} of="coefficient" /></th>${found.additive && found.classes.map((c) => html`<th key=${c} scope="col"
+        class=${found.truth?.includes(c) ? "truth" : ""}>${run.classes[c]}</th>`)}<th scope="col">Answer without it<${Term} of="without" /></th></tr></thead>
       <tbody>${found.experts.map((expert) => html`<tr key=${index(expert.index)}>
         <th scope="row">${expert.index.map((n, level) => html`${level ? ", " : ""}<button type="button" class="link" key=${level}
-          aria-label=${run.num_experts.length > 1 ? `Expert ${n} of level ${level}` : `Expert ${n}`} onClick=${() => onOpenExpert(level, n)}>${n}</button>`)}</th>
+          aria-label=${run.num_experts.length > 1 ? `Expert ${n} of level ${level}` : `Expert ${n}`} onClick=${() => onOpenExpert(level, n)}>${n}</button>${notes.of(level, n).name && html`<small>${notes.of(level, n).name}</small>`}`)}</th>
         <td class="num">${number(expert.coefficient)}</td>
         ${expert.terms?.map((term, n) => html`<td key=${n} class="num"><${Diverging} value=${term} most=${most} />${signed(term)}</td>`)}
         <td class=${same(expert.without.decided, found.decided) ? "quiet" : "moved"}>${same(expert.without.decided, found.decided) ? "the same" : named(run, expert.without.decided)}
@@ -91,7 +92,9 @@ function Apart({ run, found, labels, setLabels, onOpenExpert }) {
       <tfoot>${found.additive && html`<tr><th scope="row">Logit</th><td></td>${found.logits.map((logit, n) => html`<td key=${n} class="num">${number(logit)}</td>`)}<td></td></tr>`}
         <tr><th scope="row">Probability</th><td></td>${found.additive && found.probabilities.map((share, n) => html`<td key=${n} class="num">${percent(share)}</td>`)}<td></td></tr>
         ${found.edited && found.additive && html`<tr><th scope="row">With the edits</th><td></td>${found.edited.logits.map((logit, n) => html`<td key=${n} class="num">${number(logit)}</td>`)}<td></td></tr>`}</tfoot>
-    </table></div>
+    </table></${Scroll}>
+    <${Csv} name="experts-behind-the-logits" heads=${["expert", "coefficient", ...(found.additive ? found.classes.map((c) => run.classes[c]) : []), "answer_without_it"]}
+      rows=${[...found.experts.map((expert) => [index(expert.index), expert.coefficient, ...(expert.terms ?? []), named(run, expert.without.decided)]), ...(found.additive ? [["logit", "", ...found.logits, ""]] : [])]} />
     ${found.additive && html`<div class="fields"><${Choice} label="Show another label" value="" onChange=${(name) => name && setLabels([...labels, name])}
       options=${[["", "choose"], ...others.map((name) => [name, name])]} /></div>`}`;
 }
@@ -105,7 +108,7 @@ function same(left, right) {
   return left.length === right.length && left.every((value, n) => value === right[n]);
 }
 
-export function OwnPicture({ run, edits, onOpenExpert }) {
+export function OwnPicture({ run, notes, edits, onOpenExpert }) {
   const [busy, setBusy] = useState(false);
   const [shown, setShown] = useState(null);
   const [problem, setProblem] = useState("");
@@ -144,16 +147,16 @@ export function OwnPicture({ run, edits, onOpenExpert }) {
       <p class="note">It stays on this machine. At most ${run.most_bytes / 2 ** 20} MB.</p></div>
     ${busy && html`<${Progress} job=${{ note: "Looking at the picture (the first one loads the network)", total: 0 }} />`}
     <${Problem} text=${problem} onClose=${() => setProblem("")} />
-    ${shown && html`<${OwnApart} run=${run} shown=${shown} edits=${edits} onOpenExpert=${onOpenExpert} />`}
+    ${shown && html`<${OwnApart} run=${run} notes=${notes} shown=${shown} edits=${edits} onOpenExpert=${onOpenExpert} />`}
   </section>`;
 }
 
-function OwnApart({ run, shown, edits, onOpenExpert }) {
+function OwnApart({ run, notes, shown, edits, onOpenExpert }) {
   const [labels, setLabels] = useState([]);
   const { found, problem, busy } = useApart({ upload: shown.upload }, labels, edits);
   return html`<div class="picturefacts" aria-busy=${busy}><img src=${shown.picture} alt=${shown.name} width="192" height="192" />
       <dl><div><dt>File</dt><dd class="break">${shown.name}</dd></div><div><dt>Size</dt><dd>${shown.width} × ${shown.height}</dd></div>
         ${found && html`<${Answers} run=${run} found=${found} />`}</dl></div>
     <${Problem} text=${problem} />
-    ${found && html`<${Apart} run=${run} found=${found} labels=${labels} setLabels=${setLabels} onOpenExpert=${onOpenExpert} />`}`;
+    ${found && html`<${Apart} run=${run} notes=${notes} found=${found} labels=${labels} setLabels=${setLabels} onOpenExpert=${onOpenExpert} />`}`;
 }

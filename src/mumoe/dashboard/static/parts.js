@@ -3,7 +3,9 @@
 import { h } from "/vendor/preact.js";
 import { useEffect, useId, useLayoutEffect, useRef, useState } from "/vendor/hooks.js";
 import htm from "/vendor/htm.js";
-import { number } from "/format.js";
+import { saveCsv } from "/files.js";
+import { count, number, percent } from "/format.js";
+import { word } from "/words.js";
 
 export const html = htm.bind(h);
 
@@ -28,6 +30,21 @@ export function Problem({ text, onClose }) {
   if (!text) return null;
   return html`<div class="problem" role="alert"><p>${text}</p>
     ${onClose && html`<button type="button" class="plain" aria-label="Dismiss" onClick=${onClose}>×</button>`}</div>`;
+}
+
+// Copies the address of what is shown; it opens the same view in this browser while the dashboard runs.
+export function CopyLink() {
+  const [said, setSaid] = useState("");
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(location.href);
+      setSaid("Copied");
+    } catch {
+      setSaid("Copy the address bar");
+    }
+    setTimeout(() => setSaid(""), 2500);
+  };
+  return html`<span class="copy"><button type="button" onClick=${copy}>Copy link</button><small role="status">${said}</small></span>`;
 }
 
 // Width and scroll position of an element, kept up to date.
@@ -68,7 +85,8 @@ export function Picture({ run, image, size = 96, name }) {
   const [failed, setFailed] = useState(false);
   useEffect(() => setFailed(false), [image]);
   if (!run.pictures || failed) {
-    return html`<span class="nopicture" role="img" aria-label=${name}>${run.pictures ? "cannot be opened" : "no picture"}</span>`;
+    const words = run.pictures ? "cannot be opened" : "no picture";
+    return name ? html`<span class="nopicture" role="img" aria-label=${`${name}: ${words}`}>${words}</span>` : html`<span class="nopicture" aria-hidden="true">${words}</span>`;
   }
   const source = `/api/picture?image=${image}&size=${size}`;
   return html`<img src=${source} alt=${name} width=${size} height=${size} loading="lazy" decoding="async"
@@ -161,20 +179,79 @@ export function Gallery({ run, total, load, onOpen, selected, label }) {
 }
 
 // A bar from a middle line, as wide as a value of at most `most`.
-export function Diverging({ value, most }) {
+export function Diverging({ value, most, kinds = ["minus", "plus"] }) {
   const width = Math.min(50, (50 * Math.abs(value)) / (most || 1));
   const style = { width: `${width}%`, left: value < 0 ? `${50 - width}%` : "50%" };
-  return html`<span class="diverging" aria-hidden="true"><span class=${value < 0 ? "minus" : "plus"} style=${style}></span></span>`;
+  return html`<span class="diverging" aria-hidden="true"><span class=${kinds[value < 0 ? 0 : 1]} style=${style}></span></span>`;
+}
+
+// A word with what it means: a button that shows the meaning below, for mouse, keyboard and touch alike.
+export function Term({ of, children }) {
+  const [open, setOpen] = useState(false);
+  const id = useId();
+  const { name, text } = word(of);
+  const close = (event) => event.key === "Escape" && setOpen(false);
+  return html`<span class="term" onKeyDown=${close}>${children}<button type="button" class="what" aria-expanded=${open} aria-controls=${id}
+    aria-label=${`What is ${name}?`} onClick=${(event) => (event.stopPropagation(), event.preventDefault(), setOpen(!open))}>?</button></span><span id=${id} class="meaning" role="note" hidden=${!open}>${text}</span>`;
+}
+
+// The meanings of several words as a list that opens.
+export function Meanings({ title, words }) {
+  return html`<details class="meanings"><summary>${title}</summary><dl>${words.map(([text, of]) => html`<div key=${of}><dt>${text}</dt><dd>${word(of).text}</dd></div>`)}</dl></details>`;
+}
+
+// A table with all its digits, as a file.
+export function Csv({ name, heads, rows }) {
+  return html`<button type="button" class="link csv" aria-label=${`Save ${name} as CSV`} onClick=${() => saveCsv(name, heads, typeof rows === "function" ? rows() : rows)}>CSV</button>`;
+}
+
+// What is wider than its place scrolls sideways, and says so.
+export function Scroll({ label, children }) {
+  const ref = useRef(null);
+  const [wide, setWide] = useState(false);
+  useLayoutEffect(() => {
+    const element = ref.current;
+    const read = () => setWide(element.scrollWidth > element.clientWidth + 1);
+    const observer = new ResizeObserver(read);
+    observer.observe(element);
+    if (element.firstElementChild) observer.observe(element.firstElementChild);
+    read();
+    return () => observer.disconnect();
+  }, []);
+  return html`${wide && html`<p class="note sideways" aria-hidden="true">Scroll sideways for more →</p>`}
+    <div class="scroll" tabindex="0" role="region" aria-label=${label} ref=${ref}>${children}</div>`;
+}
+
+// How many images, or tokens, have a coefficient of which size. The scale is that of the tallest bar.
+export function Histogram({ bins, what, threshold }) {
+  const most = Math.max(1, ...bins);
+  const edge = (n) => number(n / bins.length);
+  const words = bins.map((value, n) => (value ? `${edge(n)} to ${edge(n + 1)}: ${count(value)}` : "")).filter(Boolean).join("; ");
+  return html`<figure class="histogram"><div class="bins" role="img" aria-label=${`${what} by coefficient. ${words || "none"}`}>
+      ${bins.map((value, n) => html`<span key=${n} class=${threshold != null && n / bins.length >= threshold ? "above" : ""} title=${`${edge(n)} to ${edge(n + 1)}: ${count(value)}`}
+        style=${{ height: `${value ? Math.max(2, (100 * value) / most) : 0}%` }}></span>`)}</div>
+    <figcaption><span>0</span><span>coefficient; tallest bar ${count(most)}</span><span>1</span></figcaption></figure>`;
+}
+
+// Bars of what is lost and gained: losses to the right, gains to the left; only losses start at the left edge.
+export function Effects({ items, most, both, text }) {
+  return html`<ul class="bars spans">${items.map((item) => html`<li key=${item.name}><span class="ellipsis" title=${item.name}>${item.name}</span>
+    ${both ? html`<${Diverging} value=${item.value} most=${most} kinds=${["gain", "loss"]} />` : html`<${ShareBar} value=${item.value / (most || 1)} interval=${item.interval} kind="loss" />`}
+    <span class="value">${text(item)}</span></li>`)}</ul>`;
+}
+
+export function interval(ends, digits = 0) {
+  return ends && ends[0] !== ends[1] ? `${percent(ends[0], digits)} to ${percent(ends[1], digits)}` : "";
 }
 
 // A share of 1 with its interval.
-export function ShareBar({ value, interval }) {
+export function ShareBar({ value, interval, kind = "" }) {
   const left = (share) => `${Math.max(0, Math.min(100, 100 * share))}%`;
-  return html`<span class="sharebar" aria-hidden="true"><span style=${{ width: left(value) }}></span>
+  return html`<span class="sharebar ${kind}" aria-hidden="true"><span style=${{ width: left(value) }}></span>
     ${interval && html`<i style=${{ left: left(interval[0]), width: `calc(${left(interval[1])} - ${left(interval[0])})` }}></i>`}</span>`;
 }
 
-export function ExpertLink({ expert, level, levels, onOpen }) {
-  const words = levels > 1 ? `${level}/${expert}` : String(expert);
+export function ExpertLink({ expert, level, levels, name = "", onOpen }) {
+  const words = `${levels > 1 ? `${level}/${expert}` : expert}${name ? ` ${name}` : ""}`;
   return html`<button type="button" class="link" onClick=${() => onOpen(level, expert)}>${words}</button>`;
 }

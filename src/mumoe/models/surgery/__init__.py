@@ -1,4 +1,4 @@
-"""MuMoE inside whole networks: replace modules by name or architecture, undo it, distil what they computed."""
+"""MuMoE inside whole networks: replace modules by name or architecture, undo it, distil their outputs."""
 
 from mumoe.models.surgery.architectures import PRESETS, Preset, is_causal
 from mumoe.models.surgery.distil import FitReport, fit

@@ -67,11 +67,11 @@ PRESETS = {
         f"gated MLPs of Hugging Face's {', '.join(GATED)}",
     ),
 }
-"""Name -> architecture. ``auto`` takes all that fit."""
+"""Name -> architecture. ``auto`` uses all that fit."""
 
 CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 CAUSAL_CLASSES = ("CLIPTextModel", "CLIPTextTransformer", "CLIPTextModelWithProjection")
-"""Causal models whose attention does not say so."""
+"""Causal models whose attention modules are not marked as causal."""
 
 
 def preset_patterns(model: nn.Module, preset: str, who: str = "replace_modules") -> list[str]:
@@ -80,7 +80,7 @@ def preset_patterns(model: nn.Module, preset: str, who: str = "replace_modules")
     Args:
         model: The model.
         preset: A name in `PRESETS`, or ``auto``.
-        who: Named in errors.
+        who: Prefix of errors.
 
     Raises:
         UserError: If there is no such preset, or the model is of another architecture.
@@ -109,7 +109,7 @@ def _architectures(presets: dict[str, Preset]) -> str:
 def is_causal(model: nn.Module, name: str) -> bool:
     """Whether the rows that a module sees are positions of a causal model.
 
-    True within the known causal classes, and where the nearest attention has ``is_causal`` set.
+    True within the known causal classes, and if the nearest attention has ``is_causal`` set.
     """
     path = name.split(".")
     ancestors = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
@@ -127,13 +127,13 @@ def is_causal(model: nn.Module, name: str) -> bool:
 
 _ANY = "*"
 _KEPT = frozenset(dir(nn.Module)) | {"in_features", "out_features", "training"}
-"""What every replacement has as the module before it."""
+"""Attributes that every replacement has in common with the module it replaces."""
 
 Chain = tuple[str, ...]
 
 
 def read_outside(model: nn.Module, name: str) -> str:
-    """What an ancestor of a module reads of it that a replacement does not have, in words; empty if nothing.
+    """Which ancestor reads what from a module that its replacement would lack, in words; empty if none.
 
     Args:
         model: The model.
@@ -185,7 +185,7 @@ def _parsed(function: FunctionType) -> frozenset[Chain]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
-        return frozenset()  # no source: only an example can tell
+        return frozenset()  # no source: only a forward of an example can show the reads
     names: dict[str, Chain] = {next(iter(inspect.signature(function).parameters), "self"): ()}
     for target, value in _assignments(tree):
         chain = _chain(value, names)
@@ -218,7 +218,7 @@ def _chain(node: ast.AST, names: dict[str, Chain]) -> Chain | None:
 
 
 class Watched(nn.Module):
-    """A module in its own place that can only be called, as its replacement: what else a parent reads is noted.
+    """Wraps a module so that it can only be called, like its replacement, and records what else a parent reads.
 
     Attributes:
         reads: Attributes that were read and that no replacement has.

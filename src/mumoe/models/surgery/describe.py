@@ -20,7 +20,7 @@ __all__ = ["describe_layers", "rebuild_layers"]
 
 
 def describe_layers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Name -> how to build each MuMoE layer and block of a network, as JSON has it.
+    """Name -> how to build each MuMoE layer and block of a network, as JSON values.
 
     Raises:
         UserError: If a gate or factorization is not registered under a name.
@@ -67,10 +67,10 @@ def _gate_name(name: str, gate: Gate) -> str:
 
 
 def rebuild_layers(model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put the described layers, at random weights, into a network of the architecture before its surgery.
+    """Put the described layers, with random weights, into a network of the original architecture.
 
     Raises:
-        UserError: If a name is not of the network, or not of something that can be replaced.
+        UserError: If the network has no module of a name, or one that cannot be replaced.
         TypeError, KeyError, ValueError: If a description is not one that `describe_layers` made.
     """
     modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
@@ -85,7 +85,7 @@ def rebuild_layers(model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _options(values: Mapping[str, Any]) -> LayerOptions:
-    """As JSON keeps them: lists for tuples."""
+    """Options from JSON values, with lists turned into tuples."""
     known = dict(values)
     known["num_experts"] = tuple(known["num_experts"])
     known["ranks"] = tuple(known["ranks"])

@@ -1,7 +1,7 @@
-"""Train the new modules to compute what the old ones did (the setting of transcoders), and say how far they are.
+"""Train the new modules to compute what the old ones did (the setting of transcoders), and measure the difference.
 
-The old network runs over the data; each replaced module's input and output are seen by a hook, which makes one
-training step of the new module and drops the rows. Memory stays that of one batch for any amount of data.
+The old network runs over the data. A hook on each replaced module receives its input and output, makes one
+training step of the new module and discards the rows, so memory holds one batch for any amount of data.
 Every module learns from the old network's activations, never from those of another new module.
 """
 
@@ -66,14 +66,14 @@ class EndToEnd:
 
 @record
 class FitReport(Record):
-    """What `fit` did.
+    """The result of `fit`.
 
     Attributes:
         blocks: Each module's error.
         before, after: The whole network, before the fit and after it.
         original_loss: Mean cross-entropy of the old network; None without labels.
         steps: Batches trained on.
-        seconds: Time of all of it.
+        seconds: Total time.
     """
 
     blocks: tuple[BlockFit, ...]
@@ -120,24 +120,24 @@ def fit(
 
     Args:
         surgery: The handle of `replace_modules`; afterwards its new modules are in place, in the modes they had.
-        batches: Inputs of the network: tensors, (input, labels) pairs, or mappings of arguments, ``labels`` among
-            them or not (of a causal model the tokens themselves). For several epochs something that can be gone
-            through again.
+        batches: Inputs of the network: tensors, (input, labels) pairs, or mappings of arguments, with or without
+            ``labels`` (for a causal model, the tokens themselves). For several epochs it must be possible to iterate
+            over them more than once.
         held_out: Batches to measure on; a number takes that many from the front of `batches` and trains on the rest.
         epochs: Passes over the data.
-        lr: Learning rate; it falls to 0 along a cosine where the number of batches is known.
-        weight_decay: Of AdamW.
+        lr: Learning rate; it falls to 0 along a cosine if the number of batches is known.
+        weight_decay: Weight decay of AdamW.
         progress: Show progress and the time left.
 
     Raises:
-        UserError: If there is no batch to train or to measure on, or batches that several epochs need are an iterator.
+        UserError: If there is no batch to train or to measure on, or `batches` is an iterator and `epochs` > 1.
         JobError: If a loss is not finite; the modules stay as they were then.
     """
     started = time.monotonic()
     training, kept = _split(batches, held_out, epochs)
     names = {target.name: surgery.replaced[target.name] for target in surgery.plan.targets}
     if not surgery.active:
-        raise UserError("fit: expected a surgery whose modules are in place, got one that was undone. Do it again.")
+        raise UserError("fit: expected a surgery whose modules are in place, got one that was undone. Redo it.")
     unexplained, spread = _unexplained(surgery, names, kept)
     original, before = _compare(surgery, kept)
     steps = _train(surgery, names, training, spread, (epochs, lr, weight_decay), progress)
@@ -155,7 +155,7 @@ def _split(batches: Iterable[Any], held_out: Iterable[Any] | int, epochs: int) -
         raise UserError(f"fit: expected epochs >= 1, got {epochs}. Give 1.")
     again = iter(batches) is not batches
     if epochs > 1 and not again:
-        raise UserError("fit: expected batches to go through again for several epochs, got an iterator. Give a list.")
+        raise UserError("fit: expected re-iterable batches for several epochs, got an iterator. Give a list.")
     if not isinstance(held_out, int):
         return batches, _some(list(held_out), "held_out")
     if held_out < 1:
@@ -163,8 +163,8 @@ def _split(batches: Iterable[Any], held_out: Iterable[Any] | int, epochs: int) -
     shuffled = isinstance(batches, DataLoader) and not isinstance(batches.sampler, SequentialSampler)
     if shuffled and epochs > 1:
         raise UserError(
-            "fit: expected held_out=BATCHES beside a loader that shuffles, got a number, which would take other "
-            "batches every epoch. Give a second loader."
+            "fit: expected held_out=BATCHES with a loader that shuffles, got a number, which would take other "
+            "batches in every epoch. Give a second loader."
         )
     if not again:
         kept = list(itertools.islice(batches, held_out))
@@ -192,7 +192,7 @@ def _some(batches: list[Any], name: str) -> list[Any]:
 
 
 def _arguments(batch: Any, device: torch.device) -> tuple[Any, Tensor | None]:
-    """What the network takes, and the labels, where there are any."""
+    """The arguments of the network, and the labels if there are any."""
     if isinstance(batch, Mapping):
         moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         return moved, moved.pop("labels", None)
@@ -234,7 +234,7 @@ def _watching(surgery: Surgery, see: Callable[[str, Tensor, Tensor], None]) -> I
 def _unexplained(
     surgery: Surgery, names: Mapping[str, nn.Module], batches: list[Any]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Of every module: squared error over variance, and the variance (mean over features)."""
+    """For every module: squared error over variance, and the variance (mean over features)."""
     sums: dict[str, list[Any]] = {name: [0, 0.0, 0.0, 0.0] for name in names}  # rows, error, y, y squared
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
@@ -283,7 +283,7 @@ def _compare(surgery: Surgery, batches: list[Any]) -> tuple[float | None, EndToE
 
 
 def _output(result: Any) -> tuple[Tensor, bool]:
-    """What the network returned as one tensor in the widest float of its device, and whether it is logits."""
+    """The network's output as one tensor in the widest float of its device, and whether it is logits."""
     found = output_of(result)
     if found is None:
         raise UserError(
@@ -300,7 +300,7 @@ def _predictions(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _losses(old: Tensor, new: Tensor, labels: Tensor, shift: bool) -> tuple[Tensor, int]:
-    """Sums of cross-entropy of the old and the new logits, and their number; a label of -100 is left out."""
+    """Sums of cross-entropy of the old and the new logits, and their number; labels of -100 are ignored."""
     if shift:
         old, new, labels = old[:, :-1], new[:, :-1], labels[:, 1:]
     labels = labels.reshape(-1)
@@ -362,7 +362,7 @@ def _rate(lr: float, step: int, total: int) -> float:
 
 @contextmanager
 def _training(modules: nn.Module) -> Iterator[None]:
-    """Training mode without dropout, so that the function itself is learnt; all flags are put back."""
+    """Training mode without dropout, so that the function itself is learnt; all flags are restored afterwards."""
     with keeping_modes(modules):
         for module in modules.modules():
             module.training = not isinstance(module, _DropoutNd)

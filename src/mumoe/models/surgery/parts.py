@@ -1,9 +1,9 @@
-"""What a module is made of: where the linear layers, the nonlinearity and the dropout of an MLP are.
+"""The parts of a module: the linear layers, the nonlinearity and the dropout of an MLP.
 
-An MLP is recognized by the names of its children, and then verified: the parts are computed beside the module itself
-on four generated rows, and both outputs must agree. A module that only looks like an MLP is refused.
+An MLP is recognized by the names of its children, and then verified: the parts and the module itself are computed
+on four generated rows, and both outputs must agree. A module that only looks like an MLP is rejected.
 
-Hooks of the user are silenced while modules are tried, counted for the table, and left out of copies. A hook that
+Hooks of the user are disabled while modules are tried, counted for the table, and left out of copies. A hook that
 computes a layer's weight before each forward (`torch.nn.utils.weight_norm`, `spectral_norm`, `prune`) is part of what
 the layer computes and always runs.
 """
@@ -110,11 +110,11 @@ class Parts:
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the first layer, for its device and dtype; reading a computed weight would compute it."""
+        """A tensor of the first layer, for its device and dtype; not a computed weight, which reading would compute."""
         return next(self.linears[0].parameters())
 
     def compute(self, x: Tensor) -> Tensor:
-        """What the module computes, as it was read; x (rows, in) -> (rows, out)."""
+        """The module's output, computed from its parts; x (rows, in) -> (rows, out)."""
         first = _linear(self.linears[0], x)
         if len(self.linears) == 1:
             return first
@@ -131,7 +131,7 @@ class Parts:
 
 
 def read_parts(module: nn.Module) -> Parts | None:
-    """The parts of a supported module, None for any other; nothing is computed, `refusal` proves what was read."""
+    """The parts of a supported module, None for any other. Nothing is computed here; `refusal` verifies the parts."""
     if _is_linear(module):
         return Parts((module,))
     if isinstance(module, MuMoE | MuMoEBlock):
@@ -166,7 +166,7 @@ def _read_sequential(children: list[nn.Module]) -> Parts | None:
 
 
 def _fitting(parts: Parts) -> Parts | None:
-    """Refuse layers that do not follow one another, as where one holds two halves."""
+    """The parts; None if the widths of the layers do not match, as when one layer holds two halves."""
     *first, last = [sizes(linear) for linear in parts.linears]
     fits = all(size[:2] == first[0][:2] for size in first) and first[0][1] == last[0]
     return parts if fits else None
@@ -180,7 +180,7 @@ def refusal(module: nn.Module, parent: nn.Module | None = None) -> str:
         return f"within nn.{type(parent).__name__}, which reads its weights without calling it"
     parts = read_parts(module)
     if parts is None:
-        return f"{type(module).__name__}, which is none of the supported: {SUPPORTED}"
+        return f"{type(module).__name__}, which is not one of the supported modules: {SUPPORTED}"
     if not computes(parts, module):
         return f"{type(module).__name__}, which looks like {parts} but computes something else"
     return ""
@@ -216,7 +216,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _plain_type(module: nn.Module) -> type:
-    """The class; `torch.nn.utils.parametrize` puts one of its own in front of it."""
+    """The class before `torch.nn.utils.parametrize` derived another one from it."""
     kind = type(module)
     return kind.__mro__[1] if is_parametrized(module) else kind
 
@@ -260,7 +260,7 @@ def _linear(linear: nn.Module, x: Tensor) -> Tensor:
 
 
 def as_linear(linear: nn.Module) -> nn.Linear:
-    """The numbers that a layer computes with, as an nn.Linear: also those that a hook or a parametrization makes.
+    """A layer's effective weight and bias as an nn.Linear, including those made by a hook or a parametrization.
 
     Raises:
         UserError: If it does not compute x @ weight.T + bias.
@@ -293,7 +293,7 @@ _GLOBAL = tuple(f"_global{kind}" for kind in _KINDS)
 
 @contextmanager
 def quiet(module: nn.Module) -> Iterator[None]:
-    """`evaluating` without hooks, which are put back afterwards."""
+    """`evaluating` without hooks, which are restored afterwards."""
     kept = [(child, kind, child.__dict__[kind]) for child in module.modules() for kind in _KINDS]
     everywhere = [(kind, dict(getattr(torch_module, kind))) for kind in _GLOBAL]
     try:
@@ -322,7 +322,7 @@ def has_computing_hook(module: nn.Module) -> bool:
 
 
 def drop_hooks(module: nn.Module) -> nn.Module:
-    """Remove the hooks of a copy, but for those that compute weights; returns the module."""
+    """Remove the hooks of a copy, except those that compute weights; returns the module."""
     for child in module.modules():
         for kind in _KINDS:
             child.__dict__[kind] = _computing(child.__dict__[kind])

@@ -1,4 +1,4 @@
-"""A surgery: what it would change (`Plan`), the new modules, and the way back (`Surgery`)."""
+"""A surgery: what it would change (`Plan`), the new modules, and how to undo it (`Surgery`)."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Plan:
     flops: int | None = None
 
     def apply(self) -> Surgery:
-        """Do it. All the new modules are built before the first one takes its place."""
+        """Replace the modules. All new modules are built before the first one is put in place."""
         return Surgery(self)
 
     @property
     def parameters(self) -> tuple[int, int]:
-        """Of the whole model, before and after."""
+        """Parameters of the whole model, before and after."""
         return self.total, self.total + sum(
             target.parameters_after - target.parameters_before for target in self.targets
         )
@@ -118,13 +118,13 @@ def _sum_row(name: str, counts: Sequence[int]) -> dict[str, str]:
 
 
 class Surgery(AbstractContextManager["Surgery"]):
-    """Modules that were replaced, and the way back. As a context manager it undoes at the end.
+    """A handle on replaced modules that can undo the replacement. As a context manager it does so on exit.
 
     Attributes:
         model: The model.
         plan: What was changed, with the table.
         replaced: Name -> the new module.
-        originals: Name -> the old one, kept alive until this handle goes.
+        originals: Name -> the old one, kept alive as long as this handle.
         active: Whether the new modules are in place.
     """
 
@@ -141,8 +141,8 @@ class Surgery(AbstractContextManager["Surgery"]):
     def undo(self) -> None:
         """Put the original modules back. A second call changes nothing.
 
-        They did not take part in what happened in between, as a move to another device or dtype; only their
-        training mode follows that of their replacements. Their hooks, which the replacements do not have, run again.
+        Changes in between, such as a move to another device or dtype, did not affect them; only their
+        training mode is set to that of their replacements. Their hooks, which the replacements do not have, run again.
 
         Raises:
             UserError: If another surgery replaced something here since; undo that one first.
@@ -185,7 +185,7 @@ class Surgery(AbstractContextManager["Surgery"]):
             put_modules(self.model, self.replaced)
 
     def set_classes(self, num_classes: int) -> None:
-        """Tell the model how many classes its new head has; `undo` takes it back."""
+        """Record the number of classes of the new head in the model; `undo` restores the old number."""
         config = getattr(self.model, "config", None)
         owners: list[tuple[Any, str]] = [(self.model, "num_classes"), (self.model, "num_labels")]
         if hasattr(config, "id2label"):
@@ -228,7 +228,7 @@ INITS = ("random", "upcycle")
 def build(target: Target, init: str = "random", sigma: float = 0.0) -> nn.Module:
     """The replacement, on the target's device, in its dtype and training mode; the target is left as it is.
 
-    Warns, with the module's name, where the rank does not suffice to copy its layers exactly.
+    Warns, with the module's name, if the rank is too small to copy its layers exactly.
     """
     module = _random(target.parts, target.options)
     if init == "upcycle":
@@ -294,13 +294,13 @@ def call(model: nn.Module, arguments: Any) -> Any:
 
 
 def output_of(result: Any) -> Tensor | None:
-    """What a network returned as one tensor: itself, its logits or its last hidden state; None for anything else."""
+    """A network's output as one tensor: itself, its logits or its last hidden state; None for anything else."""
     found = [result, getattr(result, "logits", None), getattr(result, "last_hidden_state", None)]
     return next((value for value in found if isinstance(value, Tensor)), None)
 
 
 def measure(plan: Plan, example: Any) -> Plan:
-    """The plan with the rows of every target and the FLOPs of the model on an example; as it is without one.
+    """The plan with the rows of every target and the FLOPs of the model on an example; unchanged without one.
 
     Raises:
         UserError: If the model does not take the example, or reads more of a target than its replacement has.

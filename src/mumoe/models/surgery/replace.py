@@ -75,14 +75,14 @@ def plan(
 
     Args:
         model: Any network.
-        patterns: Names of modules, with ``*`` for any characters, dots too (fnmatch). None at all takes
-            ``preset="auto"``.
+        patterns: Names of modules, with ``*`` for any characters, dots too (fnmatch). Without patterns,
+            ``preset="auto"`` is used.
         num_experts: As in `MuMoE`.
-        preset: Name of an architecture in `PRESETS` whose MLPs are replaced besides the patterns, or ``auto``.
+        preset: Name of an architecture in `PRESETS` whose MLPs are replaced in addition, or ``auto``.
         factorization: As in `MuMoE`.
-        rank: None and ``matched`` take the ranks with which a module keeps its number of parameters, gate included;
-            ``exact`` those that can hold every linear layer (the default of ``upcycle``, and more parameters).
-            Else one rank, or a list with one for each linear layer.
+        rank: None and ``matched`` use the ranks with which a module keeps its number of parameters, gate included;
+            ``exact`` those that can hold every linear layer (the default of ``upcycle``; it adds parameters).
+            Otherwise one rank, or a list with one for each linear layer.
         init: ``random``, or ``upcycle``: every expert starts as a copy of the trained layers, so that with exact
             rank the network computes the same function until it is trained.
         gate: As in `MuMoE`.
@@ -96,8 +96,8 @@ def plan(
             this forward; without, those of one row.
 
     Raises:
-        UserError: If a pattern matches nothing or what cannot be replaced, targets lie within each other, or an
-            option does not fit.
+        UserError: If a pattern matches nothing, or a module that cannot be replaced; if one target lies within
+            another; or if an option does not fit.
     """
     wanted = _patterns(model, patterns, preset)
     names = _targets(model, wanted)
@@ -138,16 +138,16 @@ def replace_modules(
 
     Args:
         model: Any network, such as one of timm or Hugging Face.
-        patterns: Names of modules such as ``blocks.*.mlp``; none takes ``preset="auto"``.
+        patterns: Names of modules such as ``blocks.*.mlp``; without any, ``preset="auto"`` is used.
         num_experts: As in `MuMoE`.
         preset: Name of an architecture in `PRESETS`, or ``auto``.
         options: As in `plan`.
 
     Returns:
-        The handle that puts the old modules back.
+        The handle that restores the old modules.
 
     Raises:
-        UserError: As `plan`; then nothing was changed.
+        UserError: As `plan`; nothing is changed then.
 
     >>> surgery = replace_modules(model, "blocks.*.mlp", num_experts=64, factorization="cp")
     >>> surgery.undo()
@@ -169,8 +169,8 @@ def replace_head(
         model: A timm model (`get_classifier`), or any whose ``classifier``, ``score``, ``lm_head``, ``head``,
             ``heads`` or ``fc`` is or ends with a linear layer, as in torchvision and Hugging Face.
         spec: The layer, such as ``CPMuMoE-r256-e128``; without a rank it has the parameters of the linear layer.
-        num_experts: As in `MuMoE`, in the place of a specification.
-        num_classes: Number of classes of the new head where it is another; it starts at random.
+        num_experts: As in `MuMoE`, instead of a specification.
+        num_classes: Number of classes of the new head, if it differs; such a head starts from random weights.
         options: As in `plan`; a specification sets factorization and rank.
 
     Raises:
@@ -181,7 +181,7 @@ def replace_head(
     if spec is not None:
         if num_experts is not None or options.keys() & {"factorization", "rank"}:
             raise UserError(
-                f"replace_head: expected {spec!r} to say experts, factorization and rank, got one of these besides. "
+                f"replace_head: expected {spec!r} to set experts, factorization and rank, got one of these as well. "
                 "Give the specification alone."
             )
         parsed = parse_spec(spec, "replace_head")
@@ -211,7 +211,7 @@ def replace_head(
 def _patterns(model: nn.Module, patterns: Sequence[str], preset: str | None) -> list[str]:
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise UserError(f"{WHO}: expected patterns as text, got {pattern!r}. Give 'blocks.*.mlp', say.")
+            raise UserError(f"{WHO}: expected patterns as text, got {pattern!r}. Use 'blocks.*.mlp', say.")
     if preset is None and not patterns:
         preset = "auto"
     return [*patterns, *(preset_patterns(model, preset, WHO) if preset is not None else ())]
@@ -229,7 +229,7 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[tuple[str, ...]]
         if reason := next(filter(None, (_refusal(model, name, modules[name]) for name in group)), ""):
             pattern = next(p for p in patterns if any(fnmatch.fnmatchcase(name, p) for name in group))
             raise UserError(
-                f"{WHO}: expected {pattern!r} to match what can be replaced, got {group[0]!r}, which is {reason}. "
+                f"{WHO}: expected {pattern!r} to match replaceable modules, got {group[0]!r}, which is {reason}. "
                 "All targets: named_targets(model)."
             )
     _check_overlap({name for group in groups for name in group})
@@ -246,7 +246,7 @@ def _matching(model: nn.Module, pattern: str, names: Iterable[str]) -> list[str]
 
 
 def _closest(pattern: str, names: Iterable[str]) -> str | None:
-    """The first of the names that are most like a pattern, None when none is like it."""
+    """The first of the names that are most similar to a pattern; None if none is similar."""
     ratios = {name: difflib.SequenceMatcher(None, pattern, name).ratio() for name in names}
     best = max(ratios, key=lambda name: ratios[name], default=None)
     return best if best is not None and ratios[best] >= 0.5 else None
@@ -258,7 +258,7 @@ def _check_overlap(names: set[str]) -> None:
         for depth in range(1, len(path)):
             if (outer := ".".join(path[:depth])) in names:
                 raise UserError(
-                    f"{WHO}: expected targets apart from each other, got {name!r} within {outer!r}. "
+                    f"{WHO}: expected disjoint targets, got {name!r} within {outer!r}. "
                     "Narrow the pattern, or replace one of the two."
                 )
 
@@ -331,7 +331,7 @@ def _ranks(
 
 
 def _noted(model: nn.Module, target: Target) -> Target:
-    """Say where the module is used several times, or shares numbers with the rest of the model."""
+    """Add notes on repeated use, parameters shared with the rest of the model, and hooks; count the shared ones."""
     inside = {id(parameter) for parameter in target.module.parameters()}
     within = tuple(f"{name}." for name in target.names)
     shared = {
@@ -342,6 +342,6 @@ def _noted(model: nn.Module, target: Target) -> Target:
     notes = [f"used {len(target.names)} times"] if len(target.names) > 1 else []
     notes += [f"no longer tied to {name}" for name in shared]
     if hooks := count_hooks(target.module):
-        notes.append(f"its {hooks} hook{'s' * (hooks > 1)} rest until undo")
+        notes.append(f"its {hooks} hook{'s' * (hooks > 1)} do not run until undo")
     tied = sum({id(parameter): parameter.numel() for parameter in shared.values()}.values())
     return replace(target, notes=tuple(notes), tied=tied)

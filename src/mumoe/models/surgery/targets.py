@@ -1,4 +1,4 @@
-"""One module that is to be replaced: what it is made of, what replaces it, its parameters and FLOPs."""
+"""One module to replace: its parts, what replaces it, its parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class LayerOptions:
 
 @dataclass(frozen=True)
 class Target:
-    """One module that is to be replaced.
+    """One module to replace.
 
     Attributes:
-        names: Its names; several where a model uses one module in several places.
-        parts: What it is made of.
+        names: Its names; several if the model uses it in several places.
+        parts: Its layers.
         options: What replaces it.
-        rows: Rows that one forward of the example puts through it; 1 without an example.
-        notes: What a reader should know.
+        rows: Rows that pass through it in one forward of the example; 1 without an example.
+        notes: Remarks for the table.
         tied: Parameters that it shares with the rest of the model, which stay there.
     """
 
@@ -68,12 +68,12 @@ class Target:
 
     @property
     def parameters_before(self) -> int:
-        """Of the module, without those that it shares with others."""
+        """Parameters of the module, without those that it shares with others."""
         return sum(parameter.numel() for parameter in self.module.parameters()) - self.tied
 
     @property
     def parameters_after(self) -> int:
-        """Of its replacement, gate included."""
+        """Parameters of its replacement, gate included."""
         kept = sum(parameter.numel() for module in self._kept() for parameter in module.parameters())
         return (
             kept + self._gate() + sum(count_parameters(*layer, gate=False, bias=self.bias) for layer in self._sizes())
@@ -110,7 +110,7 @@ class Target:
 
 
 def layer_widths(parts: Parts, out_features: int | None = None) -> list[tuple[int, int]]:
-    """Width of input and output of each layer, the last one's output replaced by `out_features`."""
+    """Width of input and output of each layer, with `out_features` as the output of the last one."""
     widths = [sizes(linear)[:2] for linear in parts.linears]
     if out_features is not None:
         widths[-1] = (widths[-1][0], out_features)
@@ -131,15 +131,15 @@ def resolve_ranks(
     """One rank for each linear layer of a module.
 
     Args:
-        parts: The module's.
+        parts: The parts of the module.
         rank: As in `replace_modules`.
-        init: Its default: ``matched`` for ``random``, ``exact`` for ``upcycle``.
+        init: Sets the default rank: ``matched`` for ``random``, ``exact`` for ``upcycle``.
         factorization: As in `MuMoE`.
         num_experts: As in `MuMoE`.
         out_features: Another width of the output.
 
     Raises:
-        UserError: If the parameters of the module do not suffice for rank 1, or the rank cannot be read.
+        UserError: If the module has too few parameters for rank 1, or the rank cannot be read.
     """
     widths = layer_widths(parts, out_features)
     kind = get_factorization(factorization, "replace_modules")
