@@ -84,8 +84,9 @@ interval over documents (means over seeds). *Error* is the squared error over th
 controls stand beside every kind with experts: its gate constant at the training mean, and its coefficients taken from
 other tokens. The *expert share* is what of the regained cross-entropy the gate carries, (increase with a constant
 gate - increase) / (increase under zero ablation - increase): a copy of the original MLP behind a gate that does nothing
-would have a perfect increase and a share of 0. Learning rates are from one grid for all kinds, chosen on validation
-documents under a bound on dead experts ({study.settings["most_dead"]:.0%}).
+would have a perfect increase and a share of 0. *By one expert* is the largest share of tokens that one expert is used
+by: near 100 % it is no longer a choice. Learning rates are from one grid for all kinds, chosen on validation documents
+under a bound on dead experts ({study.settings["most_dead"]:.0%}).
 """
 
 
@@ -129,12 +130,13 @@ def _by_variant(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 def _table(entries: Sequence[Entry]) -> str:
     header = ["kind", "seeds", "increase", "constant gate", "shuffled", "expert share", "error", "Jacobian cosine"]
-    header += ["twin error", "L0", "used", "parameters", "lr"]
+    header += ["twin error", "L0", "used", "by one expert", "parameters", "lr"]
     rows = []
     for name, some in _by_variant(entries).items():
         found: list[Evaluation] = [one["evaluation"] for one in some]
         fitted = some[0]["fitted"][0]
         live = [one.live / one.experts for one in found if one.live is not None]
+        most = [one.most for one in found if one.most is not None]
         rows.append(
             [
                 name,
@@ -148,6 +150,7 @@ def _table(entries: Sequence[Entry]) -> str:
                 _mean([one.twin_error for one in found], 3),
                 _mean([one.active for one in found], 1),
                 f"{100 * np.mean(live):.0f} % of {found[0].experts:,}" if live else "",
+                f"{100 * np.mean(most):.0f} %" if most else "",
                 f"{fitted['parameters']:,}",
                 f"{fitted['lr']:g}",
             ]

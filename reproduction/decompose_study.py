@@ -22,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mumoe.cli import guarded
 from mumoe.decomposition.findings import Analysis, Evaluation
 from mumoe.decomposition.opened import decompose, is_decomposition
 from mumoe.errors import UserError, unknown_name
@@ -289,7 +290,12 @@ def collect(study: Study, work: Path) -> list[dict[str, Any]]:
     return found
 
 
-if __name__ == "__main__":
-    options = parse(Options, sys.argv[1:], "python -m reproduction.decompose_study")
+def _dispatch(arguments: list[str]) -> int:
+    options = parse(Options, arguments, "python -m reproduction.decompose_study")
     if options is not None:
         main(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(_dispatch, sys.argv[1:]))

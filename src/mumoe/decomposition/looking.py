@@ -406,10 +406,13 @@ class _Labels:
         self.base = np.bincount(known, minlength=len(names)) / max(len(known), 1)
 
     def purest(self, rows: Ints) -> tuple[str, float | None, float | None]:
-        """The most frequent label of some rows, its share, and that above the base rate."""
+        """The most frequent label of some rows, its share of those with one, and that above the base rate.
+
+        Empty if fewer than half of the rows have a label.
+        """
         known = self.label[rows]
         known = known[known >= 0]
-        if not len(known):
+        if not len(known) or 2 * len(known) < len(rows):
             return "", None, None
         counts = np.bincount(known, minlength=len(self.names))
         best = int(counts.argmax())
