@@ -16,6 +16,7 @@ from mumoe.data.documents import Document, cut
 from mumoe.decomposition import activations, fitting
 from mumoe.decomposition.activations import capture_rows
 from mumoe.decomposition.findings import Evaluation, Measure, paired
+from mumoe.decomposition.looking import Labels
 from mumoe.decomposition.opened import ABOUT, choose_rate
 from mumoe.decomposition.replacements import KINDS, Features, build, shape_for
 from mumoe.demo.text_demo import TextDemo, run_text_demo
@@ -558,3 +559,10 @@ def test_the_text_demo_says_what_it_found(model_folder, tmp_path, monkeypatch):
     (tmp_path / "other" / "notes.txt").touch()
     with pytest.raises(UserError, match="expected a new folder, or that of an earlier demo"):
         next(run_text_demo(tmp_path / "other", settings=settings, device="cpu", progress=False))
+
+
+def test_labels_need_half_of_the_tokens():
+    labels = Labels(np.array([0, 1, 1, -1, -1, -1]), ("a", "b"))
+    assert labels.purest(np.array([0, 1, 2])) == ("b", pytest.approx(2 / 3), pytest.approx(0))
+    assert labels.purest(np.array([1, 3])) == ("b", 1.0, pytest.approx(1 / 3))
+    assert labels.purest(np.array([1, 3, 4])) == ("", None, None)

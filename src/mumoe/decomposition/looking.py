@@ -283,8 +283,8 @@ class _Look:
     def experts(self, losses: dict[int, float]) -> tuple[list[ExpertFinding], dict[str, float | None]]:
         """One record for each live expert, and the mean purities."""
         random = np.random.default_rng(self.settings.seed).permutation(len(self.token))
-        tags = _Labels(self.tag, self.contexts.tags)
-        genres = _Labels(self.genre, self.contexts.genres)
+        tags = Labels(self.tag, self.contexts.tags)
+        genres = Labels(self.genre, self.contexts.genres)
         shares: dict[str, list[float]] = {name: [] for name in PURITIES}
         effects = self._effects()
         found = []
@@ -397,7 +397,7 @@ def expert_parts(replacement: Replacement, x: Tensor, expert: Tensor, value: Ten
 PURITIES = ("tag_purity", "genre_purity", "tag_random", "genre_random")
 
 
-class _Labels:
+class Labels:
     """Labels of rows, with their base rates."""
 
     def __init__(self, label: Ints, names: Sequence[str]) -> None:

@@ -56,7 +56,7 @@ class TextDemo:
 def run_text_demo(
     out: str | Path, *, settings: TextDemo | None = None, device: str = AUTO, progress: bool = True
 ) -> Iterator[str]:
-    """Run the demo; yields the lines of what it found as soon as they are known.
+    """Run the demo; yields its results, line by line, as soon as they are known.
 
     Args:
         out: Folder; that of an earlier demo is replaced.
