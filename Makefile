@@ -4,7 +4,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 TESTS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --no-compile --disable-pip-version-check
-EXTRAS := vision,text,demo,data,reports,dashboard,export,native,bench,test,docs,dev
+EXTRAS := vision,text,text-demo,demo,data,reports,dashboard,export,native,bench,test,docs,dev
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 # Packages are installed without bytecode; what is imported is compiled once, regardless of the environment.

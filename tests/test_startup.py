@@ -52,6 +52,9 @@ WRONG = [
     "audit nowhere --split tset",
     "edit nowhere",
     "export nowhere --to onnx",
+    "decompose --kind cp-liner",
+    "decompose --text folder:nothing-there",
+    "decompose --model nowhere",
     "convert resnet18",
     "tokenize nothing-there --out out",
 ]

@@ -11,6 +11,8 @@ from .api import resume as resume
 from .api import train as train
 from .baselines import HighRankLinear as HighRankLinear
 from .baselines import SparseMoE as SparseMoE
+from .decomposition.opened import Decomposition as Decomposition
+from .decomposition.opened import decompose as decompose
 from .deploy.formats import export as export
 from .deploy.model import ImageClassifier as ImageClassifier
 from .editing.expert_edits import Ablate as Ablate

@@ -662,7 +662,7 @@ def load(
     path: str | Path,
     *,
     data: Any = None,
-    backbone: nn.Module | None = None,
+    backbone: Any = None,
     features: npt.NDArray[np.float32] | None = None,
     device: str | torch.device = AUTO,
     progress: bool = True,
@@ -670,16 +670,18 @@ def load(
     """Open what was trained.
 
     Args:
-        path: The folder of a run or of a job; or one that `save_pretrained` or `save_converted` wrote.
-        data: The data where it is now, as a name (``folder:/new/place``) or an object, instead of what the run names.
-        backbone: A backbone to use instead of building the one that the run names.
+        path: The folder of a run or of a job; of `decompose`; or one that `save_pretrained` or `save_converted` wrote.
+        data: The data where it is now, as a name (``folder:/new/place``) or an object, instead of what the run names;
+            of a decomposition its text.
+        backbone: A backbone to use instead of building the one that the run names; of a decomposition the language
+            model, as a name or a `mumoe.models.language.LanguageModel`.
         features: (num_images, num_features), used instead of extracting them.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         progress: Whether to show progress on stderr.
 
     Returns:
-        A `Run`; a `Job` for a folder that holds runs. For a folder of `save_pretrained` an `ImageClassifier` and its
-        transform, for one of `save_converted` the network and None.
+        A `Run`; a `Job` for a folder that holds runs; a `Decomposition`. For a folder of `save_pretrained` an
+        `ImageClassifier` and its         transform, for one of `save_converted` the network and None.
 
     Raises:
         UserError: If the path holds none of these, the device does not exist, or a run was written by a later version.
@@ -689,6 +691,10 @@ def load(
     >>> run.model(run.transform(image)[None]).softmax(-1)
     """
     folder = Path(path)
+    if (folder / "decomposition.json").is_file():
+        from mumoe.decomposition.opened import open_decomposition
+
+        return open_decomposition(folder, language=backbone, text=data, device=device, progress=progress)
     if is_saved(folder):
         return _load_saved(folder, resolve(device))
     given = {"data": data, "backbone": backbone, "features": features, "device": device, "progress": progress}

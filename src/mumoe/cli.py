@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": "loss and accuracy of a run, by class or by attribute",
     "predict": "labels of images, and the experts behind them",
     "generate": "text from a trained language model, with experts scaled on request",
+    "decompose": "one MLP of a trained language model as sparse experts, measured beside controls",
     "analyze": "what each expert of a run does: interventions, load, images or tokens",
     "stability": "whether the experts of one seed reappear in others, beside random gates",
     "shift": "the same experts on shifted data: a split, other images, or corrupted ones",

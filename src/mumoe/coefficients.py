@@ -70,6 +70,10 @@ class Coefficients(ABC):
         """The same coefficients with those of all experts but one set to 0."""
 
     @abstractmethod
+    def scaled(self, factors: Tensor) -> Self:
+        """The same coefficients, each multiplied by its expert's factor (num_experts,); nothing is normalized again."""
+
+    @abstractmethod
     def _map(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Self:
         """A copy whose tensors went through `change`."""
 
@@ -139,6 +143,9 @@ class DenseCoefficients(Coefficients):
     def only(self, expert: int) -> Self:
         return self._where(self._chosen([expert]))
 
+    def scaled(self, factors: Tensor) -> Self:
+        return type(self)(self.matrix * factors.to(self.matrix), self.dtype)
+
     def _where(self, kept: Tensor) -> Self:
         return type(self)(self.matrix.where(kept, 0), self.dtype)
 
@@ -199,6 +206,10 @@ class SparseCoefficients(Coefficients):
 
     def only(self, expert: int) -> Self:
         return self._where(self._chosen([expert]))
+
+    def scaled(self, factors: Tensor) -> Self:
+        values = self.values * factors.to(self.values)[self.indices]
+        return type(self)(values, self.indices, self.offsets, self.num_experts, self.dtype)
 
     def _where(self, kept: Tensor) -> Self:
         values = self.values.where(kept[self.indices], 0)

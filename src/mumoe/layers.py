@@ -163,6 +163,26 @@ class _Gated(nn.Module):
         y: Tensor = contract(x, levels)
         return y
 
+    def _given(self, x: Tensor, coefficients: Sequence[Tensor | Coefficients]) -> list[Coefficients]:
+        """Coefficients given instead of the gate's, one for each level, the leading dimensions of x as rows."""
+        who = f"{type(self).__name__}.contract"
+        if isinstance(coefficients, Tensor) or len(coefficients) != len(self.num_experts):
+            raise UserError(
+                f"{who}: expected coefficients as a list of {len(self.num_experts)} tensors, one per level, "
+                f"got {'a tensor' if isinstance(coefficients, Tensor) else len(coefficients)}. Wrap them in a list."
+            )
+        levels: list[Coefficients] = []
+        rows = x.numel() // x.shape[-1]
+        for level, (a, size) in enumerate(zip(coefficients, self.num_experts, strict=True)):
+            expected = (*x.shape[:-1], size) if isinstance(a, Tensor) else (rows, size)
+            if tuple(a.shape) != expected:
+                raise UserError(
+                    f"{who}: expected coefficients[{level}] of shape {expected}, got {tuple(a.shape)}. "
+                    "Their rows are those of x, and the experts come last."
+                )
+            levels.append(DenseCoefficients(a.reshape(-1, size)) if isinstance(a, Tensor) else a)
+        return levels
+
     def _answer(self, y: Tensor, x: Tensor, a: Sequence[Tensor | Coefficients], asked: Asked) -> Any:
         """y in the leading shape of x, and the coefficients in the requested form."""
         y = y.reshape(*x.shape[:-1], y.shape[-1])
@@ -298,20 +318,7 @@ class MuMoE(_Gated):
             UserError: If there is not one for each level, or one has another shape.
         """
         rows = self._rows(x)
-        if isinstance(coefficients, Tensor) or len(coefficients) != len(self.num_experts):
-            raise UserError(
-                f"MuMoE.contract: expected coefficients as a list of {len(self.num_experts)} tensors, one per level, "
-                f"got {'a tensor' if isinstance(coefficients, Tensor) else len(coefficients)}. Wrap them in a list."
-            )
-        levels = []
-        for level, (a, size) in enumerate(zip(coefficients, self.num_experts, strict=True)):
-            expected = (*x.shape[:-1], size) if isinstance(a, Tensor) else (len(rows), size)
-            if tuple(a.shape) != expected:
-                raise UserError(
-                    f"MuMoE.contract: expected coefficients[{level}] of shape {expected}, got {tuple(a.shape)}. "
-                    "Their rows are those of x, and the experts come last."
-                )
-            levels.append(DenseCoefficients(a.reshape(-1, size)) if isinstance(a, Tensor) else a)
+        levels = self._given(x, coefficients)
         return self._contract(self.factorization, rows, levels).reshape(*x.shape[:-1], self.out_features)
 
     def to_dense(self) -> Tensor:
@@ -520,6 +527,19 @@ class MuMoEBlock(_Gated):
         if return_coefficients is False:
             return y
         return y, a if return_coefficients == "sparse" else _unflatten(a, x)
+
+    def contract(self, x: Tensor, coefficients: Sequence[Tensor | Coefficients]) -> Tensor:
+        """The block, without dropout, with coefficients given instead of the gate's; as `MuMoE.contract`.
+
+        Shape:
+            x (..., in_features), features last; coefficients as in `MuMoE.contract`; returns (..., out_features).
+
+        Raises:
+            UserError: As `MuMoE.contract`.
+        """
+        rows, levels = self._rows(x), self._given(x, coefficients)
+        y = self._contract(self.fc2, self.norm(self._hidden(rows, levels)), levels)
+        return y.reshape(*x.shape[:-1], self.out_features)
 
     def _hidden(self, x: Tensor, a: Sequence[Coefficients]) -> Tensor:
         h: Tensor = self.act(self._contract(self.fc1, x, a))

@@ -24,6 +24,7 @@ from mumoe.editing.edit_files import save_edits
 from mumoe.editing.edit_texts import parse_edit
 from mumoe.editing.stack import EditStack
 from mumoe.training import StoredRun, TrainConfig, train
+from tiny_llama import sentences, tiny_llama, tiny_tokenizer
 from training.made_up_training import make_text
 
 SWEEP = 'data = "features:single.safetensors"\nepochs = 2\nbatch_size = 30\nlr = 0.02\n'
@@ -159,7 +160,19 @@ def seeds_world(folder: Path) -> None:
             train(TrainConfig(**{**common, **changes}, out=out), progress=False)
 
 
+def language_world(folder: Path) -> None:
+    """Two tiny language models and two folders of text."""
+    for seed, name in enumerate(("model", "other")):
+        tiny_llama(seed=seed).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    for name, words in (("text", 40), ("more", 60)):
+        (folder / name).mkdir()
+        for seed in range(40):
+            (folder / name / f"{seed:02}.txt").write_text(sentences(seed, words).text)
+
+
 WORLDS = {
+    "language": language_world,
     "attributes": attributes_world,
     "training": training_world,
     "pictures": pictures_world,

@@ -58,6 +58,23 @@ SHIFT = {"run": "other", "to": "test", "least_lost": 1, "quiet": True}
 CONVERT = {"model": "vit", "experts": (4,), "dry_run": True}
 WRITTEN = {"dry_run": False, "output": "out"}
 
+DECOMPOSE = {
+    "model": "model",
+    "text": "folder:text",
+    "out": "out",
+    "layer": 1,
+    "k": 4,
+    "width": 4.0,
+    "tokens": 600,
+    "context": 17,
+    "lr": (4e-3,),
+    "batch_size": 64,
+    "contexts": 4,
+    "precision": "float32",
+    "experts_shown": 0,
+    "quiet": True,
+}
+
 VERBS_CALLED: dict[str, tuple[str, Mapping[str, Any]]] = {
     "fairness": ("attributes", PEOPLE),
     "audit": ("attributes", {"run": "run", "target": "blond", "quiet": True}),
@@ -72,6 +89,7 @@ VERBS_CALLED: dict[str, tuple[str, Mapping[str, Any]]] = {
     "report": ("pictures", {"runs": ("run",), "max_images": 1, "quiet": True}),
     "export": ("pictures", {"run": "run", "to": "safetensors"}),
     "generate": ("text", {"run": "run", "prompt": "def", "tokens": 12}),
+    "decompose": ("language", DECOMPOSE),
     "tokenize": ("text", {"files": ("files",), "out": "tokens", "val": 0.2, "test": 0.2}),
     "convert": ("networks", CONVERT),
     "cost": ("nothing", {"in_features": 64, "out_features": 10, "experts": (8,)}),
@@ -222,6 +240,28 @@ CASES: dict[str, dict[str, Change]] = {
         "seed": to(1),
         "scale": to(("0:0=9", "0:1=-9", "0:2=9")),
     },
+    "decompose": {
+        "model": to("other"),
+        "layer": to(2),
+        "kind": to("hadamard", width=8.0),
+        "text": to("folder:more"),
+        "out": Change("elsewhere", echo=True),
+        "tokens": to(1200),
+        "width": to(6.0),
+        "experts": to(9),
+        "rank": to(7),
+        "k": to(3),
+        "lr": to((1e-3,)),
+        "most_dead": to(0.0, kind="transcoder", lr=(1e-3, 3e-2)),
+        "context": to(9),
+        "batch_size": to(32),
+        "contexts": to(6),
+        "experts_shown": to(2),
+        "coefficients": to("a.parquet"),
+        "transcoder": to("other-layout", kind="transcoder"),
+        "precision": to("bfloat16"),
+        "seed": to(1),
+    },
     "tokenize": {
         "files": to(("rows.jsonl",)),
         "out": Change("elsewhere", echo=True),
@@ -337,7 +377,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "dashboard": dict.fromkeys(
         ("run", "data", "port", "split", "browser"), "test_the_dashboard_serves_what_it_is_asked_for"
     ),
-    "demo": dict.fromkeys(("out", "seeds", "least_lost"), "test_the_demo_gets_its_settings"),
+    "demo": {
+        **dict.fromkeys(("out", "seeds", "least_lost"), "test_the_demo_gets_its_settings"),
+        "text": "test_the_demo_of_text_is_another_one",
+    },
     "export": {"to": "test_every_format_is_written_by_its_own_writer"},
     "predict": {"batch_size": "test_images_go_through_the_model_in_batches"},
     "train": {
@@ -533,6 +576,16 @@ def test_the_demo_gets_its_settings(monkeypatch) -> None:
         ("runs/demo", 2, 5),
         ("runs/demo", 3, 3),
     ]
+
+
+def test_the_demo_of_text_is_another_one(monkeypatch, capsys) -> None:
+    from mumoe.demo import text_demo
+
+    calls = recorded(text_demo, "run_text_demo", monkeypatch, ["a line"])
+    for arguments in (["--text"], ["--text", "--out", "elsewhere"]):
+        assert main(["demo", *arguments]) == 0
+    assert [given[0] for given, _ in calls] == ["runs/demo-text", "elsewhere"]
+    assert capsys.readouterr().out == "a line\n" * 2
 
 
 def test_every_format_is_written_by_its_own_writer(worlds, monkeypatch, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from mumoe.errors import UserError
 from mumoe.parsing import Argument
 
 
@@ -21,6 +22,8 @@ class Options:
     """seeds of every head"""
     least_lost: int = 5
     """an expert is strong if a class loses at least this many right answers, and at least half of them"""
+    text: bool = False
+    """instead decompose one MLP of a small language model that a package carries"""
     device: str = "auto"
     """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
     quiet: bool = False
@@ -29,8 +32,10 @@ class Options:
 
 def run(options: Options) -> None:
     """Run the demo; print what was done, what came out and what to open."""
+    if options.text:
+        _run_text(options)
+        return
     from mumoe.demo.demo_job import DemoSettings, run_demo
-    from mumoe.errors import UserError
 
     if options.seeds < 1:
         raise UserError(f"mumoe demo: expected --seeds of at least 1, got {options.seeds}. Leave it out for 3.")
@@ -39,3 +44,11 @@ def run(options: Options) -> None:
     settings = DemoSettings(seeds=options.seeds, least_lost=options.least_lost, device=options.device)
     demo = run_demo(options.out, settings=settings, progress=not options.quiet)
     sys.stdout.write("".join(f"{line}\n" for line in demo.lines()))
+
+
+def _run_text(options: Options) -> None:
+    from mumoe.demo.text_demo import run_text_demo
+
+    out = "runs/demo-text" if options.out == Options.out else options.out
+    for line in run_text_demo(out, device=options.device, progress=not options.quiet):
+        sys.stdout.write(f"{line}\n")

@@ -30,6 +30,7 @@ __all__ = [
     "documents_of",
     "open_tokenizer",
     "split_of",
+    "text_files",
     "tokenize",
     "write_tokens",
 ]
@@ -169,7 +170,7 @@ def tokenize(
         raise UserError(f"tokenize: expected a new folder, got {str(folder)!r}, which exists. Give another `out`.")
     if min(val, test) < 0 or val + test >= 1:
         raise UserError(f"tokenize: expected shares that leave some for train, got val={val}, test={test}.")
-    paths = _files(files)
+    paths = text_files(files)
     made = open_tokenizer(tokenizer)
     with new_folder(folder, who="mumoe tokenize") as part:
         name = BYTES
@@ -180,7 +181,13 @@ def tokenize(
         return write_tokens(part, documents, made, name, val=val, test=test, credits=credits)
 
 
-def _files(names: Sequence[str | Path]) -> list[Path]:
+def text_files(names: Sequence[str | Path]) -> list[Path]:
+    """Files that can be read as text, those of folders in the order of their names.
+
+    Raises:
+        UserError: If there is none, or a name does not exist.
+        JobError: If a folder cannot be listed.
+    """
     paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser()

@@ -1,0 +1,369 @@
+"""The page, figures and numbers of `decompose_study`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mumoe.decomposition.findings import Analysis, Evaluation, Measure, paired
+from mumoe.decomposition.measuring import CONSTANT, MEAN, SHUFFLED, ZERO
+from mumoe.decomposition.showing import quote
+from mumoe.files import to_plain, write_json, write_text
+from mumoe.plots.style import COLOURS, GREY, MARKERS, bare_axes, new_figure, save_figure
+from mumoe.records import render_table
+
+if TYPE_CHECKING:
+    from reproduction.decompose_study import Study
+
+__all__ = ["write_pages"]
+
+Entry = Mapping[str, Any]
+PAIRS = (
+    ("cp-linear", "transcoder", 0.7),
+    ("cp-linear", "skip-transcoder", 1.1),
+    ("hadamard", "transcoder", 0.9),
+)
+"""First and second of a pair, and the ratio of their increases that was set as a goal before anything was measured."""
+SHARE_GOAL, MOONSHOT_SHARE = 0.6, 0.7
+GOAL_LAYER, GOAL_K = 10, 32
+"""Where the goals were set."""
+
+
+def write_pages(entries: Sequence[Entry], study: Study, out: Path) -> None:
+    """Write README.md, figures and results.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", [_plain(entry) for entry in entries])
+    places = list(dict.fromkeys((entry["cell"].layer, entry["cell"].width) for entry in entries))
+    parts = [_introduction(entries, study)]
+    for layer, width in places:
+        chosen = [one for one in entries if (one["cell"].layer, one["cell"].width) == (layer, width)]
+        parts.append(_place(chosen, study, layer, width))
+    if len({entry["cell"].k for entry in entries}) > 1:
+        _pareto(entries, study, places, out)
+        parts.append(PARETO)
+    parts.append(_purity(entries))
+    parts.append(_shown(entries, study))
+    parts.append(_credits(entries))
+    write_text(out / "README.md", "\n".join(part for part in parts if part))
+
+
+def _plain(entry: Entry) -> Any:
+    """An entry as JSON, without the analysis of single experts but those that the page shows."""
+    known = {name: value for name, value in entry.items() if name != "analysis"}
+    found: Analysis | None = entry.get("analysis")
+    if found is not None:
+        known["purity"] = {name: getattr(found, name) for name in PURITY}
+    return to_plain(known)
+
+
+PURITY = ("live", "experts", "tag_purity", "tag_random", "genre_purity", "genre_random", "ablation_correlation")
+
+
+def _introduction(entries: Sequence[Entry], study: Study) -> str:
+    one: Evaluation = entries[0]["evaluation"]
+    minutes = sum(entry["seconds"] for entry in entries) / 60
+    tokens = study.settings["tokens"]
+    return f"""# One MLP of a real language model as sparse experts
+
+```sh
+python -m reproduction.decompose_study --quick --jobs 2    # layer 10, K = 32, one budget
+python -m reproduction.decompose_study --jobs 2            # all
+```
+
+SmolLM2-135M-Instruct, the MLP of one layer replaced by what the table names, the rest of the model as it is. Trained on
+{tokens:,} tokens of the Brown corpus to compute what the MLP computes; measured on {one.contexts} contexts of
+{study.settings["context"]} tokens out of {one.documents} documents that no run was trained on or chosen with. The runs
+of this page took {minutes:.0f} minutes of one core, measuring included; capturing the activations is not counted.
+Matrix products of the language model in {entries[0]["precision"]}; numbers as JSON in `results.json`.
+
+*Increase* is the cross-entropy with the replacement minus that of the model as it is, in nats a token, with a 95 %
+interval over documents (means over seeds). *Error* is the squared error over the variance of the MLP's outputs. Two
+controls stand beside every kind with experts: its gate constant at the training mean, and its coefficients taken from
+other tokens. The *expert share* is what of the regained cross-entropy the gate carries, (increase with a constant
+gate - increase) / (increase under zero ablation - increase): a copy of the original MLP behind a gate that does nothing
+would have a perfect increase and a share of 0. *By one expert* is the largest share of tokens that one expert is used
+by: near 100 % it is no longer a choice. Learning rates are from one grid for all kinds, chosen on validation documents
+under a bound on dead experts ({study.settings["most_dead"]:.0%}).
+"""
+
+
+# One layer and budget ---------------------------------------------------------------------------------------
+
+
+def _place(entries: Sequence[Entry], study: Study, layer: int, width: float) -> str:
+    budget = next((one for one in entries if one["cell"].variant == "transcoder"), entries[0])["fitted"][0][
+        "parameters"
+    ]
+    evaluation: Evaluation = entries[0]["evaluation"]
+    zero, mean = evaluation.measure(ZERO), evaluation.measure(MEAN)
+    lines = [
+        f"## Layer {layer}, {budget:,} parameters ({width:g} features for each input of the MLP)",
+        "",
+        f"Base {evaluation.base:.3f} nats a token; zero ablation {_signed(zero)}, mean ablation {_signed(mean)}.",
+        "",
+    ]
+    for k in sorted({one["cell"].k for one in entries if study.variants[one["cell"].variant].sparse}):
+        some = [one for one in entries if one["cell"].k == k and study.variants[one["cell"].variant].sparse]
+        lines += [f"K = {k}:", "", _table(some), ""]
+        lines += [_pairs(some, goals=(layer, k) == (GOAL_LAYER, GOAL_K)), ""]
+    others = [one for one in entries if not study.variants[one["cell"].variant].sparse]
+    if others:
+        lines += ["Without K:", "", _table(others), ""]
+    lines += ["Learning rates tried (first seed, validation):", "", _rates(entries), ""]
+    return "\n".join(lines)
+
+
+def _signed(measure: Measure) -> str:
+    low, high = measure.interval or (0.0, 0.0)
+    return f"{measure.increase:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def _by_variant(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry["cell"].variant, []).append(entry)
+    return found
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    header = ["kind", "seeds", "increase", "constant gate", "shuffled", "expert share", "error", "Jacobian cosine"]
+    header += ["twin error", "L0", "used", "by one expert", "parameters", "lr"]
+    rows = []
+    for name, some in _by_variant(entries).items():
+        found: list[Evaluation] = [one["evaluation"] for one in some]
+        fitted = some[0]["fitted"][0]
+        live = [one.live / one.experts for one in found if one.live is not None]
+        most = [one.most for one in found if one.most is not None]
+        rows.append(
+            [
+                name,
+                str(len(some)),
+                _signed(averaged(found, 0)),
+                _control(found, CONSTANT),
+                _control(found, SHUFFLED),
+                _mean([one.expert_share for one in found], 2),
+                _mean([one.measures[0].error for one in found], 4),
+                _mean([one.jacobian_cosine for one in found], 2),
+                _mean([one.twin_error for one in found], 3),
+                _mean([one.active for one in found], 1),
+                f"{100 * np.mean(live):.0f} % of {found[0].experts:,}" if live else "",
+                f"{100 * np.mean(most):.0f} %" if most else "",
+                f"{fitted['parameters']:,}",
+                f"{fitted['lr']:g}",
+            ]
+        )
+    return render_table(header, rows, "markdown")
+
+
+def averaged(found: Sequence[Evaluation], which: int | str) -> Measure:
+    """A measure averaged over seeds, its interval over documents."""
+    chosen = [one.measures[which] if isinstance(which, int) else one.measure(which) for one in found]
+    sums = np.mean([one.sums for one in chosen], axis=0)
+    empty = Measure("", None, None, None, tuple(np.zeros_like(sums)))
+    value, spread = paired(Measure("", None, None, None, tuple(sums)), empty, found[0].document_tokens)
+    return Measure(chosen[0].name, value, spread, None, tuple(sums))
+
+
+def _control(found: Sequence[Evaluation], name: str) -> str:
+    if not any(one.name == name for one in found[0].measures):
+        return ""
+    return f"{averaged(found, name).increase:+.4f}"
+
+
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    text = f"{np.mean(known):.{digits}f}"
+    return text if len(known) < 2 else f"{text} ± {np.std(known, ddof=1):.{digits}f}"
+
+
+def _pairs(entries: Sequence[Entry], *, goals: bool) -> str:
+    """Paired differences over the same documents and, where they were set, the goals."""
+    by = _by_variant(entries)
+    lines = []
+    for first, second, goal in PAIRS:
+        if first not in by or second not in by:
+            continue
+        one, other = (averaged([e["evaluation"] for e in by[name]], 0) for name in (first, second))
+        tokens = by[first][0]["evaluation"].document_tokens
+        value, (low, high) = paired(one, other, tokens)
+        assert one.increase is not None
+        assert other.increase is not None
+        line = f"- {first} minus {second}: {value:+.4f} ({low:+.4f} to {high:+.4f}, paired by document)"
+        if one.increase > 0 and other.increase > 0:
+            ratio = one.increase / other.increase
+            met = "met" if ratio <= goal else "not met"
+            line += f"; ratio {ratio:.2f}" + (f" (goal at most {goal:g}: {met})" if goals else "")
+        lines.append(f"{line}.")
+        if goals and (first, second) == ("cp-linear", "skip-transcoder"):
+            shares = [e["evaluation"].expert_share for e in by[first]]
+            share = float(np.mean(shares))
+            better = high < 0 and share > MOONSHOT_SHARE
+            lines.append(
+                f"- Expert share of cp-linear {share:.2f} (goal at least {SHARE_GOAL:g}: "
+                f"{'met' if share >= SHARE_GOAL else 'not met'}). Below the skip transcoder by more than the "
+                f"interval, with a share above {MOONSHOT_SHARE:g}: {'yes' if better else 'no'}."
+            )
+    return "\n".join(lines)
+
+
+def _rates(entries: Sequence[Entry]) -> str:
+    tuned = [one for one in entries if len(one["fitted"]) > 1]
+    rates = sorted({one["lr"] for entry in tuned for one in entry["fitted"]})
+    rows = []
+    for entry in tuned:
+        cells = {one["lr"]: one for one in entry["fitted"]}
+        chosen = entry["fitted"][0]["lr"]
+        row = [f"{entry['cell'].variant}, K = {entry['cell'].k}"]
+        row += [_tried(cells[rate], rate == chosen) if rate in cells else "" for rate in rates]
+        rows.append(row)
+    return render_table(["kind", *(f"{rate:g}" for rate in rates)], rows, "markdown")
+
+
+def _tried(one: Mapping[str, Any], chosen: bool) -> str:
+    dead = "" if one["never"] is None else f", {100 * one['never']:.0f} % never used"
+    text = f"{one['error']:.4f}{dead}"
+    return f"**{text}**" if chosen else text
+
+
+# Over K -----------------------------------------------------------------------------------------------------
+
+PARETO = """## Increase against K
+
+![Increase of the cross-entropy and expert share against K](pareto.svg)
+
+Means over seeds; bars are 95 % intervals over documents. The lower row is the expert share of the same runs.
+"""
+
+
+def _pareto(entries: Sequence[Entry], study: Study, places: Sequence[tuple[int, float]], out: Path) -> None:
+    figure = new_figure(4.2 * len(places), 6.4)
+    grid = figure.subplots(2, len(places), squeeze=False, sharex=True)
+    numbers: list[dict[str, Any]] = []
+    names = [name for name, variant in study.variants.items() if variant.sparse]
+    for column, (layer, width) in enumerate(places):
+        for number, name in enumerate(names):
+            points = []
+            for k in study.k:
+                found = [
+                    one["evaluation"]
+                    for one in entries
+                    if (one["cell"].layer, one["cell"].width, one["cell"].variant, one["cell"].k)
+                    == (layer, width, name, k)
+                ]
+                if not found:
+                    continue
+                measure = averaged(found, 0)
+                assert measure.interval is not None
+                share = float(np.mean([one.expert_share for one in found]))
+                points.append((k, measure.increase, *measure.interval, share))
+                numbers.append(
+                    dict(zip(("k", "increase", "low", "high", "share"), points[-1], strict=True))
+                    | {"layer": layer, "width": width, "variant": name}
+                )
+            _line(grid[:, column], np.array(points), name, number)
+        grid[0, column].set_title(f"layer {layer}, {width:g}x", fontsize=10)
+        grid[1, column].set_xlabel("K")
+        for axes in grid[:, column]:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(list(study.k), [str(k) for k in study.k])
+            axes.minorticks_off()
+    grid[0, 0].set_ylabel("increase, nats a token")
+    grid[1, 0].set_ylabel("expert share")
+    grid[0, 0].legend(frameon=False, fontsize=9)
+    save_figure(figure, out / "pareto", numbers)
+
+
+def _line(axes: Any, points: Any, name: str, number: int) -> None:
+    for one in axes:
+        bare_axes(one)
+    if not len(points):
+        return
+    colour = COLOURS[number % len(COLOURS)]
+    marker = MARKERS[number % len(MARKERS)]
+    errors = np.abs(points[:, 2:4].T - points[:, 1])
+    k = points[:, 0] * 1.04**number  # side by side, so that every bar is seen
+    axes[0].errorbar(k, points[:, 1], yerr=errors, color=colour, marker=marker, label=name, capsize=2)
+    axes[1].plot(k, points[:, 4], color=colour, marker=marker)
+    axes[0].axhline(0, color=GREY, linewidth=0.8)
+    axes[1].set_ylim(-0.05, 1.05)
+
+
+# Experts ----------------------------------------------------------------------------------------------------
+
+
+def _purity(entries: Sequence[Entry]) -> str:
+    looked = [one for one in entries if "analysis" in one]
+    if not looked:
+        return ""
+    header = ["run", "live", "tag purity", "of random tokens", "genre purity", "of random tokens"]
+    rows = []
+    for entry in looked:
+        found: Analysis = entry["analysis"]
+        cells = [found.tag_purity, found.tag_random, found.genre_purity, found.genre_random]
+        row = [f"{entry['cell'].variant}, layer {entry['cell'].layer}", f"{found.live:,} of {found.experts:,}"]
+        rows.append(row + ["" if value is None else f"{value:.3f}" for value in cells])
+    first: Analysis = looked[0]["analysis"]
+    return f"""## Purity
+
+Of the 50 tokens with the largest coefficients of an expert, the share with the most frequent part of speech (or genre),
+averaged over experts that at least {first.least} of {first.tokens:,} held-out tokens use; beside it the same of as many
+random tokens, which is what no expert would have.
+
+{render_table(header, rows, "markdown")}"""
+
+
+def _shown(entries: Sequence[Entry], study: Study) -> str:
+    found = next((one for one in entries if one["cell"].variant == study.shown_variant and "analysis" in one), None)
+    if found is None:
+        return ""
+    analysis: Analysis = found["analysis"]
+    drawn = np.random.default_rng(0).permutation(len(analysis.found))[: study.shown]
+    correlation = analysis.ablation_correlation
+    agree = (
+        ""
+        if correlation is None
+        else f" Over the experts that were ablated, measured and estimated changes correlate by {correlation:.2f}."
+    )
+    lines = [
+        f"## {len(drawn)} experts drawn at random",
+        "",
+        f"Of {study.shown_variant} in layer {analysis.layer}, first seed, out of {analysis.live:,} live ones; none was "
+        "picked by hand. "
+        "Tokens in brackets have the expert's largest coefficients. *Loss* is the change of the cross-entropy if the "
+        f"expert is ablated, estimated by first order, in nats per 1,000 tokens.{agree}",
+        "",
+    ]
+    for number in sorted(drawn.tolist()):
+        one = analysis.found[number]
+        facts = [f"{100 * one.rate:.2f} % of tokens"]
+        if one.tag_share is not None and one.tag_excess is not None:
+            facts.append(f"tag {one.tag} {one.tag_share:.2f} (base {one.tag_share - one.tag_excess:.2f})")
+        if one.genre_share is not None and one.genre_excess is not None:
+            facts.append(f"genre {one.genre} {one.genre_share:.2f} (base {one.genre_share - one.genre_excess:.2f})")
+        facts.append(f"loss {one.estimate:+.2f}")
+        facts.append("raises " + " ".join(f"`{_code(piece)}`" for piece in one.raises[:4]))
+        lines += [f"**Expert {one.expert}**: {'; '.join(facts)}", ""]
+        lines += [f"> {_escaped(quote(hit))}  " for hit in one.top[:4]]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _code(piece: str) -> str:
+    """A token as inline code: what cannot be printed is escaped, a space alone is shown."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in piece.replace("`", "'"))
+    return text if text.strip() else "\u2423"
+
+
+def _escaped(text: str) -> str:
+    for mark in "\\`*_<>[]|#$~":
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+def _credits(entries: Sequence[Entry]) -> str:
+    return "## Sources\n\n" + "\n".join(f"- {line}" for line in entries[0]["credits"]) + "\n"

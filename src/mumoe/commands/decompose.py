@@ -1,0 +1,127 @@
+"""`mumoe decompose`: one MLP of a trained language model as sparse experts, measured beside controls and looked at."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from mumoe.errors import UserError
+from mumoe.parsing import Argument
+
+__all__ = ["Options", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Replace one MLP of a trained language model by sparse experts, fitted to what it computes; measure and look at
+    them. The same call again resumes what was stopped, and shows what is finished."""
+
+    COMMON: ClassVar = {"model": "hf:gpt2", "layer": "10", "kind": "hadamard", "text": "folder:articles", "out": "dec"}
+
+    model: str = "smollm2"
+    """smollm2 (comes with a package), hf:NAME (of the Hugging Face hub), or a folder of transformers"""
+    layer: int = 10
+    """layer whose MLP is replaced, from 0"""
+    kind: Literal["cp-linear", "hadamard", "cp", "tucker", "tr", "transcoder", "skip-transcoder", "linear", "dense"] = (
+        "cp-linear"
+    )
+    """what takes its place"""
+    text: str = "brown"
+    """brown, stdlib, folder:PATH (text, JSON lines, parquet), or tokens:FOLDER (of mumoe tokenize)"""
+    out: Annotated[str, Argument(("-o", "--out"))] = "runs/decompose"
+    """folder of the result"""
+    tokens: int = 500_000
+    """tokens trained on; of a shorter text several passes"""
+    width: float = 8.0
+    """budget: parameters of a transcoder with so many features for each input of the MLP"""
+    experts: int = 0
+    """number of experts (0: what meets the budget)"""
+    rank: int = 0
+    """rank of the experts (0: twice the inputs for cp-linear, what meets the budget for cp, tucker and tr)"""
+    k: int = 32
+    """experts that the gate keeps for a token"""
+    lr: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    """learning rates to try; the best on validation with few dead experts is kept"""
+    most_dead: float = 0.4
+    """largest share of experts that no validation token uses, in that choice"""
+    context: int = 128
+    """tokens of a context"""
+    batch_size: int = 1024
+    """tokens of a training step"""
+    contexts: int = 128
+    """held-out contexts to measure on and to look at"""
+    experts_shown: int = 5
+    """experts to print (0: do not look at experts)"""
+    coefficients: str = ""
+    """parquet file to write with the coefficients on the held-out contexts"""
+    transcoder: str = ""
+    """folder to write a transcoder to, in the file layout of circuit-tracer"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the matrix products of the language model and in training"""
+    seed: int = 0
+    """seed of the weights and the order of the tokens"""
+    device: str = "auto"
+    """auto (an accelerator where there is one), cpu, cuda, cuda:1, mps"""
+    quiet: bool = False
+    """show no progress"""
+
+
+SETTINGS = ("width", "experts", "rank", "k", "tokens", "context", "lr", "most_dead", "batch_size", "seed", "precision")
+
+
+def run(options: Options) -> None:
+    """Decompose, and print what was found."""
+    _check(options)
+    from mumoe.decomposition.opened import decompose
+    from mumoe.decomposition.showing import expert_lines
+
+    dec = decompose(
+        options.model,
+        options.layer,
+        options.kind,
+        text=options.text,
+        out=options.out,
+        device=options.device,
+        progress=not options.quiet,
+        announce=_say,
+        **{name: getattr(options, name) for name in SETTINGS},
+    )
+    sys.stdout.write(f"{dec.evaluate(options.contexts)!r}\n")
+    if options.experts_shown and dec.replacement.mixture is not None:
+        found = dec.analyze(options.contexts)
+        sys.stdout.write(
+            "".join(f"{line}\n" for line in (found.headline(), *expert_lines(found, options.experts_shown)))
+        )
+    if options.coefficients:
+        count = dec.save_coefficients(options.coefficients, options.contexts)
+        sys.stdout.write(f"{count:,} coefficients written to {options.coefficients}\n")
+    if options.transcoder:
+        sys.stdout.write(f"Written to {dec.save_transcoder(options.transcoder)}\n")
+    sys.stdout.write(f"Written to {options.out}. Open it with: mumoe.load({options.out!r})\n")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _check(options: Options) -> None:
+    """Refuse wrong paths before torch is imported."""
+    kind, _, place = options.text.partition(":")
+    if options.text not in ("brown", "stdlib") and (kind not in ("folder", "tokens") or not place):
+        raise UserError(
+            f"mumoe decompose: expected --text brown, stdlib, folder:PATH or tokens:FOLDER, got {options.text!r}."
+        )
+    if place and not Path(place).expanduser().exists():
+        raise UserError(f"mumoe decompose: expected a path in --text, got {place!r}, which does not exist.")
+    local = options.model != "smollm2" and not options.model.startswith("hf:")
+    if local and not (Path(options.model).expanduser() / "config.json").is_file():
+        raise UserError(
+            f"mumoe decompose: expected --model smollm2, hf:NAME or a folder with a config.json, got {options.model!r}."
+        )
+    if options.contexts < 1 or options.experts_shown < 0:
+        raise UserError(
+            f"mumoe decompose: expected --contexts above 0 and --experts-shown of at least 0, got {options.contexts} "
+            f"and {options.experts_shown}."
+        )

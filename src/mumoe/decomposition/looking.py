@@ -1,0 +1,420 @@
+"""What each expert of a decomposition does: the tokens that use it, their tags and genres, and what is lost without it.
+
+Lost. An expert is ablated where its coefficient is set to 0 at every token. That costs a run of the later layers for
+each expert, so it is measured for a few and estimated for all: to first order, the change of the loss is minus the
+sum over tokens of the loss's gradient by the MLP's output times the expert's part of it. How well estimates agree with
+measurements is part of the result.
+
+Purity. Of an expert's top tokens, the share with the most frequent tag (or genre), beside its base rate and beside the
+same number of random tokens, which have a most frequent tag, too.
+
+Logits. The mean of an expert's part of the output over its top tokens, through the last norm's scale and the output
+embedding: its direct effect, without what later layers make of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mumoe.coefficients import Coefficients, DenseCoefficients, SparseCoefficients, segment_rows
+from mumoe.data.documents import Contexts
+from mumoe.decomposition.bench import Bench, Change, swapped
+from mumoe.decomposition.findings import Analysis, ExpertFinding, TokenInContext
+from mumoe.decomposition.replacements import Replacement
+from mumoe.errors import UserError
+from mumoe.modes import evaluating
+from mumoe.progress import Progress
+
+__all__ = ["LookSettings", "analyze_replacement", "scaled_by"]
+
+WHO = "Decomposition.analyze"
+ROWS = 2048
+BATCH = 8
+"""Contexts of a backward pass."""
+PER_MILLE = 1000.0
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LookSettings:
+    """What is looked at.
+
+    Attributes:
+        top: Tokens shown for each expert.
+        pure: Top tokens over which purity and the mean part are taken.
+        least: Tokens that an expert needs to count as live.
+        ablations: Experts that are ablated one by one: half of them those with the largest estimates, half at random.
+        ablated_contexts: Contexts on which they are.
+        before, after: Tokens quoted on either side.
+        seed: Of the random choice.
+    """
+
+    top: int = 8
+    pure: int = 50
+    least: int = 20
+    ablations: int = 16
+    ablated_contexts: int = 32
+    before: int = 10
+    after: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Entries:
+    """All coefficients above 0 of some rows.
+
+    Attributes:
+        row, expert: (entries,) int64.
+        value: (entries,) float32.
+    """
+
+    row: Tensor
+    expert: Tensor
+    value: Tensor
+
+
+def analyze_replacement(
+    replacement: Replacement, bench: Bench, contexts: Contexts, settings: LookSettings, *, progress: bool = True
+) -> Analysis:
+    """Look at the experts of a replacement.
+
+    Args:
+        replacement: With experts.
+        bench: Held-out contexts.
+        contexts: The text that the bench is from, with labels.
+        settings: What to look at.
+        progress: Whether to show progress.
+
+    Raises:
+        UserError: If the replacement has no experts.
+    """
+    if replacement.mixture is None:
+        raise UserError(f"{WHO}: expected a kind with experts, got {replacement.shape.kind!r}. Choose another kind.")
+    batches = -(-len(bench.tokens) // BATCH)
+    with evaluating(replacement), Progress("Looking at experts", batches + settings.ablations, enabled=progress) as bar:
+        entries = _entries(replacement, bench.x)
+        estimates, partial = _estimates(replacement, bench, settings, bar)
+        look = _Look(replacement, bench, contexts, settings, entries, estimates)
+        losses = look.ablate(partial, bar)
+        found, purity = look.experts(losses)
+    order = sorted(found, key=lambda one: (-(one.estimate or 0.0), one.expert))
+    return Analysis(
+        kind=replacement.shape.kind,
+        model=bench.language.name,
+        layer=bench.mlp.layer,
+        tokens=len(bench.x),
+        split="test",
+        experts=replacement.shape.experts,
+        live=len(found),
+        least=settings.least,
+        **purity,
+        ablation_correlation=_correlation(losses, partial),
+        found=tuple(order),
+        credits=(*bench.language.credits, *contexts.credits),
+    )
+
+
+def _correlation(losses: dict[int, float], partial: Tensor) -> float | None:
+    if len(losses) < 3:
+        return None
+    measured = np.array(list(losses.values()))
+    estimated = partial[list(losses)].numpy()
+    found = float(np.corrcoef(measured, estimated)[0, 1])
+    return found if np.isfinite(found) else None
+
+
+def as_entries(a: Coefficients) -> Entries:
+    """The coefficients above 0 of a matrix."""
+    if isinstance(a, SparseCoefficients):
+        inside = a.values > 0
+        return Entries(segment_rows(a.offsets)[inside], a.indices[inside], a.values[inside])
+    dense = a.to_dense()
+    row, expert = (dense > 0).nonzero(as_tuple=True)
+    return Entries(row, expert, dense[row, expert])
+
+
+def _entries(replacement: Replacement, x: Tensor) -> Entries:
+    parts = []
+    for start in range(0, len(x), ROWS):
+        found = as_entries(_gate(replacement, x[start : start + ROWS].to(replacement.bias.device)))
+        parts.append((found.row.cpu() + start, found.expert.cpu(), found.value.float().cpu()))
+    row, expert, value = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Entries(row, expert, value)
+
+
+def _gate(replacement: Replacement, x: Tensor) -> Coefficients:
+    a = replacement.coefficients(x)
+    assert a is not None
+    return a
+
+
+def scaled_by(replacement: Replacement, experts: dict[int, float]) -> Tensor:
+    """(experts,) factor of each expert's coefficient: 1 but for those named.
+
+    Raises:
+        UserError: If there is no such expert.
+    """
+    count = replacement.shape.experts
+    factors = torch.ones(count, device=replacement.bias.device)
+    for expert, factor in experts.items():
+        if not 0 <= expert < count:
+            raise UserError(f"decompose: expected an expert in 0..{count - 1}, got {expert}. Use one of these.")
+        factors[expert] = factor
+    return factors
+
+
+# Estimates --------------------------------------------------------------------------------------------------
+
+
+def _estimates(replacement: Replacement, bench: Bench, settings: LookSettings, bar: Progress) -> tuple[Tensor, Tensor]:
+    """(experts,) estimated change of the loss for each ablation, nats a thousand tokens: on all contexts, and on those
+    that ablations are measured on."""
+    whole = torch.zeros(replacement.shape.experts, dtype=torch.float64)
+    partial = whole.clone()
+    counted = bench.losses["base"].shape[1]
+    for part in torch.arange(len(bench.tokens)).split(BATCH):
+        x, gradient = _gradient(replacement, bench, part)
+        found = _first_order(replacement, x, gradient)
+        whole += found
+        if int(part[-1]) < settings.ablated_contexts:
+            partial += found
+        bar.advance(note="estimates")
+    few = min(settings.ablated_contexts, len(bench.tokens)) * counted
+    return whole / (len(bench.tokens) * counted) * PER_MILLE, partial / few * PER_MILLE
+
+
+def _gradient(replacement: Replacement, bench: Bench, part: Tensor) -> tuple[Tensor, Tensor]:
+    """What the MLP reads, and the gradient of the summed loss by its output, with the replacement in place."""
+    seen: list[Tensor] = []
+
+    def change(x: Tensor, y: Tensor) -> Tensor:
+        leaf = replacement(x).detach().requires_grad_()
+        seen.extend((x.detach(), leaf))
+        return leaf
+
+    with torch.enable_grad(), swapped(bench.mlp.module, change):
+        losses = bench.losses_with_graph(part)
+        (gradient,) = torch.autograd.grad(losses.sum(), seen[1])
+    return seen[0], gradient
+
+
+def _first_order(replacement: Replacement, x: Tensor, gradient: Tensor) -> Tensor:
+    """(experts,) minus the sum over rows of gradient * (the expert's part of the output)."""
+    a = _gate(replacement, x)
+    with torch.enable_grad():
+        if isinstance(a, SparseCoefficients):
+            values = a.values.detach().requires_grad_()
+            held: Coefficients = SparseCoefficients(values, a.indices, a.offsets, a.num_experts, a.dtype)
+            index = a.indices
+        else:
+            values = a.to_dense().detach().requires_grad_()
+            held = DenseCoefficients(values)
+            index = torch.arange(values.shape[1], device=values.device).expand_as(values).reshape(-1)
+        y = replacement.contract(x, held)
+        (slope,) = torch.autograd.grad((y * gradient).sum(), values)
+    worth = -(slope * values.detach()).double().reshape(-1)
+    return torch.zeros(replacement.shape.experts, dtype=torch.float64).index_add_(0, index.cpu(), worth.cpu())
+
+
+# Experts ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Look:
+    """Everything that was gathered, as experts are described."""
+
+    replacement: Replacement
+    bench: Bench
+    contexts: Contexts
+    settings: LookSettings
+    entries: Entries
+    estimates: Tensor
+
+    def __post_init__(self) -> None:
+        # Entries by expert, the largest coefficients first.
+        key = np.lexsort((-self.entries.value.numpy(), self.entries.expert.numpy()))
+        self.row = self.entries.row.numpy()[key]
+        self.value = self.entries.value.numpy()[key]
+        self.counts = np.bincount(self.entries.expert.numpy(), minlength=self.replacement.shape.experts)
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.live = np.flatnonzero(self.counts >= self.settings.least)
+        order = self.contexts.order("test")[: len(self.bench.tokens)]
+        per = self.contexts.length - 1
+        self.tag = self.contexts.tag[order][:, 1:].reshape(-1)
+        self.genre = np.repeat(self.contexts.genre[order], per)
+        self.document = np.repeat(self.contexts.document[order], per)
+        self.token = self.bench.tokens[:, 1:].reshape(-1).numpy()
+
+    def rows_of(self, expert: int, count: int) -> Ints:
+        """Rows with the expert's largest coefficients."""
+        start = self.starts[expert]
+        return self.row[start : start + min(count, self.counts[expert])]
+
+    def ablate(self, partial: Tensor, bar: Progress) -> dict[int, float]:
+        """Expert -> measured change of the loss, nats a thousand tokens."""
+        settings = self.settings
+        if not settings.ablations or not len(self.live):
+            return {}
+        largest = self.live[np.argsort(-partial[self.live].numpy(), kind="stable")][: (settings.ablations + 1) // 2]
+        others = np.setdiff1d(self.live, largest)
+        drawn = np.random.default_rng(settings.seed).permutation(others)[: settings.ablations - len(largest)]
+        where = torch.arange(min(settings.ablated_contexts, len(self.bench.tokens)))
+        before = self.bench.run(lambda x, _: self.replacement(x), contexts=where)
+        found = {}
+        for expert in (*largest.tolist(), *drawn.tolist()):
+            factors = scaled_by(self.replacement, {expert: 0.0})
+            after = self.bench.run(self._without(factors), contexts=where)
+            found[expert] = float((after - before).double().mean()) * PER_MILLE
+            bar.advance(note="ablations")
+        return found
+
+    def _without(self, factors: Tensor) -> Change:
+        """The replacement with its coefficients multiplied by factors (experts,)."""
+        return lambda x, _: self.replacement.contract(x, _gate(self.replacement, x).scaled(factors))
+
+    def experts(self, losses: dict[int, float]) -> tuple[list[ExpertFinding], dict[str, float | None]]:
+        """One record for each live expert, and the mean purities."""
+        random = np.random.default_rng(self.settings.seed).permutation(len(self.token))
+        tags = Labels(self.tag, self.contexts.tags)
+        genres = Labels(self.genre, self.contexts.genres)
+        shares: dict[str, list[float]] = {name: [] for name in PURITIES}
+        effects = self._effects()
+        found = []
+        for expert in self.live.tolist():
+            rows = self.rows_of(expert, self.settings.pure)
+            tag, genre = tags.purest(rows), genres.purest(rows)
+            values = (tag[1], genre[1], tags.purest(random[rows])[1], genres.purest(random[rows])[1])
+            for name, value in zip(PURITIES, values, strict=True):
+                if value is not None:
+                    shares[name].append(value)
+            same = np.unique(self.token[rows], return_counts=True)[1].max() / len(rows)
+            start, count = self.starts[expert], int(self.counts[expert])
+            raises, lowers = effects.get(expert, ((), ()))
+            found.append(
+                ExpertFinding(
+                    expert=expert,
+                    rate=count / len(self.token),
+                    mean=float(self.value[start : start + count].mean()),
+                    estimate=float(self.estimates[expert]),
+                    loss=losses.get(expert),
+                    tag=tag[0],
+                    tag_share=tag[1],
+                    tag_excess=tag[2],
+                    genre=genre[0],
+                    genre_share=genre[1],
+                    genre_excess=genre[2],
+                    token_share=float(same),
+                    raises=raises,
+                    lowers=lowers,
+                    top=self._quotes(expert),
+                )
+            )
+        return found, {name: float(np.mean(values)) if values else None for name, values in shares.items()}
+
+    def _quotes(self, expert: int) -> tuple[TokenInContext, ...]:
+        start, per = self.starts[expert], self.contexts.length - 1
+        quotes = []
+        for place, row in enumerate(self.rows_of(expert, self.settings.top).tolist()):
+            tokens = self.bench.tokens[row // per].tolist()
+            at = row % per + 1
+            decode = self.bench.language.tokenizer.decode
+            first = max(1, at - self.settings.before)
+            tag = self.contexts.tags[self.tag[row]] if self.tag[row] >= 0 else ""
+            quotes.append(
+                TokenInContext(
+                    before=decode(tokens[first:at]),
+                    token=decode(tokens[at : at + 1]),
+                    after=decode(tokens[at + 1 : at + 1 + self.settings.after]),
+                    coefficient=round(float(self.value[start + place]), 5),
+                    document=self.contexts.documents[self.document[row]],
+                    tag=tag,
+                )
+            )
+        return tuple(quotes)
+
+    # Logits -----------------------------------------------------------------------------------------------------
+
+    def _effects(self, shown: int = 6) -> dict[int, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Expert -> tokens that its mean part raises and lowers most."""
+        model: Any = self.bench.language.model
+        embedding = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if not self.replacement.kind.additive or embedding is None or not len(self.live):
+            return {}
+        weight = embedding.weight.detach().float().cpu()
+        scale = self.bench.language.last_scale()
+        found = {}
+        for part in np.array_split(self.live, max(len(self.live) // 128, 1)):
+            vectors = self._mean_parts(part)
+            logits = (vectors if scale is None else vectors * scale) @ weight.mT
+            raised, lowered = logits.topk(shown).indices.tolist(), (-logits).topk(shown).indices.tolist()
+            for expert, up, down in zip(part.tolist(), raised, lowered, strict=True):
+                found[expert] = (self._names(up), self._names(down))
+        return found
+
+    def _names(self, tokens: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self.bench.language.tokenizer.pieces(tokens))
+
+    def _mean_parts(self, experts: Ints) -> Tensor:
+        """(experts, out) mean of each expert's part of the output over its top tokens."""
+        rows = [self.rows_of(int(expert), self.settings.pure) for expert in experts]
+        sizes = torch.tensor([len(one) for one in rows])
+        index = torch.from_numpy(np.concatenate(rows))
+        owner = torch.repeat_interleave(torch.from_numpy(experts), sizes)
+        values = np.concatenate(
+            [self.value[self.starts[e] : self.starts[e] + len(r)] for e, r in zip(experts, rows, strict=True)]
+        )
+        parts = expert_parts(self.replacement, self.bench.x[index], owner, torch.from_numpy(values))
+        place = torch.repeat_interleave(torch.arange(len(experts)), sizes)
+        sums = torch.zeros(len(experts), parts.shape[1]).index_add_(0, place, parts)
+        return sums / sizes[:, None]
+
+
+@torch.no_grad()
+def expert_parts(replacement: Replacement, x: Tensor, expert: Tensor, value: Tensor) -> Tensor:
+    """(rows, out) the part of the output that one expert has in each row, of an additive kind.
+
+    Args:
+        replacement: Of an additive kind.
+        x: (rows, in).
+        expert: (rows,) which.
+        value: (rows,) its coefficient.
+    """
+    device, offsets = replacement.bias.device, torch.arange(len(x) + 1)
+    held = (value.float().to(device), expert.to(device), offsets.to(device))
+    one = SparseCoefficients(*held, replacement.shape.experts, torch.float32)
+    x = x.to(device)
+    return (replacement.contract(x, one) - replacement.rest(x)).cpu()
+
+
+PURITIES = ("tag_purity", "genre_purity", "tag_random", "genre_random")
+
+
+class Labels:
+    """Labels of rows, with their base rates."""
+
+    def __init__(self, label: Ints, names: Sequence[str]) -> None:
+        self.label, self.names = label, names
+        known = label[label >= 0]
+        self.base = np.bincount(known, minlength=len(names)) / max(len(known), 1)
+
+    def purest(self, rows: Ints) -> tuple[str, float | None, float | None]:
+        """The most frequent label of some rows, its share of those with one, and that above the base rate.
+
+        Empty if fewer than half of the rows have a label.
+        """
+        known = self.label[rows]
+        known = known[known >= 0]
+        if not len(known) or 2 * len(known) < len(rows):
+            return "", None, None
+        counts = np.bincount(known, minlength=len(self.names))
+        best = int(counts.argmax())
+        share = float(counts[best] / len(known))
+        return self.names[best], share, share - float(self.base[best])

@@ -1,0 +1,640 @@
+"""`decompose` and what it returns: a decomposition as an object, new or opened from its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mumoe.data.documents import Contexts
+from mumoe.decomposition.activations import Activations, capture_rows, resolve_precision
+from mumoe.decomposition.bench import Bench, make_bench
+from mumoe.decomposition.findings import Analysis, Evaluation
+from mumoe.decomposition.fitting import RESULT, WEIGHTS, FitSettings, Fitted, Twin, fit_replacement, fresh
+from mumoe.decomposition.interchange import write_coefficients, write_transcoder
+from mumoe.decomposition.looking import LookSettings, analyze_replacement, as_entries, expert_parts
+from mumoe.decomposition.measuring import JACOBIAN_ROWS, evaluate_replacement
+from mumoe.decomposition.placing import Placed
+from mumoe.decomposition.replacements import Replacement, Shape, build, shape_for
+from mumoe.decomposition.texts import Text, open_contexts
+from mumoe.devices import AUTO, resolve
+from mumoe.errors import JobError, UserError, check_size, reason_of, unknown_name
+from mumoe.files import read_json, write_json, write_tensors
+from mumoe.models.language import LanguageModel, Mlp, open_language
+from mumoe.records import read_typed
+
+__all__ = ["DecomposeSettings", "Decomposition", "Part", "decompose", "is_decomposition", "open_decomposition"]
+
+WHO = "decompose"
+FORMAT = 1
+ABOUT, EVALUATION, ANALYSIS, RATES = "decomposition.json", "evaluation.json", "analysis.json", "rates"
+OWN = "(given as an object)"
+"""What stands for the name of a text that was given as documents."""
+
+
+@dataclass(frozen=True)
+class DecomposeSettings:
+    """How an MLP is decomposed.
+
+    Attributes:
+        model: The language model by name.
+        layer: Whose MLP, from 0.
+        kind: A name in `replacements.KINDS`.
+        width: Budget: parameters of a transcoder with so many features for each input of the MLP.
+        experts: Number of experts; 0: what meets the budget.
+        rank: Rank of the mixture; 0: what meets the budget.
+        k: Experts that a sparse gate keeps.
+        text: The text by name.
+        tokens: Tokens trained on; of a shorter text several passes.
+        context: Tokens of a context.
+        lr: Learning rates; of several, the one with the lowest validation error under `most_dead` is kept.
+        most_dead: Largest share of experts that no validation token uses, in the choice of the learning rate.
+        batch_size: Rows of a step.
+        val_contexts: Contexts of validation.
+        seed: Of the weights and the order of the rows.
+        precision: auto, float32 or bfloat16: matrix products of the language model and in training.
+        twin: Train on the Gaussian twin of the activations instead (a control).
+    """
+
+    model: str = "smollm2"
+    layer: int = 10
+    kind: str = "cp-linear"
+    width: float = 8.0
+    experts: int = 0
+    rank: int = 0
+    k: int = 32
+    text: str = "brown"
+    tokens: int = 500_000
+    context: int = 128
+    lr: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    most_dead: float = 0.4
+    batch_size: int = 1024
+    val_contexts: int = 64
+    seed: int = 0
+    precision: str = "auto"
+    twin: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_size", "val_contexts", "context"):
+            check_size(getattr(self, name), name, WHO)
+        if not self.lr or not all(rate > 0 and math.isfinite(rate) for rate in self.lr):
+            raise UserError(f"{WHO}: expected `lr` as numbers above 0, got {self.lr}. 0.002 is usual.")
+        if not 0 <= self.most_dead <= 1:
+            raise UserError(f"{WHO}: expected `most_dead` from 0 to 1, got {self.most_dead}. 0.4 is usual.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The output of the MLP at one token, taken apart: parts + rest + error is the original output.
+
+    Attributes:
+        experts: (used,) numbers of the experts that are used.
+        coefficients: (used,) their coefficients.
+        parts: (used, out) what each adds.
+        rest: (out,) linear path and bias.
+        error: (out,) what the decomposition leaves.
+        original: (out,) output of the original MLP.
+    """
+
+    experts: Tensor
+    coefficients: Tensor
+    parts: Tensor
+    rest: Tensor
+    error: Tensor
+    original: Tensor
+
+
+class Decomposition:
+    """One MLP of a language model as experts.
+
+    Made by `decompose` and `mumoe.load`.
+
+    Attributes:
+        path: Its folder.
+        settings: How it was made.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        language: str | LanguageModel | None = None,
+        text: Text | None = None,
+        device: str | torch.device = AUTO,
+        cache_dir: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        about = _about(self.path)
+        self.settings = _settings_of(about, self.path)
+        self._shape = Shape(**about["shape"])
+        self._facts, self.progress = about, progress
+        self.device = resolve(device, who="mumoe.load")
+        self._given, self._text = language, text
+        self._cache = None if cache_dir is None else str(cache_dir)
+        self._placed: Placed | None = None
+
+    def __repr__(self) -> str:
+        one = self.settings
+        return f"Decomposition({str(self.path)!r}, {one.kind} of layer {one.layer} of {one.model}, k={one.k})"
+
+    # What it is made of -----------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def language(self) -> LanguageModel:
+        """The language model, loaded on first use.
+
+        Raises:
+            UserError: If it is not there, or is another one than that which was decomposed.
+        """
+        name = self._given if self._given is not None else self.settings.model
+        found = open_language(name, device=self.device, cache_dir=self._cache)
+        if found.digest != self._facts["model_digest"]:
+            raise UserError(
+                f"{self.path}: expected the weights of {self.settings.model} that were decomposed, got others. "
+                "Give the same model: mumoe.load(path, backbone=...)."
+            )
+        return found
+
+    @functools.cached_property
+    def mlp(self) -> Mlp:
+        """The MLP that is decomposed."""
+        return self.language.mlp(self.settings.layer)
+
+    @functools.cached_property
+    def contexts(self) -> Contexts:
+        """The text, cut into contexts."""
+        text = self._text if self._text is not None else self.settings.text
+        if text == OWN:
+            raise UserError(
+                f"{self.path}: expected the text, which was given as an object. Give it again: "
+                "mumoe.load(path, data=...)."
+            )
+        return open_contexts(text, self.language, self.settings.context, cache_dir=self._cache, progress=self.progress)
+
+    @functools.cached_property
+    def replacement(self) -> Replacement:
+        """The trained replacement, in evaluation mode.
+
+        Raises:
+            JobError: If its file is damaged.
+        """
+        path = self.path / WEIGHTS
+        found = build(self._shape, self.mlp.parts.act)
+        try:
+            found.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise JobError(f"{path}: expected whole weights, got: {reason_of(error, 160)}. Train again.") from None
+        return found.to(self.device).eval().requires_grad_(False)
+
+    @property
+    def fitted(self) -> tuple[Fitted, ...]:
+        """Every learning rate that was tried, the chosen one first."""
+        return tuple(Fitted.from_dict(values, str(self.path / ABOUT)) for values in self._facts["fitted"])
+
+    @functools.cached_property
+    def precision(self) -> str:
+        return resolve_precision(self.settings.precision, self.device)
+
+    # Jobs -------------------------------------------------------------------------------------------------------
+
+    def bench(self, contexts: int = 128) -> Bench:
+        """Held-out contexts, prepared once and kept in the cache."""
+        check_size(contexts, "contexts", "Decomposition.evaluate")
+        with self._original():
+            mean = torch.tensor(self._facts["mean_output"], dtype=torch.float32)
+            held: dict[str, Any] = {"precision": self.precision, "cache_dir": self._cache, "progress": self.progress}
+            return make_bench(self.language, self.settings.layer, self.contexts, contexts, mean, **held)
+
+    def evaluate(self, contexts: int = 128, *, jacobians: int = JACOBIAN_ROWS, twin: bool = True) -> Evaluation:
+        """Measure it on held-out documents, beside its controls, and write evaluation.json.
+
+        Args:
+            contexts: Contexts of the test split, from as many documents as possible.
+            jacobians: Rows on which Jacobians are compared; 0 for none.
+            twin: Whether the error on the Gaussian twin is measured.
+
+        Raises:
+            UserError: If the model or the text is not there.
+
+        >>> dec.evaluate().to_frame()
+        """
+        bench = self.bench(contexts)
+        with self._original():
+            gaussian = Twin.of(self._train_rows(), self.mlp.module) if twin else None
+            found = evaluate_replacement(
+                self.replacement, bench, twin=gaussian, jacobians=jacobians, progress=self.progress
+            )
+        found.save(self.path / EVALUATION)
+        return found
+
+    def analyze(self, contexts: int = 128, **settings: Any) -> Analysis:
+        """Look at its experts on held-out documents, and write analysis.json; settings as in `LookSettings`.
+
+        >>> dec.analyze().to_frame()
+
+        Raises:
+            UserError: If it has no experts, or as `evaluate`.
+        """
+        bench = self.bench(contexts)
+        with self._original():
+            found = analyze_replacement(
+                self.replacement, bench, self.contexts, LookSettings(**settings), progress=self.progress
+            )
+        found.save(self.path / ANALYSIS)
+        return found
+
+    def _train_rows(self) -> Activations:
+        """Some rows of training, from the cache or captured again."""
+        return capture_rows(
+            self.language,
+            self.settings.layer,
+            self.contexts,
+            "train",
+            int(self._facts["twin_contexts"]),
+            precision=self.precision,
+            cache_dir=self._cache,
+            progress=self.progress,
+        )
+
+    # In the model -----------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The language model with the replacement in the MLP's place, until `undo`."""
+        return self._place().language.model
+
+    def _place(self) -> Placed:
+        if self._placed is None or not self._placed.active:
+            self._placed = Placed(self.language, self.mlp, self.replacement)
+        return self._placed
+
+    def undo(self) -> None:
+        """Put the original MLP back into the model, to the bit; a second call changes nothing."""
+        if self._placed is not None:
+            self._placed.undo()
+
+    @contextlib.contextmanager
+    def scaled(self, experts: Mapping[int, float]) -> Iterator[nn.Module]:
+        """Within the context, the model with these experts' coefficients multiplied; 0 ablates one.
+
+        >>> with dec.scaled({17: 4.0}) as model:
+        ...     model.generate(...)
+
+        Raises:
+            UserError: If there is no such expert.
+        """
+        with self._place().scaled(experts) as model:
+            yield model
+
+    @contextlib.contextmanager
+    def _original(self) -> Iterator[None]:
+        if self._placed is None or not self._placed.active:
+            yield
+            return
+        with self._placed.suspended():
+            yield
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: str,
+        tokens: int = 40,
+        *,
+        scale: Mapping[int, float] | None = None,
+        original: bool = False,
+        temperature: float = 0.0,
+        seed: int = 0,
+        **options: Any,
+    ) -> str:
+        """The prompt and what the model writes after it.
+
+        Args:
+            prompt: How the text begins.
+            tokens: Tokens to write.
+            scale: Expert -> factor of its coefficient.
+            original: Use the original MLP.
+            temperature: Of the sampling; 0 always picks the likeliest token.
+            seed: Of the sampling.
+            options: Further ones of transformers' ``generate``.
+
+        Raises:
+            UserError: If there is no such expert, or a number is out of range.
+        """
+        check_size(tokens, "tokens", "Decomposition.generate")
+        if temperature < 0:
+            raise UserError(f"Decomposition.generate: expected `temperature` >= 0, got {temperature}. Use 0 or 0.8.")
+        tokenizer = self.language.tokenizer
+        ids = torch.tensor([[tokenizer.start, *tokenizer.encode([prompt])[0][0]]], device=self.device)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        given: dict[str, Any] = {"max_new_tokens": tokens, **sampling, **options}
+        given |= {"attention_mask": torch.ones_like(ids), "pad_token_id": tokenizer.start}
+        with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
+            torch.manual_seed(seed)
+            if original:
+                stack.enter_context(self._original())
+            else:
+                stack.enter_context(self.scaled(scale or {}))
+            model: Any = self.language.model
+            found = model.generate(ids, **given)
+        return str(tokenizer.decode(found[0, 1:].tolist()))
+
+    @torch.no_grad()
+    def parts(self, text: str) -> list[Part]:
+        """The MLP's output at each token of a text, taken apart by expert; the start token comes before it.
+
+        Raises:
+            UserError: If the kind's experts do not add up (`cp`, `tucker`, `tr`), or it has none.
+        """
+        if not self.replacement.kind.additive:
+            raise UserError(
+                f"Decomposition.parts: expected a kind whose experts add up, got {self.settings.kind!r}. "
+                "Use cp-linear, hadamard or a transcoder."
+            )
+        tokenizer = self.language.tokenizer
+        ids = torch.tensor([[tokenizer.start, *tokenizer.encode([text])[0][0]]])
+        with self._original():
+            x = self.language.mlp_input(ids, self.settings.layer)[0, 1:].float()
+            original = self.mlp.module(x).float().cpu()
+        a = self.replacement.coefficients(x)
+        assert a is not None
+        entries = as_entries(a.to("cpu"))
+        parts = expert_parts(self.replacement, x.cpu()[entries.row], entries.expert, entries.value)
+        rest = self.replacement.rest(x).cpu()
+        found = []
+        for row in range(len(x)):
+            mine = entries.row == row
+            error = original[row] - rest[row] - parts[mine].sum(0)
+            found.append(Part(entries.expert[mine], entries.value[mine], parts[mine], rest[row], error, original[row]))
+        return found
+
+    # For other programs -----------------------------------------------------------------------------------------
+
+    def save_coefficients(self, path: str | Path, contexts: int = 128) -> int:
+        """Write the coefficients on held-out contexts as parquet, one row for each; returns the number of rows.
+
+        Raises:
+            UserError: If pyarrow is not installed, or there are no experts.
+        """
+        return write_coefficients(self.replacement, self.bench(contexts), self.contexts, Path(path))
+
+    def save_transcoder(self, folder: str | Path) -> Path:
+        """Write a transcoder in the file layout of circuit-tracer; returns the file.
+
+        Raises:
+            UserError: If the kind is no transcoder.
+        """
+        return write_transcoder(self.replacement, Path(folder), self.settings.layer, self.settings.model)
+
+
+# Making one -------------------------------------------------------------------------------------------------
+
+
+def decompose(
+    model: str | LanguageModel = DecomposeSettings.model,
+    layer: int = DecomposeSettings.layer,
+    kind: str = DecomposeSettings.kind,
+    *,
+    text: Text = DecomposeSettings.text,
+    out: str | Path = "runs/decompose",
+    device: str | torch.device = AUTO,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    announce: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Decomposition:
+    """Replace one MLP of a trained language model by sparse experts, fitted to what the MLP computes.
+
+    The same call again resumes what was stopped, with the bits of a job that was not.
+
+    Args:
+        model: ``smollm2`` (comes with a package), ``hf:NAME``, a folder of transformers, or a `LanguageModel`.
+        layer: Whose MLP, from 0.
+        kind: ``cp-linear``, ``hadamard``, ``cp``, ``tucker``, ``tr``, ``transcoder``, ``skip-transcoder``, ``linear``,
+            ``dense``.
+        text: ``brown``, ``stdlib``, ``folder:PATH``, ``tokens:FOLDER``, documents, or contexts.
+        out: Folder of the result.
+        device: Where everything runs.
+        cache_dir: Where model, text and activations are kept; None: the usual cache.
+        progress: Whether to show progress on stderr.
+        announce: Called with a line on the text, on sizes, and on each learning rate.
+        settings: Further fields of `DecomposeSettings`: width, experts, rank, k, tokens, context, lr, most_dead,
+            batch_size, val_contexts, seed, precision, twin.
+
+    Raises:
+        UserError: If a setting is wrong, the model is unknown, the disk too small, or `out` holds something else.
+        JobError: If the training fails; what was finished is kept.
+        Interrupted: After Ctrl-C, with a checkpoint written.
+
+    >>> dec = mumoe.decompose("smollm2", layer=10, kind="cp-linear", k=32, text="brown", tokens=1_000_000)
+    >>> dec.evaluate().to_frame()
+    """
+    chosen = _settings(model, layer, kind, text, settings)
+    say = announce or (lambda _: None)
+    folder, where = Path(out), resolve(device, who=WHO)
+    if (folder / ABOUT).is_file() and _same(folder, chosen):
+        return Decomposition(
+            folder,
+            language=_object(model),
+            text=_object_text(text),
+            device=where,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+    cache = None if cache_dir is None else str(cache_dir)
+    language = open_language(model, device=where, cache_dir=cache)
+    mlp = language.mlp(chosen.layer)
+    shape, _ = shape_for(
+        chosen.kind, mlp.parts, width=chosen.width, experts=chosen.experts, rank=chosen.rank, k=chosen.k
+    )
+    contexts = open_contexts(text, language, chosen.context, cache_dir=cache, progress=progress)
+    say(contexts.describe())
+    job = _Job(chosen, folder, language, mlp, shape, contexts, cache, progress, say)
+    job.run()
+    return Decomposition(folder, language=language, text=contexts, device=where, cache_dir=cache_dir, progress=progress)
+
+
+def _settings(
+    model: str | LanguageModel, layer: int, kind: str, text: Text, others: Mapping[str, Any]
+) -> DecomposeSettings:
+    known = {field.name for field in dataclasses.fields(DecomposeSettings)}
+    for name in others:
+        if name not in known:
+            raise unknown_name(WHO, "setting", name, known)
+    values = dict(others)
+    if "lr" in values:
+        rates = values["lr"]
+        values["lr"] = (float(rates),) if isinstance(rates, int | float) else tuple(map(float, rates))
+    named: dict[str, Any] = {
+        "model": model if isinstance(model, str) else model.name,
+        "text": text if isinstance(text, str) else OWN,
+        "layer": layer,
+        "kind": kind,
+    }
+    return DecomposeSettings(**named, **values)
+
+
+def _object(model: str | LanguageModel) -> LanguageModel | None:
+    return None if isinstance(model, str) else model
+
+
+def _object_text(text: Text) -> Text | None:
+    return None if isinstance(text, str) else text
+
+
+def _same(folder: Path, settings: DecomposeSettings) -> bool:
+    """Whether a folder holds the finished decomposition of these settings.
+
+    Raises:
+        UserError: If it holds another one.
+    """
+    found = _settings_of(_about(folder), folder)
+    if found == settings:
+        return True
+    names = [field.name for field in dataclasses.fields(settings)]
+    other = [name for name in names if getattr(found, name) != getattr(settings, name)]
+    shown = ", ".join(f"{name}={getattr(found, name)!r}" for name in other[:4])
+    raise UserError(
+        f"{WHO}: expected `out` without another decomposition, got {str(folder)!r} with {shown}. Give another `out`."
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Capture, fit at each learning rate, choose."""
+
+    settings: DecomposeSettings
+    folder: Path
+    language: LanguageModel
+    mlp: Mlp
+    shape: Shape
+    contexts: Contexts
+    cache: str | None
+    progress: bool
+    say: Callable[[str], None]
+
+    def run(self) -> None:
+        one = self.settings
+        self._check_folder()
+        precision = resolve_precision(one.precision, self.language.device)
+        held: dict[str, Any] = {"precision": precision, "cache_dir": self.cache, "progress": self.progress}
+        wanted = -(-one.tokens // (self.contexts.length - 1))
+        train = capture_rows(self.language, one.layer, self.contexts, "train", wanted, **held)
+        val = capture_rows(self.language, one.layer, self.contexts, "val", one.val_contexts, **held)
+        twin = Twin.of(train, self.mlp.module) if one.twin else None
+        tried: dict[float, Fitted] = {}
+        for rate in one.lr:
+            tried[rate] = self._fit(rate, train, val, twin, precision)
+            self.say(tried[rate].headline())
+        best = choose_rate(tried, one.most_dead)
+        self._write(tried, best, train)
+
+    def _check_folder(self) -> None:
+        """Refuse a folder with other files, or an unfinished decomposition of other settings."""
+        known = self.folder / "settings.json"
+        if known.is_file():
+            if read_json(known, WHO) == _as_json(self.settings):
+                return
+            raise UserError(
+                f"{WHO}: expected `out` without another decomposition, got {str(self.folder)!r}, where one of other "
+                "settings was begun. Give another `out`, or delete it."
+            )
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            raise UserError(
+                f"{WHO}: expected `out` as a new or empty folder, got {str(self.folder)!r} with files. "
+                "Give another `out`."
+            )
+        write_json(known, _as_json(self.settings), who=WHO)
+
+    def _fit(self, rate: float, train: Activations, val: Activations, twin: Twin | None, precision: str) -> Fitted:
+        folder = self.folder / RATES / f"{rate:g}"
+        if (folder / RESULT).is_file():
+            return Fitted.load(folder / RESULT)
+        one = self.settings
+        settings = FitSettings(rate, one.tokens, one.batch_size, one.seed, precision)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(one.seed)
+            replacement = build(self.shape, self.mlp.parts.act)
+        replacement = fresh(replacement.to(self.language.device), train)
+        self.say(
+            f"{one.kind}: {self.shape.experts:,} experts, {replacement.parameters_count:,} parameters, lr {rate:g}"
+        )
+        return fit_replacement(replacement, train, val, settings, folder, twin=twin, progress=self.progress)
+
+    def _write(self, tried: Mapping[float, Fitted], best: float, train: Activations) -> None:
+        tensors = load_file(self.folder / RATES / f"{best:g}" / WEIGHTS)
+        write_tensors(self.folder / WEIGHTS, tensors, who=WHO)
+        order = [best, *(rate for rate in tried if rate != best)]
+        mean = train.first(50_000)[1].double().mean(0).float()
+        about = {
+            "format": FORMAT,
+            "settings": _as_json(self.settings),
+            "shape": asdict(self.shape),
+            "model_digest": self.language.digest,
+            "text_digest": self.contexts.fingerprint,
+            "precision": resolve_precision(self.settings.precision, self.language.device),
+            "mean_output": [float(value) for value in mean],
+            "twin_contexts": min(len(train.contexts), 400),
+            "fitted": [tried[rate].to_dict() for rate in order],
+            "credits": [*self.language.credits, *self.contexts.credits],
+        }
+        write_json(self.folder / ABOUT, about, who=WHO)
+
+
+def choose_rate(tried: Mapping[float, Fitted], most_dead: float) -> float:
+    """The learning rate of the lowest validation error among those with few dead experts; else that of the fewest.
+
+    A higher rate lowers the error and kills experts, so that the error alone would choose dead ones.
+    """
+    alive = {rate: one for rate, one in tried.items() if one.never is None or one.never <= most_dead}
+    if alive:
+        return min(alive, key=lambda rate: alive[rate].error)
+    return min(tried, key=lambda rate: tried[rate].never or 0.0)
+
+
+# Opening one ------------------------------------------------------------------------------------------------
+
+
+def is_decomposition(folder: str | Path) -> bool:
+    """Whether a folder holds a finished decomposition."""
+    return (Path(folder) / ABOUT).is_file()
+
+
+def open_decomposition(path: str | Path, **given: Any) -> Decomposition:
+    """The decomposition in a folder; arguments as for `Decomposition`.
+
+    Raises:
+        UserError: If there is none, or it was written by a later version.
+    """
+    return Decomposition(path, **given)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    if not is_decomposition(folder):
+        raise UserError(f"{folder}: expected the folder of a decomposition, got none. Make one with mumoe decompose.")
+    about = read_json(folder / ABOUT, "mumoe.load")
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / ABOUT}: expected a decomposition of format {FORMAT}, got another. "
+            "Open it with the version of mumoe that wrote it."
+        )
+    return about
+
+
+def _as_json(settings: DecomposeSettings) -> dict[str, Any]:
+    return {**asdict(settings), "lr": list(settings.lr)}
+
+
+def _settings_of(about: Mapping[str, Any], folder: Path) -> DecomposeSettings:
+    return read_typed(DecomposeSettings, about["settings"], str(folder / ABOUT))
