@@ -180,6 +180,10 @@ def shoot_report(browser: Any, runs: Runs) -> None:
     shoot(browser, (bias / "edits.html").resolve().as_uri(), "report-edits")
 
 
+EXPERTS_END = 645
+"""Row of pixels of the demo's card where its experts end."""
+
+
 def shoot_demo(browser: Any, _: Runs) -> None:
     """The demo's page and its card."""
     demo = RUNS / "demo"
@@ -187,6 +191,14 @@ def shoot_demo(browser: Any, _: Runs) -> None:
         call("demo", "-o", demo)
     shoot(browser, (demo / "report.html").resolve().as_uri(), "demo", height=1600, phone=2000)
     _save((demo / "demo-card.png").read_bytes(), IMAGES / "demo-card.png")
+    _save(_experts_of(demo / "demo-card.png"), IMAGES / "experts.png")
+
+
+def _experts_of(card: Path) -> bytes:
+    """The upper part of the demo's card: the experts, without the correction of a bias."""
+    picture, file = Image.open(card), io.BytesIO()
+    picture.crop((0, 0, picture.width, EXPERTS_END)).save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def _strongest(folder: Path) -> int:

@@ -158,7 +158,18 @@ def readme_blocks() -> list[str]:
     return [block.partition("```")[0] for block in text.split("```python\n")[1:]]
 
 
-def test_the_readme_runs():
-    assert readme_blocks()
-    for block in readme_blocks():
-        exec(compile(block, "README.md", "exec"), {})
+def test_the_layer_of_the_readme_runs():
+    (block,) = (block for block in readme_blocks() if "train(" not in block)
+    exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+def test_the_classifier_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = (block for block in readme_blocks() if "train(" in block)
+    found = {}
+    exec(compile(block, "README.md", "exec"), found)
+    assert found["study"].expert(17).effect.strong
+    assert found["run"].notes.name(17) == "letters and digits"
+    assert (tmp_path / "model.onnx").is_file()
+    assert (tmp_path / "report" / "index.html").is_file()
