@@ -3,7 +3,7 @@
 Lost. An expert is ablated where its coefficient is set to 0 at every token. That costs a run of the later layers for
 each expert, so it is measured for a few and estimated for all: to first order, the change of the loss is minus the
 sum over tokens of the loss's gradient by the MLP's output times the expert's part of it. How well estimates agree with
-measurements is part of the result.
+measurements is part of the result. Both are computed in float32.
 
 Purity. Of an expert's top tokens, the share with the most frequent tag (or genre), beside its base rate and beside the
 same number of random tokens, which have a most frequent tag, too.
@@ -14,6 +14,7 @@ embedding: its direct effect, without what later layers make of it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,7 @@ def analyze_replacement(
     """
     if replacement.mixture is None:
         raise UserError(f"{WHO}: expected a kind with experts, got {replacement.shape.kind!r}. Choose another kind.")
+    bench = dataclasses.replace(bench, precision="float32")  # in bfloat16 rounding is as large as one ablation
     batches = -(-len(bench.tokens) // BATCH)
     with evaluating(replacement), Progress("Looking at experts", batches + settings.ablations, enabled=progress) as bar:
         entries = _entries(replacement, bench.x)
