@@ -266,7 +266,7 @@ def page(out: Path, values: Mapping[str, Any]) -> str:
 def _summary(found: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], drawn: str) -> str:
     """One row for each data set: the drawn variant beside linear, its strong experts, and what is left of them."""
     header = ["data", "linear", f"{drawn} minus linear", "strong (control)", "reappear in another seed (control)"]
-    header += ["kept after each shift, of those that could be (control)"]
+    header += ["kept on shifted data, of those that could be (control)"]
     rows = []
     for name, content in found.items():
         own, linear = content["variants"][drawn], content["variants"]["linear"]["accuracy"]
@@ -279,13 +279,11 @@ def _summary(found: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], 
 
 
 def _kept(shift: Shift) -> str:
-    """A shift in a few words, such as ``blur 3.0, 2.7, 0.0 of 4.8, 4.3, 2.3 (0)``."""
+    """A shift in a few words, such as ``blur 3.0 of 4.8 to 0.0 of 2.3 (0.0)``: its mildest and its heaviest form."""
     after = [row for row in shift.means() if row["head"] != "linear" and row["kept"] is not None][1:]
-
-    def numbers(key: str) -> str:
-        return ", ".join("none" if row[key] is None else f"{row[key].mean:.1f}" for row in after)
-
-    return f"{shift.to} {numbers('kept')} of {numbers('could_keep')} ({numbers('control_kept')})"
+    ends = [after[0], after[-1]] if len(after) > 1 else after
+    shown = " to ".join(f"{_text(row['kept'], 1, sd=False)} of {_text(row['could_keep'], 1, sd=False)}" for row in ends)
+    return f"{shift.to} {shown} ({max(row['control_kept'].mean for row in after):.1f})"
 
 
 INTRODUCTION = """# Do experts generalize?
@@ -393,11 +391,11 @@ def _over(values: Iterable[float | None]) -> Spread | None:
     return spread(known) if known else None
 
 
-def _text(value: Spread | None, digits: int = 3) -> str:
+def _text(value: Spread | None, digits: int = 3, *, sd: bool = True) -> str:
     if value is None:
         return "none"
     text = f"{value.mean:.{digits}f}"
-    return text if value.sd is None else f"{text} ± {value.sd:.{digits}f}"
+    return text if value.sd is None or not sd else f"{text} ± {value.sd:.{digits}f}"
 
 
 if __name__ == "__main__":
