@@ -76,7 +76,7 @@ wheel: .venv/bin/python
 bench: .venv/test
 	@$(BIN)/python -m benchmarks.run $(if $(FULL),--full)
 
-screenshots: setup
+screenshots: setup docs
 	@OMP_NUM_THREADS=1 $(BIN)/python -m docs.screenshots
 
 notebooks: setup

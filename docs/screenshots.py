@@ -132,6 +132,7 @@ def _write_features(path: Path) -> None:
 
 
 WIDE, PHONE, DARK = ("", 1280, False), ("-phone", 390, True), ("-dark", 1280, True)
+ALL = (WIDE, PHONE, DARK, ("-phone-light", 390, False))
 """Ending of the file's name, width in pixels, and whether it is night."""
 
 
@@ -274,7 +275,38 @@ def _read(page: Any) -> None:
     page.wait_for_selector(".quotes .token.center")
 
 
+README_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>README</title>
+<meta name="viewport" content="width=device-width"><base href="{base}/"><style>
+:root {{ color-scheme: light dark; }}
+body {{ max-width: 860px; margin: 0 auto; padding: 24px; font: 16px/1.5 system-ui, sans-serif; }}
+img {{ max-width: 100%; }} table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
+td, th {{ border: 1px solid #8886; padding: 6px 13px; }} pre {{ overflow-x: auto; padding: 16px; background: #8882; }}
+</style><body><main>{body}</main></body></html>"""
+"""The frame in which README.md is shown, much as a code host shows it."""
+
+
+def shoot_readme(browser: Any, _: Runs) -> None:
+    """README.md; its badges are images of another host, which are left out."""
+    from markdown_it import MarkdownIt
+
+    text = re.sub(r"(?m)^\[?!\[[^\]]*\]\(https://img[^\n]*\n", "", (ROOT / "README.md").read_text(encoding="utf-8"))
+    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    page = RUNS / "readme.html"
+    page.write_text(README_PAGE.format(base=ROOT.resolve().as_uri(), body=body), encoding="utf-8")
+    shoot(browser, page.resolve().as_uri(), "readme", height=1500, phone=1800, looks=ALL)
+
+
+def shoot_docs(browser: Any, _: Runs) -> None:
+    """The landing page of the site, which `make docs` builds first."""
+    page = ROOT / "docs" / "_build" / "html" / "index.html"
+    if not page.is_file():
+        raise SystemExit(f"screenshots: expected the site in {page.parent}, found none. Run make docs first.")
+    shoot(browser, page.resolve().as_uri(), "docs", height=1500, phone=1800, looks=ALL)
+
+
 PARTS: dict[str, Callable[[Any, Runs], None]] = {
+    "readme": shoot_readme,
+    "docs": shoot_docs,
     "demo": shoot_demo,
     "report": shoot_report,
     "dashboard": shoot_dashboard,
