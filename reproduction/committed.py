@@ -46,8 +46,8 @@ def _heads(recipe: Recipe, results: Path) -> Records:
 
 
 def _points(recipe: Recipe, results: Path) -> Records:
-    """Of docs/results/specialization: the points of the gates that the item shows."""
-    path = results / "specialization" / "points.json"
+    """Of docs/results/specialization/plain: the points of the gates that the item shows."""
+    path = results / "specialization" / "plain" / "points.json"
     if not path.is_file():
         return []
     gates = {gate.replace("-frozen", ", gate frozen at random (control)") for gate in recipe.gates}
@@ -58,8 +58,8 @@ def _points(recipe: Recipe, results: Path) -> Records:
 
 
 def _effects(recipe: Recipe, results: Path) -> Records:
-    """Of docs/results/specialization: the first seed's effects, and the other seeds' counts."""
-    path = results / "specialization" / "figure-6.json"
+    """Of docs/results/specialization/plain: the first seed's effects, and the other seeds' counts."""
+    path = results / "specialization" / "plain" / "figure-6.json"
     if not path.is_file():
         return []
     shown = read_json(path, "reproduction")

@@ -145,10 +145,7 @@ def test_a_copied_link_has_the_state_and_not_the_token(browser, running):  # noq
         link = page.evaluate("navigator.clipboard.readText()")
         assert link == page.url
         assert running.keys.token not in link + page.evaluate("document.documentElement.outerHTML + document.cookie")
-        shown = (
-            page.locator(ROWS).evaluate_all("rows => rows.map(row => row.id)"),
-            page.locator("h2").first.inner_text(),
-        )
+        rows, heading = view(page)
         other = page.context.new_page()
         other.goto(link)
         other.get_by_text("Ablate expert").wait_for()
@@ -157,10 +154,12 @@ def test_a_copied_link_has_the_state_and_not_the_token(browser, running):  # noq
         assert other.get_by_label("Search experts").input_value() == "striped"
         assert other.get_by_label("Split").input_value() == "test"
         assert other.locator(".pins .link").count() == 1
-        assert (
-            other.locator(ROWS).evaluate_all("rows => rows.map(row => row.id)"),
-            other.locator("h2").first.inner_text(),
-        ) == shown
+        same, title = view(other)
+        drawn = min(
+            len(rows), len(same)
+        )  # the list draws the rows that fit, and how many do depends on what is above it
+        assert (same[:drawn], title) == (rows[:drawn], heading)
+        assert drawn > 5
         other.go_back()  # away from the page: nothing of it was put into the history twice
         assert other.url == "about:blank"
 

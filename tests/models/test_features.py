@@ -314,7 +314,7 @@ def test_ids_beside_an_array_and_in_safetensors(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "g.safetensors")
     assert load_feature_data(tmp_path / "g.safetensors")[0].ids[:2] == ("100", "101")
     np.save(tmp_path / "id.npy", np.array(["same"] * 30))
-    with pytest.raises(UserError, match=r"expected another 'id' in every row of .*clip.npy, got 29 repeated"):
+    with pytest.raises(UserError, match=r"expected a different 'id' in every row of .*clip.npy, got 29 repeated"):
         load_feature_data(path)
     np.save(tmp_path / "id.npy", np.arange(29))
     with pytest.raises(UserError, match=r"expected 30 rows of 'id' in .*clip.npy, got 29"):
