@@ -1,4 +1,4 @@
-"""Every screenshot of docs/images, made anew from runs on the embedded images: `make screenshots`.
+"""Every screenshot of docs/images, made from runs on the embedded images: `make screenshots`.
 
 The runs are trained once, into runs/screenshots, and kept: called again, only pictures are taken. A part is a
 function that takes the browser and the runs and writes its pictures; `PARTS` lists them, and the command line

@@ -1,4 +1,4 @@
-// Lists of images, one image taken apart, and pictures of one's own.
+// Lists of images, one image taken apart, and uploaded pictures.
 
 import { useCallback, useMemo, useRef, useState } from "/vendor/hooks.js";
 import { useAnswer } from "/answers.js";
@@ -118,7 +118,7 @@ export function OwnPicture({ run, notes, edits, onOpenExpert }) {
     if (!file) return;
     setProblem("");
     if (file.size > run.most_bytes) {
-      setProblem(`The picture has ${count(Math.ceil(file.size / 2 ** 20))} MB; at most ${run.most_bytes / 2 ** 20} MB are taken.`);
+      setProblem(`The picture has ${count(Math.ceil(file.size / 2 ** 20))} MB; at most ${run.most_bytes / 2 ** 20} MB are accepted.`);
       return;
     }
     setBusy(true);
@@ -136,7 +136,7 @@ export function OwnPicture({ run, notes, edits, onOpenExpert }) {
   };
   if (!run.uploads) {
     return html`<section class="pane detail only" aria-label="Your picture"><h2>Your picture</h2>
-      <p class="note">This run was trained on features computed elsewhere: the network that would see a picture is not known.</p></section>`;
+      <p class="note">This run was trained on features computed elsewhere: the network that would read a picture is unknown.</p></section>`;
   }
   return html`<section class="pane detail only" aria-label="Your picture" aria-busy=${busy}><h2>Your picture</h2>
     <div class="drop ${over ? "over" : ""}" onDragOver=${(event) => (event.preventDefault(), setOver(true))} onDragLeave=${() => setOver(false)} onDrop=${drop}>
