@@ -17,10 +17,10 @@ export function Audit({ run, notes, split, onOpenExpert }) {
     ${run.multi_label && html`<div class="fields"><${Choice} label="Attribute to audit" value=${target} onChange=${setTarget} options=${run.classes.map((name) => [name, name])} /></div>`}
     ${busy && html`<p class="note" role="status">Comparing groups.</p>`}
     <${Problem} text=${problem} />
-    ${found?.pooled && html`<p class="note">All labels are pooled, each compared with itself: no group has enough images of one.</p>`}
+    ${found?.pooled && html`<p class="note">All labels are pooled, and groups are compared within each label: no group has enough images of one.</p>`}
     ${found && html`<${Ranking} title="By experts" ranking=${found.experts} labels=${found.labels} notes=${notes} levels=${run.num_experts.length} onOpenExpert=${onOpenExpert} />`}
     ${found?.attributes && html`<${Ranking} title="By named attributes" ranking=${found.attributes} labels=${found.labels} />`}
-    ${found && !found.attributes && html`<p class="note">The data name no attributes.</p>`}
+    ${found && !found.attributes && html`<p class="note">The data have no named attributes.</p>`}
   </section>`;
 }
 

@@ -174,7 +174,7 @@ export function Gallery({ run, total, load, onOpen, selected, label }) {
     return html`<li key=${place} style=${style} aria-setsize=${total} aria-posinset=${place + 1}>${tile}</li>`;
   });
   return html`<div class="gallery" ref=${ref} tabindex="0" role="region" aria-label=${`${label} (arrow keys move)`} onKeyDown=${onKeyDown} aria-busy=${wanted.some((place) => !kept.get(Math.floor(place / size)))}>
-    ${total === 0 && html`<p class="empty">No image is in this list.</p>`}
+    ${total === 0 && html`<p class="empty">This list has no images.</p>`}
     <ul style=${{ height: `${rows * TILE.height}px` }}>${tiles}</ul></div>`;
 }
 
