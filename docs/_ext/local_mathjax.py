@@ -1,4 +1,4 @@
-"""MathJax as a file of the site: fetched once from npm at a pinned version, so that pages load it from no other host."""
+"""MathJax as a file of the site: fetched once from npm at a pinned version, so that no other host is contacted."""
 
 from __future__ import annotations
 
