@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "src"), str(HERE / "_ext")]
-# What is documented need not compute: one thread, and no look at a model hub.
+# Documented code need not compute: one thread, and no access to a model hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -35,7 +35,7 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "results/*/table.md"]  # these tables are in the READMEs beside them
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 nitpicky = True
-# Annotations name other projects' classes: to check them would need their inventories, and so the network.
+# Annotations name other projects' classes: checking them would need their inventories, and so the network.
 nitpick_ignore_regex = [("py:class", ".*")]
 
 default_role = "code"

@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(path: Path) -> None:
-    """Execute a notebook in a folder of its own, and write its outputs into it."""
+    """Execute a notebook in its own folder, and write its outputs into it."""
     notebook = nbformat.read(path, 4)
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": folder}}).execute()

@@ -47,7 +47,7 @@ class Block:
 
     @property
     def tolerance(self) -> float:
-        """Share by which numbers may differ."""
+        """Relative difference that numbers may have."""
         if self.note in ("numbers may differ", "lines may differ", "order may differ"):
             return math.inf
         found = re.fullmatch(r"numbers within ([\d.]+)", self.note)
@@ -96,7 +96,7 @@ def _shell(text: str) -> str:
 
 
 def differences(expected: str, printed: str, tolerance: float) -> str:
-    """What is shown and was not printed so, as a message; empty when all agrees."""
+    """Differences between shown and printed output, as a message; empty if they agree."""
     wanted, got = _lines(expected), _lines(printed)
     if _match(wanted, got, tolerance):
         return ""
@@ -126,7 +126,7 @@ def _match(wanted: Sequence[str], got: Sequence[str], tolerance: float) -> bool:
 
 
 def _same(wanted: str, got: str, tolerance: float) -> bool:
-    """Whether two lines agree, but for blanks between words and for numbers within the tolerance."""
+    """Whether two lines agree, apart from blanks between words and numbers within the tolerance."""
     words, others = ([" ".join(part.split()) for part in _NUMBER.split(line)] for line in (wanted, got))
     numbers, found = ([float(n.replace(",", "")) for n in _NUMBER.findall(line)] for line in (wanted, got))
     close = (abs(a - b) <= tolerance * max(1.0, abs(a)) for a, b in zip(numbers, found, strict=False))

@@ -1,4 +1,4 @@
-"""Every screenshot of docs/images, made anew from runs on the embedded images: `make screenshots`.
+"""Every screenshot of docs/images, made from runs on the embedded images: `make screenshots`.
 
 The runs are trained once, into runs/screenshots, and kept: called again, only pictures are taken. A part is a
 function that takes the browser and the runs and writes its pictures; `PARTS` lists them, and the command line
@@ -133,7 +133,7 @@ def _write_features(path: Path) -> None:
 
 WIDE, PHONE, DARK = ("", 1280, False), ("-phone", 390, True), ("-dark", 1280, True)
 ALL = (WIDE, PHONE, DARK, ("-phone-light", 390, False))
-"""Ending of the file's name, width in pixels, and whether it is night."""
+"""Ending of the file's name, width in pixels, and whether it is dark."""
 
 
 def shoot(
@@ -161,7 +161,7 @@ def shoot(
 
 
 def _save(picture: bytes, path: Path) -> None:
-    """A screenshot with 256 colours: a third of the bytes, and no difference to the eye."""
+    """A screenshot with 256 colours: a third of the bytes, without a visible difference."""
     with Image.open(io.BytesIO(picture)) as shot:
         shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 

@@ -3,7 +3,7 @@
     python -m reproduction.decompose_study --quick --jobs 2
     python -m reproduction.decompose_study --jobs 2
 
-Every run is kept in ``--work``: a second call trains nothing twice, a stopped one resumes. ``--jobs`` are processes
+Every run is kept in ``--work``: a second call trains nothing twice, and a stopped one resumes. ``--jobs`` are processes
 that share the runs. The page is written from what is finished, after every call.
 """
 
@@ -37,14 +37,14 @@ __all__ = ["Cell", "Options", "Study", "Variant", "cells_of", "collect", "main",
 WHO = "decompose_study"
 TIMES = "seconds.json"
 SIZED = ("linear", "dense")
-"""Kinds whose size does not follow from the budget: trained once for all budgets."""
+"""Kinds whose size does not depend on the budget: trained once for all budgets."""
 WAIT = 20.0
-"""Seconds between two looks at runs that another process makes."""
+"""Seconds between checks for runs that another process makes."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Decompose MLPs of a language model in several ways, and write what that gives."""
+    """Decompose MLPs of a language model in several ways, and write the results."""
 
     out: str = "docs/results/decompose"
     """folder of the page and its numbers"""
@@ -63,7 +63,7 @@ class Options:
     jobs: int = 1
     """processes that share the runs; give each a core with OMP_NUM_THREADS=1"""
     worker: bool = False
-    """only make runs, and write no page (what --jobs starts)"""
+    """only make runs, and write no page (used by --jobs)"""
     pages: bool = False
     """only write the page, from what is finished"""
     quiet: bool = False
@@ -140,7 +140,7 @@ def read_study(options: Options) -> Study:
 
 
 def cells_of(study: Study) -> list[Cell]:
-    """All runs, those whose learning rate others take first."""
+    """All runs; those whose learning rate others use come first."""
     found = []
     for layer, width in itertools.product(study.layers, study.widths):
         for name, variant in study.variants.items():
@@ -154,7 +154,7 @@ def cells_of(study: Study) -> list[Cell]:
 
 
 def _tuned(cell: Cell, study: Study) -> Cell:
-    """The run whose learning rate a run takes: that of the first seed at `tuned_k`."""
+    """The run whose learning rate a run uses: that of the first seed at `tuned_k`."""
     return Cell(cell.variant, cell.layer, cell.width, study.tuned_k, 0)
 
 
@@ -171,7 +171,7 @@ def main(options: Options) -> None:
 
 
 def _start_workers(options: Options) -> None:
-    """Further processes that make runs beside this one; each ends when there is nothing left."""
+    """Further processes that make runs beside this one; each ends when no run is left."""
     given = ["--work", options.work, "--config", options.config, "--worker", "--quiet"]
     given += ["--quick"] * options.quick
     given += ["--variants", *options.variants] if options.variants else []
@@ -197,7 +197,7 @@ def _make_runs(study: Study, options: Options) -> None:
                     done.add(cell)
                     bar.advance(note=str(cell))
             if len(done) == before:
-                time.sleep(WAIT)  # the rest is in the hands of another process
+                time.sleep(WAIT)  # another process is working on the rest
 
 
 @dataclass
@@ -209,8 +209,8 @@ class _Maker:
     language: LanguageModel | None = None
 
     def make(self, cell: Cell) -> bool:
-        """Train, measure and look at one run, as far as that is missing; False if another process has it in hand, or it
-        waits for its learning rate."""
+        """Train, measure and analyze one run, as far as that is missing; False if another process works on it, or its
+        learning rate is not known yet."""
         folder = self.work / cell.folder
         if _finished(folder, self._looked_at(cell)):
             return True
@@ -247,7 +247,7 @@ class _Maker:
         return bool(experts and cell == _tuned(cell, self.study) and cell.width == min(self.study.widths))
 
     def _rates(self, cell: Cell) -> tuple[float, ...] | None:
-        """The grid, or the rate that was chosen of it; None while that is not known."""
+        """The grid, or the rate chosen from it; None while that is not known."""
         tuned = _tuned(cell, self.study)
         if cell == tuned:
             return tuple(self.study.variants[cell.variant].settings.get("lr", self.study.settings["lr"]))

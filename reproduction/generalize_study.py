@@ -292,17 +292,17 @@ INTRODUCTION = """# Do experts generalize?
 python -m reproduction.generalize_study --out docs/results/generalize
 ```
 
-Over seeds: the experts of every two seeds of a head are matched one to one by the correlation of their coefficients
+Over seeds, the experts of every two seeds of a head are matched one to one by the correlation of their coefficients
 on images that neither was trained on. A strong expert (some class loses at least half of its right answers without
-it, at least five) *reappears* if its match is strong for the same class and correlates with it by at least 0.5. To
-shifted data: the same experts on images before and after the shift; a strong expert is *kept* if it is strong for the
-same class afterwards.
+it, and at least five) *reappears* if its match is strong for the same class and correlates with it by at least 0.5. For
+shifted data, the same experts are ablated on images before and after the shift; a strong expert is *kept* if it is
+strong for the same class afterwards.
 
 Controls, in brackets: for seeds, gates of the same shape drawn at random and matched in the same way; for mean p and
 strong experts, units of the same load made up of random contributions. `frozen` is a trained control: the same head
-whose gate stays as it was drawn. Numbers are means over seeds, or over pairs of seeds, ± their standard deviation;
-pairs share seeds, so they are not independent. Settings are in `reproduction/generalize-small.toml`; numbers beside
-this page as JSON.
+whose gate keeps its random weights. Numbers are means over seeds, or over pairs of seeds, ± their standard deviation;
+pairs share seeds, so they are not independent. Settings are in `reproduction/generalize-small.toml`; the JSON files
+beside this page hold the numbers.
 """
 
 

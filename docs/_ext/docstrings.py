@@ -15,7 +15,7 @@ def escape_bars(app: Any, what: str, name: str, thing: Any, options: Any, lines:
 
 
 def hide(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Keep sentences about attributes from napoleon, which takes what precedes a colon for a type."""
+    """Keep sentences about attributes from napoleon, which treats text before a colon as a type."""
     if what in PLAIN:
         _hidden[name] = list(lines)
         lines.clear()

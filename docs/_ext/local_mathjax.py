@@ -1,4 +1,4 @@
-"""MathJax as a file of the site: fetched once from npm at a pinned version, so that pages ask no other host for it."""
+"""MathJax as a file of the site: fetched once from npm at a pinned version, so that no other host is contacted."""
 
 from __future__ import annotations
 

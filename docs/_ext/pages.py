@@ -1,6 +1,6 @@
-"""The navigation: it takes the pages that there are, and its captions have a level.
+"""The navigation: it lists the pages that exist, and its captions have a level.
 
-Pages that there are: those beside a results README, and those of rooms named by `NAME*` in the index.
+Pages that exist are those beside a results README, and those of rooms named by `NAME*` in the index.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def flag(field: dataclasses.Field[Any], hint: Any) -> str:
 
 
 def default(field: dataclasses.Field[Any]) -> str:
-    """The default in brackets, where there is one worth saying."""
+    """The default in brackets, if there is one worth showing."""
     if field.default in (dataclasses.MISSING, None, "", (), False):
         return ""
     words = field.default if isinstance(field.default, tuple) else (field.default,)
@@ -53,7 +53,7 @@ def section(verb: str) -> str:
 
 
 def fill(app: Any, name: str, source: list[str]) -> None:
-    """Put the sections where the page has its mark."""
+    """Insert the sections at the page's mark."""
     if MARK in source[0]:
         source[0] = source[0].replace(MARK, "\n".join(map(section, VERBS)))
 

@@ -40,7 +40,7 @@ def test_it_serves_until_it_is_interrupted(run):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
         started = Started(process.stdout.readline())
-        assert process.stdout.readline() == "The address is for you alone. Ctrl-C ends the dashboard.\n"
+        assert process.stdout.readline() == "Keep the address private. Ctrl-C stops the dashboard.\n"
         while "run" not in (state := get(started, "/api/state")):
             assert state["opening"]["state"] == "running"
         assert state["run"]["classes"] == list(CLASSES)
@@ -71,7 +71,7 @@ def test_the_token_is_handed_to_the_browser_in_a_file_that_only_the_user_can_rea
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
         started = Started(process.stdout.readline())
-        assert process.stdout.readline() == "The address is for you alone. Ctrl-C ends the dashboard.\n"
+        assert process.stdout.readline() == "Keep the address private. Ctrl-C stops the dashboard.\n"
         for _ in range(300):
             if result.is_file() and result.read_text().endswith(")"):
                 break

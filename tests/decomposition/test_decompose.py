@@ -239,7 +239,7 @@ def test_a_gate_that_never_changes_has_an_expert_share_of_zero(make):
         dec.replacement.mean_coefficients.copy_(dec.replacement.coefficients(torch.zeros(1, 16)).to_dense()[0])
     found = dec.evaluate(8, jacobians=0, twin=False)
     assert found.expert_share == pytest.approx(0, abs=1e-4)
-    assert "carry little" in found.headline()
+    assert "contribute little" in found.headline()
     assert "Collapse" in found.headline()
 
 
@@ -316,7 +316,7 @@ def test_transcoders_are_written_for_other_programs(make, tmp_path, kind):
     y = a @ held["W_dec"] + held["b_dec"] + (x @ held["W_skip"].T if "W_skip" in held else 0)
     with torch.no_grad():
         torch.testing.assert_close(y, dec.replacement(x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="has no place"):
+    with pytest.raises(UserError, match="cannot hold"):
         make("cp-linear").save_transcoder(tmp_path / "none")
 
 

@@ -96,7 +96,7 @@ def test_the_page_of_a_run_says_what_came_out_before_its_settings(made):
     assert headings == ["Accuracy", "Strongest experts", "Costs", "Accuracy by class", "How it was trained"]
     found = text(folder / "mixture" / "index.html")
     level = view.levels[0]
-    assert f"{level.modes['zero'].strong} of 8 experts matter on their own" in found
+    assert f"{level.modes['zero'].strong} of 8 experts matter individually" in found
     assert f"the control, {level.control.strong} do" in found
     purest = level.experts[interest_order(level.modes["zero"])[0]]
     assert purest.worst.in_words() in found
@@ -117,7 +117,7 @@ def test_without_a_linear_layer_the_page_says_how_to_get_one(tmp_path):
     data = made_up_data(60, ["a", "b"])
     run = write_run(tmp_path / "run", data, experts=4)
     pages.write_pages(gathered(run), tmp_path / "out")
-    assert "No linear layer on the same images is in this report" in text(tmp_path / "out" / "index.html")
+    assert "This report has no linear layer on the same images" in text(tmp_path / "out" / "index.html")
 
 
 def test_gains_are_drawn_to_the_left_and_losses_to_the_right(browser, made):

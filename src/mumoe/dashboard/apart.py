@@ -1,8 +1,9 @@
 """One image taken apart: what each expert adds to its logits, and what would be predicted without it.
 
 Each logit is the sum over experts of a_n (W_n z)_c; what is shown of an expert is its term of that sum
-(`mumoe.deploy.predictions`). Without an expert the layer is evaluated again with that expert's weight at zero, so the
-answer is the layer's own, also where several levels or a linear layer behind the experts make it no difference.
+(`mumoe.deploy.predictions`). Without an expert the layer is evaluated again with that expert's weight at zero. The
+answer is therefore the layer's own, even if, with several levels or a linear layer after the experts, it is not a
+difference of terms.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def take_apart(
     Args:
         run: The run.
         x: What the layer sees of the image, (1, in_features).
-        labels: Labels that are shown in any case, such as the true one.
+        labels: Labels that are always shown, such as the true one.
         operations: Edits; the prediction with them is given beside the one without.
     """
     layer: Any = run.head.layer

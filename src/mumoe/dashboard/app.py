@@ -100,7 +100,7 @@ class Dashboard:
     # What is asked with GET
 
     def state(self, _: Mapping[str, str]) -> dict[str, Any]:
-        """How far the opening is; once it is done, all that does not change."""
+        """Progress of the opening; once it is done, everything that does not change."""
         job = self.tasks[self.opening or 0].public()
         opening = {key: job[key] for key in ("state", "note", "done", "total", "error")}
         found: dict[str, Any] = {"opening": opening, "page": self.keys.page}
@@ -226,7 +226,7 @@ class Dashboard:
 
 
 def describe(session: Session) -> dict[str, Any]:
-    """What a page needs to know of a run before it asks for anything."""
+    """Facts about a run that a page needs before its first request."""
     data, facts = session.run.data, session.stored.facts
     attributes = {name: list(column.values) for name, column in data.attributes.items()}
     return {
@@ -336,7 +336,7 @@ def _upload(dashboard: Dashboard) -> Answer:
         content = await _body(request, image_panel.MOST_BYTES)
         if content is None:
             return _problem(
-                f"{WHO}: expected a picture of at most {image_panel.MOST_BYTES >> 20} MB. Take a smaller one.", 413
+                f"{WHO}: expected a picture of at most {image_panel.MOST_BYTES >> 20} MB. Use a smaller one.", 413
             )
 
         def explain(_: Any) -> Any:
@@ -348,7 +348,7 @@ def _upload(dashboard: Dashboard) -> Answer:
 
 
 def _bytes(draw: Callable[[Mapping[str, str]], bytes], kind: str, cached: str) -> Answer:
-    """A picture, or the reason in one line why there is none."""
+    """A picture, or the reason in one line why it cannot be shown."""
 
     async def handle(request: Request) -> Response:
         try:
@@ -388,7 +388,7 @@ def _problem(text: str, status: int) -> Response:
 
 
 async def _body(request: Request, most: int) -> bytes | None:
-    """The request's content, or None as soon as it is longer than it may be."""
+    """The request's content, or None as soon as it exceeds the limit."""
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > most:
         return None

@@ -25,7 +25,7 @@ class Task:
         kind: What it is.
         state: ``running``, ``done`` or ``failed``.
         note: What is being done, in a few words.
-        done, total: Progress in units of the work; a total of 0 is not known.
+        done, total: Progress in units of the work; a total of 0 means unknown.
         result: What came out.
         error: Why it failed, in one line.
     """

@@ -48,7 +48,7 @@ class Subgroup:
     Attributes:
         head: 0/1 attribute that is predicted.
         sensitive: Sensitive attribute.
-        value: Its value; empty for the one that is right least often.
+        value: Its value; empty for the value that is right least often.
         label: True label.
     """
 
@@ -65,7 +65,7 @@ def make_stack(session: Session, entries: Sequence[Mapping[str, Any]]) -> EditSt
         UserError: If one is malformed or does not fit the layer.
     """
     if len(entries) > MOST_EDITS:
-        raise UserError(f"{WHO}: expected at most {MOST_EDITS} edits, got {len(entries)}. Take some out.")
+        raise UserError(f"{WHO}: expected at most {MOST_EDITS} edits, got {len(entries)}. Remove some.")
     try:
         edits = {str(entry["name"]): from_entry(_with_factors(session, entry)) for entry in entries}
         if len(edits) < len(entries):
@@ -132,7 +132,7 @@ def compare(
         session: The session.
         split: The split.
         entries: The edits.
-        subgroup: Whom the subgroup metrics are about; none where `sensitive` is empty.
+        subgroup: Whom the subgroup metrics are about; omitted if `sensitive` is empty.
         resamples: Of the bootstrap intervals of the subgroup metrics; 0 leaves them out.
     """
     with session.lock:
@@ -143,7 +143,7 @@ def compare(
         if not session.run.data.multi_label:
             return found | {"by_value": by_value(split.scores, split.require_rows(), changed, subgroup.sensitive)}
         groups, target = _groups(session, split, subgroup)
-    after = split.scores.after(changed)  # without the lock: a bootstrap delays no other request
+    after = split.scores.after(changed)  # without the lock, so that a bootstrap delays no other request
     return found | {"fairness": groups.compared(split.scores.decided, after, target, resamples)}
 
 
@@ -174,9 +174,9 @@ def rewrite(
     Args:
         session: The session.
         subgroup: Whom it is for; all four fields are needed.
-        entries: Edits that it comes on top of.
+        entries: Edits that it is added to.
         strength: ``paper`` (the number of experts) or ``auto`` (chosen on validation images).
-        report: Told how far it is.
+        report: Called with the progress.
 
     Returns:
         ``entry`` without a name, ``images`` of the mean, and ``choice`` (None for ``paper``).
@@ -290,7 +290,7 @@ def save(
     if folder.is_symlink() or path.is_symlink():
         raise UserError(f"{WHO}: expected a plain file in the run's folder, got a link {path.name!r}. Remove it.")
     if path.exists() and not replace:
-        raise UserError(f"{WHO}: expected a new name, got {name!r}, which exists. Take another, or replace it.")
+        raise UserError(f"{WHO}: expected a new name, got {name!r}, which exists. Use another, or replace it.")
     folder.mkdir(exist_ok=True)
     with session.lock:
         stack = make_stack(session, entries)

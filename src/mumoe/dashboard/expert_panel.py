@@ -148,7 +148,7 @@ def seen_classes(session: Session, split: Split, level: int) -> npt.NDArray[np.i
 
 
 def _plain(values: npt.NDArray[Any]) -> list[Any]:
-    """Numbers for JSON; one that is not there is None."""
+    """Numbers for JSON; None for a missing one."""
     if values.dtype.kind != "f":
         return list(values.tolist())
     return [None if value != value else value for value in values.tolist()]
@@ -161,7 +161,7 @@ def _pairs(part: Level) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], n
 
 
 def _gap(session: Session, split: Split, name: str, pairs: tuple[Any, Any, Any], count: int) -> dict[str, Any]:
-    """How differently the gate treats the values of an attribute."""
+    """How much the gate distinguishes the values of an attribute."""
     codes, values = attribute_groups(session.run.data, name)
     mine = codes[split.images]
     sizes = np.bincount(mine[mine >= 0], minlength=len(values))
@@ -205,7 +205,7 @@ def _ranks(order: list[int]) -> list[int]:
 
 def first_experts(session: Session) -> dict[str, Any]:
     """Experts of the first level to open: the purest strong ones, and one of median polysemanticity; empty lists and
-    None where nothing was measured."""
+    None if nothing was measured."""
     if not session.analyzed.levels:
         return {"purest": [], "typical": None, "first": None}
     level = session.analyzed.levels[0]
@@ -215,14 +215,14 @@ def first_experts(session: Session) -> dict[str, Any]:
 
 
 def _summary(level: LevelView) -> dict[str, Any]:
-    """A level's specialization beside its control, and what to try where there is none."""
+    """A level's specialization beside its control, and a hint if there is none."""
     parts = {"experts": level.modes["zero"], "control": level.control}
     names = ("mean_polysemanticity", "strong", "strong_images", "least_lost")
     return {"hint": level.hint, **{key: {name: getattr(part, name) for name in names} for key, part in parts.items()}}
 
 
 def expert_detail(session: Session, split: Split, level: int, expert: int) -> dict[str, Any]:
-    """One expert: use, whom it treats, and what its classes lose without it."""
+    """One expert: its use, the images it processes, and what its classes lose without it."""
     part = level_of(session, split, level)
     _require_expert(part, expert)
     rows, value = part.of_expert(expert)
@@ -309,7 +309,7 @@ def _treated(session: Session, split: Split, rows: Any, value: Any) -> list[dict
 
 
 def expert_images(session: Session, split: Split, level: int, expert: int) -> tuple[Any, Any]:
-    """Rows that an expert treats and its coefficients, largest first."""
+    """Rows that an expert processes and its coefficients, largest first."""
     part = level_of(session, split, level)
     _require_expert(part, expert)
     rows, value = part.of_expert(expert)

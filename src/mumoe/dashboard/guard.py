@@ -4,8 +4,8 @@ Other programs of the machine, other pages in the same browser and, by DNS rebin
 reach a port of 127.0.0.1. So every request must
 
 - name this machine in ``Host``: 127.0.0.1 or localhost (a page of another host names its own, also after its name was
-  rebound to this address). Any port will do, so that ``ssh -L 9999:127.0.0.1:PORT`` may lead here from port 9999;
-- come from this page, where the browser says where it comes from (``Origin`` equal to ``Host``, ``Sec-Fetch-Site``);
+  rebound to this address). Any port is accepted, so that ``ssh -L 9999:127.0.0.1:PORT`` works from port 9999;
+- come from this page, if the browser names the origin (``Origin`` equal to ``Host``, ``Sec-Fetch-Site``);
 - know the token: in the address when the page is opened, then in a cookie that scripts cannot read and that is not
   sent along with requests of other sites;
 - and, if it changes anything, be a POST with a second secret in a header, which only this page received.
@@ -46,7 +46,7 @@ CHANGES = "x-mumoe-page"
 
 
 class Secrets:
-    """What lets a page in.
+    """Secrets that give a page access.
 
     Attributes:
         token: In the address, then in the cookie.
@@ -59,12 +59,12 @@ class Secrets:
 
 
 class Guard:
-    """ASGI middleware that lets only the page's own requests through.
+    """ASGI middleware that accepts only the page's own requests.
 
     Args:
         app: The application.
         keys: The secrets.
-        port: Port of the server; None until it is known (then nothing is let in).
+        port: Port of the server; None until it is known (no request is accepted before).
     """
 
     def __init__(self, app: Any, keys: Secrets, port: int | None = None) -> None:
@@ -87,7 +87,7 @@ class Guard:
         await self.app(scope, receive, _with_headers(send, extra))
 
     def _refusal(self, scope: Any, opened: bool) -> tuple[int, str] | None:
-        """Status and reason, or None for a request that is let in."""
+        """Status and reason, or None for a request that is accepted."""
         headers = _headers(scope)
         host = headers.get("host", "")
         if self.port is None or not _LOCAL.fullmatch(host):
@@ -132,7 +132,7 @@ def _same(given: str, expected: str) -> bool:
 
 
 def _headers(scope: Any) -> dict[str, str]:
-    """Headers by name; one that is sent twice counts as none of the two."""
+    """Headers by name; one that is sent twice is ignored."""
     found: dict[str, str] = {}
     for name, value in scope["headers"]:
         key = name.decode("latin-1").lower()

@@ -38,7 +38,7 @@ KINDS = {
     "mended": "images that the edits correct",
     "broken": "images that the edits make wrong",
 }
-"""Which images a list holds; of attributes, one answer decides (mended and broken: any of them)."""
+"""Which images a list holds; for attributes, the answer to one of them decides (corrected and broken: any of them)."""
 
 MOST_BYTES = 20 * 2**20
 """Largest upload in bytes."""
@@ -169,7 +169,7 @@ def add_upload(session: Session, content: bytes) -> dict[str, Any]:
     """Pass an uploaded picture through the backbone; returns its number for `explain_upload`, and a small copy to show.
 
     Raises:
-        UserError: If it is no image that can be read, or the run knows no backbone.
+        UserError: If it is not a readable image, or the backbone of the run is unknown.
     """
     with session.lock:
         backbone = session.stored.backbone
@@ -199,7 +199,7 @@ def explain_upload(
     """An uploaded picture with the experts behind its logits.
 
     Raises:
-        UserError: If it was not uploaded, or others have taken its place.
+        UserError: If it was not uploaded, or newer ones have replaced it.
     """
     if number not in session.uploads:
         raise UserError(f"{WHO}: expected a picture that was dropped in, got number {number}. Drop it in again.")
@@ -208,7 +208,7 @@ def explain_upload(
 
 
 class Thumbnails:
-    """Small pictures of the data's images, the last ones kept.
+    """Small pictures of the data's images; the most recent ones are cached.
 
     Args:
         session: The session.

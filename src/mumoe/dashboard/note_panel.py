@@ -18,7 +18,7 @@ Opened = Session | TokenSession
 
 
 def all_notes(session: Opened) -> dict[str, Any]:
-    """Names and notes by level and expert, and why there are none if their file cannot be read."""
+    """Names and notes by level and expert, and the reason if their file cannot be read."""
     try:
         return {"levels": to_plain(ExpertNotes.of_run(session.folder).levels), "problem": ""}
     except UserError as error:
@@ -52,7 +52,7 @@ def note_of(given: Mapping[str, Any], name: str = "") -> ExpertNote:
     """The name and note in a request, or in the object of this name in it.
 
     Raises:
-        UserError: If they are no texts.
+        UserError: If they are not texts.
     """
     found = given.get(name) if name else given
     called, note = (found.get("name", ""), found.get("note", "")) if isinstance(found, Mapping) else (None, None)

@@ -27,7 +27,7 @@ __all__ = ["Groups", "Scores", "accuracies", "attribute_groups", "by_value"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Right answers of one split without edits, ready to be compared with.
+    """Right answers of one split without edits, ready for comparison.
 
     Attributes:
         data: The set.
@@ -69,7 +69,7 @@ class Scores:
         return answers
 
     def compared(self, changed: Changed) -> dict[str, Any]:
-        """Accuracy before and after, what was mended and broken, and every class."""
+        """Accuracy before and after, answers corrected and broken, and every class."""
         rows = changed.rows.numpy()
         old, new = self.right[rows], changed.decided.numpy() == self.truth[rows]
         after = self.hits + self._by_class(rows, new) - self._by_class(rows, old)
@@ -203,7 +203,7 @@ def attribute_groups(data: ImageData, name: str) -> tuple[npt.NDArray[np.int64],
     """(images,) code of an attribute's value, -1 where it is unknown, and the values; 0/1 labels count as attributes.
 
     Raises:
-        UserError: If there is no such attribute; the nearest is offered.
+        UserError: If there is no such attribute; the message suggests the nearest.
     """
     column = data.column(name)
     if column is not None:

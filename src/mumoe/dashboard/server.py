@@ -39,7 +39,7 @@ def show_run(run: StoredRun, *, port: int = 0, split: str = "", browser: bool = 
         run: A run with experts; of a language model one that was analyzed.
         port: Port on 127.0.0.1; 0 uses a free one.
         split: Split to open first; by default validation, where there is one.
-        browser: Whether to open the page; else its address is printed alone.
+        browser: Whether to open the page; if not, only its address is printed.
 
     Raises:
         UserError: If a package is missing, the run has no experts or was not analyzed, or the port is taken.
@@ -56,7 +56,7 @@ def show_run(run: StoredRun, *, port: int = 0, split: str = "", browser: bool = 
 
 
 def _require_experts(run: StoredRun) -> None:
-    """Refuse a run that has nothing to show before anything is served."""
+    """Refuse a run that has nothing to show, before the server starts."""
     if run.config.mode == "text" and not has_tokens(run.path):
         raise UserError(
             f"{WHO}: expected a language model whose experts were measured, got {run.path}. "
@@ -70,15 +70,15 @@ def _require_experts(run: StoredRun) -> None:
 
 
 def _announce(running: Running, browser: bool) -> None:
-    sys.stdout.write(f"{running.url}\nThe address is for you alone. Ctrl-C ends the dashboard.\n")
+    sys.stdout.write(f"{running.url}\nKeep the address private. Ctrl-C stops the dashboard.\n")
     sys.stdout.flush()
-    if browser:  # in a thread: some browsers return only when they are closed, and the server has not started yet
+    if browser:  # in a thread: some browsers return only when closed, and the server has not started yet
         page = redirecting_file(running).as_uri()
         threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
 
 def redirecting_file(running: Running) -> Path:
-    """A file that only this user can read and that leads to the page; it is removed when the process ends.
+    """A file that only this user can read and that redirects to the page; it is removed when the process ends.
 
     A browser's arguments are in the list of processes, which every user of the machine can read: the token must not be
     among them.
@@ -163,7 +163,7 @@ def _bound(port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((ADDRESS, port))
-        found.listen(128)  # a browser that is quicker than the server waits
+        found.listen(128)  # a browser that connects before the server is ready waits
     except (OSError, OverflowError) as error:
         found.close()
         raise UserError(f"{WHO}: expected a free port, got {port} ({error}). Leave `port` out to use any.") from error

@@ -1,7 +1,8 @@
-"""One opened run: its head, features and labels, and for each split that is looked at the cached coefficients.
+"""One opened run: its head, features and labels, and for each opened split the cached coefficients.
 
-Coefficients come from ``RUN/analysis`` where that split was analyzed, else they are computed once and kept in
-``RUN/dashboard``. Either is checked against the gate on some rows, so that files of an older training are not used.
+Coefficients come from ``RUN/analysis`` if that split was analyzed; otherwise they are computed once and kept in
+``RUN/dashboard``. Both are checked against the gate on some rows, so that files of an earlier training are not
+used.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ def silent(done: int, total: int, note: str) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """One split, ready to be looked at.
+    """One split, ready to be viewed.
 
     Attributes:
         name: train, val or test.
         images: (rows,) positions in the data.
         levels: Coefficients.
-        rows: What edits are computed from; None where the layer does not make the logits.
+        rows: What edits are computed from; None if the layer does not compute the logits.
         scores: Right answers without edits.
     """
 
@@ -68,7 +69,7 @@ class Split:
         """What edits are computed from.
 
         Raises:
-            UserError: If the head's experts do not make the logits.
+            UserError: If the head's experts do not compute the logits.
         """
         if self.rows is None:
             raise UserError(
@@ -80,7 +81,7 @@ class Split:
 
 @dataclass
 class Session:
-    """A run that is being looked at by one person.
+    """A run as one person views it.
 
     Attributes:
         stored: The run on disk.
@@ -89,9 +90,9 @@ class Session:
         splits: Splits that were opened.
         lock: Held by whoever opens a split or computes.
         means: Factors of rewritings by their short name, so that pages need not carry them.
-        audits: Audits by split and target, once they were asked for.
-        groups: Subgroups by split, head and sensitive attribute, once they were looked at.
-        uploads: What the layer sees of the last pictures of one's own, by number.
+        audits: Audits by split and target, once they were requested.
+        groups: Subgroups by split, head and sensitive attribute, once they were viewed.
+        uploads: What the layer sees of the last uploaded pictures, by number.
         seen: By split and level, the classes that each expert handles most (`expert_panel.seen_classes`).
     """
 
@@ -123,12 +124,12 @@ class Session:
         return {name: count for name, count in counts.items() if count}
 
     def default_split(self) -> str:
-        """Validation if there is any: edits are chosen there, and test images are kept for the report."""
+        """Validation if it has images: edits are chosen there, and test images are reserved for the report."""
         found = self.available()
         return next((name for name in ("val", "test") if name in found), next(iter(found)))
 
     def split(self, name: str, report: Report = silent) -> Split:
-        """A split, opened when it is asked for first.
+        """A split, opened on its first request.
 
         Raises:
             UserError: If there is no such split, or it has no images.
@@ -183,7 +184,7 @@ def _open_split(session: Session, name: str, report: Report) -> Split:
 
 
 def _stored(session: Session, name: str, images: npt.NDArray[np.int64]) -> list[CoefficientLevel] | None:
-    """Coefficients that are on disk already, if they are this model's."""
+    """Coefficients that are on disk already, if they belong to this model."""
     for folder in (session.folder / "analysis" / "coefficients", _cache(session, name)):
         if not (recovered(folder) / "index.json").is_file():
             continue

@@ -1,14 +1,14 @@
 """What edits do to every image's logits, from cached coefficients and projections, without the backbone.
 
 In its factored form a layer is y = O close(h(z), a_1 T_1, .., a_E T_E) (see `mumoe.analysis.contributions`), so
-that all that a change of experts needs of an image are h(z) and its few non-zero coefficients. Both are kept.
+a change of experts needs only h(z) and the few non-zero coefficients of an image. Both are cached.
 
-- Experts that are scaled, left out or exchanged change rows of a table T_e: only images that one of these rows
-  treats are computed anew, from the changed table. Nothing is subtracted, so an image whose last expert is left out
-  has logits of exactly 0, as in the edited layer itself.
+- Experts that are scaled, left out or exchanged change rows of a table T_e: only images with one of these experts
+  are recomputed, from the changed table. Nothing is subtracted, so an image whose last expert is left out has
+  logits of exactly 0, as in the edited layer.
 - A rewriting adds a . v to one output: a sparse product over the images that v reaches.
 
-Where two logits are closer than rounding errors the layer itself is asked, with the edits applied, about these rows.
+If two logits differ by less than rounding errors, the layer itself is evaluated on these rows, with the edits applied.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class Rows:
         return maps, [term.to(self.hidden) for term in terms]
 
     def _tables(self, operations: Sequence[Operation], experts: dict[int, set[int]]) -> list[Tensor]:
-        """Each level's table, with the rows of these experts as the maps make them."""
+        """Each level's table, with the rows of these experts changed by the maps."""
         assert self.form is not None
         tables = [*self.form.tables]
         for level, chosen in experts.items():
@@ -251,7 +251,7 @@ class Rows:
         return logits, scale
 
     def plain(self, rows: Tensor, operations: Sequence[Operation]) -> Tensor:
-        """(n, classes) of the layer itself with edits applied: slow, and what the rest is checked against."""
+        """(n, classes) of the layer itself with edits applied: slow, and the rest is checked against it."""
         layer = self.run.require_layer(WHO)
         part = EditedFactorization(layer.factorization, operations) if operations else layer.factorization
         x = self.run.inputs(self.images[rows.numpy()])
@@ -315,7 +315,7 @@ def open_rows(run: EditingRun, images: npt.NDArray[np.int64], levels: Sequence[C
 
 
 def begun(work: Callable[[], T]) -> Future[T]:
-    """Work in a thread of its own, beside products and hashes, which leave the interpreter to it."""
+    """Work in a separate thread, beside products and hashes, which release the interpreter lock."""
     pool = ThreadPoolExecutor(1)
     found = pool.submit(work)
     pool.shutdown(wait=False)
@@ -328,7 +328,7 @@ def _decisions(logits: Tensor, multi_label: bool) -> Tensor:
 
 
 def _margin(logits: Tensor, multi_label: bool) -> Tensor:
-    """(n,) how far the closest decision is from falling the other way."""
+    """(n,) how far the closest decision is from changing."""
     if multi_label or logits.shape[1] < 2:
         return logits.abs().amin(1)
     best = logits.topk(2, dim=1).values

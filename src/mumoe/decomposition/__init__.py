@@ -1,1 +1,1 @@
-"""One MLP of a trained language model as sparse experts: captured, fitted, measured beside controls, looked at."""
+"""One MLP of a trained language model as sparse experts: captured, fitted, measured beside controls, inspected."""

@@ -1,9 +1,9 @@
-"""Inputs and outputs of one MLP over a text, captured once and kept on the disk.
+"""Inputs and outputs of one MLP over a text, captured once and kept on disk.
 
 A folder of the cache holds two memory-mapped matrices, rows in the order of the contexts, without the start token of
 each. It grows: a longer capture of the same model, layer and text appends to a shorter one, and a stopped capture
-resumes where it was. Values are float16; the outputs are those of the MLP, in float32, on the inputs as they are
-stored, so that both belong together exactly.
+resumes where it was. Values are float16; the outputs are computed by the MLP in float32 from the stored inputs,
+so that they match exactly.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMAT = 1
 ABOUT = "capture.json"
 PRECISIONS = ("auto", "float32", "bfloat16")
 ROOM = 1.05
-"""Free disk that is required, relative to what is written."""
+"""Required free disk space, relative to the size that is written."""
 NEEDED = 64 * 2**20
 """Bytes beyond that for checkpoints and results."""
 
@@ -76,7 +76,7 @@ class Activations:
 def resolve_precision(name: str, device: torch.device) -> str:
     """``float32`` or ``bfloat16``: what the language model's matrix products are computed in.
 
-    ``auto`` takes bfloat16 where the device has instructions for it, as CPUs with AVX512_BF16 or AMX.
+    ``auto`` uses bfloat16 if the device has instructions for it, as CPUs with AVX512_BF16 or AMX do.
 
     Raises:
         UserError: If the name is unknown.
@@ -109,7 +109,7 @@ def capture_rows(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Activations:
-    """The rows of the first `count` contexts of a split, captured as far as they are not in the cache.
+    """The rows of the first `count` contexts of a split; those missing from the cache are captured.
 
     Args:
         language: The model; layers after `layer` are not run.
@@ -128,7 +128,7 @@ def capture_rows(
     mlp, order = language.mlp(layer), contexts.order(split)
     if not len(order):
         raise UserError(f"{WHO}: expected contexts in the {split} split of {contexts.name}, got none. Give more text.")
-    order = order[: -(-count // BATCH) * BATCH]  # whole batches: the values then never depend on the count
+    order = order[: -(-count // BATCH) * BATCH]  # whole batches, so that values do not depend on the count
     folder = _folder(language, mlp, contexts, split, precision, cache_dir)
     store = _Store(folder, mlp.parts.widths[0], mlp.parts.widths[-1], contexts.length - 1)
     with write_errors(folder, who=WHO, remedy=CACHE):
@@ -155,7 +155,7 @@ def _folder(
 
 @dataclass(frozen=True)
 class _Store:
-    """The two files of a folder, and how many contexts of them are written."""
+    """The two files of a folder, and how many of their contexts are written."""
 
     folder: Path
     into: int
@@ -163,7 +163,7 @@ class _Store:
     per_context: int
 
     def done(self) -> int:
-        """Contexts that are there; what lies beyond them in the files was not finished."""
+        """Number of complete contexts; anything after them in the files is unfinished."""
         path = self.folder / ABOUT
         if not path.is_file():
             return 0
@@ -179,7 +179,7 @@ class _Store:
         return contexts * self.per_context * (self.into + self.out) * 2
 
     def check_room(self, contexts: int) -> None:
-        """Refuse what the disk cannot hold.
+        """Refuse a capture that the disk cannot hold.
 
         Raises:
             UserError: If there is less room than is needed.
@@ -194,7 +194,7 @@ class _Store:
 
     @contextlib.contextmanager
     def appending(self) -> Iterator[Any]:
-        """A function that writes the rows of some more contexts, and counts them when they are on the disk."""
+        """A function that writes the rows of some more contexts, and counts them once they are on disk."""
         begin = self.done()
         with contextlib.ExitStack() as stack:
             files = []

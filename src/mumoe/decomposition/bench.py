@@ -1,9 +1,9 @@
-"""Held-out contexts on which decompositions of one layer are measured: what the layer reads, and the losses without it.
+"""Held-out contexts on which decompositions of a layer are measured: its inputs, and the losses without its MLP.
 
-A `Bench` is made once for a model, layer and text: the hidden states before the layer, the MLP's input, and the losses
-of the model as it is, with the MLP's output at zero, and with it at its mean. Every replacement of the layer then costs
-one run of the layers after it. The first position, the start token, keeps the original MLP throughout, and its
-prediction does not count.
+A `Bench` is made once for a model, layer and text: the hidden states before the layer, the MLP's input, and the
+losses of the unchanged model, with the MLP's output at zero, and with its output at the mean. Every replacement of
+the layer then costs one run of the layers after it. The first position, the start token, keeps the original MLP
+throughout, and its prediction does not count.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WHO = "decompose"
 FORMAT = 1
 
 Change = Callable[[Tensor, Tensor], Tensor]
-"""Input and output of the MLP at all positions but the first, (rows, in) and (rows, out), to what takes its place."""
+"""Function of the MLP's inputs (rows, in) and outputs (rows, out), without first positions, to new outputs."""
 
 
 class swapped:
@@ -70,7 +70,7 @@ class Bench:
         hidden: (contexts, T, width) what the layer reads.
         x: (contexts * (T - 1), in) what the MLP reads, without first positions.
         losses: ``base``, ``zero``, ``mean``: (contexts, T - 2) nats of each token that counts.
-        precision: What the language model computes in.
+        precision: Precision of the language model.
     """
 
     language: LanguageModel
@@ -110,7 +110,7 @@ class Bench:
         return self.losses_with_graph(part).cpu()
 
     def losses_with_graph(self, part: Tensor) -> Tensor:
-        """Losses of some contexts as the model is now, (contexts, T - 2); keeps the graph where gradients are on."""
+        """Losses of some contexts with the model in its current state, (contexts, T - 2); differentiable if enabled."""
         with computing(self.precision, self.language.device):
             return self.tail.losses(self.tokens[part], self.hidden[part])[:, 1:]
 

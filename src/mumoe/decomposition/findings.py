@@ -1,4 +1,4 @@
-"""What is measured of a decomposition, as records: `Evaluation` (faithfulness beside its controls) and `Analysis`."""
+"""Measurements of a decomposition, as records: `Evaluation` (faithfulness beside its controls) and `Analysis`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Measure:
 
 @record
 class Evaluation(Record):
-    """How faithful a decomposition is on documents it was not trained on, and what of it its gate carries.
+    """How faithful a decomposition is on documents it was not trained on, and how much of that its gate carries.
 
     Attributes:
         kind: Kind of the replacement.
@@ -98,10 +98,10 @@ class Evaluation(Record):
         return " ".join([text + ".", *self.warnings()])
 
     def warnings(self) -> list[str]:
-        """What a reader must know before the numbers are used."""
+        """Warnings that a reader needs before using the numbers."""
         found = []
         if self.expert_share is not None and self.expert_share < 0.2:
-            found.append("The experts carry little: with a constant gate the model is about as good.")
+            found.append("The experts contribute little: with a constant gate the model is about as good.")
         if self.most is not None and self.most > 0.9:
             found.append(f"Collapse: one expert is used by {100 * self.most:.0f} % of the tokens.")
         if self.live is not None and self.live < self.experts / 2:
@@ -209,7 +209,7 @@ class ExpertFinding:
 
 @record
 class Analysis(Record):
-    """What the experts of a decomposition do.
+    """Analysis of the experts of a decomposition.
 
     Attributes:
         kind, model, layer: Of the decomposition.
@@ -219,7 +219,7 @@ class Analysis(Record):
         live: Experts used by at least `least` of these tokens.
         least: Tokens that make an expert count as live.
         tag_purity, genre_purity: Mean share of the most frequent label among top tokens, over live experts.
-        tag_random, genre_random: The same of as many random tokens: what purity alone would be.
+        tag_random, genre_random: The same of equally many random tokens: the purity expected by chance.
         ablation_correlation: Correlation of measured and estimated loss changes; None for fewer than 3 ablations.
         found: One entry for each live expert, by estimated loss change, largest first.
         credits: Licence and attribution lines of model and text.

@@ -158,7 +158,7 @@ def fit_replacement(
         train: Rows to train on.
         val: Rows to measure on.
         settings: How.
-        folder: Where checkpoints and results go.
+        folder: Folder of checkpoints and results.
         twin: Train on these Gaussian rows instead (a control).
         progress: Whether to show progress and the time left.
 

@@ -26,7 +26,7 @@ ROWS = 4096
 def write_coefficients(
     replacement: Replacement, bench: Bench, contexts: Contexts, path: Path, split: str = "test"
 ) -> int:
-    """Write the coefficients above 0 as parquet, one row for each, and return the number of rows.
+    """Write the coefficients above 0 as parquet, one row each, and return the number of rows.
 
     Columns: context, position, token, text, document, genre, tag, expert, coefficient.
 
@@ -100,7 +100,7 @@ def transcoder_tensors(replacement: Replacement) -> dict[str, Tensor]:
     if not isinstance(mixture, Features):
         raise UserError(
             f"Decomposition.save_transcoder: expected kind transcoder or skip-transcoder, got "
-            f"{replacement.shape.kind!r}, whose experts are matrices, for which that layout has no place. "
+            f"{replacement.shape.kind!r}, whose experts are matrices, which that layout cannot hold. "
             "Use save_coefficients."
         )
     router: Any = mixture.gate.routers[0]
@@ -119,8 +119,8 @@ def transcoder_tensors(replacement: Replacement) -> dict[str, Tensor]:
 def write_transcoder(replacement: Replacement, folder: Path, layer: int, model: str) -> Path:
     """Write ``layer_N.safetensors`` as circuit-tracer's ``load_transcoder`` reads it, and ``transcoder.json`` about it.
 
-    Its top-k activation keeps the k largest values of any sign, ours those above 0: both agree wherever a row
-    has k positive ones.
+    Its top-k activation keeps the k largest values of any sign, ours keeps only those above 0: both agree if a row
+    has k positive values.
 
     Raises:
         UserError: If the kind is no transcoder.

@@ -1,15 +1,15 @@
-"""What each expert of a decomposition does: the tokens that use it, their tags and genres, and what is lost without it.
+"""Analysis of each expert of a decomposition: the tokens that use it, their tags and genres, and the loss without it.
 
-Lost. An expert is ablated where its coefficient is set to 0 at every token. That costs a run of the later layers for
-each expert, so it is measured for a few and estimated for all: to first order, the change of the loss is minus the
-sum over tokens of the loss's gradient by the MLP's output times the expert's part of it. How well estimates agree with
-measurements is part of the result. Both are computed in float32.
+Lost. To ablate an expert is to set its coefficient to 0 at every token. That costs a run of the later layers for
+each expert, so it is measured for a few and estimated for all. To first order, the change of the loss is minus the
+sum over tokens of the loss's gradient by the MLP's output times the expert's part of it. The result reports how well
+estimates agree with measurements. Both are computed in float32.
 
 Purity. Of an expert's top tokens, the share with the most frequent tag (or genre), beside its base rate and beside the
 same number of random tokens, which have a most frequent tag, too.
 
 Logits. The mean of an expert's part of the output over its top tokens, through the last norm's scale and the output
-embedding: its direct effect, without what later layers make of it.
+embedding: its direct effect, without the effect through later layers.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Entries:
 def analyze_replacement(
     replacement: Replacement, bench: Bench, contexts: Contexts, settings: LookSettings, *, progress: bool = True
 ) -> Analysis:
-    """Look at the experts of a replacement.
+    """Analyze the experts of a replacement.
 
     Args:
         replacement: With experts.
@@ -99,7 +99,7 @@ def analyze_replacement(
     """
     if replacement.mixture is None:
         raise UserError(f"{WHO}: expected a kind with experts, got {replacement.shape.kind!r}. Choose another kind.")
-    bench = dataclasses.replace(bench, precision="float32")  # in bfloat16 rounding is as large as one ablation
+    bench = dataclasses.replace(bench, precision="float32")  # rounding in bfloat16 is as large as one ablation
     batches = -(-len(bench.tokens) // BATCH)
     with evaluating(replacement), Progress("Looking at experts", batches + settings.ablations, enabled=progress) as bar:
         entries = _entries(replacement, bench.x)
@@ -231,7 +231,7 @@ def _first_order(replacement: Replacement, x: Tensor, gradient: Tensor) -> Tenso
 
 @dataclass
 class _Look:
-    """Everything that was gathered, as experts are described."""
+    """Everything gathered for the descriptions of experts."""
 
     replacement: Replacement
     bench: Bench

@@ -1,11 +1,11 @@
-"""How faithful a replacement is on held-out documents, always beside what its gate does not carry.
+"""How faithful a replacement is on held-out documents, always beside controls of its gate.
 
-Cross-entropy of the whole model with the replacement in place, minus that of the model as it is: means over tokens,
-intervals over documents. Two controls leave the experts and take away the gate's choice: every row gets the mean
-coefficients of training (*constant gate*), or the coefficients of another row (*shuffled*). A replacement whose
-constant gate is as good has experts that carry nothing, however faithful it is; the *expert share* says how much of
-what is regained over zero ablation is the gate's. The Gaussian twin are rows of the same mean and covariance as the
-MLP's inputs: what is learned of the MLP everywhere has the same error there.
+Cross-entropy of the whole model with the replacement in place, minus that of the unchanged model: means over tokens,
+intervals over documents. Two controls keep the experts and remove the gate's choice: every row gets the mean
+coefficients of training (*constant gate*), or the coefficients of another row (*shuffled*). If a replacement is as
+good with a constant gate, its experts contribute nothing, however faithful it is. The *expert share* is the gate's
+part of the loss regained over zero ablation. The Gaussian twin consists of rows with the mean and covariance
+of the MLP's inputs: a replacement that matches the MLP everywhere has the same error there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROWS = 4096
 JACOBIAN_ROWS = 64
 TWIN_ROWS = 8192
 TWIN_STEP = 2**32 - 1
-"""Step whose Gaussian rows are measured on: no training has as many."""
+"""Step whose Gaussian rows are used for measuring: no training has that many steps."""
 
 Apply = Callable[[Tensor], Tensor]
 
@@ -101,7 +101,7 @@ def evaluate_replacement(
 
 
 def _controls(replacement: Replacement) -> dict[str, Apply]:
-    """The replacement first, then what takes its gate's choice away."""
+    """The replacement first, then the controls without its gate's choice."""
     found: dict[str, Apply] = {replacement.shape.kind: replacement}
     if replacement.mixture is None:
         return found

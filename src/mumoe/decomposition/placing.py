@@ -1,8 +1,8 @@
-"""A replacement in its model: put in the MLP's place, its experts scaled, and taken out again to the bit.
+"""A replacement in its model: put in the MLP's place, with experts scaled, and removed bit-exactly.
 
 Start and other special tokens keep the original MLP, as in training and evaluation: their activations are outliers that
-no replacement is trained on. Which positions these are is a function of the tokens alone, so that generation with a
-cache of keys and values gives what it gives without.
+no replacement is trained on. Which positions these are is a function of the tokens alone, so generation with a
+cache of keys and values gives the same result as without.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Placed", "ReplacedMlp"]
 
 
 class ReplacedMlp(nn.Module):
-    """What stands in the model: the replacement, with the original beside it for special tokens.
+    """The module in the model: the replacement, with the original beside it for special tokens.
 
     Attributes:
         replacement: The replacement.
@@ -62,7 +62,7 @@ class ReplacedMlp(nn.Module):
 
 
 class Placed:
-    """A replacement in a model, and the way back.
+    """A replacement in a model, which can be undone.
 
     Args:
         language: The model.

@@ -1,4 +1,4 @@
-"""What takes an MLP's place: mixtures of sparse experts, the transcoders they are compared with, and dense baselines.
+"""Replacements of an MLP: mixtures of sparse experts, the transcoders they are compared with, and dense baselines.
 
 All of them compute, in units in which inputs and outputs have a root mean square of 1,
 
@@ -14,7 +14,7 @@ bias b that starts at the mean output. They differ in the mixture:
 - ``linear``, ``dense``: no experts; the linear path alone, or an MLP of the original's kind trained from scratch.
 
 Sizes come from one budget of parameters, that of a transcoder with ``width`` times as many features as the MLP has
-inputs; ``linear`` and ``dense`` have the size that they have.
+inputs; the sizes of ``linear`` and ``dense`` are fixed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Kind:
         about: What it is, in a few words.
         sparse: Its gate keeps k experts.
         skip: It has a linear path.
-        additive: Its output is a sum over experts, each of which has a part of its own.
+        additive: Its output is a sum over experts, to which each contributes one term.
         factorization: That of its mixture; empty for none.
     """
 
@@ -173,7 +173,7 @@ class Replacement(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw everything again; the linear path starts at 0, and so do outputs of mixtures but those of blocks."""
+        """Draw all weights again; the linear path starts at 0, and so do the outputs of mixtures other than blocks."""
         for part in (self.gate, self.hidden):
             for module in part.modules() if part is not None else ():
                 reset = getattr(module, "reset_parameters", None)
@@ -193,7 +193,7 @@ class Replacement(nn.Module):
             self.mixture._draw_layers()
 
     def _reset_factors(self, mixture: MuMoE) -> None:
-        """Expert vectors of any direction, so that no expert starts like another; a silent output."""
+        """Expert vectors of random directions, so that no two experts start alike; the output starts at 0."""
         part: Any = mixture.factorization
         _unit_(part.expert_factor_0.uniform_(-1, 1))
         if self.shape.kind == "hadamard":
@@ -226,7 +226,7 @@ class Replacement(nn.Module):
         return y
 
     def rest_of(self, x: Tensor) -> Tensor:
-        """The part that is no expert's: linear path, dense MLP and bias."""
+        """The part that belongs to no expert: linear path, dense MLP and bias."""
         y = self.bias.to(torch.promote_types(x.dtype, torch.float32)).expand(*x.shape[:-1], -1)
         if self.skip is not None:
             y = y + self.skip(x).to(y.dtype)
@@ -252,7 +252,7 @@ class Replacement(nn.Module):
 
     @property
     def _normed(self) -> Tensor | None:
-        """Expert vectors that keep their norm of 1: those of ``hadamard``, whose scale the gate already has."""
+        """Expert vectors that keep their norm of 1: those of ``hadamard``, whose scale the gate already controls."""
         if self.shape.kind != "hadamard" or not isinstance(self.mixture, MuMoE):
             return None
         found: Tensor = self.mixture.factorization.expert_factor_0  # type: ignore[assignment]

@@ -28,7 +28,7 @@ SAMPLE = 200
 """Tokens on which a tokenizer is compared with the model's."""
 
 Text = str | Sequence[Document] | Contexts
-"""A name, documents, or contexts that were cut before."""
+"""A name, documents, or contexts that were made before."""
 
 
 def open_contexts(

@@ -19,7 +19,7 @@ function written(parts, state) {
   return `#/${parts.join("/")}${query ? `?${query}` : ""}`;
 }
 
-// The place, and a state of texts that the address carries. `defaults` are left out of the address. Going back changes
+// The place, and a state of texts that the address holds. `defaults` are left out of the address. Going back changes
 // the place alone; an address that was pasted or opened sets the state, too.
 export function useAddress(defaults) {
   const [parts, setParts] = useState(() => read().parts);
@@ -40,7 +40,7 @@ export function useAddress(defaults) {
     const later = setTimeout(() => {
       const address = written(parts, said);
       if (address !== location.hash && read().parts.join("/") === parts.join("/")) history.replaceState({ mumoe: true }, "", address);
-    }, 120); // browsers refuse many changes within a second
+    }, 120); // browsers reject many changes within a second
     return () => clearTimeout(later);
   }, [parts, state]);
   const change = (some) => setState((old) => ({ ...old, ...(typeof some === "function" ? some(old) : some) }));

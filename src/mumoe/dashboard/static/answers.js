@@ -1,14 +1,14 @@
-// What the server answers to a question; while the question is a newer one, the part that shows the answer is busy.
+// The server's answer to a question; while a newer question is open, the part that shows the answer is busy.
 //
-// Every part of the page that shows an answer says so by aria-busy: it is true from the moment in which a click has
-// asked for something else until that is drawn. Screen readers wait for it, and so do the tests.
+// Every part of the page that shows an answer sets aria-busy: it is true from the click that requests something
+// else until the result is drawn. Screen readers and tests wait for it.
 
 import { useEffect, useState } from "/vendor/hooks.js";
 
 const NOTHING = { question: null, found: null, problem: "" };
 
 // `ask` is called whenever `question`, a text, changes; answers to an older question are dropped. Until the new answer
-// is there the old one stays in `found`, unless `fresh` leaves it out.
+// arrives the old one stays in `found`, unless `fresh` removes it.
 export function useAnswer(question, ask, { fresh = false } = {}) {
   const [answered, setAnswered] = useState(NOTHING);
   useEffect(() => {

@@ -13,14 +13,14 @@ export function Audit({ run, notes, split, onOpenExpert }) {
   return html`<section class="pane detail" aria-label="Audit" aria-busy=${busy}>
     <header class="panehead"><h2>Audit</h2></header>
     <p class="note">Groups of ${split} images that are right less often than other images with the same true label, by the errors they have
-      beyond those of the rest: score = images × gap / (images + 20). First place need not be the failure you look for: other hard slices are real too.</p>
+      beyond those of the rest: score = images × gap / (images + 20). The first group need not be the failure you are looking for: other hard slices are real too.</p>
     ${run.multi_label && html`<div class="fields"><${Choice} label="Attribute to audit" value=${target} onChange=${setTarget} options=${run.classes.map((name) => [name, name])} /></div>`}
     ${busy && html`<p class="note" role="status">Comparing groups.</p>`}
     <${Problem} text=${problem} />
-    ${found?.pooled && html`<p class="note">All labels are pooled, each compared with itself: no group has enough images of one.</p>`}
+    ${found?.pooled && html`<p class="note">All labels are pooled, and groups are compared within each label: no group has enough images of one.</p>`}
     ${found && html`<${Ranking} title="By experts" ranking=${found.experts} labels=${found.labels} notes=${notes} levels=${run.num_experts.length} onOpenExpert=${onOpenExpert} />`}
     ${found?.attributes && html`<${Ranking} title="By named attributes" ranking=${found.attributes} labels=${found.labels} />`}
-    ${found && !found.attributes && html`<p class="note">The data name no attributes.</p>`}
+    ${found && !found.attributes && html`<p class="note">The data have no named attributes.</p>`}
   </section>`;
 }
 

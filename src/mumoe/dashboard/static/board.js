@@ -15,7 +15,7 @@ const METRICS = {
 };
 
 const RESAMPLES = 500; // of the bootstrap intervals
-const REST = 400; // milliseconds without a change before they are asked for
+const REST = 400; // milliseconds without a change before they are requested
 
 // What a slider of each kind of edit moves: its value, its range, and the edit with another value.
 function dial(edit) {
@@ -50,7 +50,7 @@ export function Board({ run, notes, split, edits, setEdits, addEdits, history, o
   const { result, problem, slow, busy } = comparison;
   if (!run.editable) {
     return html`<section class="pane board" aria-label="Edits"><h2>Edits</h2>
-      <p class="note">The experts of this run do not make the logits (a linear layer follows them, or they are a sparse mixture), so that they cannot be edited.
+      <p class="note">The experts of this run do not compute the logits (a linear layer follows them, or they are a sparse mixture), so they cannot be edited.
       Train with <code>--spec CPMuMoE-r256-e128 --position final</code>.</p></section>`;
   }
   return html`<section class="pane board" aria-label="Edits" aria-busy=${busy}>
@@ -72,8 +72,8 @@ export function Board({ run, notes, split, edits, setEdits, addEdits, history, o
   </section>`;
 }
 
-// What the edits change. While a slider moves, the newest position is asked for as soon as the last answer is there;
-// once it rests, the bootstrap intervals of the subgroups follow, which no later position waits for.
+// What the edits change. While a slider moves, the newest position is requested as soon as the last answer has arrived;
+// once it stops, the bootstrap intervals of the subgroups follow; no later position waits for them.
 export function useComparison(run, split, sent, subgroup) {
   const [answered, setAnswered] = useState({ question: null, result: null, problem: "" });
   const [intervals, setIntervals] = useState({ question: null, fairness: null });
@@ -133,7 +133,7 @@ function Adding({ run, edits, add, selected, setSelected, subgroup, setSubgroup 
     try {
       const { entry } = await post("/api/parse", { text });
       add([entry]);
-      setText((now) => (now === text ? "" : now)); // what was typed meanwhile stays
+      setText((now) => (now === text ? "" : now)); // text typed in the meantime stays
       setProblem("");
     } catch (error) {
       setProblem(error.message);

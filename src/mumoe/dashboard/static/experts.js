@@ -232,7 +232,7 @@ function Beside({ run, notes, found, mine, pins, onBeside }) {
     options=${[["", options.length ? "Side by side with ..." : "Side by side: pin another expert first"], ...options]} />`;
 }
 
-// What is known of the expert in one sentence, with its control.
+// The expert in one sentence, with its control.
 function Headline({ found }) {
   const view = found.analysis;
   if (!view) return html`<p class="headline">Its coefficient is at least 0.5 on ${plural(found.load, "image")}. What its ablation changes was not measured.</p>`;

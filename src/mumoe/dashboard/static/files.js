@@ -14,7 +14,7 @@ function cell(value) {
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-// A table as CSV, numbers with all their digits.
+// A table as CSV, numbers with all digits.
 export function csv(heads, rows) {
   return [heads, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
 }

@@ -23,7 +23,7 @@ export function signed(value, digits = 2) {
   return (value > 0 ? "+" : "−") + text;
 }
 
-// A difference of two shares, in points of a hundred.
+// A difference of two shares, in percentage points.
 export function points(before, after, digits = 1) {
   return before == null || after == null ? NONE : signed(100 * (after - before), digits);
 }

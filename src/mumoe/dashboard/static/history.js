@@ -24,7 +24,7 @@ export function current(history) {
   return history.steps[history.at];
 }
 
-// A name that no edit has yet.
+// A name that is not used by any edit.
 export function free(edits, kind) {
   for (let n = 1; ; n += 1) {
     if (!edits.some((edit) => edit.name === `${kind}-${n}`)) return `${kind}-${n}`;

@@ -1,4 +1,4 @@
-// Lists of images, one image taken apart, and pictures of one's own.
+// Lists of images, one image taken apart, and uploaded pictures.
 
 import { useCallback, useMemo, useRef, useState } from "/vendor/hooks.js";
 import { useAnswer } from "/answers.js";
@@ -77,7 +77,7 @@ function Apart({ run, notes, found, labels, setLabels, onOpenExpert }) {
   const others = run.classes.filter((name) => !labels.includes(name));
   return html`<h3>What each expert adds to the logits</h3>
     <p class="note">${found.additive ? "A logit is the sum over experts of coefficient × (expert's weight × image): the lines add up to it."
-      : "A linear layer follows the experts, so that a logit is no sum over them: only coefficients are given."}
+      : "A linear layer follows the experts, so a logit is not a sum over them: only coefficients are shown."}
       ${rest > 0 ? ` The ${found.experts.length} largest of ${found.experts_total} are shown.` : ""}</p>
     <${Scroll} label="Experts behind the logits"><table class="apart">
       <thead><tr><th scope="col">Expert</th><th scope="col">a<${Term} of="coefficient" /></th>${found.additive && found.classes.map((c) => html`<th key=${c} scope="col"
@@ -118,7 +118,7 @@ export function OwnPicture({ run, notes, edits, onOpenExpert }) {
     if (!file) return;
     setProblem("");
     if (file.size > run.most_bytes) {
-      setProblem(`The picture has ${count(Math.ceil(file.size / 2 ** 20))} MB; at most ${run.most_bytes / 2 ** 20} MB are taken.`);
+      setProblem(`The picture has ${count(Math.ceil(file.size / 2 ** 20))} MB; at most ${run.most_bytes / 2 ** 20} MB are accepted.`);
       return;
     }
     setBusy(true);
@@ -136,7 +136,7 @@ export function OwnPicture({ run, notes, edits, onOpenExpert }) {
   };
   if (!run.uploads) {
     return html`<section class="pane detail only" aria-label="Your picture"><h2>Your picture</h2>
-      <p class="note">This run was trained on features computed elsewhere: the network that would see a picture is not known.</p></section>`;
+      <p class="note">This run was trained on features computed elsewhere: the network that would read a picture is unknown.</p></section>`;
   }
   return html`<section class="pane detail only" aria-label="Your picture" aria-busy=${busy}><h2>Your picture</h2>
     <div class="drop ${over ? "over" : ""}" onDragOver=${(event) => (event.preventDefault(), setOver(true))} onDragLeave=${() => setOver(false)} onDrop=${drop}>
@@ -145,7 +145,7 @@ export function OwnPicture({ run, notes, edits, onOpenExpert }) {
       <input ref=${input} type="file" accept="image/*" class="unseen" tabindex="-1" aria-label="Picture to look at"
         onChange=${(event) => (take(event.currentTarget.files[0]), (event.currentTarget.value = ""))} />
       <p class="note">It stays on this machine. At most ${run.most_bytes / 2 ** 20} MB.</p></div>
-    ${busy && html`<${Progress} job=${{ note: "Looking at the picture (the first one loads the network)", total: 0 }} />`}
+    ${busy && html`<${Progress} job=${{ note: "Processing the picture (the first one loads the network)", total: 0 }} />`}
     <${Problem} text=${problem} onClose=${() => setProblem("")} />
     ${shown && html`<${OwnApart} run=${run} notes=${notes} shown=${shown} edits=${edits} onOpenExpert=${onOpenExpert} />`}
   </section>`;

@@ -53,7 +53,7 @@ export function Naming({ notes, level, expert, suggestion }) {
       setProblem(error.message);
     }
   };
-  // After a refusal the newest text is what a second attempt replaces: the person has read it by then.
+  // After a refusal a second attempt replaces the newest text, which the person has seen by then.
   useEffect(() => {
     if (problem) setBefore(entry);
   }, [entry.name, entry.note, problem]);

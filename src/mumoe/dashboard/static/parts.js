@@ -111,8 +111,8 @@ function Tile({ run, item, onOpen, selected, place, reached }) {
 
 const TILE = { width: 112, height: 158 };
 
-// A list of images of any length: pages are asked for as they come into sight. One image is reached by Tab, the others
-// by arrow keys, so that what follows the list is one step away.
+// A list of images of any length: pages are requested as they come into view. One image is reached by Tab and the
+// others by arrow keys, so that the content after the list is one step away.
 export function Gallery({ run, total, load, onOpen, selected, label }) {
   const ref = useRef(null);
   const box = useBox(ref);
@@ -147,7 +147,7 @@ export function Gallery({ run, total, load, onOpen, selected, label }) {
     event.preventDefault();
     reach(Math.max(0, Math.min(total - 1, now.current + steps[event.key])));
     focus.current = true;
-    ref.current.focus({ preventScroll: true }); // the list has it until then: the image that had it may go out of sight
+    ref.current.focus({ preventScroll: true }); // the list has it until then: the image that had it may scroll out of view
     scrollTo(ref.current, Math.floor(now.current / columns), TILE.height);
   };
   const wanted = [];
@@ -174,7 +174,7 @@ export function Gallery({ run, total, load, onOpen, selected, label }) {
     return html`<li key=${place} style=${style} aria-setsize=${total} aria-posinset=${place + 1}>${tile}</li>`;
   });
   return html`<div class="gallery" ref=${ref} tabindex="0" role="region" aria-label=${`${label} (arrow keys move)`} onKeyDown=${onKeyDown} aria-busy=${wanted.some((place) => !kept.get(Math.floor(place / size)))}>
-    ${total === 0 && html`<p class="empty">No image is in this list.</p>`}
+    ${total === 0 && html`<p class="empty">This list has no images.</p>`}
     <ul style=${{ height: `${rows * TILE.height}px` }}>${tiles}</ul></div>`;
 }
 
@@ -185,7 +185,7 @@ export function Diverging({ value, most, kinds = ["minus", "plus"] }) {
   return html`<span class="diverging" aria-hidden="true"><span class=${kinds[value < 0 ? 0 : 1]} style=${style}></span></span>`;
 }
 
-// A word with what it means: a button that shows the meaning below, for mouse, keyboard and touch alike.
+// A term with its meaning: a button that shows the meaning below, for mouse, keyboard and touch.
 export function Term({ of, children }) {
   const [open, setOpen] = useState(false);
   const id = useId();
@@ -195,7 +195,7 @@ export function Term({ of, children }) {
     aria-label=${`What is ${name}?`} onClick=${(event) => (event.stopPropagation(), event.preventDefault(), setOpen(!open))}>?</button></span><span id=${id} class="meaning" role="note" hidden=${!open}>${text}</span>`;
 }
 
-// The meanings of several words as a list that opens.
+// The meanings of several terms as a list that opens.
 export function Meanings({ title, words }) {
   return html`<details class="meanings"><summary>${title}</summary><dl>${words.map(([text, of]) => html`<div key=${of}><dt>${text}</dt><dd>${word(of).text}</dd></div>`)}</dl></details>`;
 }
@@ -205,7 +205,7 @@ export function Csv({ name, heads, rows }) {
   return html`<button type="button" class="link csv" aria-label=${`Save ${name} as CSV`} onClick=${() => saveCsv(name, heads, typeof rows === "function" ? rows() : rows)}>CSV</button>`;
 }
 
-// What is wider than its place scrolls sideways, and says so.
+// Content wider than its place scrolls sideways and shows a hint.
 export function Scroll({ label, children }) {
   const ref = useRef(null);
   const [wide, setWide] = useState(false);

@@ -1,4 +1,4 @@
-// Tables and figures wider than their place scroll sideways; a line above them says so while that is the case.
+// Tables and figures wider than their place scroll sideways; a line above them says so while they do.
 "use strict";
 (() => {
   const places = [...document.querySelectorAll(".wide")].map((place) => {

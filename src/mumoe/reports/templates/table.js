@@ -1,4 +1,4 @@
-// Tables that sort by a click (or Enter) on a heading and show only rows that fit the filters. Plain, no library.
+// Tables that sort by a click (or Enter) on a heading and show only rows that fit the filters. No library.
 "use strict";
 (() => {
   const value = (row, column) => {
@@ -12,7 +12,7 @@
   const sort = (table, column, descending) => {
     const body = table.tBodies[0];
     const rows = [...body.rows].map((row, place) => ({ row, place, key: value(row, column) }));
-    // Rows without a value stay at the end whichever way the table is sorted; equals keep their order.
+    // Rows without a value stay at the end in either sort order; equal rows keep their order.
     rows.sort((a, b) =>
       (a.key === "") - (b.key === "") || (descending ? -1 : 1) * compare(a.key, b.key) || a.place - b.place);
     body.append(...rows.map((entry) => entry.row));
@@ -39,7 +39,7 @@
     const boxes = [...form.querySelectorAll("input[data-only]")];
     const status = form.querySelector("[role=status]");
     const noun = status.textContent.trim().split(" ").pop();
-    let most = step; // a long table is laid out in parts: only so many rows are shown at a time
+    let most = step; // a long table is shown in parts: only this many rows at a time
     const show = () => {
       const words = search.value.toLowerCase().trim();
       const exact = /^\d+$/.test(words);
@@ -61,6 +61,6 @@
     form.addEventListener("input", () => { most = step; show(); });
     table.addEventListener("sorted", () => { most = step; show(); });
     more?.addEventListener("click", () => { most += step; show(); });
-    show(); // a browser may have kept what was typed before
+    show(); // a browser may have kept an earlier input
   }
 })();
