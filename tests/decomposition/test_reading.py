@@ -16,16 +16,6 @@ from mumoe.errors import UserError
 LAYER = "model.layers.1.mlp"
 
 
-@pytest.fixture(scope="module")
-def analyzed(model_folder, documents, tmp_path_factory):
-    place = tmp_path_factory.mktemp("analyzed")
-    given = {"k": 4, "width": 4, "tokens": 1500, "context": 17, "lr": (4e-3,), "batch_size": 64, "val_contexts": 8}
-    held = {"precision": "float32", "device": "cpu", "cache_dir": place / "cache", "progress": False}
-    dec = mumoe.decompose(model_folder, layer=1, text=documents, out=place / "dec", **given, **held)
-    dec.found = dec.analyze(8, ablations=4, least=5)
-    return dec
-
-
 def test_the_study_has_the_numbers_of_the_analysis(analyzed):
     study, found = analyzed.study(), analyzed.found
     (layer,) = study.layers

@@ -293,6 +293,21 @@ class Decomposition:
         write_bytes(page, text_page(self.study(), credits, notes).encode("utf-8"))
         return page
 
+    def dashboard(self, *, port: int = 0, browser: bool = True) -> None:
+        """Serve the dashboard until interrupted: experts with their tokens, names and notes, and texts that the model
+        writes with an expert scaled.
+
+        Args:
+            port: Port on 127.0.0.1; 0 uses a free one.
+            browser: Whether to open the page; its address is printed in any case.
+
+        Raises:
+            UserError: If it was not analyzed, or the port is taken.
+        """
+        from mumoe.dashboard.server import show_decomposition  # its packages are an extra
+
+        show_decomposition(self, port=port, browser=browser)
+
     def _train_rows(self) -> Activations:
         """Some rows of training, from the cache or captured again."""
         return capture_rows(
