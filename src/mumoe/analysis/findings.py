@@ -326,7 +326,7 @@ class LayerText:
     def unlisted(self) -> str:
         """How many experts are not looked at, and why."""
         count = self.num_experts - len(self.by_effect())
-        return f"{count} used by fewer than {self.least} tokens" if self.least else f"{count} read nothing"
+        return f"{count:,} used by fewer than {self.least} tokens" if self.least else f"{count:,} read nothing"
 
 
 @dataclass(frozen=True)
@@ -392,7 +392,7 @@ class TextStudy(Record):
         lines = [self.headline()]
         for layer in self.layers:
             used = layer.by_effect()
-            lines.append(f"{layer.layer}: {layer.num_experts} experts, {layer.unlisted()}")
+            lines.append(f"{layer.layer}: {layer.num_experts:,} experts, {layer.unlisted()}")
             for expert in used[:5]:
                 cost = "" if expert.effect is None else f", worth {expert.effect.all:+.3f} nats per token"
                 lines.append(f"  expert {expert.expert}: most on {expert.reads}, {expert.used:.0%} of the tokens{cost}")

@@ -23,7 +23,7 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #55606a; --line: #dfe3e6; --frame: #b3261e;
   --ground: 11 110 153; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --paper: #16191c; --soft: #a3adb6; --line: #343b41;
-  --frame: #f2938c; --ground: 46 145 190; } }
+  --frame: #f2938c; --ground: 38 118 155; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
   max-width: 72rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
@@ -73,7 +73,7 @@ def text_page(study: TextStudy, credits: Sequence[str] = (), notes: ExpertNotes 
     ]
     for layer in study.layers:
         parts.append(f"<h2>{html.escape(layer.layer)}</h2>")
-        parts.append(f'<p class="soft">{layer.num_experts} experts, {layer.unlisted()}.</p>')
+        parts.append(f'<p class="soft">{layer.num_experts:,} experts, {layer.unlisted()}.</p>')
         parts.append(_table(layer, study, called) if _estimated(layer) else _effects(layer, study))
         parts += [_expert(expert, layer.layer, study, called) for expert in layer.by_effect()[:QUOTED]]
         if (rest := len(layer.by_effect()) - QUOTED) > 0:
