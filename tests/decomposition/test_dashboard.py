@@ -46,6 +46,7 @@ def test_columns_are_those_of_the_analysis(shown, analyzed):
         assert measured == (None if one.loss is None else pytest.approx(one.loss / 1000))
     state = get(shown, "/api/state")["run"]
     assert (state["per"], state["estimated"], state["steers"]["most_tokens"]) == (1000, True, 100)
+    assert columns["most"][0] == analyzed.found.expert(columns["expert"][0]).tag
     assert any("of random tokens" in line for line in state["remarks"])
 
 
@@ -57,6 +58,11 @@ def test_written_texts_are_those_of_generate(shown, analyzed):
     assert PROMPT + found["plain"] == analyzed.generate(PROMPT, 12)
     assert PROMPT + found["steered"] == analyzed.generate(PROMPT, 12, scale={expert: 20.0})
     assert found["steered"] != found["plain"] != found["original"]
+    rates = {one.expert: one.rate for one in analyzed.found.found}
+    nearest = min(abs(rate - rates[expert]) for other, rate in rates.items() if other != expert)
+    assert found["control"] != expert
+    assert abs(rates[found["control"]] - rates[expert]) == pytest.approx(nearest)
+    assert PROMPT + found["controlled"] == analyzed.generate(PROMPT, 12, scale={found["control"]: 20.0})
     again = written(shown, **given, factor=1)["result"]
     assert again["steered"] == again["plain"] == found["plain"]
 
@@ -100,13 +106,13 @@ def test_the_page(browser, shown, analyzed, width, dark):  # noqa: F811
         page.get_by_label("Prompt").fill(PROMPT)
         page.get_by_role("button", name="Write 40 tokens").click()
         texts = page.locator(".written .quote")
-        expect(texts).to_have_count(3)
+        expect(texts).to_have_count(4)
         assert texts.nth(1).inner_text() == analyzed.generate(PROMPT, 40)
         page.get_by_label("Factor as a number").fill("1")
         page.get_by_label("Factor as a number").press("Enter")
         page.get_by_text("Scaling changes nothing here.").wait_for()
         page.get_by_role("slider", name="Factor").press("End")
-        page.get_by_role("heading", name="Steered: × 20").wait_for()
+        page.get_by_role("heading", name=f"Steered: expert {first} × 20").wait_for()
         assert texts.nth(2).inner_text() == analyzed.generate(PROMPT, 40, scale={first: 20.0})
         assert both_themes(watched) == CLEAN
         assert outside(page, ".pane") == []

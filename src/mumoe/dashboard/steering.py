@@ -1,4 +1,8 @@
-"""Text that a decomposed language model writes: with the original MLP, with its experts, and with one expert scaled."""
+"""Text that a decomposed language model writes: with the original MLP, with its experts, and with one expert scaled.
+
+Beside it stands the text with another expert scaled by the same factor, one that is used about as often: any change of
+this size may change a text.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ MOST_TOKENS = 100
 MOST_FACTOR = 20.0
 """Largest factor of a coefficient."""
 KEPT = 32
-"""Texts without scaling that are kept, so that moving a slider writes one text instead of three."""
+"""Texts without scaling that are kept, so that moving a slider writes two texts instead of four."""
 
 
 class Steering:
@@ -29,10 +33,11 @@ class Steering:
 
     Args:
         decomposition: The decomposition; its language model is loaded on first use.
+        used: Expert -> share of tokens that use it, for the choice of controls.
     """
 
-    def __init__(self, decomposition: Decomposition) -> None:
-        self.decomposition = decomposition
+    def __init__(self, decomposition: Decomposition, used: Mapping[int, float]) -> None:
+        self.decomposition, self.used = decomposition, used
         self._known: dict[tuple[str, int], dict[str, str]] = {}
 
     def write(self, prompt: str, tokens: int, expert: int, factor: float, report: Report) -> dict[str, Any]:
@@ -40,22 +45,33 @@ class Steering:
 
         Returns:
             ``original`` with the MLP that was decomposed, ``plain`` with its experts, ``steered`` with one expert's
-            coefficient multiplied by `factor`; ``prompt``, ``expert`` and ``factor`` as given.
+            coefficient multiplied by `factor`, ``controlled`` with that of the expert ``control`` (both None without
+            another expert); ``prompt``, ``expert`` and ``factor`` as given.
 
         Raises:
             UserError: If there is no such expert.
         """
         plain = self._without_scaling(prompt, tokens, report)
-        report(2, 3, f"Writing with expert {expert} × {factor:g}")
+        report(2, 4, f"Writing with expert {expert} × {factor:g}")
         steered = self._generate(prompt, tokens, scale={expert: factor})
-        return {"prompt": prompt, "expert": expert, "factor": factor, **plain, "steered": steered}
+        control = self.control(expert)
+        report(3, 4, f"Writing with expert {control} × {factor:g}")
+        controlled = None if control is None else self._generate(prompt, tokens, scale={control: factor})
+        found = {"prompt": prompt, "expert": expert, "factor": factor, **plain, "steered": steered}
+        return {**found, "control": control, "controlled": controlled}
+
+    def control(self, expert: int) -> int | None:
+        """The other expert that is used by the most similar share of tokens; None if there is no other."""
+        rate = self.used.get(expert, 0.0)
+        others = (other for other in self.used if other != expert)
+        return min(others, key=lambda other: (abs(self.used[other] - rate), other), default=None)
 
     def _without_scaling(self, prompt: str, tokens: int, report: Report) -> dict[str, str]:
         if found := self._known.get((prompt, tokens)):
             return found
-        report(0, 3, "Writing with the original MLP")
+        report(0, 4, "Writing with the original MLP")
         original = self._generate(prompt, tokens, original=True)
-        report(1, 3, "Writing with the experts")
+        report(1, 4, "Writing with the experts")
         found = {"original": original, "plain": self._generate(prompt, tokens)}
         if len(self._known) >= KEPT:
             self._known.pop(next(iter(self._known)))

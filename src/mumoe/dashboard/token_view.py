@@ -78,7 +78,7 @@ class TokenSession:
         found["estimate"] = [expert.estimate for expert in experts]
         found["purity"] = [_above_base(expert) for expert in experts]
         found["effect"] = [expert.effect.all if expert.effect else None for expert in experts]
-        found["most"] = [_most(expert.by_class) for expert in experts]
+        found["most"] = [_reads(expert) for expert in experts]
         found["example"] = [expert.top[0].pieces[expert.top[0].center] if expert.top else "" for expert in experts]
         return found
 
@@ -121,6 +121,11 @@ class TokenSession:
         return layers[layer]
 
 
+def _reads(expert: ExpertText) -> str:
+    """The most frequent label of its top tokens; without labels the kind of token that it reads most."""
+    return expert.purity[0].label if expert.purity else _most(expert.by_class)
+
+
 def _most(by_class: Mapping[str, float | None]) -> str:
     """The kind of token that an expert has the largest mean coefficient on; empty for one that reads nothing."""
     known = {name: value for name, value in by_class.items() if value}
@@ -152,4 +157,6 @@ def open_decomposed(decomposition: Decomposition) -> TokenSession:
     Raises:
         UserError: If it was not, or a file is damaged.
     """
-    return TokenSession(decomposition.path, decomposition.study(), Steering(decomposition))
+    study = decomposition.study()
+    used = {expert.expert: expert.used for expert in study.layers[0].experts}
+    return TokenSession(decomposition.path, study, Steering(decomposition, used))

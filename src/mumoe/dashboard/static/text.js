@@ -152,7 +152,7 @@ function Experts({ run, notes, view, setView, opened, onOpen }) {
     <${Problem} text=${problem || notes.problem} />
     ${columns && html`<p class="note listline"><span role="status">${plural(places.length, "expert")} of ${name}${run.layers[layer].least > 0 && `, used by at least ${run.layers[layer].least} tokens`}.</span>${" "}
       <${Csv} name=${`experts-${name}`} heads=${["layer", "expert", "name", "note", "worth", "mean_coefficient", "used", "at_least_half", "reads", "token", "worth_estimated", "purity_above_base"]} rows=${() => order.map(row)} /></p>`}
-    <${Meanings} title="What the columns mean" words=${run.estimated ? [["Worth", "worth_estimated"], ["Purity", "purity"], ["Used", "used"], ["Reads", "reads"]] : [["Worth", "worth"], ["Mean", "mean_token"], ["Used", "used"], ["Reads", "reads"]]} />
+    <${Meanings} title="What the columns mean" words=${run.estimated ? [["Worth", "worth_estimated"], ["Purity", "purity"], ["Used", "used"], ["Reads", "reads_label"]] : [["Worth", "worth"], ["Mean", "mean_token"], ["Used", "used"], ["Reads", "reads"]]} />
     ${columns && html`<${Grid} label="Experts" className="plainrows" heads=${heads} places=${places} cells=${cells} sort=${sort} direction=${direction} choose=${choose}
       opened=${opened && opened[0] === layer ? opened[1] : null} onOpen=${(n) => onOpen(layer, n)} />`}
   </section>`;
@@ -211,7 +211,7 @@ function Meaning({ found, file }) {
 const PROMPT = "The committee met on Monday to";
 const WRITTEN = 40;
 
-// Texts with the original MLP, with its experts, and with this expert scaled. After the first click they follow the slider.
+// Texts with the original MLP, with its experts, with this expert scaled, and with another one as a control. After the first click they follow the slider.
 function Steer({ run, expert, view, setView }) {
   const [job, setJob] = useState(null);
   const [found, setFound] = useState(null);
@@ -249,15 +249,16 @@ function Steer({ run, expert, view, setView }) {
     ${found && html`<${Written} found=${found} />`}</form>`;
 }
 
-// Three texts; what differs from the text before it is marked from its first difference on.
+// The texts; what differs from another is marked from its first difference on.
 function Written({ found }) {
-  const texts = [["Original MLP", found.original, found.original], ["Plain: its experts", found.plain, found.original], [`Steered: × ${found.factor}`, found.steered, found.plain]];
+  const texts = [["Original MLP", found.original, found.original], ["Plain: its experts", found.plain, found.original], [`Steered: expert ${found.expert} × ${found.factor}`, found.steered, found.plain],
+    ...(found.control == null ? [] : [[`Control: expert ${found.control} × ${found.factor}`, found.controlled, found.plain]])];
   return html`<div class="columns written">${texts.map(([title, text, other]) => {
     let same = 0;
     while (same < text.length && text[same] === other[same]) same += 1;
     return html`<div key=${title}><h4>${title}</h4><p class="quote whole"><span class="prompt">${found.prompt}</span>${text.slice(0, same)}${same < text.length && html`<mark>${text.slice(same)}</mark>`}</p></div>`;
   })}</div>
-    <p class="note">${found.steered === found.plain ? "Scaling changes nothing here." : "Marked: from the first difference on, plain from original, and steered from plain."}</p>`;
+    <p class="note">${found.steered === found.plain ? "Scaling changes nothing here." : "Marked: what follows the first difference of plain from original, and of the others from plain."} The control is the expert that is used by the most similar share of tokens.</p>`;
 }
 
 function Tokens({ run, notes, found, name, expert, children }) {

@@ -51,6 +51,7 @@ export const WORDS = {
   used: ["used", "Share of tokens on which the expert's coefficient is above 0."],
   half: ["at least a half", "Share of tokens on which the expert's coefficient is at least 0.5."],
   reads: ["reads", "The kind of token with the largest mean coefficient, and the token with the largest coefficient."],
+  reads_label: ["reads", "The most frequent label among its top tokens (without labels, the kind of token with the largest mean coefficient), and the token with the largest coefficient."],
   nats: ["nats", "Unit of the loss: the negative natural logarithm of the probability that the model gave to the token."],
 };
 
