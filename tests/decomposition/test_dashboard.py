@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from playwright.sync_api import expect
 import mumoe
 from axe import CLEAN, both_themes, outside
 from browsing import browser, opened  # noqa: F401 (a fixture)
-from dashboard.talking import get, post, refused
+from dashboard.talking import get, post, refused, request
 from mumoe import cli
 from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.dashboard.server import serving
@@ -84,7 +85,11 @@ def test_wrong_requests_to_write_are_refused(shown, wrong, words):
     assert words in refused(shown, "/api/text/generate", **given)
 
 
-def test_an_expert_that_is_not_there_is_said(shown):
+def test_an_expert_that_is_not_there_is_said(shown, analyzed):
+    idle = next(n for n in range(analyzed.found.experts) if analyzed.found.expert(n) is None)
+    status, _, content = request(shown, "GET", f"/api/text/expert?layer=0&expert={idle}")
+    assert status == 400
+    assert f"expected an expert of {LAYER} that at least 5 tokens use, got {idle}" in json.loads(content)["error"]
     job = written(shown, prompt=PROMPT, tokens=4, expert=99999, factor=2)
     assert job["state"] == "failed"
     assert "expected an expert in 0.." in job["error"]

@@ -20,23 +20,31 @@ from mumoe.plots.token_sheet import heat_map, one_line
 __all__ = ["text_page", "write_study", "write_text_view"]
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #55606a; --line: #dfe3e6; --frame: #b3261e;
-  --ground: 11 110 153; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ea; --paper: #16191c; --soft: #a3adb6; --line: #343b41;
-  --frame: #f2938c; --ground: 38 118 155; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 72rem; padding: 0 1rem; }
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto; max-width: 72rem;
+  padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
-.soft { color: var(--soft); font-size: .9rem; } h3 .soft { font-weight: normal; } a { color: inherit; }
+.soft { color: #55606a; font-size: .9rem; } h3 .soft { font-weight: normal; } a { color: inherit; }
 .quote { font: 13px/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: .15rem 0; }
-.quote b { outline: 2px solid var(--frame); outline-offset: -1px; font-weight: inherit; }
+.quote b { outline: 2px solid #b3261e; outline-offset: -1px; font-weight: inherit; }
 .quote i { font-style: inherit; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .15rem .7rem .15rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, .word { text-align: left; }
+th, td { padding: .15rem .7rem .15rem 0; text-align: right; border-bottom: 1px solid #dfe3e6; }
+th:first-child, td:first-child { text-align: left; }
 """
 
-_STYLE += "".join(f".g{n} {{ background: rgb(var(--ground) / {n * 0.075:.3f}); }}\n" for n in range(1, 11))
+_DARK = """
+body { color: #e6e8ea; background: #16191c; } .soft { color: #a3adb6; } .quote b { outline-color: #f2938c; }
+th, td { border-color: #343b41; }
+"""
+
+
+def _grounds(color: str) -> str:
+    """Ten shades of a ground, by the size of a coefficient."""
+    return "".join(f".g{n} {{ background: rgb({color} / {n * 0.075:.3f}); }}\n" for n in range(1, 11))
+
+
+_STYLE += _grounds("11 110 153") + f"@media (prefers-color-scheme: dark) {{{_DARK}{_grounds('38 118 155')}}}\n"
 
 QUOTED = 300
 """Experts of a layer that a page quotes; its table has all of them."""

@@ -84,10 +84,12 @@ class TokenSession:
 
     def expert(self, layer: int, expert: int) -> Any:
         """One expert with its tokens."""
-        for found in self._layer(layer).experts:
+        part = self._layer(layer)
+        for found in part.experts:
             if found.expert == expert:
                 return {**to_plain(found), "suggestion": self._suggestion(found)}
-        raise UserError(f"{WHO}: expected an expert of {self._layer(layer).layer}, got {expert}. Choose another.")
+        used = f" that at least {part.least} tokens use" if part.least else ""
+        raise UserError(f"{WHO}: expected an expert of {part.layer}{used}, got {expert}. Choose another.")
 
     def _suggestion(self, expert: ExpertText) -> str:
         """A name from the kinds of token that get most of the expert's coefficients; empty if they are spread."""
