@@ -244,7 +244,7 @@ def shoot_decomposition(browser: Any, runs: Runs) -> None:
 
     decomposed = load(runs.decomposed, progress=False)
     with serving(lambda report: open_decomposed(decomposed)) as server:
-        shoot(browser, server.url, "dashboard-decomposition", height=1100, phone=2000, prepare=_steer)
+        shoot(browser, server.url, "dashboard-decomposition", height=1460, phone=2500, prepare=_steer)
 
 
 def _name_first(server: Any, run: Path) -> None:

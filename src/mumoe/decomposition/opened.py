@@ -33,7 +33,7 @@ from mumoe.decomposition.reading import remarks, text_study
 from mumoe.decomposition.replacements import Replacement, Shape, build, shape_for
 from mumoe.decomposition.texts import Text, open_contexts
 from mumoe.devices import AUTO, resolve
-from mumoe.errors import JobError, UserError, check_size, reason_of, unknown_name
+from mumoe.errors import JobError, UserError, check_size, reason_of, require, unknown_name
 from mumoe.files import read_json, write_bytes, write_json, write_tensors
 from mumoe.models.language import LanguageModel, Mlp, open_language
 from mumoe.records import read_typed
@@ -304,9 +304,8 @@ class Decomposition:
         Raises:
             UserError: If it was not analyzed, or the port is taken.
         """
-        from mumoe.dashboard.server import show_decomposition  # its packages are an extra
-
-        show_decomposition(self, port=port, browser=browser)
+        server = require("mumoe.dashboard.server", "dashboard", "Decomposition.dashboard")
+        server.show_decomposition(self, port=port, browser=browser)
 
     def _train_rows(self) -> Activations:
         """Some rows of training, from the cache or captured again."""
