@@ -43,6 +43,7 @@ class Runs:
         linear: A linear head on three seeds.
         bias: 0/1 attributes of features with a planted bias, corrected.
         text: A small language model, analyzed.
+        decomposed: An MLP of SmolLM2 as experts, analyzed.
     """
 
     many: Path
@@ -51,6 +52,7 @@ class Runs:
     linear: Path
     bias: Path
     text: Path
+    decomposed: Path
 
 
 def call(*arguments: object) -> None:
@@ -63,7 +65,7 @@ def call(*arguments: object) -> None:
 
 def make_runs() -> Runs:
     """The runs, trained and analyzed if they are not there yet."""
-    runs = Runs(*(RUNS / name for name in ("many", "few", "hierarchy", "linear", "bias", "text")))
+    runs = Runs(*(RUNS / name for name in ("many", "few", "hierarchy", "linear", "bias", "text", "decomposed")))
     heads = {runs.many: ("CPMuMoE-r256-e128", 3), runs.few: ("CPMuMoE-r256-e8", 3), runs.linear: ("linear", 3)}
     for path, (head, seeds) in {**heads, runs.hierarchy: ("CPMuMoE-r256-e64x2", 1)}.items():
         if not (path / "summary.json").is_file():
@@ -77,6 +79,8 @@ def make_runs() -> Runs:
         call("train", "--config", config.relative_to(ROOT), "--against", "--seeds", 1, "--out", runs.text)
     if not (runs.text / "analysis" / "experts.json").is_file():
         call("analyze", runs.text)
+    if not (runs.decomposed / "analysis" / "experts.json").is_file():
+        call("decompose", "--contexts", 64, "--out", runs.decomposed)
     return runs
 
 
@@ -233,6 +237,16 @@ def shoot_dashboard(browser: Any, runs: Runs) -> None:
         shoot(browser, server.url, "dashboard-tokens", height=1000, phone=1700, prepare=_read)
 
 
+def shoot_decomposition(browser: Any, runs: Runs) -> None:
+    """The expert of a decomposition whose ablation costs most, and a prompt continued with it scaled."""
+    from mumoe.dashboard.server import serving
+    from mumoe.dashboard.token_view import open_decomposed
+
+    decomposed = load(runs.decomposed, progress=False)
+    with serving(lambda report: open_decomposed(decomposed)) as server:
+        shoot(browser, server.url, "dashboard-decomposition", height=1460, phone=2500, prepare=_steer)
+
+
 def _name_first(server: Any, run: Path) -> None:
     """Give the first experts the names that the page suggests."""
     from mumoe.dashboard.expert_panel import expert_detail
@@ -269,6 +283,13 @@ def _rewrite(page: Any) -> None:
     page.get_by_text("Rewrite Animals").wait_for()
     page.get_by_text("Rewrite for a subgroup").click()
     page.get_by_text(re.compile(r"\d+ to \d+%")).first.wait_for()
+
+
+def _steer(page: Any) -> None:
+    _read(page)
+    page.get_by_role("slider", name="Factor").press("End")
+    page.get_by_role("button", name="Write 40 tokens").click()
+    page.get_by_role("heading", name=re.compile("Steered")).wait_for(timeout=120_000)
 
 
 def _read(page: Any) -> None:
@@ -310,6 +331,7 @@ PARTS: dict[str, Callable[[Any, Runs], None]] = {
     "demo": shoot_demo,
     "report": shoot_report,
     "dashboard": shoot_dashboard,
+    "decomposition": shoot_decomposition,
 }
 """Name -> what takes its pictures."""
 

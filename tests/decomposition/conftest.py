@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+import mumoe
 from mumoe.data.documents import Document
 from mumoe.models.language import LanguageModel, open_language
 from tiny_llama import sentences, tiny_llama, tiny_tokenizer
@@ -47,3 +48,13 @@ def small(tmp_path: Path, documents) -> dict:
         "cache_dir": tmp_path / "cache",
         "progress": False,
     }
+
+
+@pytest.fixture(scope="session")
+def analyzed(model_folder, documents, tmp_path_factory):
+    place = tmp_path_factory.mktemp("analyzed")
+    given = {"k": 4, "width": 4, "tokens": 1500, "context": 17, "lr": (4e-3,), "batch_size": 64, "val_contexts": 8}
+    held = {"precision": "float32", "device": "cpu", "cache_dir": place / "cache", "progress": False}
+    dec = mumoe.decompose(model_folder, layer=1, text=documents, out=place / "dec", **given, **held)
+    dec.found = dec.analyze(8, ablations=4, least=5)
+    return dec

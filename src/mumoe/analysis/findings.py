@@ -14,7 +14,11 @@
            "histogram": [tokens in each of 20 equal bins of the coefficients above 0; not in older files],
            "top": [{"row": window, "position": token in it, "coefficient": float, "center": index in pieces,
                     "pieces": [text of each token], "coefficients": [this expert's at each]}],
-           "effect": {"all": nats per token, "by_class": {class: nats per token or null}} or null}]}],
+           "effect": {"all": nats per token, "by_class": {class: nats per token or null}} or null,
+           "largest": what the darkest shade stands for, 1 unless coefficients have no upper bound,
+           "estimate": the effect by first order, nats per token, or null,
+           "purity": [{"of": "tag", "label": str, "share": float, "base": float}],
+           "raises": [tokens], "lowers": [tokens]}]}],
      "excerpts": [{"row": window, "pieces": [...], "losses": [nats of each token, null for the first],
                    "layers": {name: [[[expert, coefficient] above 0, ...] of each token]}}]}
 """
@@ -37,6 +41,7 @@ __all__ = [
     "Interval",
     "LayerStudy",
     "LayerText",
+    "Purity",
     "Specialization",
     "TextEffect",
     "TextStudy",
@@ -228,8 +233,40 @@ class TextEffect:
 
 
 @dataclass(frozen=True)
+class Purity:
+    """The most frequent label among an expert's top tokens.
+
+    Attributes:
+        of: What labels say: ``tag``, ``genre``.
+        label: The label.
+        share: Of the top tokens that have a label, those with this one, in [0, 1].
+        base: The same of all tokens.
+    """
+
+    of: str
+    label: str
+    share: float
+    base: float
+
+
+@dataclass(frozen=True)
 class ExpertText:
-    """One expert of a layer."""
+    """One expert of a layer.
+
+    Attributes:
+        expert: Its number.
+        mean: Mean coefficient over all tokens.
+        used: Share of tokens with a coefficient above 0.
+        half: Share of tokens with at least half of `largest`.
+        by_class: Mean coefficient on each kind of token; None without such tokens.
+        top: Tokens with its largest coefficients.
+        effect: What its ablation changes, measured; None where it was not.
+        histogram: Tokens in equal bins from 0 to `largest`; empty in older files.
+        largest: Upper bound of the coefficients: 1, or the largest seen where the gate has none.
+        estimate: Change of the loss by first order if it is ablated, in nats per token; None where it is not known.
+        purity: Most frequent labels of its top tokens, where the text has labels.
+        raises, lowers: Tokens whose logits its output raises and lowers most, directly.
+    """
 
     expert: int
     mean: float
@@ -239,6 +276,18 @@ class ExpertText:
     top: tuple[TopToken, ...]
     effect: TextEffect | None
     histogram: tuple[int, ...] = ()
+    largest: float = 1.0
+    estimate: float | None = None
+    purity: tuple[Purity, ...] = ()
+    raises: tuple[str, ...] = ()
+    lowers: tuple[str, ...] = ()
+
+    @property
+    def worth(self) -> float:
+        """What experts are ranked by: the estimate where there is one, else the effect, else the mean coefficient."""
+        if self.estimate is not None:
+            return self.estimate
+        return self.effect.all if self.effect else self.mean
 
     @property
     def reads(self) -> str:
@@ -253,17 +302,31 @@ class ExpertText:
 
 @dataclass(frozen=True)
 class LayerText:
-    """All experts of one layer."""
+    """All experts of one layer.
+
+    Attributes:
+        layer: Its name.
+        num_experts: Number of experts.
+        ablated_windows: Windows on which experts were ablated.
+        experts: Those used by at least `least` tokens, or all for a `least` of 0.
+        least: Tokens that an expert must be used by to be listed.
+    """
 
     layer: str
     num_experts: int
     ablated_windows: int
     experts: tuple[ExpertText, ...]
+    least: int = 0
 
     def by_effect(self) -> list[ExpertText]:
         """The experts that read anything, those whose loss costs most first."""
         used = [expert for expert in self.experts if expert.top]
-        return sorted(used, key=lambda expert: -(expert.effect.all if expert.effect else expert.mean))
+        return sorted(used, key=lambda expert: -expert.worth)
+
+    def unlisted(self) -> str:
+        """How many experts are not looked at, and why."""
+        count = self.num_experts - len(self.by_effect())
+        return f"{count:,} used by fewer than {self.least} tokens" if self.least else f"{count:,} read nothing"
 
 
 @dataclass(frozen=True)
@@ -278,7 +341,12 @@ class WindowText:
 
 @record
 class TextStudy(Record):
-    """What the experts of a language model do; the module describes it as JSON."""
+    """What the experts of a language model do; the module describes it as JSON.
+
+    Attributes:
+        remarks: Lines that must be read with the numbers, such as the faithfulness of a decomposition and its controls.
+        per: Tokens that pages state effects for: 1, or 1,000 where effects are small. Effects here are per token.
+    """
 
     run: str
     split: str
@@ -293,6 +361,8 @@ class TextStudy(Record):
     layers: tuple[LayerText, ...]
     excerpts: tuple[WindowText, ...]
     schema: int = 1
+    remarks: tuple[str, ...] = ()
+    per: int = 1
 
     _folder: ClassVar[str] = ""
 
@@ -322,7 +392,7 @@ class TextStudy(Record):
         lines = [self.headline()]
         for layer in self.layers:
             used = layer.by_effect()
-            lines.append(f"{layer.layer}: {layer.num_experts} experts, {layer.num_experts - len(used)} read nothing")
+            lines.append(f"{layer.layer}: {layer.num_experts:,} experts, {layer.unlisted()}")
             for expert in used[:5]:
                 cost = "" if expert.effect is None else f", worth {expert.effect.all:+.3f} nats per token"
                 lines.append(f"  expert {expert.expert}: most on {expert.reads}, {expert.used:.0%} of the tokens{cost}")

@@ -25,7 +25,7 @@ class Options:
     COMMON: ClassVar = {"split": "test", "port": "8000", "data": "folder:/new/place"}
 
     run: Annotated[str, Argument(positional=True, metavar="RUN")]
-    """folder of a run with experts, or of the job that holds it"""
+    """folder of a run with experts, of the job that holds it, or of mumoe decompose"""
     port: int = 0
     """port on 127.0.0.1 (0: any that is free)"""
     split: str = ""
@@ -47,9 +47,23 @@ def run(options: Options) -> None:
         raise UserError(f"mumoe dashboard: expected --port in 0..65535, got {options.port}. 0 uses a free one.")
     if options.split and options.split not in SPLITS:
         raise unknown_name("mumoe dashboard", "split", options.split, SPLITS)
+    if (Path(options.run) / "decomposition.json").is_file():
+        _show_decomposition(options)
+        return
     _read_ahead(Path(options.run), options.data)
     found = opened(options, "mumoe dashboard", experts=True, progress=False)
     found.dashboard(port=options.port, split=options.split, browser=options.browser)
+
+
+def _show_decomposition(options: Options) -> None:
+    if options.split:
+        raise UserError(
+            f"mumoe dashboard: expected no --split for a decomposition, got {options.split}. It shows held-out text."
+        )
+    from mumoe.api import load
+
+    found = load(options.run, data=options.data or None, device=options.device, progress=False)
+    found.dashboard(port=options.port, browser=options.browser)
 
 
 def _read_ahead(run: Path, data: str) -> None:

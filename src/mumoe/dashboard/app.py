@@ -19,6 +19,7 @@ from mumoe.dashboard import WHO, audit_panel, edit_panel, expert_panel, image_pa
 from mumoe.dashboard.background import Tasks, one_line
 from mumoe.dashboard.guard import Guard, Secrets
 from mumoe.dashboard.session import Session, Split
+from mumoe.dashboard.steering import asked
 from mumoe.dashboard.token_view import TokenSession
 from mumoe.errors import JobError, UserError
 
@@ -203,6 +204,13 @@ class Dashboard:
         """Read an edit file."""
         return {"entries": edit_panel.load(self.session, str(given.get("name", "")))}
 
+    def generate(self, given: Mapping[str, Any]) -> Any:
+        """Begin to write texts with and without an expert scaled."""
+        steering, (prompt, tokens, expert, factor) = self.tokens.write(), asked(given)
+        return {
+            "job": self.tasks.start("writing", lambda report: steering.write(prompt, tokens, expert, factor, report))
+        }
+
     def note(self, given: Mapping[str, Any]) -> Any:
         """Save the name and note of one expert."""
         level, expert = str(given.get("level", "0")), _number(given, "expert")
@@ -279,6 +287,7 @@ def make_app(dashboard: Dashboard, port: int | None = None) -> Guard:
         "/api/save": dashboard.save,
         "/api/load": dashboard.load,
         "/api/note": dashboard.note,
+        "/api/text/generate": dashboard.generate,
     }
     routes = [Route(path, _get(answer), methods=["GET"]) for path, answer in get.items()]
     routes += [Route(path, _post(answer), methods=["POST"]) for path, answer in post.items()]

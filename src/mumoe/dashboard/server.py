@@ -12,19 +12,22 @@ import time
 import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mumoe.dashboard import WHO
 from mumoe.dashboard.app import Dashboard, make_app
 from mumoe.dashboard.background import Task
 from mumoe.dashboard.guard import Secrets
 from mumoe.dashboard.session import Session, open_session
-from mumoe.dashboard.token_view import TokenSession, has_tokens, open_tokens
+from mumoe.dashboard.token_view import TokenSession, has_tokens, open_decomposed, open_tokens
 from mumoe.errors import UserError, require
 from mumoe.files import private_file
 from mumoe.training.opening import StoredRun
 
-__all__ = ["Running", "Work", "serve", "serving", "show_run"]
+if TYPE_CHECKING:
+    from mumoe.decomposition.opened import Decomposition
+
+__all__ = ["Running", "Work", "serve", "serving", "show_decomposition", "show_run"]
 
 ADDRESS = "127.0.0.1"
 
@@ -53,6 +56,16 @@ def show_run(run: StoredRun, *, port: int = 0, split: str = "", browser: bool = 
         port,
         lambda running: _announce(running, browser),
     )
+
+
+def show_decomposition(decomposition: Decomposition, *, port: int = 0, browser: bool = True) -> None:
+    """Serve the token view of a decomposition that was analyzed, as `show_run` does.
+
+    Raises:
+        UserError: If it was not analyzed, or the port is taken.
+    """
+    session = open_decomposed(decomposition)
+    serve(lambda report: session, port, lambda running: _announce(running, browser))
 
 
 def _require_experts(run: StoredRun) -> None:

@@ -33,7 +33,7 @@ from mumoe.errors import UserError
 from mumoe.modes import evaluating
 from mumoe.progress import Progress
 
-__all__ = ["LookSettings", "analyze_replacement", "scaled_by"]
+__all__ = ["LookSettings", "analyze_replacement", "coefficient_entries", "scaled_by"]
 
 WHO = "Decomposition.analyze"
 ROWS = 2048
@@ -102,7 +102,7 @@ def analyze_replacement(
     bench = dataclasses.replace(bench, precision="float32")  # rounding in bfloat16 is as large as one ablation
     batches = -(-len(bench.tokens) // BATCH)
     with evaluating(replacement), Progress("Looking at experts", batches + settings.ablations, enabled=progress) as bar:
-        entries = _entries(replacement, bench.x)
+        entries = coefficient_entries(replacement, bench.x)
         estimates, partial = _estimates(replacement, bench, settings, bar)
         look = _Look(replacement, bench, contexts, settings, entries, estimates)
         losses = look.ablate(partial, bar)
@@ -143,7 +143,8 @@ def as_entries(a: Coefficients) -> Entries:
     return Entries(row, expert, dense[row, expert])
 
 
-def _entries(replacement: Replacement, x: Tensor) -> Entries:
+def coefficient_entries(replacement: Replacement, x: Tensor) -> Entries:
+    """All coefficients above 0 of the rows x (rows, in), on the CPU."""
     parts = []
     for start in range(0, len(x), ROWS):
         found = as_entries(_gate(replacement, x[start : start + ROWS].to(replacement.bias.device)))

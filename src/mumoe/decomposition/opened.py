@@ -17,6 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mumoe.analysis.expert_notes import ExpertNotes
+from mumoe.analysis.findings import TextStudy
+from mumoe.analysis.text_pages import text_page, write_study
 from mumoe.data.documents import Contexts
 from mumoe.decomposition.activations import Activations, capture_rows, resolve_precision
 from mumoe.decomposition.bench import Bench, make_bench
@@ -26,11 +29,12 @@ from mumoe.decomposition.interchange import write_coefficients, write_transcoder
 from mumoe.decomposition.looking import LookSettings, analyze_replacement, as_entries, expert_parts
 from mumoe.decomposition.measuring import JACOBIAN_ROWS, evaluate_replacement
 from mumoe.decomposition.placing import Placed
+from mumoe.decomposition.reading import remarks, text_study
 from mumoe.decomposition.replacements import Replacement, Shape, build, shape_for
 from mumoe.decomposition.texts import Text, open_contexts
 from mumoe.devices import AUTO, resolve
-from mumoe.errors import JobError, UserError, check_size, reason_of, unknown_name
-from mumoe.files import read_json, write_json, write_tensors
+from mumoe.errors import JobError, UserError, check_size, reason_of, require, unknown_name
+from mumoe.files import read_json, write_bytes, write_json, write_tensors
 from mumoe.models.language import LanguageModel, Mlp, open_language
 from mumoe.records import read_typed
 
@@ -39,6 +43,8 @@ __all__ = ["DecomposeSettings", "Decomposition", "Part", "decompose", "is_decomp
 WHO = "decompose"
 FORMAT = 1
 ABOUT, EVALUATION, ANALYSIS, RATES = "decomposition.json", "evaluation.json", "analysis.json", "rates"
+STUDY = "analysis"
+"""Folder of the experts with their tokens, as that of an analyzed run."""
 OWN = "(given as an object)"
 """What stands for the name of a text that was given as documents."""
 
@@ -240,20 +246,66 @@ class Decomposition:
         return found
 
     def analyze(self, contexts: int = 128, **settings: Any) -> Analysis:
-        """Look at its experts on held-out documents, and write analysis.json; settings as in `LookSettings`.
+        """Look at its experts on held-out documents; settings as in `LookSettings`.
+
+        Writes analysis.json, and analysis/experts.json, which `report` and `dashboard` show.
 
         >>> dec.analyze().to_frame()
 
         Raises:
             UserError: If it has no experts, or as `evaluate`.
         """
-        bench = self.bench(contexts)
+        bench, how = self.bench(contexts), LookSettings(**settings)
         with self._original():
-            found = analyze_replacement(
-                self.replacement, bench, self.contexts, LookSettings(**settings), progress=self.progress
-            )
+            found = analyze_replacement(self.replacement, bench, self.contexts, how, progress=self.progress)
+            study = text_study(self.replacement, bench, self.contexts, found, how, run=str(self.path))
         found.save(self.path / ANALYSIS)
+        write_study(study, self.path / STUDY)
         return found
+
+    def study(self) -> TextStudy:
+        """What `analyze` found, with the text around the tokens of each expert.
+
+        Raises:
+            UserError: If it was not analyzed, or a file is damaged.
+        """
+        if not all((self.path / name).is_file() for name in (ANALYSIS, f"{STUDY}/experts.json")):
+            raise UserError(
+                f"{self.path}: expected a decomposition that was analyzed, got none. "
+                f"Run: mumoe.load({str(self.path)!r}).analyze()"
+            )
+        found = Analysis.load(self.path / ANALYSIS)
+        measured = Evaluation.load(self.path / EVALUATION) if (self.path / EVALUATION).is_file() else None
+        return dataclasses.replace(TextStudy.load(self.path / STUDY), remarks=remarks(found, measured))
+
+    def report(self, out: str | Path) -> Path:
+        """Write a page about its experts, which opens from disk; returns OUT/index.html.
+
+        It shows faithfulness beside controls, experts by what their ablation costs, their tokens in context, purity
+        beside base rates, names and notes.
+
+        Raises:
+            UserError: As `study`.
+            JobError: If the folder cannot be written.
+        """
+        page = Path(out) / "index.html"
+        notes, credits = ExpertNotes.of_run(self.path), self._facts["credits"]
+        write_bytes(page, text_page(self.study(), credits, notes).encode("utf-8"))
+        return page
+
+    def dashboard(self, *, port: int = 0, browser: bool = True) -> None:
+        """Serve the dashboard until interrupted: experts with their tokens, names and notes, and texts that the model
+        writes with an expert scaled.
+
+        Args:
+            port: Port on 127.0.0.1; 0 uses a free one.
+            browser: Whether to open the page; its address is printed in any case.
+
+        Raises:
+            UserError: If it was not analyzed, or the port is taken.
+        """
+        server = require("mumoe.dashboard.server", "dashboard", "Decomposition.dashboard")
+        server.show_decomposition(self, port=port, browser=browser)
 
     def _train_rows(self) -> Activations:
         """Some rows of training, from the cache or captured again."""

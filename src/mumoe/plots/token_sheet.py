@@ -54,12 +54,12 @@ def _draw_expert(draw: ImageDraw.ImageDraw, expert: ExpertText, y: int, lines: i
     if expert.effect is not None:
         draw.text((_WIDTH - 70, y), f"{expert.effect.all:+.3f}", fill=PALE, font=font(_POINTS))
     for token in expert.top[:lines]:
-        _draw_quote(draw, token, y)
+        _draw_quote(draw, token, y, expert.largest)
         y += _LINE
     return y + 8
 
 
-def _draw_quote(draw: ImageDraw.ImageDraw, token: TopToken, y: int) -> None:
+def _draw_quote(draw: ImageDraw.ImageDraw, token: TopToken, y: int, largest: float) -> None:
     """The token in the middle of the line, as much around it as fits."""
     measure = font(_POINTS).getlength
     texts = [one_line(piece, _PLAIN) for piece in token.pieces]
@@ -68,7 +68,7 @@ def _draw_quote(draw: ImageDraw.ImageDraw, token: TopToken, y: int) -> None:
     x = middle - sum(widths[: token.center])
     for place, (text, value, width) in enumerate(zip(texts, token.coefficients, widths, strict=True)):
         if x >= _LEFT and x + width <= right:
-            shade = min(value, 1.0) * 0.8
+            shade = min(value / largest, 1.0) * 0.8
             ground = tuple(round(255 + (c - 255) * shade) for c in _GROUND)
             frame = "#b3261e" if place == token.center else None
             draw.rectangle((x, y - 1, x + width, y + _LINE - 4), fill=ground, outline=frame)

@@ -223,14 +223,14 @@ export function Scroll({ label, children }) {
 }
 
 // How many images, or tokens, have a coefficient of which size. The scale is that of the tallest bar.
-export function Histogram({ bins, what, threshold }) {
+export function Histogram({ bins, what, threshold, end = 1 }) {
   const most = Math.max(1, ...bins);
-  const edge = (n) => number(n / bins.length);
+  const edge = (n) => number((end * n) / bins.length);
   const words = bins.map((value, n) => (value ? `${edge(n)} to ${edge(n + 1)}: ${count(value)}` : "")).filter(Boolean).join("; ");
   return html`<figure class="histogram"><div class="bins" role="img" aria-label=${`${what} by coefficient. ${words || "none"}`}>
       ${bins.map((value, n) => html`<span key=${n} class=${threshold != null && n / bins.length >= threshold ? "above" : ""} title=${`${edge(n)} to ${edge(n + 1)}: ${count(value)}`}
         style=${{ height: `${value ? Math.max(2, (100 * value) / most) : 0}%` }}></span>`)}</div>
-    <figcaption><span>0</span><span>coefficient; tallest bar ${count(most)}</span><span>1</span></figcaption></figure>`;
+    <figcaption><span>0</span><span>coefficient; tallest bar ${count(most)}</span><span>${end === 1 ? "1" : number(end)}</span></figcaption></figure>`;
 }
 
 // Bars of what is lost and gained: losses to the right, gains to the left; only losses start at the left edge.
