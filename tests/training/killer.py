@@ -69,13 +69,27 @@ def go_on(run: Path) -> None:
     return None
 
 
-def trial(run: Path, delay: float) -> tuple[bool, bool, int]:
-    """Kill after a delay, then resume. (was killed, was writing a checkpoint, exit status of the resumed job)."""
+def being_written(run: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    return any((run / "checkpoints").glob(".mumoe-part-*"))
+
+
+def trial(run: Path, delay: float | None) -> tuple[bool, bool, int]:
+    """Kill after a delay, or as soon as a checkpoint is being written, then resume.
+
+    Returns:
+        Whether it was killed, whether it was writing a checkpoint, and the exit status of the resumed job.
+    """
     pid = child(lambda: start(run))
-    time.sleep(delay)
+    if delay is None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not being_written(run):
+            pass
+    else:
+        time.sleep(delay)
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    writing = any((run / "checkpoints").glob(".mumoe-part-*"))
+    writing = being_written(run)
     _, after = os.waitpid(child(lambda: go_on(run)), 0)
     return os.WIFSIGNALED(status), writing, after
 
@@ -94,9 +108,10 @@ def main(kills: int) -> None:
     while done < kills and attempts < 3 * kills and not wrong:
         run = folder / f"run-{attempts}"
         attempts += 1
-        delay = rng.uniform(0, duration)
+        delay = None if attempts <= 2 else rng.uniform(0, duration)
         killed, busy, after = trial(run, delay)
-        duration = duration if killed else min(duration, delay)  # the machine is less busy than it was
+        if not killed and delay is not None:
+            duration = min(duration, delay)  # the machine is less busy than it was
         done, writing = done + killed, writing + busy
         if after != 0 or digests(run) != wanted:
             wrong.append(f"{run.name}: status {after}, {digests(run) if after == 0 else 'not resumed'}")
