@@ -294,6 +294,7 @@ def test_it_is_honest_about_bias_and_says_who_pays():
 
     assert "Experts move others less in every seed: score 0.200 against 0.100" in said(0.2, 0.8)
     assert "does about as well" not in said(0.2, 0.8)
+    assert "the control, reaches 0.70, at 0.800 of all images" in said(0.2, 0.8)
     assert "Experts are no clear gain over it (better in 0 of 1 seeds)" in said(0.1, 0.8)
     assert "all images 0.800 to 0.800. Shifting all images alike, the control, does about as well." in said(0.1, 0.8)
     assert "Who pays: other emoji by other studios 0.900 to 0.800; all images 0.800 to 0.800" in said(0.2, 0.8)
