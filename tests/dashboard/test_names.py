@@ -1,4 +1,4 @@
-"""Names and notes of experts from the page: saved at once, guarded, and never over somebody else's."""
+"""Names and notes of experts from the page: saved at once, guarded, and never over another client's."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ SMALL = DemoSettings(few=2, many=12, rank=8, seeds=2, epochs=4)
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """A demo with the embedded backbone; its features are made up, so that classes are told apart."""
+    """A demo with the embedded backbone; its features are made up, so that classes can be separated."""
     out = tmp_path_factory.mktemp("demo") / "out"
     data = made_up(width=1280, backbone=create_backbone("efficientnet-lite0", image_size=96))
     with pytest.MonkeyPatch.context() as patch:
