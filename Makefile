@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 # Packages are installed without bytecode; what is imported is compiled once, regardless of the environment.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check fmt docs wheel bench screenshots notebooks pythons setup browser clean
+.PHONY: help demo test check fmt docs wheel bench soak screenshots notebooks pythons setup browser clean
 help:
 	@echo "make demo    set up and run the main job on embedded data"
 	@echo "make test    set up and run all tests (TESTS=tests/reports: some of them)"
@@ -19,6 +19,7 @@ help:
 	@echo "make docs    build the site into docs/_build/html; warnings are errors"
 	@echo "make wheel   build the wheel and the source archive into dist/, and check them"
 	@echo "make bench   measure against baselines (2 minutes; FULL=1 for all sizes) and write the docs' tables"
+	@echo "make soak    kills, damaged files, bad calls, large data, counted (two hours; QUICK=1: under two minutes)"
 	@echo "make screenshots   make every screenshot of docs/images again"
 	@echo "make notebooks   run the notebooks of examples/ and save their outputs"
 
@@ -75,6 +76,9 @@ wheel: .venv/bin/python
 
 bench: .venv/test
 	@$(BIN)/python -m benchmarks.run $(if $(FULL),--full)
+
+soak: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m soak $(if $(QUICK),--quick)
 
 screenshots: setup docs
 	@OMP_NUM_THREADS=1 $(BIN)/python -m docs.screenshots
