@@ -28,7 +28,7 @@ PAIRS = (("cp-linear", "transcoder"), ("cp-linear", "skip-transcoder"), ("hadama
 def write_pages(entries: Sequence[Entry], study: Study, out: Path) -> None:
     """Write README.md, figures and results.json."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "results.json", [_plain(entry) for entry in entries])
+    write_json(out / "results.json", [to_plain(entry) for entry in entries])
     places = list(dict.fromkeys((entry["cell"].layer, entry["cell"].width) for entry in entries))
     parts = [_introduction(entries, study)]
     for layer, width in places:
@@ -41,18 +41,6 @@ def write_pages(entries: Sequence[Entry], study: Study, out: Path) -> None:
     parts.append(_shown(entries, study))
     parts.append(_credits(entries))
     write_text(out / "README.md", "\n".join(part for part in parts if part))
-
-
-def _plain(entry: Entry) -> Any:
-    """An entry as JSON, without the analysis of single experts."""
-    known = {name: value for name, value in entry.items() if name != "analysis"}
-    found: Analysis | None = entry.get("analysis")
-    if found is not None:
-        known["purity"] = {name: getattr(found, name) for name in PURITY}
-    return to_plain(known)
-
-
-PURITY = ("live", "experts", "tag_purity", "tag_random", "genre_purity", "genre_random", "ablation_correlation")
 
 
 def _introduction(entries: Sequence[Entry], study: Study) -> str:
@@ -301,11 +289,17 @@ many random tokens, the value for an expert without any preference.
 
 
 def _shown(entries: Sequence[Entry], study: Study) -> str:
-    found = next((one for one in entries if one["cell"].variant == study.shown_variant and "analysis" in one), None)
+    found = next(
+        (
+            one
+            for one in entries
+            if one["cell"].variant == study.shown_variant and "analysis" in one and one["analysis"].found
+        ),
+        None,
+    )
     if found is None:
         return ""
     analysis: Analysis = found["analysis"]
-    drawn = np.random.default_rng(0).permutation(len(analysis.found))[: study.shown]
     correlation = analysis.ablation_correlation
     agree = (
         ""
@@ -313,7 +307,7 @@ def _shown(entries: Sequence[Entry], study: Study) -> str:
         else f" Over the experts that were ablated, measured and estimated changes correlate by {correlation:.2f}."
     )
     lines = [
-        f"## {len(drawn)} experts drawn at random",
+        f"## {len(analysis.found)} experts drawn at random",
         "",
         f"Of {study.shown_variant} in layer {analysis.layer}, first seed, out of {analysis.live:,} live ones; none was "
         "picked by hand. "
@@ -321,8 +315,7 @@ def _shown(entries: Sequence[Entry], study: Study) -> str:
         f"expert is ablated, estimated by first order, in nats per 1,000 tokens.{agree}",
         "",
     ]
-    for number in sorted(drawn.tolist()):
-        one = analysis.found[number]
+    for one in analysis.found:
         facts = [f"{100 * one.rate:.2f} % of tokens"]
         if one.tag_share is not None and one.tag_excess is not None:
             facts.append(f"tag {one.tag} {one.tag_share:.2f} (base {one.tag_share - one.tag_excess:.2f})")
