@@ -32,13 +32,13 @@ from mumoe.training.checkpoint import Check, Snapshot, Specs, newest, prune, spe
 from mumoe.training.signals import Interrupted, StopRequest
 from mumoe.training.state import model_tensors, optimizer_tensors, restore_model, restore_optimizer
 
-__all__ = ["FitSettings", "Fitted", "Twin", "column_sums", "fit_replacement", "fresh", "measure_rows", "rate_of"]
+__all__ = ["FitSettings", "Fitted", "Twin", "column_sums", "fit_replacement", "measure_rows", "rate_of"]
 
 WHO = "decompose"
 WARM_UP, FALL = 0.05, 0.2
 """Share of the steps in which the learning rate rises; share from which on it falls to 0 along a line."""
-SCALE_ROWS, MEAN_ROWS, COEFFICIENT_ROWS = 20_000, 50_000, 32_768
-"""Rows that the scales, the mean output and the mean coefficients are measured on."""
+MEAN_ROWS, COEFFICIENT_ROWS = 50_000, 32_768
+"""Rows that the Gaussian twin and the mean coefficients are measured on."""
 CHECKPOINT_SECONDS = 120.0
 EPS = 1e-3
 """Added to |y| in the loss, in units of root mean square 1."""
@@ -122,25 +122,6 @@ def rate_of(settings: FitSettings, step: int) -> float:
     return settings.lr * rise * min(1.0, (total - step) / ((1 - FALL) * total))
 
 
-@torch.no_grad()
-def fresh(replacement: Replacement, rows: Activations) -> Replacement:
-    """Set the scales of a new replacement, and its bias to the mean output."""
-    x, y = rows.first(SCALE_ROWS)
-    replacement.in_scale.fill_(_rms(x))
-    replacement.out_scale.fill_(_rms(y))
-    replacement.bias.copy_(
-        rows.first(MEAN_ROWS)[1].double().mean(0).float().to(replacement.bias) / replacement.out_scale
-    )
-    return replacement
-
-
-def _rms(values: Tensor) -> float:
-    found = float(values.double().square().mean().sqrt())
-    if not found > 0:
-        raise JobError(f"{WHO}: expected activations that are not all zero, got only zeros. Choose another layer.")
-    return found
-
-
 def fit_replacement(
     replacement: Replacement,
     train: Activations,
@@ -154,7 +135,7 @@ def fit_replacement(
     """Train, or resume; the weights and the result are then in `folder`.
 
     Args:
-        replacement: As `fresh` made it from `settings.seed`; trained in place.
+        replacement: As `starting` made it from `settings.seed`; trained in place.
         train: Rows to train on.
         val: Rows to measure on.
         settings: How.

@@ -24,13 +24,14 @@ from mumoe.data.documents import Contexts
 from mumoe.decomposition.activations import Activations, capture_rows, resolve_precision
 from mumoe.decomposition.bench import Bench, make_bench
 from mumoe.decomposition.findings import Analysis, Evaluation
-from mumoe.decomposition.fitting import RESULT, WEIGHTS, FitSettings, Fitted, Twin, fit_replacement, fresh
+from mumoe.decomposition.fitting import RESULT, WEIGHTS, FitSettings, Fitted, Twin, fit_replacement
 from mumoe.decomposition.interchange import write_coefficients, write_transcoder
 from mumoe.decomposition.looking import LookSettings, analyze_replacement, as_entries, expert_parts
 from mumoe.decomposition.measuring import JACOBIAN_ROWS, evaluate_replacement
 from mumoe.decomposition.placing import Placed
 from mumoe.decomposition.reading import remarks, text_study
 from mumoe.decomposition.replacements import Replacement, Shape, build, shape_for
+from mumoe.decomposition.starting import INITS, fresh, rank_at_weights, resolve_init, start_at_weights
 from mumoe.decomposition.texts import Text, open_contexts
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import JobError, UserError, check_size, reason_of, require, unknown_name
@@ -61,6 +62,8 @@ class DecomposeSettings:
         experts: Number of experts; 0: what meets the budget.
         rank: Rank of the mixture; 0: what meets the budget.
         k: Experts that a sparse gate keeps.
+        init: ``random``, ``weights`` (those of the MLP, see `mumoe.decomposition.starting`), or auto: weights for
+            ``cp-linear`` of a gated MLP, random for all others.
         text: The text by name.
         tokens: Tokens trained on; of a shorter text several passes.
         context: Tokens of a context.
@@ -80,6 +83,7 @@ class DecomposeSettings:
     experts: int = 0
     rank: int = 0
     k: int = 32
+    init: str = "auto"
     text: str = "brown"
     tokens: int = 500_000
     context: int = 128
@@ -96,6 +100,8 @@ class DecomposeSettings:
             check_size(getattr(self, name), name, WHO)
         if not self.lr or not all(rate > 0 and math.isfinite(rate) for rate in self.lr):
             raise UserError(f"{WHO}: expected `lr` as numbers above 0, got {self.lr}. 0.002 is usual.")
+        if self.init not in INITS:
+            raise unknown_name(WHO, "init", self.init, INITS)
         if not 0 <= self.most_dead <= 1:
             raise UserError(f"{WHO}: expected `most_dead` from 0 to 1, got {self.most_dead}. 0.4 is usual.")
 
@@ -481,8 +487,8 @@ def decompose(
         cache_dir: Where model, text and activations are kept; None: the usual cache.
         progress: Whether to show progress on stderr.
         announce: Called with a line on the text, on sizes, and on each learning rate.
-        settings: Further fields of `DecomposeSettings`: width, experts, rank, k, tokens, context, lr, most_dead,
-            batch_size, val_contexts, seed, precision, twin.
+        settings: Further fields of `DecomposeSettings`: width, experts, rank, k, init, tokens, context, lr,
+            most_dead, batch_size, val_contexts, seed, precision, twin.
 
     Raises:
         UserError: If a setting is wrong, the model is unknown, the disk too small, or `out` holds something else.
@@ -507,12 +513,14 @@ def decompose(
     cache = None if cache_dir is None else str(cache_dir)
     language = open_language(model, device=where, cache_dir=cache)
     mlp = language.mlp(chosen.layer)
-    shape, _ = shape_for(
-        chosen.kind, mlp.parts, width=chosen.width, experts=chosen.experts, rank=chosen.rank, k=chosen.k
-    )
+    init = resolve_init(chosen.init, chosen.kind, mlp.parts)
+    rank = chosen.rank
+    if init == "weights" and not rank and not chosen.experts:
+        rank = rank_at_weights(chosen.kind, mlp.parts.widths[1])
+    shape, _ = shape_for(chosen.kind, mlp.parts, width=chosen.width, experts=chosen.experts, rank=rank, k=chosen.k)
     contexts = open_contexts(text, language, chosen.context, cache_dir=cache, progress=progress)
     say(contexts.describe())
-    job = _Job(chosen, folder, language, mlp, shape, contexts, cache, progress, say)
+    job = _Job(chosen, folder, language, mlp, shape, init, contexts, cache, progress, say)
     job.run()
     return Decomposition(folder, language=language, text=contexts, device=where, cache_dir=cache_dir, progress=progress)
 
@@ -571,6 +579,7 @@ class _Job:
     language: LanguageModel
     mlp: Mlp
     shape: Shape
+    init: str
     contexts: Contexts
     cache: str | None
     progress: bool
@@ -618,7 +627,9 @@ class _Job:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(one.seed)
             replacement = build(self.shape, self.mlp.parts.act)
-        replacement = fresh(replacement.to(self.language.device), train)
+            replacement = fresh(replacement.to(self.language.device), train)
+            if self.init == "weights":
+                start_at_weights(replacement, self.mlp.parts, train)
         self.say(
             f"{one.kind}: {self.shape.experts:,} experts, {replacement.parameters_count:,} parameters, lr {rate:g}"
         )
@@ -633,6 +644,7 @@ class _Job:
             "format": FORMAT,
             "settings": _as_json(self.settings),
             "shape": asdict(self.shape),
+            "init": self.init,
             "model_digest": self.language.digest,
             "text_digest": self.contexts.fingerprint,
             "precision": resolve_precision(self.settings.precision, self.language.device),
@@ -689,4 +701,5 @@ def _as_json(settings: DecomposeSettings) -> dict[str, Any]:
 
 
 def _settings_of(about: Mapping[str, Any], folder: Path) -> DecomposeSettings:
-    return read_typed(DecomposeSettings, about["settings"], str(folder / ABOUT))
+    earlier = {"init": "random"}  # of decompositions that were made before there was a choice
+    return read_typed(DecomposeSettings, {**earlier, **about["settings"]}, str(folder / ABOUT))
