@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["write_pages"]
 
 Entry = Mapping[str, Any]
-PAIRS = (("cp-linear", "transcoder"), ("cp-linear", "skip-transcoder"), ("hadamard", "transcoder"))
+PAIRS = (
+    ("cp-linear-weights", "skip-transcoder"),
+    ("cp-linear-weights", "skip-transcoder-weights"),
+    ("cp-linear-weights", "transcoder"),
+    ("cp-linear", "transcoder"),
+    ("cp-linear", "skip-transcoder"),
+    ("hadamard", "transcoder"),
+)
 """Variants whose increases are compared: first minus second."""
 
 
@@ -69,6 +76,8 @@ constant gate - increase) / (increase under zero ablation - increase): a copy of
 does nothing would have an increase of 0 and a share of 0. *By one expert* is the largest share of tokens that use the
 same expert: near 100 % the gate makes no choice there. Learning rates are chosen on validation documents from one
 grid for all kinds, with an upper bound on the share of dead experts ({study.settings["most_dead"]:.0%}).
+Variants that end in *-weights* start at the weights of the MLP instead of random ones, *hadamard-copy* at a copy of
+it: the control that is faithful without experts.
 """
 
 

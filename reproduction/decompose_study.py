@@ -79,10 +79,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to decompose: settings of `mumoe.decompose`, whether it has a K, its seeds (0: those of the study)."""
+    """One way to decompose: settings of `mumoe.decompose`, whether it has a K, which (none: those of the study), its
+    seeds (0: those of the study)."""
 
     settings: Mapping[str, Any]
     sparse: bool = True
+    ks: tuple[int, ...] = ()
     seeds: int = 0
 
 
@@ -154,6 +156,7 @@ def cells_of(study: Study) -> list[Cell]:
             if variant.settings["kind"] in SIZED and width != min(study.widths):
                 continue
             ks = study.k if variant.sparse else (study.tuned_k,)
+            ks = tuple(k for k in ks if k in variant.ks) if variant.ks else ks
             seeds = range(min(variant.seeds or study.seeds, study.seeds))
             found += [Cell(name, layer, width, k, seed) for k in ks for seed in seeds]
     places = {place: number for number, place in enumerate(itertools.product(study.layers, study.widths))}

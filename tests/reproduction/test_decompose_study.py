@@ -117,6 +117,7 @@ def test_settings_of_the_committed_study(tmp_path):
     assert {"cp-linear", "hadamard", "transcoder", "skip-transcoder", "cp", "tucker", "tr", "dense", "linear"} <= set(
         study.variants
     )
+    assert {cell.k for cell in cells_of(study) if cell.variant == "hadamard-copy"} == {32}
     assert study.settings["tokens"] >= 500_000
     assert study.contexts >= 128
     with pytest.raises(UserError, match="Did you mean 'cp-linear'"):
