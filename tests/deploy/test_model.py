@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import mumoe
 from mumoe.analysis.expert_notes import FILE
 from mumoe.deploy import formats
-from mumoe.deploy.card import public_name
+from mumoe.local_paths import public_name
 from mumoe.deploy.model import ImageClassifier
 from mumoe.deploy.predictions import explain
 from mumoe.editing.expert_edits import Rewrite, SetOutput

@@ -29,6 +29,7 @@ from mumoe.editing.operations import separate
 from mumoe.editing.rewriting import choose_rewriting, mean_coefficients
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
+from mumoe.local_paths import public_name, run_name
 
 __all__ = ["Subgroup", "compare", "list_edits", "load", "make_stack", "outcome", "parse", "rewrite", "save"]
 
@@ -302,8 +303,8 @@ def _provenance(session: Session, split: Split, stack: EditStack, subgroup: Subg
     """What `mumoe edit` records, with the split that was looked at."""
     data = session.run.data
     facts: dict[str, Any] = {
-        "run": str(session.folder),
-        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "run": run_name(session.folder),
+        "data": {"name": public_name(data.name), "fingerprint": data.fingerprint},
         "made_with": "mumoe dashboard",
         "by_hand": stack.describe(),
         "split": split.name,
