@@ -208,7 +208,7 @@ def interactions(page: Page) -> dict[str, Callable[[int], Any]]:
     value = page.run["attributes"][sensitive][-1]
     multi_label = page.run["multi_label"]
     subgroup = {"head": classes[0] if multi_label else "", "sensitive": sensitive, "value": value * multi_label}
-    few, many = max(1, experts // 250), experts // 25
+    few, many, stamp = max(1, experts // 250), experts // 25, os.getpid()
 
     def compare(edits: list[dict[str, Any]], **more: Any) -> Any:
         return page.ask("POST", "/api/compare", {"split": "val", "edits": edits, "subgroup": subgroup, **more})
@@ -246,10 +246,10 @@ def interactions(page: Page) -> dict[str, Callable[[int], Any]]:
         "undo: no edits": lambda n: compare([]),
         "images that a few ablations correct": lambda n: images(0, kind="mended", edits=ablated(n, few)),
         "save a few edits": lambda n: page.ask(
-            "POST", "/api/save", {"name": f"n{n}", "split": "val", "edits": ablated(0, few), "replace": True}
+            "POST", "/api/save", {"name": f"n{n}-{stamp}", "split": "val", "edits": ablated(0, few)}
         ),
         "list the files": lambda n: page.ask("GET", "/api/edits"),
-        "load a few edits": lambda n: page.ask("POST", "/api/load", {"name": f"n{n}"}),
+        "load a few edits": lambda n: page.ask("POST", "/api/load", {"name": f"n{n}-{stamp}"}),
     }
     if multi_label:
         found[LATER] = lambda n: compare([edit("ablate", 7 * n)], resamples=500)

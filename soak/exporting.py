@@ -107,9 +107,7 @@ def of_attributes(mine: Path, sent: Path, quick: bool) -> None:
     options = [f"target_columns={','.join(TARGETS)}", "group_columns=studio"]
     data = f"csv:{pictures(mine / 'data')}"
     more: dict[str, Any] = {} if quick else {"against": ["linear"], "seeds": 2}
-    job = mumoe.train(
-        data, "CPMuMoE-r8-e6", data_options=options, **settings(mine, "job"), **more
-    )
+    job = mumoe.train(data, "CPMuMoE-r8-e6", data_options=options, **settings(mine, "job"), **more)
     run = next(run for run in job.runs if run.config.head != "linear")
     study = run.analyze(resamples=20)
     run.name_expert(1, "round ones", note="seen on a few images")
@@ -168,10 +166,10 @@ def of_features(mine: Path, sent: Path) -> None:
     (mine / "features").mkdir()
     for name, array in (("features", x), ("labels", labels), ("split", np.arange(120) % 3)):
         np.save(mine / "features" / f"{name}.npy", array)
-    plain = {key: value for key, value in settings(mine, "features").items() if key not in ("backbone", "weights", "image_size")}
-    job = mumoe.train(
-        f"features:{mine / 'features' / 'features.npy'}", "CPMuMoE-r4-e4", **plain
-    )
+    plain = settings(mine, "features")
+    for key in ("backbone", "weights", "image_size"):
+        del plain[key]
+    job = mumoe.train(f"features:{mine / 'features' / 'features.npy'}", "CPMuMoE-r4-e4", **plain)
     job.runs[0].analyze(resamples=20)
     job.report(sent / "report-features")
     job.runs[0].export(sent / "head.onnx")
@@ -209,7 +207,8 @@ def of_text(mine: Path, sent: Path, quick: bool) -> None:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={"<s>": 0, **{one: n + 1 for n, one in enumerate(letters)}}, merges=[]))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="<s>").save_pretrained(mine / "llama")
+    tokenizer: Any = PreTrainedTokenizerFast
+    tokenizer(tokenizer_object=made, bos_token="<s>", eos_token="<s>").save_pretrained(mine / "llama")
     config = LlamaConfig(
         vocab_size=260,
         hidden_size=16,
@@ -253,7 +252,7 @@ def of_the_demo(sent: Path) -> None:
     """The page and card of the demo, on images that are made up."""
     rng = np.random.default_rng(0)
     labels, studio = rng.integers(0, 9, 1500), rng.integers(0, 3, 1500)
-    x = rng.normal(size=(9, 1280))[labels] + 0.5 * rng.normal(size=(3, 1280))[studio] + 6 * rng.normal(size=(1500, 1280))
+    x = rng.normal(size=(9, 1280))[labels] + 6 * rng.normal(size=(1500, 1280))
     data = ImageData(
         name="emoji",
         classes=tuple(f"class-{n}" for n in range(9)),
@@ -271,7 +270,7 @@ def of_the_demo(sent: Path) -> None:
     )
     backbone = create_backbone("test_efficientnet", pretrained=False)
     given = demo_job._Set(data, data, x.astype(np.float32), backbone)
-    demo_job._load = lambda settings, progress: given  # type: ignore[assignment]
+    demo_job._load = lambda settings, progress: given
     small = DemoSettings(few=2, many=12, rank=8, seeds=1, epochs=2)
     assert asdict(small)
     demo_job.run_demo(sent / "demo", settings=small, progress=False)

@@ -63,7 +63,7 @@ def _shortener(known: Iterable[str | os.PathLike[str]]) -> Callable[[str], str]:
     for folder, name in ((Path.home(), "~"), (Path.cwd(), "."), (Path(tempfile.gettempdir()), "tmp")):
         names |= dict.fromkeys(_spellings(folder), name)
     above = dict.fromkeys(names, True)
-    for path in map(Path, filter(None, map(os.fspath, known))):
+    for path in (Path(given) for given in known if str(given)):
         if not path.is_absolute():
             path = Path.cwd() / path
         for spelling in _spellings(path):
@@ -72,8 +72,8 @@ def _shortener(known: Iterable[str | os.PathLike[str]]) -> Callable[[str], str]:
                 names[str(parent)], above[str(parent)] = parent.name, True
         for spelling in _spellings(path):
             names[spelling], above[spelling] = run_name(path), False
-    found = [text for text in names if len(Path(text).parts) > 1]
-    pattern = re.compile(rf"(?<![\w.])(?P<path>{'|'.join(map(re.escape, sorted(found, key=len, reverse=True)))}){_END}{_REST}")
+    found = sorted((text for text in names if len(Path(text).parts) > 1), key=len, reverse=True)
+    pattern = re.compile(rf"(?<![\w.])(?P<path>{'|'.join(map(re.escape, found))}){_END}{_REST}")
 
     def short(match: re.Match[str]) -> str:
         path, rest = match["path"], match["rest"]

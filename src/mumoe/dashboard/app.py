@@ -197,12 +197,13 @@ class Dashboard:
     def save(self, given: Mapping[str, Any]) -> Any:
         """Write an edit file."""
         split, entries, name = self.split(given), _entries(given), str(given.get("name", ""))
-        replace = given.get("replace") is True
-        return {"path": edit_panel.save(self.session, split, entries, name, _subgroup(given), replace=replace)}
+        replace = str(given.get("replace") or "")
+        return edit_panel.save(self.session, split, entries, name, _subgroup(given), replace=replace)
 
     def load(self, given: Mapping[str, Any]) -> Any:
         """Read an edit file."""
-        return {"entries": edit_panel.load(self.session, str(given.get("name", "")))}
+        version, entries = edit_panel.load(self.session, str(given.get("name", "")))
+        return {"version": version, "entries": entries}
 
     def generate(self, given: Mapping[str, Any]) -> Any:
         """Begin to write texts with and without an expert scaled."""

@@ -456,7 +456,8 @@ class Decomposition:
         Raises:
             UserError: If the kind is no transcoder.
         """
-        return write_transcoder(self.replacement, Path(folder), self.settings.layer, without_paths(self.settings.model, self._places))
+        model = without_paths(self.settings.model, self._places)
+        return write_transcoder(self.replacement, Path(folder), self.settings.layer, model)
 
 
 # Making one -------------------------------------------------------------------------------------------------

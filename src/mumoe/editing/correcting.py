@@ -305,7 +305,8 @@ def _rewriting_facts(run: EditingRun, report: RewritingReport) -> dict[str, Any]
 
 
 def _origin(run: EditingRun) -> dict[str, Any]:
-    return {"run": run_name(run.path), "data": {"name": public_name(run.data.name), "fingerprint": run.data.fingerprint}}
+    data = {"name": public_name(run.data.name), "fingerprint": run.data.fingerprint}
+    return {"run": run_name(run.path), "data": data}
 
 
 # By hand --------------------------------------------------------------------------------------------------------

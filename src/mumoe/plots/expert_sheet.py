@@ -110,7 +110,13 @@ def write_grid(
     asked = level.num_experts if experts is None else len(experts)
     skipped = asked - len(found)
     note = f"{skipped} of {asked} experts skipped: no image with a coefficient of at least {threshold:g}"
-    content = {"data": public_name(data.name), "threshold": threshold, "seed": seed, "experts": asked, "experts_skipped": skipped}
+    content = {
+        "data": public_name(data.name),
+        "threshold": threshold,
+        "seed": seed,
+        "experts": asked,
+        "experts_skipped": skipped,
+    }
     with new_folder(Path(folder), durable=False) as scratch:
         pictures = (item.image for expert in shown for item in (*expert.random, *expert.top))
         opened = write_thumbnails(scratch, data, pictures, size)

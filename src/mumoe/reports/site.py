@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,9 +124,16 @@ def write_report(
             images |= {view.name: data for view in gathered}
     missing = {view.name: view.missing for view in views}
     if not local_paths:
-        views = list(without_paths(tuple(views), _paths_of(jobs)))
+        known = _paths_of(jobs)
+        views = [_without_paths(view, known) for view in views]
     page = write_pages(views, out, data=images, progress=any(run.progress for runs in jobs.values() for run in runs))
     return ReportPages(str(page), missing)
+
+
+def _without_paths(view: RunView, known: Iterable[str]) -> RunView:
+    """A view without paths; its levels have none but those of thumbnails, which are read."""
+    found = without_paths(dataclasses.replace(view, levels=()), known)
+    return dataclasses.replace(found, levels=view.levels)
 
 
 def _paths_of(jobs: Mapping[Path, Sequence[StoredRun]]) -> set[str]:
