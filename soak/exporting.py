@@ -13,9 +13,10 @@ import csv
 import http.client
 import io
 import json
+import os
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,34 +106,44 @@ def call(*arguments: object) -> str:
 def of_attributes(mine: Path, sent: Path, quick: bool) -> None:
     """A job on 0/1 attributes, with everything that is measured of it and written about it."""
     options = [f"target_columns={','.join(TARGETS)}", "group_columns=studio"]
-    data = f"csv:{pictures(mine / 'data')}"
+    data = f"csv:{pictures(mine / 'data', 60 if quick else 180)}"
     more: dict[str, Any] = {} if quick else {"against": ["linear"], "seeds": 2}
     job = mumoe.train(data, "CPMuMoE-r8-e6", data_options=options, **settings(mine, "job"), **more)
     run = next(run for run in job.runs if run.config.head != "linear")
-    study = run.analyze(resamples=20)
+    run.analyze(resamples=2 if quick else 20)
     run.name_expert(1, "round ones", note="seen on a few images")
     hand = run.edit(*EDITS)
     hand.save(sent / "hand.json")
-    rewriting = run.rewrite(target="round", sensitive="studio", value="inked")
-    rewriting.save(sent / "rewriting.json")
+    if not quick:
+        measured(job, run, sent)
+    job.report(sent / "report")
+    run.save(sent / "saved")
+    if quick:
+        return
+    run.report(sent / "report-of-one")
+    run.report(mine / "asked", local_paths=True)
+    run.with_edits(hand).save(sent / "saved-edited")
+    run.export(sent / "model.onnx")
+    run.export(sent / "model.pt2")
+    call("convert", "vit_tiny_patch16_224", "--experts", 2, "--preset", "auto", "--out", sent / "converted")
+    (mine / "data").rename(mine / "moved")
+    mumoe.load(run.path, progress=False).report(sent / "report-without-images")
+
+
+def measured(job: mumoe.Job, run: mumoe.Run, sent: Path) -> None:
+    """What is measured of a run and its job, beside and before its report."""
+    run.rewrite(target="round", sensitive="studio", value="inked").save(sent / "rewriting.json")
     run.audit("round").save(sent / "audit.json")
-    write_text(sent / "shown.txt", "\n".join(map(repr, (study, hand, rewriting))))
     who = ("--target", "round", "--sensitive", "studio")
     write_text(sent / "fairness.json", call("fairness", run.path, *who, "--json", "--resamples", 20, "--quiet"))
     write_text(run.path / "fairness.json", (sent / "fairness.json").read_text())
     call("audit", run.path, "--target", "round", "--propose", sent / "proposed", "--alpha", 0.9, "--quiet")
     saved_by_the_dashboard(run.path)
-    if not quick:
-        job.stability().save(job.path / "CPMuMoE-r8-e6" / "stability.json")
-        run.shift("gaussian-noise")
-    job.report(sent / "report")
-    run.report(sent / "report-of-one")
-    run.save(sent / "saved")
-    run.with_edits(rewriting).save(sent / "saved-edited")
-    if not quick:
-        run.export(sent / "model.onnx")
-        run.export(sent / "model.pt2")
-        call("convert", "vit_tiny_patch16_224", "--experts", 2, "--preset", "auto", "--out", sent / "converted")
+    shutil.copytree(run.path / "edits", sent / "edits")
+    shutil.copytree(run.path / "audit", sent / "audit")
+    shutil.copytree(run.path / "analysis", sent / "analysis")
+    job.stability().save(job.path / "CPMuMoE-r8-e6" / "stability.json")
+    run.shift("gaussian-noise")
 
 
 def saved_by_the_dashboard(run: Path) -> None:
@@ -150,12 +161,20 @@ def saved_by_the_dashboard(run: Path) -> None:
 
 
 def of_classes(mine: Path, sent: Path) -> None:
-    """A run on a folder of images that was not analyzed: its pages name the commands that would."""
-    run = mumoe.train(f"folder:{classes(mine / 'birds')}", "CPMuMoE-r4-e4", **settings(mine, "birds"))
+    """Runs that were not analyzed, whose pages name the commands that would; by relative paths, as in a notebook.
+
+    What a notebook shows may hold no more than what was typed into it.
+    """
+    classes(mine / "birds")
+    birds, given = f"folder:{os.path.relpath(mine / 'birds')}", settings(Path(os.path.relpath(mine)), "birds")
+    run = mumoe.train(birds, "CPMuMoE-r4-e4", **given)
     run.report(sent / "report-unanalyzed")
-    linear = mumoe.train(f"folder:{mine / 'birds'}", "linear", **settings(mine, "linear"))
+    linear = mumoe.train(birds, "linear", **{**given, "out": os.path.relpath(mine / "runs" / "linear")})
     linear.report(sent / "report-linear")
-    write_text(sent / "shown-jobs.txt", "\n".join(map(repr, (run.result, linear.result))))
+    first = run.runs[0]
+    shown = [run, first, run.result, linear.result, first.evaluate(), first.edit(*EDITS).report]
+    html = [one._repr_html_() for one in shown if hasattr(one, "_repr_html_")]
+    write_text(sent / "shown.txt", "\n".join([*map(repr, shown), *html, *run.report(sent / "again").sentences()[:-1]]))
 
 
 def of_features(mine: Path, sent: Path) -> None:
@@ -175,7 +194,7 @@ def of_features(mine: Path, sent: Path) -> None:
     job.runs[0].export(sent / "head.onnx")
 
 
-def of_text(mine: Path, sent: Path, quick: bool) -> None:
+def of_text(mine: Path, sent: Path) -> None:
     """A tokenized text, a small language model on it and its pages, and a decomposition of another model."""
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -185,8 +204,6 @@ def of_text(mine: Path, sent: Path, quick: bool) -> None:
     for n in range(40):
         write_text(mine / "text" / f"{n}.txt", " ".join(rng.choice(words, 60)))
     call("tokenize", mine / "text", "--out", sent / "tokens", "--val", 0.2, "--test", 0.2)
-    if quick:
-        return
     job = mumoe.train(
         f"tokens:{sent / 'tokens'}",
         "CPMuMoE-e4",
@@ -272,27 +289,21 @@ def of_the_demo(sent: Path) -> None:
     given = demo_job._Set(data, data, x.astype(np.float32), backbone)
     demo_job._load = lambda settings, progress: given
     small = DemoSettings(few=2, many=12, rank=8, seeds=1, epochs=2)
-    assert asdict(small)
     demo_job.run_demo(sent / "demo", settings=small, progress=False)
 
 
 def everything(here: Path, quick: bool) -> None:
-    """All of it."""
+    """All of it; quick: a run, its pages and its weights."""
     mine, sent = here / "mine", here / "sent"
     sent.mkdir()
     mine.mkdir()
     weights(mine / "weights.safetensors")
-    for work in _works(mine, sent, quick):
-        work()
-
-
-def _works(mine: Path, sent: Path, quick: bool) -> Iterator[Any]:
-    yield lambda: of_attributes(mine, sent, quick)
-    yield lambda: of_text(mine, sent, quick)
+    of_attributes(mine, sent, quick)
     if not quick:
-        yield lambda: of_classes(mine, sent)
-        yield lambda: of_features(mine, sent)
-        yield lambda: of_the_demo(sent)
+        of_classes(mine, sent)
+        of_features(mine, sent)
+        of_text(mine, sent)
+        of_the_demo(sent)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -29,7 +29,7 @@ __all__ = [
     "require_parquet",
 ]
 
-MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 28
 """Bytes that a compressed file may expand to, however small it is."""
 
 MOST_RATIO = 100
