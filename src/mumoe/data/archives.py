@@ -9,9 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -40,8 +38,6 @@ BLOCK = 1 << 20
 
 ROWS = 1024
 """Rows of a parquet file that are decoded at a time."""
-
-_DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError)
 
 
 def most_expanded(path: Path) -> int:
@@ -106,7 +102,7 @@ def _check_zip(path: Path, who: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-    except _DAMAGED as error:
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{who}: expected an intact zip, got {str(path)!r} ({reason_of(error, 120)}).") from error
     if size > most_expanded(path):
         raise _too_large(who, path, most_expanded(path))
@@ -135,7 +131,9 @@ def _check_stream(path: Path, who: str, opened: Any) -> None:
     with opened(path) as source, open(os.devnull, "wb") as target:
         try:
             copy_member(source, target, path, who)
-        except _DAMAGED as error:
+        except UserError:
+            raise
+        except Exception as error:  # each format has errors of its own
             raise UserError(
                 f"{who}: expected an intact archive, got {str(path)!r} ({reason_of(error, 120)}). Fetch it again."
             ) from error

@@ -228,6 +228,8 @@ def documents_of(path: Path, column: str = "text") -> Iterator[str]:
             yield path.read_text(encoding="utf-8")
     except KeyError:
         raise JobError(f"{path}: expected a column {column!r}, got none. Name it with `column`.") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise JobError(f"{path}: expected text, got: {' '.join(str(error).split())[:200]}.") from None
 
