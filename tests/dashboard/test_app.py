@@ -238,6 +238,7 @@ def test_thumbnails_are_pictures_of_the_asked_size(running, session):
         ("/api/image", {"image": 360}, "expected an image in 0..359, got 360"),
         ("/api/image", {"image": "x"}, "expected a whole number for image, got 'x'"),
         ("/api/image", {"image": 1.5}, "expected a whole number for image, got 1.5"),
+        ("/api/image", {"image": 0, "labels": 3}, "expected a list of labels, got int"),
         ("/api/compare", {"edits": {}}, "expected a list of edits, got dict"),
         ("/api/compare", {"edits": [{"kind": "ablate"}]}, "expected an edit, got KeyError 'name'"),
         ("/api/compare", {"edits": [{"name": "a", "kind": "ablat"}]}, "Did you mean 'ablate'?"),

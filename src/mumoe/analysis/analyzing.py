@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mumoe.baselines import HighRankLinear, SparseMoE
 from mumoe.errors import UserError, require
 from mumoe.files import check_writable, write_json
 from mumoe.layers import MuMoE
+from mumoe.local_paths import public_name
 from mumoe.models.feature_files import NoImages
 from mumoe.models.heads import Head
 from mumoe.plots.effects import EffectRow, effects_figure
@@ -110,7 +112,7 @@ def analyze_run(
         threshold=threshold,
     )
     data, drawn = inputs.data, source.store is not None and images > 0
-    reason = f"{data.name} is a set of features without images"
+    reason = f"{public_name(data.name)} is a set of features without images"
     no_images = reason if drawn and isinstance(data.open_image, NoImages) else ""
     skipped = None
     if drawn and not no_images:
@@ -209,7 +211,7 @@ def _write_images(source: Source, folder: Path, split: str, settings: dict[str, 
     assert source.data is not None
     assert source.rows is not None
     level, data = source.store.level(), source.data
-    title = f"Images that each expert processes ({data.name}, {split} split)"
+    title = f"Images that each expert processes ({public_name(data.name)}, {split} split)"
     write_grid(folder, level, data, source.rows, **settings, title=title)
     found, _ = choose_images(level, each=1, threshold=settings["threshold"])
     return level.num_experts - len(found)
@@ -226,9 +228,9 @@ def _write(study: Study, folder: Path) -> None:
     if usage := study.study.usage:
         names = [study.head] if len(usage) == 1 else [f"{study.head}, level {level}" for level in range(len(usage))]
         named = list(zip(names, usage, strict=True))
-        on = f" on {source.data.name} ({study.split} split)" if source.data else ""
+        on = f" on {public_name(source.data.name)} ({study.split} split)" if source.data else ""
         save_figure(load_figure(named, title=f"Expert load{on}"), folder / "load", dict(named))
-    study.save(folder / "analysis.json")
+    replace(study, folder="").save(folder / "analysis.json")
 
 
 # Any model ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -13,6 +13,7 @@ from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.analysis.findings import Effect, Interval, LayerStudy, Specialization, UnitStudy
 from mumoe.analysis.hints import layer_hint
 from mumoe.errors import UserError, require, unknown_name
+from mumoe.local_paths import public_name
 from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.expert_figure import Picture, expert_figure
 from mumoe.records import Record, record
@@ -155,7 +156,7 @@ class Study(Record):
         """
         places = [Path(path), Path(path) / "analysis.json", Path(path) / "analysis" / "analysis.json"]
         file = next((place for place in places if place.is_file()), places[1])
-        found = super().load(file)
+        found = replace(super().load(file), folder=str(file.parent))
         store = file.parent / "coefficients"
         vars(found)["_run"] = file.parent.parent
         return found.bound(Source(CoefficientStore(store))) if (store / "index.json").is_file() else found
@@ -284,7 +285,7 @@ class Study(Record):
         unit = "neuron" if units.units == "neurons" else "expert"
         where = f" ({self.split} split)" if self.split else ""
         data = self._source.data
-        return f"{self.head}{f' on {data.name}' if data else ''}{where}: one {unit} ablated at a time"
+        return f"{self.head}{f' on {public_name(data.name)}' if data else ''}{where}: one {unit} ablated at a time"
 
     def sentences(self) -> list[str]:
         """The main numbers: for each kind of unit its specialization and control, and the use of the experts."""

@@ -23,6 +23,7 @@ from mumoe.dashboard.session import Session, Split
 from mumoe.dashboard.whatif import Level
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import to_plain
+from mumoe.local_paths import public_name
 from mumoe.plots.expert_card import SIDE, TILES, CardTile
 from mumoe.plots.expert_card import expert_card as drawn_card
 from mumoe.plots.sheets import encoded, thumbnail
@@ -331,7 +332,8 @@ def expert_card(session: Session, split: Split, level: int, expert: int) -> byte
     detail, entry = expert_detail(session, split, level, expert), ExpertNotes.of_run(session.folder).of(expert, level)
     number = f"Expert {expert}" if len(session.num_experts) == 1 else f"Expert {expert} of level {level}"
     facts, data = session.stored.facts, session.run.data
-    about = f"{number} of {facts.get('head', '')} on {data.name}, {split.name} images with the largest coefficients."
+    what = f"{public_name(data.name)}, {split.name} images"
+    about = f"{number} of {facts.get('head', '')} on {what} with the largest coefficients."
     lost = detail["analysis"]["losses"] if detail["analysis"] else []
     sheet = drawn_card(
         entry.name or number,

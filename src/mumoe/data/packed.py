@@ -6,7 +6,6 @@ read here. This also reports damaged and forged files instead of trusting them.
 
 from __future__ import annotations
 
-import gzip
 import pickle
 import zlib
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mumoe.data.archives import read_gzip
 from mumoe.data.base import Attribute, ImageData
 from mumoe.data.build import ArrayImages, build
 from mumoe.data.layout import existing, locate, torchvision_fetch
@@ -226,8 +226,9 @@ def read_idx(path: Path, *, dimensions: int) -> Pixels:
     use_packed = packed.is_file() and not path.is_file()
     source = existing("fashion-mnist", packed if use_packed else path, folder=False)
     try:
-        data = source.read_bytes()
-        return _idx(gzip.decompress(data) if use_packed else data, dimensions)
+        return _idx(read_gzip(source, "fashion-mnist") if use_packed else source.read_bytes(), dimensions)
+    except UserError:
+        raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
             f"fashion-mnist: expected an IDX file of bytes at {str(source)!r}, got {error}. Fetch it again."

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mumoe.data.archives import parquet_batches
 from mumoe.data.base import SPLITS
+from mumoe.data.inside import plain_file_name
 from mumoe.data.layout import files_below
 from mumoe.errors import JobError, UserError, require
 from mumoe.files import new_folder
@@ -127,6 +129,8 @@ def open_tokenizer(name: str, folder: Path | None = None) -> Tokenizer:
     """
     if name == BYTES:
         return ByteTokenizer()
+    if folder is not None and not plain_file_name(name):
+        raise UserError(f"tokenizer: expected {BYTES!r} or a file in {str(folder)!r}, got {name!r}. Write it again.")
     path = Path(name).expanduser() if folder is None else folder / name
     if not path.is_file():
         raise UserError(f"tokenizer: expected {BYTES!r} or a tokenizer.json, got {name!r}, which does not exist.")
@@ -224,6 +228,8 @@ def documents_of(path: Path, column: str = "text") -> Iterator[str]:
             yield path.read_text(encoding="utf-8")
     except KeyError:
         raise JobError(f"{path}: expected a column {column!r}, got none. Name it with `column`.") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise JobError(f"{path}: expected text, got: {' '.join(str(error).split())[:200]}.") from None
 
@@ -233,8 +239,8 @@ def _rows(path: Path, column: str) -> Iterator[str]:
     with parquet.ParquetFile(path) as file:
         if column not in file.schema_arrow.names:
             raise KeyError(column)
-        for batch in file.iter_batches(batch_size=1000, columns=[column]):
-            yield from map(_document, batch.column(0).to_pylist())
+    for batch in parquet_batches(path, "mumoe tokenize", [column]):
+        yield from map(_document, batch.column(0).to_pylist())
 
 
 def _document(value: Any) -> str:

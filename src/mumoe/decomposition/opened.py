@@ -36,6 +36,7 @@ from mumoe.decomposition.texts import Text, open_contexts
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import JobError, UserError, check_size, reason_of, require, unknown_name
 from mumoe.files import read_json, write_bytes, write_json, write_tensors
+from mumoe.local_paths import without_paths
 from mumoe.models.language import LanguageModel, Mlp, open_language
 from mumoe.records import read_typed
 
@@ -248,6 +249,7 @@ class Decomposition:
             found = evaluate_replacement(
                 self.replacement, bench, twin=gaussian, jacobians=jacobians, progress=self.progress
             )
+        found = without_paths(found, self._places)
         found.save(self.path / EVALUATION)
         return found
 
@@ -265,9 +267,16 @@ class Decomposition:
         with self._original():
             found = analyze_replacement(self.replacement, bench, self.contexts, how, progress=self.progress)
             study = text_study(self.replacement, bench, self.contexts, found, how, run=str(self.path))
+        found = without_paths(found, self._places)
         found.save(self.path / ANALYSIS)
-        write_study(study, self.path / STUDY)
+        write_study(without_paths(study, self._places), self.path / STUDY)
         return found
+
+    @property
+    def _places(self) -> tuple[str, ...]:
+        """Paths of this machine that settings.json and decomposition.json have, and nothing else should."""
+        one = self.settings
+        return (str(self.path), *(name for name in (one.model, one.text.partition(":")[2]) if os.path.exists(name)))
 
     def study(self) -> TextStudy:
         """What `analyze` found, with the text around the tokens of each expert.
@@ -453,7 +462,8 @@ class Decomposition:
         Raises:
             UserError: If the kind is no transcoder.
         """
-        return write_transcoder(self.replacement, Path(folder), self.settings.layer, self.settings.model)
+        model = without_paths(self.settings.model, self._places)
+        return write_transcoder(self.replacement, Path(folder), self.settings.layer, model)
 
 
 # Making one -------------------------------------------------------------------------------------------------

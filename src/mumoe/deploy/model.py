@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.data.emoji import CREDITS
-from mumoe.deploy.card import model_card, public_name
+from mumoe.deploy.card import model_card
 from mumoe.deploy.saved_model import CONFIG, WEIGHTS, SavedModel, building, read_shapes
 from mumoe.editing.edit_files import Edits, stack_on
 from mumoe.errors import JobError, UserError
 from mumoe.layers import MuMoE
+from mumoe.local_paths import public_name
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
 from mumoe.training.networks import gate_options

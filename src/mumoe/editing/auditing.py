@@ -20,6 +20,7 @@ from mumoe.editing.group_audit import Audit, Finding, Rules
 from mumoe.editing.runs import EditingRun, check_editable, editing_run
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument
+from mumoe.local_paths import public_name, run_name
 from mumoe.models.feature_files import NoImages
 from mumoe.plots.finding_sheet import Pictured, spread, write_findings
 from mumoe.records import record
@@ -164,7 +165,7 @@ class RunAudit(Audit):
             return None
         guesses = np.full(len(data), -1, dtype=np.int64)
         guesses[made.rows] = made.answers.numpy()
-        title = f"Groups whose images go wrong, {data.name}, {self.split} images"
+        title = f"Groups whose images go wrong, {public_name(data.name)}, {self.split} images"
         return write_findings(self._place(folder), shown, data, guesses, self.labels, alpha=self.alpha, title=title)
 
     def _place(self, folder: str | Path) -> Path:
@@ -252,7 +253,7 @@ def audit_opened(
     found = audit(made.coefficients, right, labels, threshold=threshold, pairs=pairs, **rules)
     named = audit_attributes(made.columns, right, labels, pairs=pairs, **rules) if made.columns else None
     names = (f"not {target}", target) if run.data.multi_label else run.data.classes
-    about: dict[str, Any] = {"run": str(run.path), "split": split, "images": len(rows), "target": target}
+    about: dict[str, Any] = {"run": run_name(run.path), "split": split, "images": len(rows), "target": target}
     return RunAudit(**vars(found), **about, labels=tuple(names), by_attributes=named).bound(made)
 
 

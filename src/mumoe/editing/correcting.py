@@ -28,6 +28,7 @@ from mumoe.editing.runs import EditingRun, Problem, check_editable, editing_run
 from mumoe.editing.stack import EditStack
 from mumoe.editing.subgroup_fairness import Bootstrap, fairness_report, worst_value
 from mumoe.errors import UserError, unknown_argument
+from mumoe.local_paths import public_name, run_name
 from mumoe.records import to_plain
 from mumoe.training.opening import StoredRun
 
@@ -182,7 +183,7 @@ class _Subject:
             )
             for name, guess in guesses.items()
         }
-        about = (str(self.run.path), problem.head, problem.sensitive, self.split)
+        about = (run_name(self.run.path), problem.head, problem.sensitive, self.split)
         return FairnessComparison(*about, reports, blind, problem.left_out(self.split))
 
 
@@ -304,7 +305,8 @@ def _rewriting_facts(run: EditingRun, report: RewritingReport) -> dict[str, Any]
 
 
 def _origin(run: EditingRun) -> dict[str, Any]:
-    return {"run": str(run.path), "data": {"name": run.data.name, "fingerprint": run.data.fingerprint}}
+    data = {"name": public_name(run.data.name), "fingerprint": run.data.fingerprint}
+    return {"run": run_name(run.path), "data": data}
 
 
 # By hand --------------------------------------------------------------------------------------------------------
@@ -387,7 +389,7 @@ def _changed(
         members = {data.classes[label]: truth == label for label in np.unique(truth).tolist()}
         classes = {name: (float(old[mine].mean()), float(new[mine].mean())) for name, mine in members.items()}
     return ChangeReport(
-        run=str(run.path),
+        run=run_name(run.path),
         images=len(rows),
         accuracy=(float(old.mean()), float(new.mean())),
         classes=classes,

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mumoe.data.archives import parquet_batches
 from mumoe.data.base import SPLITS, Attribute, ImageData
 from mumoe.data.columns import UNKNOWN, Column, is_missing, object_array, plain_number, read_column, texts_of
 from mumoe.data.layout import SPLIT_WORDS
@@ -215,7 +216,11 @@ def _read_parquet(path: Path) -> Table:
     pyarrow = require("pyarrow", "data", WHO)
     parquet = require("pyarrow.parquet", "data", WHO)
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+        table = pyarrow.Table.from_batches(parquet_batches(path, WHO), schema)
+    except UserError:
+        raise
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, "an intact parquet file", error) from error
     if "features" not in table.column_names:
