@@ -157,7 +157,7 @@ class Engine:
         with contextlib.ExitStack() as stack:
             self.log = stack.enter_context(self._trackers())
             self.stop = stack.enter_context(StopRequest())
-            self.bar = stack.enter_context(Progress(label, self.total - self.step, enabled=enabled))
+            self.bar = stack.enter_context(Progress(label, self.total, done=self.step, enabled=enabled))
             self._started = self._last_save = time.monotonic()
             for epoch in range(self.step // self.per_epoch, math.ceil(self.total / self.per_epoch)):
                 self._epoch(epoch)
