@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import re
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
 import mumoe
-from benchmarks.measuring import fresh
-from mumoe import progress
-from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
-from mumoe.coefficients import SparseCoefficients
-from mumoe.data.base import ImageData
-from soak.memory import measures_anonymous, watched
-from soak.part import Found, Given, Part
+from soak.memory import watched
 
 __all__ = ["PART"]
 

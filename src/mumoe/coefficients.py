@@ -8,6 +8,7 @@ its result is cast to `dtype`: the numbers do not depend on the form.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -74,7 +75,7 @@ class Coefficients(ABC):
         """The same coefficients, each multiplied by its expert's factor (num_experts,); nothing is normalized again."""
 
     @abstractmethod
-    def at_least(self, least: float = 0.0) -> SparseCoefficients:
+    def at_least(self, least: float = -math.inf) -> SparseCoefficients:
         """The coefficients other than 0 that reach `least`, by their support, without a gradient."""
 
     @abstractmethod
@@ -154,10 +155,12 @@ class DenseCoefficients(Coefficients):
     def scaled(self, factors: Tensor) -> Self:
         return type(self)(self.matrix * factors.to(self.matrix), self.dtype)
 
-    def at_least(self, least: float = 0.0) -> SparseCoefficients:
+    def at_least(self, least: float = -math.inf) -> SparseCoefficients:
         matrix = self.matrix.detach()
-        rows, experts = ((matrix != 0) & (matrix >= least)).nonzero(as_tuple=True)
-        return SparseCoefficients(matrix[rows, experts], experts, _offsets(rows, len(matrix)), matrix.shape[1], self.dtype)
+        rows, experts = ((matrix != 0) & ~(matrix < least)).nonzero(as_tuple=True)
+        return SparseCoefficients(
+            matrix[rows, experts], experts, _offsets(rows, len(matrix)), matrix.shape[1], self.dtype
+        )
 
     def column(self, expert: int) -> Tensor:
         return self.matrix[:, expert].to(self.dtype)
@@ -227,9 +230,9 @@ class SparseCoefficients(Coefficients):
         values = self.values * factors.to(self.values)[self.indices]
         return type(self)(values, self.indices, self.offsets, self.num_experts, self.dtype)
 
-    def at_least(self, least: float = 0.0) -> SparseCoefficients:
+    def at_least(self, least: float = -math.inf) -> SparseCoefficients:
         values = self.values.detach()
-        kept = (values != 0) & (values >= least)
+        kept = (values != 0) & ~(values < least)
         rows = segment_rows(self.offsets)[kept]
         return SparseCoefficients(
             values[kept], self.indices[kept], _offsets(rows, self.shape[0]), self.num_experts, self.dtype

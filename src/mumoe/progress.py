@@ -13,10 +13,13 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["INTERVAL", "Progress", "track"]
+__all__ = ["DELAY", "INTERVAL", "Progress", "track"]
 
 INTERVAL = 15.0
 """Seconds between the lines in a log."""
+
+DELAY = 1.0
+"""Seconds before the bar of a step appears that is usually short."""
 
 T = TypeVar("T")
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.analysis.findings import Usage
+from mumoe.coefficients import SparseCoefficients
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import new_folder, read_json, recovered, write_json
 
@@ -133,8 +134,9 @@ class CoefficientWriter:
                 f"CoefficientWriter: expected {known} rows per image in {layer!r}, got {rows}. Use images of one size."
             )
 
-    def append(self, layer: str, coefficients: Sequence[Array]) -> None:
-        """Add rows: one dense (..., num_experts) array per level; leading dimensions are flattened."""
+    def append(self, layer: str, coefficients: Sequence[Array | SparseCoefficients]) -> None:
+        """Add rows, one block per level: a dense (..., num_experts) array, whose leading dimensions are flattened, or
+        coefficients by their support, which are written in steps proportional to it."""
         experts = self.layers[layer]
         if len(coefficients) != len(experts):
             raise UserError(
@@ -149,14 +151,18 @@ class CoefficientWriter:
             )
         self._rows[layer] += rows.pop()
 
-    def _append_level(self, layer: str, level: int, block: Array) -> int:
+    def _append_level(self, layer: str, level: int, block: Array | SparseCoefficients) -> int:
         width = self.layers[layer][level]
-        if block.ndim < 1 or block.shape[-1] != width:
+        if len(block.shape) < 1 or block.shape[-1] != width:
             raise UserError(
                 f"CoefficientWriter: expected {width} experts in level {level} of {layer!r}, got shape "
-                f"{block.shape}. Pass the coefficients of this layer."
+                f"{tuple(block.shape)}. Pass the coefficients of this layer."
             )
-        experts, values, counts = sparse_rows(block.reshape(-1, width))
+        if isinstance(block, SparseCoefficients):
+            kept = block.at_least().to("cpu")
+            experts, values, counts = kept.indices.numpy(), kept.values.float().numpy(), kept.offsets.diff().numpy()
+        else:
+            experts, values, counts = sparse_rows(block.reshape(-1, width))
         ends = self._ends[layer, level] + np.cumsum(counts)
         self._files[layer, level, "experts"].append(experts)
         self._files[layer, level, "values"].append(values)

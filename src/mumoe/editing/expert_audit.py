@@ -157,7 +157,7 @@ def _products(coefficients: Sequence[Level], threshold: float) -> Groups:
         sizes.append(level.num_experts)
     used, columns = unit.unique(return_inverse=True)
     experts = torch.unravel_index(used, sizes)
-    names: list[Name] = [tuple(enumerate(combination)) for combination in zip(*(e.tolist() for e in experts))]
+    names: list[Name] = [tuple(enumerate(combination)) for combination in torch.stack(experts, 1).tolist()]
     return Groups(names, _indicator(row, columns, (len(first.offsets) - 1, len(used))))
 
 

@@ -65,8 +65,11 @@ MERGE = 0.5
 MIN_ROWS = 10
 """Rows of a group that is tested, by default."""
 
-BLOCK = 65_536
+BLOCK = 8192
 """Rows at a time while overlaps are counted."""
+
+DENSE = 1 / 6
+"""Share of the findings that a row is in, from which overlaps are counted by a product of matrices."""
 
 Name = tuple[tuple[Any, Any], ...]
 """The name of a group: (level, expert) pairs, or (column, value) pairs."""
@@ -228,6 +231,7 @@ Counts = npt.NDArray[np.int64]
 """(.., 4): right in the group, its size, right outside, size of the outside."""
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 class Groups:
@@ -369,27 +373,20 @@ def rank_groups(
         raise UserError(f"audit: expected `merge` in 0..1, got {merge}. 0 merges no groups.")
     table = _tables(candidates, right.bool(), labels, min_rows)
 
-    def name(group: int) -> dict[str, Any]:
-        part, place = table.groups[group]
-        return named(candidates[part].name(place))
-
-    found, floor = _by_label(table, name, min_rows), min_rows
-    pooled = not found
+    found, floor = _by_label(table, min_rows), min_rows
+    pooled = not len(found.group)
     if pooled:
-        found, floor = _pooled(table, name, min_rows)
-    p = np.array([finding.p_value for _, finding in found])
-    corrected = holm(p) if correction == "holm" else benjamini_hochberg(p)
-    compared = [
-        _Found(replace(finding, p_corrected=float(p)), *table.groups[group])
-        for (group, finding), p in zip(found, corrected, strict=True)
-    ]
-    ranked = sorted(_most(compared, most, alpha), key=lambda item: (-item.finding.score, item.finding.p_value))
+        found, floor = _pooled(table, min_rows)
+    corrected = (holm if correction == "holm" else benjamini_hochberg)(found.p)
+    chosen = np.lexsort((-found.scores(), corrected > alpha))[:most]  # with very many groups, few become findings
+    items = []
+    for entry in chosen.tolist():
+        part, place = table.groups[found.group[entry]]
+        finding = found.finding(entry, float(corrected[entry]), named(candidates[part].name(place)))
+        items.append(_Found(finding, part, place))
+    ranked = sorted(items, key=lambda item: (-item.finding.score, item.finding.p_value))
     kept = _merged(ranked, candidates, labels, merge, alpha) if merge else [item.finding for item in ranked]
-    return Audit(tuple(kept), len(found), threshold, alpha, correction, floor, pooled, merge)
-
-
-def _most(found: Sequence[_Found], most: int, alpha: float) -> list[_Found]:
-    return sorted(found, key=lambda item: (item.finding.p_corrected > alpha, -item.finding.score))[:most]
+    return Audit(tuple(kept), len(found.group), threshold, alpha, correction, floor, pooled, merge)
 
 
 # Tests ----------------------------------------------------------------------------------------------------------
@@ -420,23 +417,63 @@ def _tables(candidates: Sequence[Groups], right: Tensor, labels: Tensor, least: 
     return _Tables(names, *columns, labels=values.tolist())
 
 
-def _by_label(table: _Tables, name: Callable[[int], dict[str, Any]], least: int) -> list[tuple[int, Finding]]:
-    """Each group with each label of which enough rows are on both sides; p-values are not corrected yet.
+@dataclass(frozen=True)
+class _Compared:
+    """Groups that were compared with the rest, one entry for each group and label; p-values are not corrected.
+
+    Attributes:
+        group: (entries,) position of the group.
+        label: (entries,) the label; None if all were pooled.
+        rows: (entries,) rows of the group.
+        accuracy, rest: (entries,) accuracy of the group and of the rest.
+        p: (entries,).
+        ends: From an entry to the ends of the gap's interval.
+    """
+
+    group: Ints
+    label: Ints | None
+    rows: Ints
+    accuracy: Floats
+    rest: Floats
+    p: Floats
+    ends: Callable[[int], tuple[float, float]]
+
+    def scores(self) -> Floats:
+        """(entries,) as `Finding.score`."""
+        return np.asarray(self.rows * (self.rest - self.accuracy) / (self.rows + PRIOR))
+
+    def finding(self, entry: int, p_corrected: float, name: dict[str, Any]) -> Finding:
+        """One entry as a finding."""
+        accuracy, rest = float(self.accuracy[entry]), float(self.rest[entry])
+        about = {
+            "label": None if self.label is None else int(self.label[entry]),
+            "rows": int(self.rows[entry]),
+            "accuracy": accuracy,
+            "rest": rest,
+            "gap": Estimate(rest - accuracy, *self.ends(entry)),
+            "p_value": float(self.p[entry]),
+            "p_corrected": p_corrected,
+        }
+        return Finding(**{"experts": (), **name, **about})
+
+
+def _by_label(table: _Tables, least: int) -> _Compared:
+    """Each group with each label of which enough rows are on both sides.
 
     A pair that has the same rows as one of its columns is not a separate group.
     """
     large = (table.counts[:, 1] >= least) & (table.counts[:, 3] >= least) & ~table.alike
-    counts = table.counts[large]
-    found = []
-    columns = (part.tolist() for part in (table.group[large], table.label[large], counts, fisher_less(*counts.T)))
-    for g, place, (k, n, k_rest, n_rest), p in zip(*columns, strict=True):
-        accuracy, rest = k / n, k_rest / n_rest
-        gap = Estimate(rest - accuracy, *map(float, newcombe(k, n, k_rest, n_rest)))
-        found.append((g, _finding(name(g), table.labels[place], n, accuracy, rest, gap, p)))
-    return found
+    counts, label = table.counts[large], np.array(table.labels, np.int64)[table.label[large]]
+    k, n, k_rest, n_rest = counts.T
+
+    def ends(entry: int) -> tuple[float, float]:
+        low, high = newcombe(*counts[entry])
+        return float(low), float(high)
+
+    return _Compared(table.group[large], label, n, k / n, k_rest / n_rest, fisher_less(k, n, k_rest, n_rest), ends)
 
 
-def _pooled(table: _Tables, name: Callable[[int], dict[str, Any]], least: int) -> tuple[list[tuple[int, Finding]], int]:
+def _pooled(table: _Tables, least: int) -> tuple[_Compared, int]:
     """Groups with all labels, compared label by label, and the floor that leaves some."""
     both = (table.counts[:, 1] > 0) & (table.counts[:, 3] > 0)  # labels with rows on one side alone leave nothing
     group, counts, alike = table.group[both], table.counts[both], table.alike[both]
@@ -444,25 +481,14 @@ def _pooled(table: _Tables, name: Callable[[int], dict[str, Any]], least: int) -
     sizes = np.stack([np.bincount(group, counts[:, side], number) for side in (1, 3)]).min(0).astype(np.int64)
     sizes[np.bincount(group, ~alike, number) == 0] = 0
     floor = int(min(least, sizes.max(initial=-1)))
-    if floor < 2:
-        return [], least
+    chosen = np.flatnonzero(sizes >= floor) if floor >= 2 else np.zeros(0, np.int64)
     order = np.argsort(group, kind="stable")
-    ends = np.bincount(group, minlength=number).cumsum()
-    strata = np.split(counts[order], ends[:-1])
-    found = []
-    for place in np.flatnonzero(sizes >= floor).tolist():
-        k, n, *_ = strata[place].sum(0).tolist()
-        gap = Estimate(*stratified_gap(*strata[place].T))
-        accuracy, p = k / n, stratified_less(*strata[place].T)
-        found.append((place, _finding(name(place), None, n, accuracy, accuracy + gap.value, gap, p)))
-    return found, floor
-
-
-def _finding(
-    name: dict[str, Any], label: int | None, rows: int, accuracy: float, rest: float, gap: Estimate, p: float
-) -> Finding:
-    common = {"label": label, "rows": rows, "accuracy": accuracy, "rest": rest, "gap": gap}
-    return Finding(**{"experts": (), **name}, **common, p_value=p, p_corrected=p)  # type: ignore[arg-type]
+    strata = np.split(counts[order], np.bincount(group, minlength=number).cumsum()[:-1])
+    gaps = np.array([stratified_gap(*strata[place].T) for place in chosen]).reshape(-1, 3)
+    p = np.array([stratified_less(*strata[place].T) for place in chosen])
+    k, n = np.array([strata[place].sum(0)[:2] for place in chosen], np.int64).reshape(-1, 2).T
+    found = _Compared(chosen, None, n, k / n, k / n + gaps[:, 0], p, lambda entry: tuple(gaps[entry, 1:].tolist()))
+    return found, floor if floor >= 2 else least
 
 
 # Merging --------------------------------------------------------------------------------------------------------
@@ -500,6 +526,8 @@ def _common_rows(ranked: Sequence[_Found], candidates: Sequence[Groups], labels:
         inside.data *= (wanted[inside.col] < 0) | (truth[rows][inside.row] == wanted[inside.col])
         inside = inside.tocsr()
         inside.eliminate_zeros()
+        if inside.nnz > DENSE * inside.shape[0] * inside.shape[1]:
+            inside = inside.toarray()
         common += inside.T @ inside
     back = np.argsort(order)
     return common[np.ix_(back, back)]

@@ -294,7 +294,8 @@ class Engine:
             return self._evaluated[split, self.step]
         facts = {"run": str(self.run.path), "step": self.step}
         size = evaluation_batch(self.config, self.network)
-        found = evaluate_split(self.network, self.source, self.data, split, self.accelerator, size, **facts)
+        how: dict[str, Any] = {"progress": self.progress, **facts}
+        found = evaluate_split(self.network, self.source, self.data, split, self.accelerator, size, **how)
         self._evaluated = {(split, self.step): found}
         return found
 
