@@ -65,11 +65,11 @@ MERGE = 0.5
 MIN_ROWS = 10
 """Rows of a group that is tested, by default."""
 
-BLOCK = 8192
+BLOCK = 2048
 """Rows at a time while overlaps are counted."""
 
 DENSE = 1 / 6
-"""Share of the findings that a row is in, from which overlaps are counted by a product of matrices."""
+"""Share of the columns that a row has, from which overlaps are counted by a product of matrices."""
 
 Name = tuple[tuple[Any, Any], ...]
 """The name of a group: (level, expert) pairs, or (column, value) pairs."""
@@ -271,12 +271,16 @@ class Groups:
         return sizes, columns[self.pairs].min(1)
 
     def members(self, places: Sequence[int], rows: slice) -> Any:
-        """(rows, len(places)) sparse, 0 and 1, of some groups."""
-        inside = self.inside[rows].tocsc()
+        """(rows, len(places)) 0 and 1, of some groups: sparse where the columns are."""
+        inside = self.inside[rows]
+        if inside.nnz > DENSE * inside.shape[0] * inside.shape[1]:
+            inside = inside.toarray().astype(np.float32)  # exact: a block has few rows
+        else:
+            inside = inside.tocsc()
         if self.pairs is None:
             return inside[:, list(places)]
-        first, second = self.pairs[list(places)].T
-        return inside[:, first].multiply(inside[:, second])
+        first, second = (inside[:, columns] for columns in self.pairs[list(places)].T)
+        return first * second if isinstance(inside, np.ndarray) else first.multiply(second)
 
     def _products(self, rows: Any) -> Any:
         """(columns, columns) rows that two columns have in common; takes rows x (columns of a row)^2 steps."""
@@ -522,12 +526,14 @@ def _common_rows(ranked: Sequence[_Found], candidates: Sequence[Groups], labels:
     for start in range(0, len(truth) if ranked else 0, BLOCK):
         rows = slice(start, start + BLOCK)
         members = [candidates[part].members(places, rows) for part, places in parts.items() if places]
-        inside = _sparse().hstack(members).tocoo()
-        inside.data *= (wanted[inside.col] < 0) | (truth[rows][inside.row] == wanted[inside.col])
-        inside = inside.tocsr()
-        inside.eliminate_zeros()
-        if inside.nnz > DENSE * inside.shape[0] * inside.shape[1]:
-            inside = inside.toarray()
+        if all(map(_sparse().issparse, members)):
+            inside = _sparse().hstack(members).tocoo()
+            inside.data *= (wanted[inside.col] < 0) | (truth[rows][inside.row] == wanted[inside.col])
+            inside = inside.tocsr()
+            inside.eliminate_zeros()
+        else:
+            dense = [part.toarray().astype(np.float32) if _sparse().issparse(part) else part for part in members]
+            inside = np.concatenate(dense, axis=1) * ((wanted < 0) | (truth[rows, None] == wanted))
         common += inside.T @ inside
     back = np.argsort(order)
     return common[np.ix_(back, back)]
