@@ -19,7 +19,7 @@ from mumoe.analysis.capturing import capture, find_layer
 from mumoe.analysis.chosen_images import choose_images
 from mumoe.analysis.coefficient_store import CoefficientStore
 from mumoe.analysis.findings import LayerStudy, TextStudy
-from mumoe.analysis.layer_study import study_layer, write_coefficients
+from mumoe.analysis.layer_study import count_passes, study_layer, write_coefficients
 from mumoe.analysis.neighbours import neighbours
 from mumoe.analysis.settings import LEAST_LOST, WHO, Mode, check_settings
 from mumoe.analysis.study import Source, Study
@@ -36,6 +36,7 @@ from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.expert_sheet import write_grid
 from mumoe.plots.loads import load_figure
 from mumoe.plots.style import save_figure
+from mumoe.progress import DELAY, Progress
 from mumoe.training.inputs import Inputs
 from mumoe.training.opening import StoredRun
 from mumoe.training.sources import FeatureSource
@@ -105,6 +106,7 @@ def analyze_run(
         rows,
         folder / "coefficients",
         batch_size=batch_size,
+        progress=run.progress,
         modes=modes,
         resamples=resamples,
         seed=seed,
@@ -175,7 +177,14 @@ def layer_batches(head: Head, inputs: Inputs, rows: Rows, size: int) -> Iterator
 
 
 def study_head(
-    head: Head, inputs: Inputs, rows: Rows, coefficients: Path | None = None, *, batch_size: int = 500, **settings: Any
+    head: Head,
+    inputs: Inputs,
+    rows: Rows,
+    coefficients: Path | None = None,
+    *,
+    batch_size: int = 500,
+    progress: bool = False,
+    **settings: Any,
 ) -> tuple[LayerStudy, Source]:
     """Measure the layer of a head on cached features.
 
@@ -185,6 +194,7 @@ def study_head(
         rows: Positions of the images.
         coefficients: Folder for the coefficients of its experts; None to omit them and the usage of the experts.
         batch_size: Images at a time.
+        progress: Whether to show progress on stderr.
         settings: As for `study_layer`.
 
     Raises:
@@ -197,12 +207,21 @@ def study_head(
     def forward(x: Tensor) -> Tensor:
         return head.finish(head.layer(x))
 
-    store = None
-    if coefficients is not None and isinstance(head.layer, MuMoE | SparseMoE):
-        store = write_coefficients(head.layer, batches, coefficients, images=rows)
-    rest = None if head.classifier is None else head.finish
-    found = study_layer(head.layer, batches, rest=rest, store=store, **settings)
-    return found, Source(store, rows, inputs.data, head.layer, forward, batches)
+    layer, store = head.layer, None
+    stored = coefficients is not None and isinstance(layer, MuMoE | SparseMoE)
+    total = len(rows) * count_passes(layer, settings.get("modes", ()), stored)
+    with Progress("Ablating every expert", total, enabled=progress, delay=DELAY) as bar:
+
+        def counted() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, labels in batches():
+                yield x, labels
+                bar.advance(len(labels))
+
+        if coefficients is not None and isinstance(layer, MuMoE | SparseMoE):
+            store = write_coefficients(layer, counted, coefficients, images=rows)
+        rest = None if head.classifier is None else head.finish
+        found = study_layer(layer, counted, rest=rest, store=store, progress=progress, **settings)
+    return found, Source(store, rows, inputs.data, layer, forward, batches)
 
 
 def _write_images(source: Source, folder: Path, split: str, settings: dict[str, Any]) -> int:

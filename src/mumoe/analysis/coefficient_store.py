@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.analysis.findings import Usage
-from mumoe.errors import UserError, unknown_name
-from mumoe.files import new_folder, read_json, recovered, write_json
+from mumoe.coefficients import SparseCoefficients
+from mumoe.errors import UserError, require, unknown_name
+from mumoe.files import new_file, new_folder, read_json, recovered, write_json
 
 __all__ = ["CoefficientLevel", "CoefficientStore", "CoefficientWriter", "Pairs", "sparse_rows"]
 
@@ -133,8 +134,9 @@ class CoefficientWriter:
                 f"CoefficientWriter: expected {known} rows per image in {layer!r}, got {rows}. Use images of one size."
             )
 
-    def append(self, layer: str, coefficients: Sequence[Array]) -> None:
-        """Add rows: one dense (..., num_experts) array per level; leading dimensions are flattened."""
+    def append(self, layer: str, coefficients: Sequence[Array | SparseCoefficients]) -> None:
+        """Add rows, one block per level: a dense (..., num_experts) array, whose leading dimensions are flattened, or
+        coefficients by their support, which are written in steps proportional to it."""
         experts = self.layers[layer]
         if len(coefficients) != len(experts):
             raise UserError(
@@ -149,14 +151,18 @@ class CoefficientWriter:
             )
         self._rows[layer] += rows.pop()
 
-    def _append_level(self, layer: str, level: int, block: Array) -> int:
+    def _append_level(self, layer: str, level: int, block: Array | SparseCoefficients) -> int:
         width = self.layers[layer][level]
-        if block.ndim < 1 or block.shape[-1] != width:
+        if len(block.shape) < 1 or block.shape[-1] != width:
             raise UserError(
                 f"CoefficientWriter: expected {width} experts in level {level} of {layer!r}, got shape "
-                f"{block.shape}. Pass the coefficients of this layer."
+                f"{tuple(block.shape)}. Pass the coefficients of this layer."
             )
-        experts, values, counts = sparse_rows(block.reshape(-1, width))
+        if isinstance(block, SparseCoefficients):
+            kept = block.at_least().to("cpu")
+            experts, values, counts = kept.indices.numpy(), kept.values.float().numpy(), kept.offsets.diff().numpy()
+        else:
+            experts, values, counts = sparse_rows(block.reshape(-1, width))
         ends = self._ends[layer, level] + np.cumsum(counts)
         self._files[layer, level, "experts"].append(experts)
         self._files[layer, level, "values"].append(values)
@@ -237,6 +243,38 @@ class CoefficientStore:
             rows=entry["rows"],
             **parts,
         )
+
+    def write_parquet(self, path: str | Path, layer: str | None = None) -> int:
+        """Write the coefficients of one layer as parquet, one row for each above 0, and return the number of rows.
+
+        Columns: image (its position in the data set, or in the store if that was not recorded), level, expert,
+        coefficient; of tokens also row, the position within the image. Blocks are written as they are read.
+
+        Raises:
+            UserError: If there is no such layer, its files are damaged, or pyarrow is not installed.
+            JobError: If the file cannot be written.
+        """
+        who = "CoefficientStore.write_parquet"
+        arrow, parquet = require("pyarrow", "data", who), require("pyarrow.parquet", "data", who)
+        fields = [("image", arrow.int64()), ("level", arrow.int8()), ("expert", arrow.int32())]
+        tokens = self.level(layer).rows_per_image > 1
+        fields += [*([("row", arrow.int32())] if tokens else []), ("coefficient", arrow.float32())]
+        schema, total = arrow.schema(fields), 0
+        with new_file(path, who=who) as part, parquet.ParquetWriter(part, schema) as writer:
+            for number in range(self.num_levels(layer)):
+                level = self.level(layer, number)
+                for block in level.blocks():
+                    image = block.row // level.rows_per_image
+                    columns = {
+                        "image": image if self.images is None else np.asarray(self.images)[image],
+                        "level": np.full(len(image), number, np.int8),
+                        "expert": block.expert.astype(np.int32),
+                        "row": (block.row % level.rows_per_image).astype(np.int32),
+                        "coefficient": block.value,
+                    }
+                    writer.write_table(arrow.table({name: columns[name] for name, _ in fields}, schema=schema))
+                    total += len(image)
+        return total
 
 
 def _load(path: Path) -> Array:

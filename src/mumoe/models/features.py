@@ -50,14 +50,15 @@ class Features:
     """One feature vector per image of a set, in the order of the set.
 
     Attributes:
-        x: (num_images, num_features) float32, read-only, memory-mapped if the file allows it.
+        x: (num_images, num_features), read-only, memory-mapped if the file allows it; float32, or the floats of a
+            file that was computed elsewhere.
         key: Hex digest of all that the numbers depend on.
         path: The file they are in.
         extracted: How many images this call ran through the backbone.
         reused: How many were in the cache already.
     """
 
-    x: npt.NDArray[np.float32]
+    x: npt.NDArray[Any]
     key: str
     path: Path
     extracted: int = 0

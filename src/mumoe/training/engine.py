@@ -157,7 +157,7 @@ class Engine:
         with contextlib.ExitStack() as stack:
             self.log = stack.enter_context(self._trackers())
             self.stop = stack.enter_context(StopRequest())
-            self.bar = stack.enter_context(Progress(label, self.total - self.step, enabled=enabled))
+            self.bar = stack.enter_context(Progress(label, self.total, done=self.step, enabled=enabled))
             self._started = self._last_save = time.monotonic()
             for epoch in range(self.step // self.per_epoch, math.ceil(self.total / self.per_epoch)):
                 self._epoch(epoch)
@@ -294,7 +294,8 @@ class Engine:
             return self._evaluated[split, self.step]
         facts = {"run": str(self.run.path), "step": self.step}
         size = evaluation_batch(self.config, self.network)
-        found = evaluate_split(self.network, self.source, self.data, split, self.accelerator, size, **facts)
+        how: dict[str, Any] = {"progress": self.progress, **facts}
+        found = evaluate_split(self.network, self.source, self.data, split, self.accelerator, size, **how)
         self._evaluated = {(split, self.step): found}
         return found
 

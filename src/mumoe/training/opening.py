@@ -269,7 +269,7 @@ class StoredRun:
         source = task_of(config).source(inputs, accelerator.device)
         size = evaluation_batch(config, network)
         facts = {"run": str(self.path), "step": self.step}
-        return evaluate_split(network, source, self.data, split, accelerator, size, **facts)
+        return evaluate_split(network, source, self.data, split, accelerator, size, progress=self.progress, **facts)
 
 
 def _chosen(run: RunFolder, config: TrainConfig, network: nn.Module) -> Snapshot:
