@@ -135,17 +135,20 @@ def evaluate_network(
     `kinds` is the class of each token, for text. The network's training mode is restored afterwards.
     """
     batches = np.array_split(rows, max(1, -(-len(rows) // batch_size)))
-    mine = [np.array_split(b, accelerator.num_processes)[accelerator.process_index] for b in batches]
+    shares = [np.array_split(b, accelerator.num_processes)[accelerator.process_index] for b in batches]
+    # A process without rows runs the network too, since the others wait for its shards; the result does not count.
+    mine = [share if len(share) else batch[:1] for share, batch in zip(shares, batches, strict=True)]
     tally = Tally.empty(num_classes, accelerator.device, kinds)
     before = network.training
     network.eval()
     try:
-        for inputs, labels in source.stream(mine, None):
-            if len(labels) == 0:  # fewer images than processes
+        for share, (inputs, labels) in zip(shares, source.stream(mine, None), strict=True):
+            if len(labels) == 0:  # a split without rows
                 continue
             with accelerator.autocast():
                 logits, _ = network(inputs)
-            tally.add(logits, labels)
+            if len(share):
+                tally.add(logits, labels)
     finally:
         network.train(before)
     if accelerator.num_processes == 1:
