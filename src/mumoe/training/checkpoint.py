@@ -136,9 +136,8 @@ def write_sharded(folder: Path, snapshot: Snapshot, shards: Mapping[str, Mapping
         part = Path(from_main(lambda: str(stack.enter_context(new_folder(target)))))
         for name, tensors in shards.items():
             write_shards(part / name, tensors)
-        digests = {
-            name: found for each in gathered(together(lambda: _own_shards(part))) for name, found in each.items()
-        }
+        owns = gathered(together(lambda: _own_shards(part)))
+        digests = {name: found for own in owns for name, found in own.items()}
 
         def finish() -> None:
             _write_files(part, snapshot, digests)
@@ -280,7 +279,7 @@ def _step_of(path: Path) -> int:
 
 
 def _verified_files(path: Path, rank: int, processes: int) -> Mapping[str, Any]:
-    """The manifest's files, after their presence, kind, size and, of a process's share, digest were compared with it."""
+    """The manifest's files, after their presence, kind, size and, of a process's share, digest were compared."""
     manifest = read_json(path / _MANIFEST, most=1 << 20)
     if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, SHARDED):
         raise ValueError(f"{_MANIFEST} is not of format {FORMAT} or {SHARDED}")

@@ -30,9 +30,11 @@ __all__ = [
     "SynchronizedBatchNorm",
     "SynchronizedNorm",
     "agree",
+    "agree_all",
     "from_main",
     "gathered",
     "is_main",
+    "join",
     "leave",
     "lost_process",
     "main_first",
@@ -56,6 +58,32 @@ _tell = logging.getLogger("mumoe.training").warning
 def world_size() -> int:
     """Number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def join(device: str | torch.device, *, who: str) -> torch.device:
+    """Join the processes that a launcher such as torchrun has started, if it has; returns this process's device.
+
+    Raises:
+        UserError: If there is no such device, or one is named for all processes.
+    """
+    if world_size() == 1 and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return resolve(device, who=who)
+    if ":" in str(device):
+        raise _one_for_all(who, str(device))
+    found = resolve(device, who=who)
+    if found.type == "cuda":
+        found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(found)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+    return found
+
+
+def _one_for_all(who: str, device: str) -> UserError:
+    return UserError(
+        f"{who}: expected a device for each of several processes, got {device!r} for all of them. "
+        "Leave `device` out, and choose devices with CUDA_VISIBLE_DEVICES."
+    )
 
 
 def is_main() -> bool:
@@ -130,20 +158,21 @@ def lost_process(who: str, remedy: str) -> Iterator[None]:
         if world_size() == 1 or not known:
             raise
         raise JobError(
-            f"{who}: expected {world_size()} processes, got fewer: another process ended, or cannot be reached. {remedy}"
+            f"{who}: expected {world_size()} processes, got fewer: another one ended or cannot be reached. {remedy}"
         ) from error
 
 
-def leave() -> None:
-    """If this is one of several processes, wait for the others and exit with status 0; else do nothing.
+def leave(*, wait: bool = True) -> None:
+    """If this is one of several processes, exit with status 0 once all get here, or at once; else do nothing.
 
     The interpreter is not shut down: Gloo's threads may still hold tensors and would abort the process
     (pytorch/pytorch#190489), so that the launcher would report a finished job as failed.
     """
     if world_size() == 1:
         return
-    with lost_process("mumoe", "What this process had to write is written."):
-        dist.barrier()
+    if wait:
+        with lost_process("mumoe", "What this process had to write is written."):
+            dist.barrier()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -324,10 +353,7 @@ def _own_device(config: TrainConfig) -> torch.device | None:
             torch.cuda.set_device(found)
         return found
     if ":" in config.device:
-        raise UserError(
-            f"train: expected a device for each of several processes, got {config.device!r} for all of them. "
-            "Leave `device` out, and choose devices with CUDA_VISIBLE_DEVICES."
-        )
+        raise _one_for_all("train", config.device)
     return None
 
 
@@ -380,8 +406,13 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 def agree(value: bool, device: torch.device) -> bool:
     """True on every process if it is true on any; every process must call it."""
+    return agree_all((value,), device)[0]
+
+
+def agree_all(values: tuple[bool, ...], device: torch.device) -> tuple[bool, ...]:
+    """`agree` on several values with one message."""
     if world_size() == 1:
-        return value
-    flag = torch.tensor([float(value)], device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item() > 0)
+        return values
+    flags = torch.tensor([float(value) for value in values], device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return tuple(flag > 0 for flag in flags.tolist())

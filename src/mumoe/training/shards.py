@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 __all__ = ["fill", "read_whole", "shards_of_this_process", "survey", "write_shards"]
 
@@ -33,7 +33,8 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         OSError: On all processes, if one cannot write.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     with _own_errors():
         save(_apart(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
@@ -50,7 +51,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     apart: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         plain = tensor.detach()
-        local: Any = plain.to_local() if hasattr(plain, "to_local") else plain  # type: ignore[operator]
+        local: Any = plain.to_local() if hasattr(plain, "to_local") else plain
         place = local.untyped_storage().data_ptr()
         apart[name] = plain.clone() if place in seen and local.numel() else plain
         seen.add(place)
@@ -99,7 +100,7 @@ def fill(part: Path, targets: Mapping[str, Tensor]) -> None:
 
     Names, shapes and types of the targets must be among those that `survey` finds.
     """
-    from torch.distributed.checkpoint import load
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     with _own_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -107,8 +108,8 @@ def fill(part: Path, targets: Mapping[str, Tensor]) -> None:
 
 
 def _reader(part: Path) -> HuggingFaceStorageReader:
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint.filesystem import FileSystem
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     class OneFile(FileSystem):
         """The files of a part that is a single file."""
