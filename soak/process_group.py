@@ -61,6 +61,7 @@ def launch(job: Callable[[], object], count: int, log: Path) -> Group:
 
     def of_rank(rank: int) -> Callable[[], object]:
         def run() -> object:
+            os.environ["OMP_NUM_THREADS"] = "1"  # accelerate warns if it is left to it
             if count > 1:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": str(count)}

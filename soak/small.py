@@ -89,7 +89,9 @@ def pictures(folder: Path, count: int = 60) -> Path:
         pixels = rng.integers(0, 80, (32, 32, 3)) + shade
         pixels[:, :: kind + 2] += 80
         Image.fromarray(pixels.astype(np.uint8)).save(folder / "pictures" / f"{number}.png")
-        rows.append([f"pictures/{number}.png", ("one", "two", "three")[kind], ("train", "val", "test")[number % 5 // 3]])
+        rows.append(
+            [f"pictures/{number}.png", ("one", "two", "three")[kind], ("train", "val", "test")[number % 5 // 3]]
+        )
         if number % 5 == 4:
             rows[-1][2] = "test"
     with (folder / "table.csv").open("w", newline="") as file:
@@ -128,7 +130,9 @@ def language_model(folder: Path) -> Path:
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="<s>").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="<s>").save_pretrained(
+        folder
+    )
     config = transformers.LlamaConfig(
         vocab_size=260,
         hidden_size=16,

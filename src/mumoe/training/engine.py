@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,11 @@ class Engine:
         self.sharded = wants_shard(self.config)
         if self.sharded:
             shard(self.network, self.accelerator.device)
-        wrapped = self.network if self.sharded else self.accelerator.prepare_model(self.network)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "`broadcast_buffers` is deprecated", FutureWarning
+            )  # its successor is new
+            wrapped = self.network if self.sharded else self.accelerator.prepare_model(self.network)
         self.model: nn.Module = wrapped
         self.adamw = optimizer = make_optimizer(self.network, self.config)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
