@@ -117,9 +117,8 @@ class Engine:
         if self.sharded:
             shard(self.network, self.accelerator.device)
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "`broadcast_buffers` is deprecated", FutureWarning
-            )  # its successor is new
+            # Its successor is not in every version of torch that is supported.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             wrapped = self.network if self.sharded else self.accelerator.prepare_model(self.network)
         self.model: nn.Module = wrapped
         self.adamw = optimizer = make_optimizer(self.network, self.config)

@@ -19,16 +19,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mumoe.errors import reason_of
+
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 __all__ = ["fill", "read_whole", "shards_of_this_process", "survey", "write_shards"]
+
+FILE_BYTES = 2**26
+"""Largest file of a process, unless one tensor is larger."""
 
 Spec = tuple[tuple[int, ...], torch.dtype]
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write this process's shards of a part (collective); a tensor that is whole on all processes is written by one.
+
+    They go to files of `FILE_BYTES`, since torch holds the content of a file twice while it writes it.
 
     Raises:
         OSError: On all processes, if one cannot write.
@@ -37,7 +44,20 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save
 
     with _own_errors():
-        save(_apart(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        writer = HuggingFaceStorageWriter(str(folder), _files_of(tensors), save_distributed=True)
+        save(_apart(tensors), storage_writer=writer)
+
+
+def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The number of the file of each tensor, from 1, the same on all processes."""
+    files: dict[str, int] = {}
+    number, held = 1, 0.0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size() / torch.distributed.get_world_size()
+        if held and held + size > FILE_BYTES:
+            number, held = number + 1, 0.0
+        files[name], held = number, held + size
+    return files
 
 
 def shards_of_this_process(folder: Path) -> list[Path]:
@@ -99,12 +119,19 @@ def fill(part: Path, targets: Mapping[str, Tensor]) -> None:
     """Read a part into tensors, of which a sharded one is given this process's rows; each process reads for itself.
 
     Names, shapes and types of the targets must be among those that `survey` finds.
+
+    Raises:
+        ValueError: If the files do not hold what they say.
     """
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    plain = {name: tensor.detach() for name, tensor in targets.items()}
     with _own_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        load({name: tensor.detach() for name, tensor in targets.items()}, storage_reader=_reader(part), no_dist=True)
+        try:
+            load(plain, storage_reader=_reader(part), no_dist=True)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f"the shards of {part.name} do not fit together ({reason_of(error, 120)})") from None
 
 
 def _reader(part: Path) -> HuggingFaceStorageReader:
@@ -133,6 +160,7 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        raise next(iter(error.failures.values()))[0] from None
+        found = next(iter(error.failures.values()))[0]
+        raise ValueError(reason_of(found)) if isinstance(found, AssertionError) else found from None
     finally:
         log.disabled = before
