@@ -99,10 +99,6 @@ class Node:
                 command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def cut(self) -> None:
-        """Cut its cable: what it sends is lost, and nothing comes."""
-        _ip("-n", self.name, "link", "set", self.card, "down")
-
     def workers(self) -> list[int]:
         """Process ids of the workers that run on it."""
         listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)

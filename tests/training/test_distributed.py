@@ -334,4 +334,4 @@ def test_a_process_without_rows_runs_the_network_too_and_counts_nothing():
 
 def test_the_documented_command_for_two_machines_is_the_one_that_is_tried():
     page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
-    assert TWO_MACHINES.format(count=8, host="HOST") in page
+    assert all(TWO_MACHINES.format(count=8, host="HOST", rank=rank) in page for rank in range(2))
