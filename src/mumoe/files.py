@@ -452,6 +452,10 @@ class _NotWritten(JobError):
         super().__init__(f"{who or 'mumoe'}: expected {what} {remedy or OUT}")
         self.what, self.who, self.remedy = what, who, remedy
 
+    def __reduce__(self) -> tuple[type[_NotWritten], tuple[str, str | None, str | None]]:
+        """How it is sent to the other processes of a job."""
+        return type(self), (self.what, self.who, self.remedy)
+
 
 @contextlib.contextmanager
 def write_errors(path: Path, *, who: str | None = None, remedy: str | None = None) -> Iterator[None]:
@@ -577,9 +581,12 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Bytes and SHA-256 of every file below a folder, by its relative name with slashes, in order of name."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+def digest_files(folder: Path, *, deep: bool = True) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 of every file below a folder, by its relative name with slashes, in order of name.
+
+    With `deep` False only those directly in it.
+    """
+    paths = sorted(path for path in folder.glob("**/*" if deep else "*") if path.is_file())
     return {path.relative_to(folder).as_posix(): (path.stat().st_size, digest_file(path)) for path in paths}
 
 

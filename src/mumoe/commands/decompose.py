@@ -92,6 +92,7 @@ def run(options: Options) -> None:
     _check(options)
     from mumoe.decomposition.opened import decompose
     from mumoe.decomposition.showing import expert_lines
+    from mumoe.training.distributed import is_main, leave
 
     dec = decompose(
         options.model,
@@ -104,6 +105,8 @@ def run(options: Options) -> None:
         announce=_say,
         **{name: getattr(options, name) for name in SETTINGS},
     )
+    if not is_main():
+        leave(wait=False)  # the first of several processes measures
     sys.stdout.write(f"{dec.evaluate(options.contexts)!r}\n")
     if options.experts_shown and dec.replacement.mixture is not None:
         found = dec.analyze(options.contexts)
@@ -116,6 +119,7 @@ def run(options: Options) -> None:
     if options.transcoder:
         sys.stdout.write(f"Written to {dec.save_transcoder(options.transcoder)}\n")
     sys.stdout.write(f"Written to {options.out}. Open it with: mumoe.load({options.out!r})\n")
+    leave(wait=False)
 
 
 def _say(line: str) -> None:

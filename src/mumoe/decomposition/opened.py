@@ -39,6 +39,7 @@ from mumoe.files import read_json, write_bytes, write_json, write_tensors
 from mumoe.local_paths import without_paths
 from mumoe.models.language import LanguageModel, Mlp, open_language
 from mumoe.records import read_typed
+from mumoe.training.distributed import from_main, is_main, join, lost_process, main_first
 
 __all__ = ["DecomposeSettings", "Decomposition", "Part", "decompose", "is_decomposition", "open_decomposition"]
 
@@ -484,7 +485,8 @@ def decompose(
 ) -> Decomposition:
     """Replace one MLP of a trained language model by sparse experts, fitted to what the MLP computes.
 
-    The same call again resumes what was stopped, with the bits of a job that was not.
+    The same call again resumes what was stopped, with the bits of a job that was not. Started by torchrun, several
+    processes share each batch, and the first of them writes.
 
     Args:
         model: ``smollm2`` (comes with a package), ``hf:NAME``, a folder of transformers, or a `LanguageModel`.
@@ -509,8 +511,8 @@ def decompose(
     >>> dec.evaluate().to_frame()
     """
     chosen = _settings(model, layer, kind, text, settings)
-    say = announce or (lambda _: None)
-    folder, where = Path(out), resolve(device, who=WHO)
+    folder, where = Path(out), join(device, who=WHO)
+    say = announce if announce is not None and is_main() else (lambda _: None)
     if (folder / ABOUT).is_file() and _same(folder, chosen):
         return Decomposition(
             folder,
@@ -521,18 +523,35 @@ def decompose(
             progress=progress,
         )
     cache = None if cache_dir is None else str(cache_dir)
-    language = open_language(model, device=where, cache_dir=cache)
+    with lost_process(WHO, "The same call resumes."):
+        language, contexts = _run(chosen, folder, model, text, where, cache, progress, say)
+    return Decomposition(folder, language=language, text=contexts, device=where, cache_dir=cache_dir, progress=progress)
+
+
+def _run(
+    chosen: DecomposeSettings,
+    folder: Path,
+    model: str | LanguageModel,
+    text: Text,
+    where: torch.device,
+    cache: str | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> tuple[LanguageModel, Contexts]:
+    """Make a decomposition in its folder; returns what it was made of."""
+    language = main_first(lambda: open_language(model, device=where, cache_dir=cache))
     mlp = language.mlp(chosen.layer)
     init = resolve_init(chosen.init, chosen.kind, mlp.parts)
     rank = chosen.rank
     if init == "weights" and not rank and not chosen.experts:
         rank = rank_at_weights(chosen.kind, mlp.parts.widths[1])
     shape, _ = shape_for(chosen.kind, mlp.parts, width=chosen.width, experts=chosen.experts, rank=rank, k=chosen.k)
-    contexts = open_contexts(text, language, chosen.context, cache_dir=cache, progress=progress)
+    progress = progress and is_main()
+    contexts = main_first(lambda: open_contexts(text, language, chosen.context, cache_dir=cache, progress=progress))
     say(contexts.describe())
     job = _Job(chosen, folder, language, mlp, shape, init, contexts, cache, progress, say)
     job.run()
-    return Decomposition(folder, language=language, text=contexts, device=where, cache_dir=cache_dir, progress=progress)
+    return language, contexts
 
 
 def _settings(
@@ -597,19 +616,20 @@ class _Job:
 
     def run(self) -> None:
         one = self.settings
-        self._check_folder()
+        from_main(self._check_folder)
         precision = resolve_precision(one.precision, self.language.device)
         held: dict[str, Any] = {"precision": precision, "cache_dir": self.cache, "progress": self.progress}
         wanted = -(-one.tokens // (self.contexts.length - 1))
-        train = capture_rows(self.language, one.layer, self.contexts, "train", wanted, **held)
-        val = capture_rows(self.language, one.layer, self.contexts, "val", one.val_contexts, **held)
+        of = (self.language, one.layer, self.contexts)
+        train = main_first(lambda: capture_rows(*of, "train", wanted, **held))
+        val = main_first(lambda: capture_rows(*of, "val", one.val_contexts, **held))
         twin = Twin.of(train, self.mlp.module) if one.twin else None
         tried: dict[float, Fitted] = {}
         for rate in one.lr:
             tried[rate] = self._fit(rate, train, val, twin, precision)
             self.say(tried[rate].headline())
         best = choose_rate(tried, one.most_dead)
-        self._write(tried, best, train)
+        from_main(lambda: self._write(tried, best, train))
 
     def _check_folder(self) -> None:
         """Refuse a folder with other files, or an unfinished decomposition of other settings."""
@@ -630,8 +650,9 @@ class _Job:
 
     def _fit(self, rate: float, train: Activations, val: Activations, twin: Twin | None, precision: str) -> Fitted:
         folder = self.folder / RATES / f"{rate:g}"
-        if (folder / RESULT).is_file():
-            return Fitted.load(folder / RESULT)
+        done = from_main(lambda: Fitted.load(folder / RESULT) if (folder / RESULT).is_file() else None)
+        if done is not None:
+            return done
         one = self.settings
         settings = FitSettings(rate, one.tokens, one.batch_size, one.seed, precision)
         with torch.random.fork_rng(devices=[]):

@@ -148,17 +148,21 @@ def evaluate_network(
     training mode is restored afterwards.
     """
     batches = np.array_split(rows, max(1, -(-len(rows) // batch_size)))
-    mine = [np.array_split(b, accelerator.num_processes)[accelerator.process_index] for b in batches]
+    shares = [np.array_split(b, accelerator.num_processes)[accelerator.process_index] for b in batches]
+    # A process without rows runs the network too, since the others wait for its shards; the result does not count.
+    mine = [share if len(share) else batch[:1] for share, batch in zip(shares, batches, strict=True)]
     tally = Tally.empty(num_classes, accelerator.device, kinds)
     before = network.training
     network.eval()
     try:
         with Progress(doing, len(rows), enabled=bool(doing), delay=DELAY) as bar:
-            for batch, (inputs, labels) in zip(batches, source.stream(mine, None), strict=True):
-                if len(labels):  # else there are fewer images than processes
+            whole = zip(batches, shares, source.stream(mine, None), strict=True)
+            for batch, share, (inputs, labels) in whole:
+                if len(labels):  # else the split has no rows
                     with accelerator.autocast():
                         logits, _ = network(inputs)
-                    tally.add(logits, labels)
+                    if len(share):
+                        tally.add(logits, labels)
                 bar.advance(len(batch))
     finally:
         network.train(before)
