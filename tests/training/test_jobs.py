@@ -64,7 +64,7 @@ def test_a_job_stopped_between_seeds_goes_on_where_it_was(config, data, features
         patch.setattr(Engine, "_update", update)
         with pytest.raises(Interrupted, match="seed-1"):
             train(config, **given)
-    assert sorted(p.name for p in Path(config.out).iterdir()) == ["config.toml", "seed-0", "seed-1"]
+    assert sorted(p.name for p in Path(config.out).glob("[!.]*")) == ["config.toml", "seed-0", "seed-1"]
     before = (Path(config.out) / "seed-0" / "run.json").read_bytes()
     result = resume(config.out, **given)
     assert result.accuracy == whole.accuracy

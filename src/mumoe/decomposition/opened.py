@@ -34,7 +34,7 @@ from mumoe.decomposition.replacements import Replacement, Shape, build, shape_fo
 from mumoe.decomposition.texts import Text, open_contexts
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import JobError, UserError, check_size, reason_of, require, unknown_name
-from mumoe.files import read_json, write_bytes, write_json, write_tensors
+from mumoe.files import holds_files, new_entries, read_json, write_bytes, write_json, write_tensors
 from mumoe.models.language import LanguageModel, Mlp, open_language
 from mumoe.records import read_typed
 
@@ -259,8 +259,9 @@ class Decomposition:
         with self._original():
             found = analyze_replacement(self.replacement, bench, self.contexts, how, progress=self.progress)
             study = text_study(self.replacement, bench, self.contexts, found, how, run=str(self.path))
-        found.save(self.path / ANALYSIS)
-        write_study(study, self.path / STUDY)
+        with new_entries(self.path, (STUDY, ANALYSIS), who=WHO) as part:
+            write_study(study, part / STUDY)
+            found.save(part / ANALYSIS)
         return found
 
     def study(self) -> TextStudy:
@@ -602,7 +603,7 @@ class _Job:
                 f"{WHO}: expected `out` without another decomposition, got {str(self.folder)!r}, where one of other "
                 "settings was begun. Give another `out`, or delete it."
             )
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if holds_files(self.folder):
             raise UserError(
                 f"{WHO}: expected `out` as a new or empty folder, got {str(self.folder)!r} with files. "
                 "Give another `out`."

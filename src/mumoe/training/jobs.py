@@ -83,7 +83,8 @@ def train(
         config = settled(config)
     out = Path(config.out or default_out(config))
     check_free(out)
-    return _run_job(config, out, {"data": data, "backbone": backbone, "features": features}, progress, announce)
+    given = {"data": data, "backbone": backbone, "features": features}
+    return _run_job(config, out, given, progress, announce, new=True)
 
 
 def default_out(config: TrainConfig) -> str:
@@ -137,6 +138,8 @@ def _run_job(
     given: Mapping[str, Any],
     progress: bool,
     announce: Callable[[str], None] | None,
+    *,
+    new: bool = False,
 ) -> TrainResult:
     accelerator = make_accelerator(config)
     main, task = bool(accelerator.is_main_process), task_of(config)
@@ -149,12 +152,15 @@ def _run_job(
     batches_per_epoch(len(inputs.data.indices("train")), config.batch_size, least)
     members = _plan(config, out, inputs)
     inputs = task.extract(inputs, accelerator.device, progress and main, together=True)
-    if len(members) > 1 and main:
-        write_group_config(out, config)
-    runs = [_run_member(member, inputs, accelerator, progress) for member in members]
-    result = summarize(str(out), config.head, runs)
-    if main:
-        result.save(out / "summary.json")
+    with RunFolder(out) if main else contextlib.nullcontext() as folder:
+        if new and main:
+            check_free(out)  # another job may have begun there meanwhile
+        if len(members) > 1 and main:
+            write_group_config(out, config)
+        runs = [_run_member(member, inputs, accelerator, progress, folder) for member in members]
+        result = summarize(str(out), config.head, runs)
+        if main:
+            result.save(out / "summary.json")
     return result
 
 
@@ -178,9 +184,14 @@ def _plan(config: TrainConfig, out: Path, inputs: Inputs) -> list[_Member]:
     return members
 
 
-def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: bool) -> RunResult:
-    """Train one run to its end, from its newest checkpoint if there is one; a finished run is only read."""
-    run = RunFolder(member.path)
+def _run_member(
+    member: _Member, inputs: Inputs, accelerator: Any, progress: bool, job: RunFolder | None
+) -> RunResult:
+    """Train one run to its end, from its newest checkpoint if there is one; a finished run is only read.
+
+    `job` is the job's folder, which is locked; it may be that of the run.
+    """
+    run = job if job is not None and job.path == member.path else RunFolder(member.path)
     if (member.path / "run.json").is_file() and run.facts().get("state") == "finished":
         return read_result(run)
     task = task_of(member.config)
@@ -189,7 +200,8 @@ def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: boo
     parameters = parameter_count(network)
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
-            stack.enter_context(_claim(run, member.config, inputs, parameters))
+            stack.enter_context(contextlib.nullcontext() if run is job else run)
+            _claim(run, member.config, inputs, parameters)
         accelerator.wait_for_everyone()
         source = task.source(inputs, accelerator.device)
         engine = Engine(member.config, network, source, inputs.data, run, accelerator, progress=progress)
@@ -199,20 +211,14 @@ def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: boo
             return _finish(engine, parameters)
 
 
-def _claim(run: RunFolder, config: TrainConfig, inputs: Inputs, parameters: int) -> RunFolder:
-    """Create the run's folder, or lock the folder of a run that was started before."""
+def _claim(run: RunFolder, config: TrainConfig, inputs: Inputs, parameters: int) -> None:
+    """Make a locked folder the run's, or check that it is the run that was started before."""
     facts = {"seed": config.seed, "head": config.head, "parameters": parameters, **inputs.facts}
     facts["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if not (run.path / "run.json").is_file():
-        return RunFolder.create(run.path, config, facts)
-    run.acquire()
-    try:
-        _check_same(run, config, inputs)
-        run.update(state="running")
-    except BaseException:
-        run.release()
-        raise
-    return run
+        return run.make(config, facts)
+    _check_same(run, config, inputs)
+    return run.update(state="running")
 
 
 def _check_same(run: RunFolder, config: TrainConfig, inputs: Inputs) -> None:

@@ -90,13 +90,20 @@ class RunFolder:
             JobError: If another job works in it, or the disk is full.
         """
         run = cls(path)
-        with disk_errors("run", run.path):
-            run.path.mkdir(parents=True, exist_ok=True)
-            run.acquire()
-            write_text(run.path / "config.toml", to_toml(config.absolute()))
-            run.checkpoints.mkdir(exist_ok=True)
-            run.write_facts({"schema": SCHEMA, "state": "running", **versions(), **facts})
+        run.make(config, facts)
         return run
+
+    def make(self, config: TrainConfig, facts: Mapping[str, Any]) -> None:
+        """Write the settings and then the facts of a new run into its folder, and hold its lock.
+
+        Raises:
+            JobError: If another job works in it, or the disk is full.
+        """
+        with disk_errors("run", self.path):
+            self.acquire()
+            write_text(self.path / "config.toml", to_toml(config.absolute()))
+            self.checkpoints.mkdir(exist_ok=True)
+            self.write_facts({"schema": SCHEMA, "state": "running", **versions(), **facts})
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -163,23 +170,28 @@ class RunFolder:
         self.write_facts({**self.facts(), **changes})
 
     def acquire(self) -> None:
-        """Acquire the lock.
+        """Acquire the lock, unless this object holds it; the folder is made if it is missing.
 
         Raises:
-            JobError: If another job works in this folder.
+            JobError: If another job works in this folder, or it cannot be written.
         """
         from filelock import FileLock, Timeout
 
-        self._lock = FileLock(self.path / ".lock")
+        if self._lock is not None:
+            return
+        lock = FileLock(self.path / ".lock")
         try:
-            self._lock.acquire(timeout=0)
+            with disk_errors("run", self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
         except Timeout:
-            self._lock = None
             raise JobError(
                 f"{self.path}: expected no other job in this run, got {self._holder()}. "
                 "Wait for it, or give another `out`."
             ) from None
-        (self.path / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
+        self._lock = lock
+        with contextlib.suppress(OSError):  # it only tells others who holds the lock
+            (self.path / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
         clean_folder(self.checkpoints, locked=True)
 
     def _holder(self) -> str:
@@ -191,13 +203,13 @@ class RunFolder:
     def release(self) -> None:
         """Release the lock."""
         if self._lock is not None:
-            (self.path / ".holder").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self.path / ".holder").unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
 
     def __enter__(self) -> RunFolder:
-        if self._lock is None:
-            self.acquire()
+        self.acquire()
         return self
 
     def __exit__(
@@ -353,6 +365,11 @@ def _not_a_run(folder: Path) -> UserError:
         close = nearest(folder.name, names)
         remedy = f"Did you mean {str(base / close)!r}?" if close else "Give the folder of a run."
         return UserError(f"run: expected the folder of a run, got {str(folder)!r}, which does not exist. {remedy}")
+    if (folder / "config.toml").is_file():
+        return UserError(
+            f"run: expected the folder of a run, got {str(folder)!r}, where a job was started and stopped before its "
+            f"first run. Continue with: mumoe train --resume {folder}"
+        )
     return UserError(
         f"run: expected the folder of a run, got {str(folder)!r}, which has no run.json. "
         "Give the folder that mumoe train printed."
