@@ -6,6 +6,7 @@ Each works in a folder of its own, which is the working directory, so that all n
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,6 @@ TRAINED = (
     "**/run.json",
     "**/checkpoints/step-*/*.safetensors",
     "**/summary.json",
-    "**/config.toml",
 )
 
 
@@ -279,12 +279,16 @@ def _exports(world: World) -> list[KillJob]:
             run.export(path, edits=run.edit("ablate:1", resamples=0), overwrite=True)
 
         def opens() -> None:
+            import onnx
+
             import mumoe
 
             if name == "export-safetensors":
                 assert mumoe.load("saved", device="cpu")[0] is not None
-            elif not Path(path).is_file():
-                raise FileNotFoundError(path)
+            elif path.endswith(".pt2") and Path(path).is_file():
+                assert zipfile.ZipFile(path).testzip() is None
+            elif Path(path).is_file():
+                onnx.load(path)
 
         files = ("saved/*",) if name == "export-safetensors" else (f"{path.partition('.')[0]}.*",)
         first = earlier if weight > 1 else None  # two exports of a trace take long

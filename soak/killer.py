@@ -162,6 +162,7 @@ class Killer:
 
     def _fault(self, trial: str, text: str) -> None:
         self.faults.append(f"{self.job.name} {trial}: {text}")
+        sys.stderr.write(f"BROKEN: {self.faults[-1]}\n")
 
 
 def main(arguments: list[str]) -> None:
@@ -179,7 +180,6 @@ def main(arguments: list[str]) -> None:
     known = jobs(World(place))
     chosen = {name: known[name] for name in options.jobs or known}
     total = sum(job.weight for job in chosen.values())
-    report: dict[str, dict[str, int] | list[str]] = {}
     counts: dict[str, int] = {}
     faults: list[str] = []
     for name, job in chosen.items():
@@ -193,8 +193,7 @@ def main(arguments: list[str]) -> None:
         counts[f"kills of {name}"] = killer.counts.get("kills", 0)
         faults += killer.faults
         sys.stderr.write(f"{name}: {killer.counts}, {len(killer.faults)} faults, {killer.duration:.2f} s each\n")
-    report |= {"counts": counts, "faults": faults}
-    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.write(json.dumps({"counts": counts, "faults": faults}) + "\n")
 
 
 if __name__ == "__main__":

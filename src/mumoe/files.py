@@ -67,8 +67,8 @@ __all__ = [
 OUT = "Choose another place to write to."
 CACHE = "Set MUMOE_CACHE to another folder."
 
-LOCK = ".mumoe-lock"
-"""Lock of a folder in which several entries are replaced."""
+LOCK, JOB_LOCK, HOLDER = ".mumoe-lock", ".lock", ".holder"
+"""Lock of a folder in which several entries are replaced; lock of a folder in which a job works, and who holds it."""
 
 _PREFIX = ".mumoe-"
 _CUT = "~"
@@ -331,8 +331,11 @@ def recovered(path: Path) -> Path:
 
 
 def holds_files(folder: Path) -> bool:
-    """Whether a folder exists and holds anything but what killed writers left in it."""
-    return folder.is_dir() and any(_NAME.fullmatch(entry.name) is None for entry in folder.iterdir())
+    """Whether a folder exists and holds anything but locks and what killed writers left in it."""
+    if not folder.is_dir():
+        return False
+    names = {entry.name for entry in folder.iterdir()} - {LOCK, JOB_LOCK, HOLDER}
+    return any(_NAME.fullmatch(name) is None for name in names)
 
 
 def clean_folder(folder: Path, *, locked: bool = False) -> None:
@@ -374,9 +377,10 @@ def _take_place(part: Path, path: Path) -> None:
         while not _exchange(new, path, old):
             pass
     except BaseException:
-        for source, target in ((old, path), (new, part)):
-            with contextlib.suppress(OSError):
-                _rename(source, target)
+        with contextlib.suppress(OSError):
+            _rename(old, path)
+        if not os.path.lexists(old):  # else the new folder is all that a reader would find
+            _delete(new)
         raise
     _discard(old)
 
@@ -602,11 +606,11 @@ def _shown(path: Path) -> str:
 
 
 def _concerns(path: Path, failed: Path) -> bool:
-    """Whether something failed is `path`, inside it, its temporary copy, or a folder above."""
+    """Whether something failed is `path`, inside it, its temporary copy, a lock beside it, or a folder above."""
     if failed.is_relative_to(path) or path.is_relative_to(failed):
         return True
     inside = failed.relative_to(path.parent).parts[0] if failed.is_relative_to(path.parent) else ""
-    return inside.startswith(_PREFIX)
+    return inside.startswith(_PREFIX) or inside.endswith(".lock")
 
 
 # Reading --------------------------------------------------------------------------------------------------

@@ -24,7 +24,16 @@ from mumoe.data.documents import Contexts
 from mumoe.decomposition.activations import Activations, capture_rows, resolve_precision
 from mumoe.decomposition.bench import Bench, make_bench
 from mumoe.decomposition.findings import Analysis, Evaluation
-from mumoe.decomposition.fitting import RESULT, WEIGHTS, FitSettings, Fitted, Twin, fit_replacement, fresh
+from mumoe.decomposition.fitting import (
+    RESULT,
+    WEIGHTS,
+    FitSettings,
+    Fitted,
+    Twin,
+    clear_checkpoints,
+    fit_replacement,
+    fresh,
+)
 from mumoe.decomposition.interchange import write_coefficients, write_transcoder
 from mumoe.decomposition.looking import LookSettings, analyze_replacement, as_entries, expert_parts
 from mumoe.decomposition.measuring import JACOBIAN_ROWS, evaluate_replacement
@@ -35,6 +44,7 @@ from mumoe.decomposition.texts import Text, open_contexts
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import JobError, UserError, check_size, reason_of, require, unknown_name
 from mumoe.files import holds_files, new_entries, read_json, write_bytes, write_json, write_tensors
+from mumoe.locks import FolderLock
 from mumoe.models.language import LanguageModel, Mlp, open_language
 from mumoe.records import read_typed
 
@@ -514,7 +524,9 @@ def decompose(
     contexts = open_contexts(text, language, chosen.context, cache_dir=cache, progress=progress)
     say(contexts.describe())
     job = _Job(chosen, folder, language, mlp, shape, contexts, cache, progress, say)
-    job.run()
+    with FolderLock(folder, who=WHO):
+        if not (is_decomposition(folder) and _same(folder, chosen)):  # another process may have finished it meanwhile
+            job.run()
     return Decomposition(folder, language=language, text=contexts, device=where, cache_dir=cache_dir, progress=progress)
 
 
@@ -613,6 +625,7 @@ class _Job:
     def _fit(self, rate: float, train: Activations, val: Activations, twin: Twin | None, precision: str) -> Fitted:
         folder = self.folder / RATES / f"{rate:g}"
         if (folder / RESULT).is_file():
+            clear_checkpoints(folder)
             return Fitted.load(folder / RESULT)
         one = self.settings
         settings = FitSettings(rate, one.tokens, one.batch_size, one.seed, precision)

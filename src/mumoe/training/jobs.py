@@ -184,9 +184,7 @@ def _plan(config: TrainConfig, out: Path, inputs: Inputs) -> list[_Member]:
     return members
 
 
-def _run_member(
-    member: _Member, inputs: Inputs, accelerator: Any, progress: bool, job: RunFolder | None
-) -> RunResult:
+def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: bool, job: RunFolder | None) -> RunResult:
     """Train one run to its end, from its newest checkpoint if there is one; a finished run is only read.
 
     `job` is the job's folder, which is locked; it may be that of the run.

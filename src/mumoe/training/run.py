@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 from mumoe import __version__
 from mumoe.errors import JobError, UserError, nearest
 from mumoe.files import clean_folder, read_json, write_errors, write_text
+from mumoe.locks import FolderLock
 from mumoe.training.config import PLAIN, TrainConfig, read_config, to_toml
 from mumoe.training.metrics_log import METRICS_FILE
 
@@ -61,9 +61,12 @@ _PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "accelerate
 @contextlib.contextmanager
 def disk_errors(what: str, run: Path) -> Iterator[None]:
     """Turn a failed write in a run's folder into a `JobError` that explains what is safe and how to resume."""
-    remedy = f"Earlier checkpoints are untouched. Resume with: mumoe train --resume {run}"
-    with write_errors(run, who=what, remedy=remedy):
+    with write_errors(run, who=what, remedy=_safe(run)):
         yield
+
+
+def _safe(run: Path) -> str:
+    return f"Earlier checkpoints are untouched. Resume with: mumoe train --resume {run}"
 
 
 class RunFolder:
@@ -80,7 +83,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / METRICS_FILE
-        self._lock: Any = None
+        self._lock = FolderLock(self.path, who="run", what="this run", remedy=_safe(self.path))
 
     @classmethod
     def create(cls, path: str | Path, config: TrainConfig, facts: Mapping[str, Any]) -> RunFolder:
@@ -175,38 +178,13 @@ class RunFolder:
         Raises:
             JobError: If another job works in this folder, or it cannot be written.
         """
-        from filelock import FileLock, Timeout
-
-        if self._lock is not None:
-            return
-        lock = FileLock(self.path / ".lock")
-        try:
-            with disk_errors("run", self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=0)
-        except Timeout:
-            raise JobError(
-                f"{self.path}: expected no other job in this run, got {self._holder()}. "
-                "Wait for it, or give another `out`."
-            ) from None
-        self._lock = lock
-        with contextlib.suppress(OSError):  # it only tells others who holds the lock
-            (self.path / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
-        clean_folder(self.checkpoints, locked=True)
-
-    def _holder(self) -> str:
-        try:
-            return (self.path / ".holder").read_text()[:200] or "another process"
-        except OSError:
-            return "another process"
+        if not self._lock.held:
+            self._lock.acquire()
+            clean_folder(self.checkpoints, locked=True)
 
     def release(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                (self.path / ".holder").unlink(missing_ok=True)
-            self._lock.release()
-            self._lock = None
+        self._lock.release()
 
     def __enter__(self) -> RunFolder:
         self.acquire()
