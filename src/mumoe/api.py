@@ -16,6 +16,7 @@ from mumoe import training
 from mumoe.deploy.saved import is_converted, is_saved
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import UserError, require
+from mumoe.files import recovered
 from mumoe.results import EvalResult, TrainResult
 from mumoe.specs import read_spec
 from mumoe.training.config import TrainConfig, from_mapping
@@ -691,7 +692,7 @@ def load(
     >>> run = mumoe.load("runs/demo/many/seed-0")
     >>> run.model(run.transform(image)[None]).softmax(-1)
     """
-    folder = Path(path)
+    folder = recovered(Path(path))
     if (folder / "decomposition.json").is_file():
         from mumoe.decomposition.opened import open_decomposition
 

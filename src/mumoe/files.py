@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ from typing import IO, TYPE_CHECKING, Any
 from mumoe.errors import JobError, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 __all__ = [
@@ -44,6 +46,9 @@ __all__ = [
     "digest_ahead",
     "digest_file",
     "digest_files",
+    "holds_files",
+    "new_array",
+    "new_entries",
     "new_file",
     "new_folder",
     "private_file",
@@ -62,6 +67,9 @@ __all__ = [
 OUT = "Choose another place to write to."
 CACHE = "Set MUMOE_CACHE to another folder."
 
+LOCK, JOB_LOCK, HOLDER = ".mumoe-lock", ".lock", ".holder"
+"""Lock of a folder in which several entries are replaced; lock of a folder in which a job works, and who holds it."""
+
 _PREFIX = ".mumoe-"
 _CUT = "~"
 _NAME = re.compile(r"\.mumoe-(part|new|old)-([0-9a-f]{6})-(\d+)-[0-9a-f]{8}-(.*)", re.DOTALL)
@@ -69,6 +77,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
+"""What numpy says when a disk is full, without a number of the error."""
 _RETRIES = 7
 
 
@@ -189,6 +199,85 @@ def new_folder(
             _sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def new_entries(
+    folder: str | Path,
+    names: Sequence[str],
+    *,
+    who: str | None = None,
+    remedy: str | None = None,
+    durable: bool = True,
+) -> Iterator[Path]:
+    """An empty folder whose entries take the places of those in `folder` if the block succeeds, and vanish if not.
+
+    For results of several files and folders that belong together, beside files of others. The last of `names` marks
+    complete results: it is removed before anything is replaced and put back after everything else, so that a reader
+    who finds it finds what was written with it. A kill in the block leaves the earlier results; one in the moment of
+    the renames may leave results without their mark.
+
+    Args:
+        folder: The folder.
+        names: Patterns of all entries that the block may write; those that it does not write are removed. The last
+            one is the name of the mark.
+        who, remedy, durable: As for `new_file`.
+
+    Raises:
+        JobError: If the folder is read-only or the disk is full; the earlier results are kept.
+    """
+    from filelock import FileLock
+
+    folder = Path(folder)
+    with write_errors(folder, who=who, remedy=remedy):
+        folder.mkdir(parents=True, exist_ok=True)
+        _clean_once(os.path.abspath(folder), os.getpid())
+        part = _beside(folder / names[-1], "part")
+        os.mkdir(part)
+        try:
+            yield part
+            _finish_tree(part, durable)
+            with FileLock(folder / LOCK):
+                _replace_entries(part, folder, names)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        if durable:
+            _sync_folder(folder)
+
+
+def _replace_entries(part: Path, folder: Path, names: Sequence[str]) -> None:
+    *others, mark = names
+    written = sorted(entry.name for entry in part.iterdir())
+    assert mark in written
+    old = part / "old"
+    old.mkdir()
+    for entry in [folder / mark, *(found for pattern in others for found in sorted(folder.glob(pattern)))]:
+        if os.path.lexists(entry):
+            _rename(entry, old / entry.name)
+    for name in sorted(written, key=lambda name: name == mark):
+        _rename(part / name, folder / name)
+
+
+def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new ``.npy`` file of this shape, mapped into memory, with room for all of it on the disk.
+
+    Without that room the first write to a page that a full disk cannot hold would end the process.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    import numpy as np
+
+    array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    with path.open("r+b") as file:
+        reserve = getattr(os, "posix_fallocate", None)  # which macOS and Windows lack
+        if reserve is not None:
+            reserve(file.fileno(), 0, max(path.stat().st_size, 1))
+            return array
+        file.seek(array.offset)
+        for start in range(0, array.nbytes, 2**24):
+            file.write(bytes(min(2**24, array.nbytes - start)))
+    return array
+
+
 def private_file(text: str, *, prefix: str, suffix: str) -> Path:
     """A new file with this text in the folder for temporary files, which only this user can read (mode 0600)."""
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix)
@@ -241,6 +330,14 @@ def recovered(path: Path) -> Path:
     return path
 
 
+def holds_files(folder: Path) -> bool:
+    """Whether a folder exists and holds anything but locks and what killed writers left in it."""
+    if not folder.is_dir():
+        return False
+    names = {entry.name for entry in folder.iterdir()} - {LOCK, JOB_LOCK, HOLDER}
+    return any(_NAME.fullmatch(name) is None for name in names)
+
+
 def clean_folder(folder: Path, *, locked: bool = False) -> None:
     """Finish or remove what killed processes left in a folder.
 
@@ -280,9 +377,10 @@ def _take_place(part: Path, path: Path) -> None:
         while not _exchange(new, path, old):
             pass
     except BaseException:
-        for source, target in ((old, path), (new, part)):
-            with contextlib.suppress(OSError):
-                _rename(source, target)
+        with contextlib.suppress(OSError):
+            _rename(old, path)
+        if not os.path.lexists(old):  # else the new folder is all that a reader would find
+            _delete(new)
         raise
     _discard(old)
 
@@ -486,7 +584,7 @@ def write_errors(path: Path, *, who: str | None = None, remedy: str | None = Non
 
 def _failure(path: Path, error: OSError) -> str | None:
     """What was expected and what was found, or None if the error is unrelated."""
-    if error.errno in _FULL:
+    if error.errno in _FULL or _CUT_SHORT.fullmatch(str(error)):
         return _full(path)
     if error.filename is None:
         known = error.errno in {errno.EIO, errno.EROFS}
@@ -512,11 +610,11 @@ def _shown(path: Path) -> str:
 
 
 def _concerns(path: Path, failed: Path) -> bool:
-    """Whether something failed is `path`, inside it, its temporary copy, or a folder above."""
+    """Whether something failed is `path`, inside it, its temporary copy, a lock beside it, or a folder above."""
     if failed.is_relative_to(path) or path.is_relative_to(failed):
         return True
     inside = failed.relative_to(path.parent).parts[0] if failed.is_relative_to(path.parent) else ""
-    return inside.startswith(_PREFIX)
+    return inside.startswith(_PREFIX) or inside.endswith(".lock")
 
 
 # Reading --------------------------------------------------------------------------------------------------

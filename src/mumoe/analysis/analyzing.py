@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ from mumoe.analysis.text_pages import write_text_view
 from mumoe.analysis.text_study import study_text
 from mumoe.baselines import HighRankLinear, SparseMoE
 from mumoe.errors import UserError, require
-from mumoe.files import check_writable, write_json
+from mumoe.files import check_writable, new_entries, write_json
 from mumoe.layers import MuMoE
 from mumoe.local_paths import public_name
 from mumoe.models.feature_files import NoImages
@@ -42,6 +43,13 @@ from mumoe.training.opening import StoredRun
 from mumoe.training.sources import FeatureSource
 
 __all__ = ["analyze", "analyze_run", "layer_batches", "study_head"]
+
+COEFFICIENTS = "coefficients"
+RESULTS = (COEFFICIENTS, "images", "neighbours.json", "effects.*", "load.*", "analysis.json")
+"""What an analysis writes, replaced together; the last file marks a complete one."""
+
+TEXT_RESULTS = ("experts.html", "experts.png", "experts.json")
+"""The same of a language model."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -100,29 +108,35 @@ def analyze_run(
     rows = inputs.data.indices(split)
     if not len(rows):
         raise UserError(f"{WHO}: expected images in the {split} split, got none. Choose another.")
-    found, source = study_head(
-        head,
-        inputs,
-        rows,
-        folder / "coefficients",
-        batch_size=batch_size,
-        progress=run.progress,
-        modes=modes,
-        resamples=resamples,
-        seed=seed,
-        least_lost=least_lost,
-        threshold=threshold,
-    )
-    data, drawn = inputs.data, source.store is not None and images > 0
-    reason = f"{public_name(data.name)} is a set of features without images"
-    no_images = reason if drawn and isinstance(data.open_image, NoImages) else ""
-    skipped = None
-    if drawn and not no_images:
-        grid = {"experts": experts or None, "each": images, "threshold": threshold, "seed": seed}
-        skipped = _write_images(source, folder / "images", split, grid)
-    study = Study(data.classes, run.config.seed, str(folder), split, run.config.head, found, skipped, no_images)
-    _write(study.bound(source), folder)
-    return study
+    with new_entries(folder, RESULTS, who=WHO) as part:
+        found, source = study_head(
+            head,
+            inputs,
+            rows,
+            part / COEFFICIENTS,
+            batch_size=batch_size,
+            progress=run.progress,
+            modes=modes,
+            resamples=resamples,
+            seed=seed,
+            least_lost=least_lost,
+            threshold=threshold,
+        )
+        data, drawn = inputs.data, source.store is not None and images > 0
+        reason = f"{public_name(data.name)} is a set of features without images"
+        no_images = reason if drawn and isinstance(data.open_image, NoImages) else ""
+        skipped = None
+        if drawn and not no_images:
+            grid = {"experts": experts or None, "each": images, "threshold": threshold, "seed": seed}
+            skipped = _write_images(source, part / "images", split, grid)
+        study = Study(data.classes, run.config.seed, str(folder), split, run.config.head, found, skipped, no_images)
+        _write(study.bound(source), part)
+    return study.bound(_in_place(source, folder))
+
+
+def _in_place(source: Source, folder: Path) -> Source:
+    """The sources with the coefficients where they are now."""
+    return source if source.store is None else replace(source, store=CoefficientStore(folder / COEFFICIENTS))
 
 
 def _analyze_text(run: StoredRun, folder: Path, split: str, windows: int, ablated_windows: int) -> TextStudy:
@@ -136,7 +150,8 @@ def _analyze_text(run: StoredRun, folder: Path, split: str, windows: int, ablate
         run=run.path.name,
         step=run.step,
     )
-    write_text_view(study, folder, run.data.credits)
+    with new_entries(folder, TEXT_RESULTS, who=WHO) as part:
+        write_text_view(study, part, run.data.credits)
     return study.written_to(folder)
 
 
@@ -301,25 +316,29 @@ def analyze(
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         return ((x.to(device), y.to(device)) for x, y in loader)
 
-    store = _captured(model, (x for x, _ in batches()), name, out)
-    settings: dict[str, Any] = {"modes": modes, "resamples": resamples, "seed": seed, "least_lost": least_lost}
-    found = study_layer(model, batches, layer=name, rest=rest, store=store, threshold=threshold, **settings)
-    classes = _names(labels, found.units[0].modes["zero"].classes)
-    study = Study(classes, seed, str(out or ""), "", name or type(model).__name__, found)
-    study.bound(Source(store, None, None, part, model, batches))
     if out is not None:
         require("matplotlib", "reports", "analyze")
-        _write(study, Path(out))
-    return study
+    place = contextlib.nullcontext() if out is None else new_entries(out, RESULTS, who="analyze")
+    with place as scratch:
+        store = _captured(model, (x for x, _ in batches()), name, scratch)
+        settings: dict[str, Any] = {"modes": modes, "resamples": resamples, "seed": seed, "least_lost": least_lost}
+        found = study_layer(model, batches, layer=name, rest=rest, store=store, threshold=threshold, **settings)
+        classes = _names(labels, found.units[0].modes["zero"].classes)
+        study = Study(classes, seed, str(out or ""), "", name or type(model).__name__, found)
+        source = Source(store, None, None, part, model, batches)
+        study.bound(source)
+        if scratch is not None:
+            _write(study, scratch)
+    return study if out is None else study.bound(_in_place(source, Path(out)))
 
 
-def _captured(model: nn.Module, inputs: Iterable[Tensor], layer: str, out: str | Path | None) -> CoefficientStore:
+def _captured(model: nn.Module, inputs: Iterable[Tensor], layer: str, out: Path | None) -> CoefficientStore:
     """The coefficients in `out`, or in a temporary folder that is deleted with the store."""
     if out is not None:
-        return capture(model, inputs, Path(out) / "coefficients", layers=[layer])
+        return capture(model, inputs, out / COEFFICIENTS, layers=[layer])
     folder = tempfile.TemporaryDirectory(prefix="mumoe-", ignore_cleanup_errors=True)
     try:
-        store = capture(model, inputs, Path(folder.name) / "coefficients", layers=[layer])
+        store = capture(model, inputs, Path(folder.name) / COEFFICIENTS, layers=[layer])
     except BaseException:
         folder.cleanup()
         raise

@@ -258,7 +258,7 @@ class _Job:
         varied = self.base.replace(head=cell.spec, gate=cell.gate, seed=cell.seed, out=str(folder))
         inputs = self.shared if "data" in self.given else task_of(varied).with_seed(self.shared)
         held: dict[str, Any] = {"data": inputs.data, "backbone": inputs.backbone, "features": inputs.features}
-        if (folder / "run.json").is_file():
+        if (folder / "config.toml").is_file():
             resume(folder, device=self.base.device, progress=False, **held)
         else:
             train(varied.replace(vary_split=False, split_seed=self.base.split_seed + cell.seed), progress=False, **held)

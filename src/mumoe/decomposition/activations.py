@@ -131,6 +131,8 @@ def capture_rows(
     order = order[: -(-count // BATCH) * BATCH]  # whole batches, so that values do not depend on the count
     folder = _folder(language, mlp, contexts, split, precision, cache_dir)
     store = _Store(folder, mlp.parts.widths[0], mlp.parts.widths[-1], contexts.length - 1)
+    if store.done() >= len(order):  # also in a cache that cannot be written
+        return store.open(order[:count])
     with write_errors(folder, who=WHO, remedy=CACHE):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + ".lock")):

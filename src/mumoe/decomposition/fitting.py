@@ -26,7 +26,7 @@ from mumoe.coefficients import Coefficients, SparseCoefficients
 from mumoe.decomposition.activations import Activations, computing
 from mumoe.decomposition.replacements import Replacement
 from mumoe.errors import JobError, UserError, check_size
-from mumoe.files import write_json, write_tensors
+from mumoe.files import clean_folder, remove_folder, write_json, write_tensors
 from mumoe.modes import evaluating
 from mumoe.progress import Progress
 from mumoe.records import Record, record
@@ -35,7 +35,16 @@ from mumoe.training.distributed import agree_all, from_main, is_main, synchroniz
 from mumoe.training.signals import Interrupted, StopRequest
 from mumoe.training.state import model_tensors, optimizer_tensors, restore_model, restore_optimizer
 
-__all__ = ["FitSettings", "Fitted", "Twin", "column_sums", "fit_replacement", "measure_rows", "rate_of"]
+__all__ = [
+    "FitSettings",
+    "Fitted",
+    "Twin",
+    "clear_checkpoints",
+    "column_sums",
+    "fit_replacement",
+    "measure_rows",
+    "rate_of",
+]
 
 WHO = "decompose"
 WARM_UP, FALL = 0.05, 0.2
@@ -179,10 +188,20 @@ def fit_replacement(
     def keep() -> Fitted:
         write_tensors(folder / WEIGHTS, replacement.state_dict(), who=WHO)
         write_json(folder / RESULT, result.to_dict(), who=WHO)
-        loop.clean()
+        clear_checkpoints(folder)
         return result
 
     return from_main(keep)
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a finished training, whose weights are stored by then, and what killed processes left.
+
+    The caller holds the lock of the decomposition.
+    """
+    if (folder / CHECKPOINTS).is_dir():
+        remove_folder(folder / CHECKPOINTS)
+    clean_folder(folder, locked=True)
 
 
 @dataclass
@@ -235,13 +254,6 @@ class _Loop:
             prune(self.checkpoints, keep=1)
 
         from_main(keep)
-
-    def clean(self) -> None:
-        """Delete the checkpoints of a finished training, whose weights are stored by then."""
-        for path in sorted(self.checkpoints.rglob("*"), reverse=True) if self.checkpoints.is_dir() else ():
-            path.rmdir() if path.is_dir() else path.unlink()
-        if self.checkpoints.is_dir():
-            self.checkpoints.rmdir()
 
     # Steps ------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,15 @@ from mumoe.data.documents import Contexts
 from mumoe.decomposition.activations import Activations, capture_rows, resolve_precision
 from mumoe.decomposition.bench import Bench, make_bench
 from mumoe.decomposition.findings import Analysis, Evaluation
-from mumoe.decomposition.fitting import RESULT, WEIGHTS, FitSettings, Fitted, Twin, fit_replacement
+from mumoe.decomposition.fitting import (
+    RESULT,
+    WEIGHTS,
+    FitSettings,
+    Fitted,
+    Twin,
+    clear_checkpoints,
+    fit_replacement,
+)
 from mumoe.decomposition.interchange import write_coefficients, write_transcoder
 from mumoe.decomposition.looking import LookSettings, analyze_replacement, as_entries, expert_parts
 from mumoe.decomposition.measuring import JACOBIAN_ROWS, evaluate_replacement
@@ -35,8 +43,9 @@ from mumoe.decomposition.starting import INITS, fresh, rank_at_weights, resolve_
 from mumoe.decomposition.texts import Text, open_contexts
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import JobError, UserError, check_size, reason_of, require, unknown_name
-from mumoe.files import read_json, write_bytes, write_json, write_tensors
+from mumoe.files import holds_files, new_entries, read_json, write_bytes, write_json, write_tensors
 from mumoe.local_paths import without_paths
+from mumoe.locks import FolderLock
 from mumoe.models.language import LanguageModel, Mlp, open_language
 from mumoe.records import read_typed
 from mumoe.training.distributed import from_main, is_main, join, lost_process, main_first
@@ -269,8 +278,9 @@ class Decomposition:
             found = analyze_replacement(self.replacement, bench, self.contexts, how, progress=self.progress)
             study = text_study(self.replacement, bench, self.contexts, found, how, run=str(self.path))
         found = without_paths(found, self._places)
-        found.save(self.path / ANALYSIS)
-        write_study(without_paths(study, self._places), self.path / STUDY)
+        with new_entries(self.path, (STUDY, ANALYSIS), who=WHO) as part:
+            write_study(without_paths(study, self._places), part / STUDY)
+            found.save(part / ANALYSIS)
         return found
 
     @property
@@ -550,7 +560,14 @@ def _run(
     contexts = main_first(lambda: open_contexts(text, language, chosen.context, cache_dir=cache, progress=progress))
     say(contexts.describe())
     job = _Job(chosen, folder, language, mlp, shape, init, contexts, cache, progress, say)
-    job.run()
+    with contextlib.ExitStack() as stack:
+
+        def finished() -> bool:
+            stack.enter_context(FolderLock(folder, who=WHO))
+            return is_decomposition(folder) and _same(folder, chosen)  # another job may have finished it meanwhile
+
+        if not from_main(finished):
+            job.run()
     return language, contexts
 
 
@@ -641,7 +658,7 @@ class _Job:
                 f"{WHO}: expected `out` without another decomposition, got {str(self.folder)!r}, where one of other "
                 "settings was begun. Give another `out`, or delete it."
             )
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if holds_files(self.folder):
             raise UserError(
                 f"{WHO}: expected `out` as a new or empty folder, got {str(self.folder)!r} with files. "
                 "Give another `out`."
@@ -650,7 +667,7 @@ class _Job:
 
     def _fit(self, rate: float, train: Activations, val: Activations, twin: Twin | None, precision: str) -> Fitted:
         folder = self.folder / RATES / f"{rate:g}"
-        done = from_main(lambda: Fitted.load(folder / RESULT) if (folder / RESULT).is_file() else None)
+        done = from_main(lambda: _finished(folder))
         if done is not None:
             return done
         one = self.settings
@@ -685,6 +702,14 @@ class _Job:
             "credits": [*self.language.credits, *self.contexts.credits],
         }
         write_json(self.folder / ABOUT, about, who=WHO)
+
+
+def _finished(folder: Path) -> Fitted | None:
+    """What an earlier call found at a learning rate; None if there is none."""
+    if not (folder / RESULT).is_file():
+        return None
+    clear_checkpoints(folder)
+    return Fitted.load(folder / RESULT)
 
 
 def choose_rate(tried: Mapping[float, Fitted], most_dead: float) -> float:

@@ -26,7 +26,7 @@ from mumoe.data.base import ImageData
 from mumoe.data.cache import damage, sealed_folder
 from mumoe.devices import widest
 from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.files import cache_root, recovered
+from mumoe.files import cache_root, new_array, recovered
 from mumoe.models.shares import Shares, process_count
 from mumoe.modes import keeping_modes
 from mumoe.progress import Progress
@@ -258,7 +258,7 @@ def _checked(output: Tensor, backbone: Backbone, start: int) -> Tensor:
 
 def _fill(path: Path, shape: tuple[int, int], outputs: Iterator[Tensor], progress: bool) -> None:
     """Write the outputs one after the other into a new .npy file of this shape."""
-    x = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    x = new_array(path, np.float32, shape)
     done = 0
     with Progress("Extracting features", shape[0], enabled=progress) as bar:
         for output in outputs:

@@ -81,7 +81,8 @@ def train(
         config = settled(config)
     out = Path(config.out or default_out(config))
     check_free(out)
-    return _run_job(config, out, {"data": data, "backbone": backbone, "features": features}, progress, announce)
+    given = {"data": data, "backbone": backbone, "features": features}
+    return _run_job(config, out, given, progress, announce, new=True)
 
 
 def default_out(config: TrainConfig) -> str:
@@ -135,10 +136,12 @@ def _run_job(
     given: Mapping[str, Any],
     progress: bool,
     announce: Callable[[str], None] | None,
+    *,
+    new: bool = False,
 ) -> TrainResult:
     accelerator = make_accelerator(config)
     with lost_process("train", f"Resume with: mumoe train --resume {out}"):
-        return _run_members(config, out, given, progress, announce, accelerator)
+        return _run_members(config, out, given, progress, announce, accelerator, new=new)
 
 
 def _run_members(
@@ -148,6 +151,8 @@ def _run_members(
     progress: bool,
     announce: Callable[[str], None] | None,
     accelerator: Any,
+    *,
+    new: bool,
 ) -> TrainResult:
     main, task = bool(accelerator.is_main_process), task_of(config)
     inputs = main_first(lambda: task.find(**given, progress=progress and main))
@@ -158,11 +163,22 @@ def _run_members(
     batches_per_epoch(len(inputs.data.indices("train")), config.batch_size, least)
     members = _plan(config, out, inputs)
     inputs = task.extract(inputs, accelerator.device, progress and main, together=True)
-    if len(members) > 1:
-        together(lambda: write_group_config(out, config) if main else None)
-    runs = [_run_member(member, inputs, accelerator, progress) for member in members]
-    result = summarize(str(out), config.head, runs)
-    together(lambda: result.save(out / "summary.json") if main else None)
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> RunFolder | None:
+            if not main:
+                return None
+            folder = stack.enter_context(RunFolder(out))
+            if new:
+                check_free(out)  # another job may have begun there meanwhile
+            if len(members) > 1:
+                write_group_config(out, config)
+            return folder
+
+        folder = together(claim)
+        runs = [_run_member(member, inputs, accelerator, progress, folder) for member in members]
+        result = summarize(str(out), config.head, runs)
+        together(lambda: result.save(out / "summary.json") if main else None)
     return result
 
 
@@ -186,9 +202,12 @@ def _plan(config: TrainConfig, out: Path, inputs: Inputs) -> list[_Member]:
     return members
 
 
-def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: bool) -> RunResult:
-    """Train one run to its end, from its newest checkpoint if there is one; a finished run is only read."""
-    run = RunFolder(member.path)
+def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: bool, job: RunFolder | None) -> RunResult:
+    """Train one run to its end, from its newest checkpoint if there is one; a finished run is only read.
+
+    `job` is the job's folder, which is locked; it may be that of the run.
+    """
+    run = job if job is not None and job.path == member.path else RunFolder(member.path)
     if (found := from_main(lambda: _finished(run))) is not None:
         return found
     task = task_of(member.config)
@@ -199,7 +218,8 @@ def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: boo
 
         def claim() -> None:
             if accelerator.is_main_process:
-                stack.enter_context(_claim(run, member.config, inputs, parameters))
+                stack.enter_context(contextlib.nullcontext() if run is job else run)
+                _claim(run, member.config, inputs, parameters)
 
         together(claim)
         source = task.source(inputs, accelerator.device)
@@ -216,20 +236,14 @@ def _finished(run: RunFolder) -> RunResult | None:
     return read_result(run) if begun and run.facts().get("state") == "finished" else None
 
 
-def _claim(run: RunFolder, config: TrainConfig, inputs: Inputs, parameters: int) -> RunFolder:
-    """Create the run's folder, or lock the folder of a run that was started before."""
+def _claim(run: RunFolder, config: TrainConfig, inputs: Inputs, parameters: int) -> None:
+    """Make a locked folder the run's, or check that it is the run that was started before."""
     facts = {"seed": config.seed, "head": config.head, "parameters": parameters, **inputs.facts}
     facts["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if not (run.path / "run.json").is_file():
-        return RunFolder.create(run.path, config, facts)
-    run.acquire()
-    try:
-        _check_same(run, config, inputs)
-        run.update(state="running")
-    except BaseException:
-        run.release()
-        raise
-    return run
+        return run.make(config, facts)
+    _check_same(run, config, inputs)
+    return run.update(state="running")
 
 
 def _check_same(run: RunFolder, config: TrainConfig, inputs: Inputs) -> None:
