@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from mumoe.editing.expert_edits import EDITS, ExpertEdit
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
-from mumoe.files import write_text
+from mumoe.files import regular_size, write_text
 from mumoe.layers import MuMoE
 from mumoe.records import read_typed
 
@@ -187,6 +187,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def _read(path: Path) -> Any:
     try:
+        regular_size(path)
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(

@@ -111,11 +111,12 @@ def _drawn(item: ImageView, opened: Callable[[int], Image.Image] | None) -> Imag
     """A thumbnail from its file, or from the data set; grey if a file is missing."""
     from PIL import Image
 
+    from mumoe.data.decode import ImageError, read_image
+
     if not item.file:
         assert opened is not None
         return opened(item.image)
     try:
-        with Image.open(item.file) as picture:
-            return thumbnail(picture, SIDE)
-    except OSError:
+        return thumbnail(read_image(item.file), SIDE)
+    except ImageError:
         return Image.new("RGB", (SIDE, SIDE), "#dddddd")
