@@ -48,7 +48,7 @@ from mumoe.training.checkpoint import read as read_checkpoint
 from mumoe.training.config import PLAIN, read_config
 from mumoe.training.run import SCHEMA
 
-__all__ = ["Kind", "make_kinds"]
+__all__ = ["FIXTURES", "Kind", "make_kinds", "of_today"]
 
 FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
 
@@ -101,10 +101,10 @@ def tree(folder: Path, skip: Sequence[str] = ()) -> dict[str, bytes]:
     """The files below a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in skip)
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    return {name: _of_today(content) if name.endswith("run.json") else content for name, content in found.items()}
+    return {name: of_today(content) if name.endswith("run.json") else content for name, content in found.items()}
 
 
-def _of_today(facts: bytes) -> bytes:
+def of_today(facts: bytes) -> bytes:
     """A run.json of the present schema, which opens without a warning."""
     return json.dumps({**json.loads(facts), "schema": SCHEMA}, indent=1).encode()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import io
 import mmap
 import os
@@ -27,7 +28,19 @@ import numpy as np
 
 from mumoe.errors import JobError, UserError
 
-__all__ = ["HANG", "LONGEST", "MEMORY", "SECONDS", "Hang", "Limits", "Tally", "Trial", "judged", "run_trials"]
+__all__ = [
+    "HANG",
+    "LONGEST",
+    "MEMORY",
+    "SECONDS",
+    "Answered",
+    "Hang",
+    "Limits",
+    "Tally",
+    "Trial",
+    "judged",
+    "run_trials",
+]
 
 SECONDS = 1.0
 """Most processor time of one trial. The clock of the wall depends on what else the machine does."""
@@ -40,12 +53,18 @@ LONGEST = 2000
 CHUNK = 4000
 """Trials of one process, so that what a library keeps does not add up."""
 
-_OUTCOMES = ("returned", "refused", "broken")
+_OUTCOMES = ("returned", "refused", "stopped", "broken")
 _STARTED = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "pickle.find_class")
 _CONNECTED = ("socket.connect", "socket.getaddrinfo", "socket.bind", "urllib.Request")
 _TOUCHED = ("open", "os.listdir", "os.scandir", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.link")
+_ENDED = 42
+"""Status of a process that ended as it should; a trial may end its own with any other."""
 _INOTIFY_OPENED = 0x000003E3
 """Accessed, changed, moved, opened, made, removed; not closed, which may be late."""
+
+
+class Answered(Exception):
+    """Raised by a trial whose error of another class is an answer too."""
 
 
 class Hang(BaseException):
@@ -77,17 +96,21 @@ class Limits:
         inside: Folders, besides those of Python and the system's libraries, in which files may be opened; empty: all.
         decoys: Folders of files that must not be opened, not even by compiled code.
         seconds: Most processor time.
-        hang: Seconds until it is interrupted.
+        hang: Seconds until it is given up.
+        stop: Seconds until it is interrupted as by Ctrl-C, after which it has `hang` seconds to end; 0: never.
         memory: Most bytes.
-        accepted: Errors besides `UserError` and `JobError` that are an answer, as a function.
+        tight: Whether an error of ours about too little memory is a fault.
+        alone: Refuse programs and connections, instead of counting them as faults.
     """
 
     inside: Sequence[Path] = ()
     decoys: Sequence[Path] = ()
     seconds: float = SECONDS
     hang: float = HANG
+    stop: float = 0.0
     memory: int = MEMORY
-    accepted: Callable[[BaseException], bool] = lambda error: False
+    tight: bool = True
+    alone: bool = False
 
 
 @dataclass
@@ -95,7 +118,7 @@ class Tally:
     """What came out of many trials.
 
     Attributes:
-        counts: Label -> trials that returned, were refused with a typed error, and broke a promise.
+        counts: Label -> trials that returned, were refused in one line, were interrupted, and broke a promise.
         faults: One line for each broken promise, with its recipe.
         slowest: Most processor seconds of a trial.
         grown: Most bytes that a process's resident memory grew by.
@@ -233,7 +256,7 @@ def _process(
         status = 1
         try:
             _work(make, numbers, shared, limits, until, prepare)
-            status = 0
+            status = _ENDED
         except BaseException as error:
             shared.fault(numbers[shared.done], "?", f"outside the trial: {type(error).__name__}: {error}", "")
         finally:
@@ -246,14 +269,14 @@ def _process(
             break
         if shared.done != seen:
             seen, moved = shared.done, time.monotonic()
-        if not killed and time.monotonic() - moved > 3 * limits.hang + 5:
+        if not killed and time.monotonic() - moved > limits.stop + 3 * limits.hang + 2:
             os.kill(child, signal.SIGKILL)
             killed = True
         time.sleep(0.02)
     if os.WIFSIGNALED(status):
         how = "did not end and could not be interrupted" if killed else f"ended by signal {os.WTERMSIG(status)}"
         return shared.done, how
-    return (shared.done, "") if os.WEXITSTATUS(status) == 0 else (shared.done, "the process of the trial ended")
+    return (shared.done, "") if os.WEXITSTATUS(status) == _ENDED else (shared.done, "the process of the trial ended")
 
 
 def _work(
@@ -270,7 +293,7 @@ def _work(
         os.dup2(null, stream)
     sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, _interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     watch = _Watch(limits)
     if prepare is not None:
         prepare()
@@ -291,8 +314,19 @@ def _work(
         sys.stdout.seek(0), sys.stdout.truncate(), sys.stderr.seek(0), sys.stderr.truncate()
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Hang
+def _alarm(limits: Limits) -> None:
+    """Interrupt what runs, once by Ctrl-C and then for good."""
+    stops = [limits.stop] if limits.stop else []
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        if not stops:
+            raise Hang
+        stops.clear()
+        signal.setitimer(signal.ITIMER_REAL, limits.hang)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, *stops or [limits.hang])
 
 
 def _address_space() -> int:
@@ -303,7 +337,7 @@ def _address_space() -> int:
 def _one(trial: Trial, watch: _Watch, limits: Limits) -> tuple[str, str, float]:
     """Outcome, what is wrong, and processor seconds of one trial."""
     watch.begin()
-    signal.setitimer(signal.ITIMER_REAL, limits.hang)
+    _alarm(limits)
     begun = time.process_time()
     error: BaseException | None = None
     try:
@@ -314,26 +348,28 @@ def _one(trial: Trial, watch: _Watch, limits: Limits) -> tuple[str, str, float]:
         signal.setitimer(signal.ITIMER_REAL, 0)
     seconds = time.process_time() - begun
     seen = watch.end(trial.links)
-    outcome, what = judged(error, limits.accepted)
+    outcome, what = judged(error, tight=limits.tight)
     if seen:
         return "broken", seen, seconds
-    if outcome != "broken" and seconds > limits.seconds:
+    if outcome in ("returned", "refused") and seconds > limits.seconds:
         return "broken", f"{seconds:.1f} s of processor time", seconds
     return outcome, what, seconds
 
 
-def judged(
-    error: BaseException | None, accepted: Callable[[BaseException], bool] = lambda error: False
-) -> tuple[str, str]:
+def judged(error: BaseException | None, *, tight: bool = True) -> tuple[str, str]:
     """Outcome of a trial by what it raised, and what is wrong with that."""
     if error is None:
         return "returned", ""
+    if isinstance(error, Answered):
+        return "refused", ""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", ""
     if isinstance(error, Hang):
         return "broken", f"not done after the time limit{_where(error)}"
-    if out_of_memory(error):
+    if tight and out_of_memory(error):
         return "broken", f"out of memory: {type(error).__name__}: {error}{_where(error)}"
     if not isinstance(error, UserError | JobError):
-        return ("refused", "") if accepted(error) else ("broken", f"{type(error).__name__}: {error}{_where(error)}")
+        return "broken", f"{type(error).__name__}: {error}{_where(error)}"
     text = str(error)
     if len(text.splitlines()) != 1:
         return "broken", f"a message of {len(text.splitlines())} lines: {text!r}"
@@ -378,7 +414,7 @@ class _Watch:
         system = ["/usr", "/lib", "/lib64", "/proc", "/sys", "/dev", "/etc/localtime", "/etc/mime.types"]
         folders = [*limits.inside, *own, *system]
         self._allowed = tuple({os.path.realpath(folder) for folder in folders if str(folder)})
-        self._all = not limits.inside
+        self._all, self._alone = not limits.inside, limits.alone
         self._decoys = _inotify(limits.decoys)
         self._on, self._seen = False, ""
 
@@ -403,6 +439,8 @@ class _Watch:
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._on:
             return
+        if self._alone and event in (*_STARTED, *_CONNECTED):
+            raise PermissionError(errno.EPERM, "not allowed in a trial")
         if event in _STARTED:
             self._seen = f"started: {event} {arguments!r:.200}"
         elif event in _CONNECTED:

@@ -6,9 +6,14 @@ another error than ours, so that a right call costs nothing.
 
 from __future__ import annotations
 
+import ast
 import collections.abc
+import dataclasses
 import functools
+import importlib
 import inspect
+import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -16,7 +21,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from mumoe.errors import JobError, UserError, reason_of, shown
 
-__all__ = ["checked", "is_memory", "wrong_argument"]
+__all__ = ["checked", "checked_methods", "checked_values", "is_memory", "on_tensors", "wrong_argument"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +46,8 @@ def checked(function: Callable[P, R], /) -> Callable[P, R]:
         except Exception as error:
             if is_memory(error):
                 raise JobError(f"{name}: expected enough memory, got: {reason_of(error, 200)}.") from error
+            if (unknown := _unknown_setting(function, error, kwargs)) is not None:
+                raise UserError(f"{name}: expected settings that it has, got `{unknown}`. See its help().") from error
             found = wrong_argument(function, args, kwargs)
             if found is None:
                 raise
@@ -52,10 +59,96 @@ def checked(function: Callable[P, R], /) -> Callable[P, R]:
     return call
 
 
+def on_tensors(function: Callable[P, R], /) -> Callable[P, R]:
+    """A function of tensors and sizes whose errors of Python and PyTorch become a `UserError` of one line.
+
+    It looks at nothing before it fails, and compilers do not see it.
+    """
+    import torch
+
+    name = function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if type(error) not in _OF_ARGUMENTS and not is_memory(error):
+                raise
+            if is_memory(error):
+                raise JobError(f"{name}: expected enough memory, got: {reason_of(error, 200)}.") from error
+            if isinstance(error, TypeError) and not _ran(error):
+                raise
+            found = wrong_argument(function, args, kwargs)
+            wanted = "arguments that fit together" if found is None else f"`{found[0]}` as {found[1]}"
+            raise UserError(f"{name}: expected {wanted}, got: {reason_of(error, 300)}.") from error
+
+    return call
+
+
+_OF_ARGUMENTS = {
+    *(RuntimeError, IndexError, TypeError, ValueError, KeyError, AttributeError, AssertionError, OverflowError),
+    *(ZeroDivisionError, StopIteration, NotImplementedError),
+}
+"""Classes of errors that arguments which do not fit lead to; not their subclasses, which mean something else."""
+
+
+def _ran(error: BaseException) -> bool:
+    """Whether a function had begun when it failed, or Python refused its arguments."""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is not None
+
+
+T = TypeVar("T")
+
+
+def checked_methods(kind: type[T]) -> type[T]:
+    """A class with the constructor and the public methods that it defines itself `checked`.
+
+    Methods of a module are `on_tensors`, but for `forward`, which may run hooks that raise errors of their own.
+    """
+    is_module = any(f"{base.__module__}.{base.__name__}" == "torch.nn.modules.module.Module" for base in kind.__mro__)
+    for name, held in list(vars(kind).items()):
+        if name != "__init__" and (name.startswith("_") or name == "forward"):
+            continue
+        if inspect.isfunction(held):
+            setattr(kind, name, on_tensors(held) if is_module else checked(held))
+        elif isinstance(held, staticmethod):
+            setattr(kind, name, staticmethod(checked(held.__func__)))
+        elif isinstance(held, classmethod):
+            setattr(kind, name, classmethod(checked(held.__func__)))
+    return kind
+
+
+_SETTING = re.compile(r"(?:unexpected keyword argument|multiple values for (?:keyword )?argument) '(\w+)'")
+
+
+def _unknown_setting(function: Callable[..., Any], error: Exception, given: Mapping[str, Any]) -> str | None:
+    """A name among ``**settings`` that what they are passed on to does not have."""
+    match = _SETTING.search(str(error)) if isinstance(error, TypeError) else None
+    parameters = inspect.signature(function).parameters
+    known = {name for name, one in parameters.items() if one.kind is not one.VAR_POSITIONAL}
+    return match[1] if match and match[1] in given and match[1] not in known else None
+
+
 def is_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; PyTorch has no class of its own for the processor's."""
-    words = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "bad_alloc")
+    words = (
+        *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc"),
+        *("Storage size calculation overflowed", "invalid storage size"),
+    )
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def checked_values(record: Any) -> None:
+    """Raise `UserError` unless the fields of a dataclass have values of their annotated types."""
+    kind = type(record)
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if not _fits(value, hints[field.name]):
+            raise UserError(f"{kind.__name__}: expected `{field.name}` as {_spelled(field.type)}, got {shown(value)}.")
 
 
 def wrong_argument(
@@ -80,7 +173,7 @@ def wrong_argument(
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations as types; Any in place of names that are imported for type checkers alone."""
+    """The annotations as types; Any in place of names that are not found."""
     unknown: dict[str, Any] = {}
     while True:
         try:
@@ -88,13 +181,25 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         except NameError as error:
             if not error.name or error.name in unknown:
                 return {}
-            unknown[error.name] = Any
+            unknown[error.name] = _imported(error.name, function)
         except Exception:
             return {}
 
 
+def _imported(name: str, function: Callable[..., Any]) -> Any:
+    """What a module imports under this name for type checkers alone."""
+    module = sys.modules[inspect.unwrap(function).__module__]
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            return getattr(importlib.import_module(node.module or ""), name, Any)
+    return Any
+
+
 def _spelled(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+
+
+_SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -117,9 +222,9 @@ def _fits(value: Any, kind: Any) -> bool:
     base = origin or kind
     if not isinstance(base, type) or base is object:
         return True
-    if isinstance(value, str) and base is not str and issubclass(str, base):
-        return not inner  # a string is a sequence of strings, but never meant as one
     try:
+        if isinstance(value, str) and base in _SEQUENCES:
+            return not inner  # a string is a sequence of strings, but never meant as one
         if not isinstance(value, base):
             return False
     except TypeError:  # a protocol that cannot be tested

@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -74,6 +75,8 @@ _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
 _RETRIES = 7
+_NPY_HEADER = 1 << 16
+"""Bytes that hold the header of any .npy file; numpy refuses longer ones than 10,000."""
 
 
 # Writing --------------------------------------------------------------------------------------------------
@@ -626,17 +629,16 @@ def _array_header(path: Path) -> tuple[tuple[int, ...], bool, Any, int]:
     from numpy.lib import format as npy
 
     with path.open("rb") as file:
-        try:
-            version = npy.read_magic(file)
-            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-        except OSError:
-            raise
-        except Exception:  # numpy evaluates the header as Python: the errors of its tokenizer and parser come too
-            raise ValueError(f"{path.name} is not an array") from None
-        if dtype.kind not in "biufcSUM" or not dtype.itemsize:
-            raise ValueError(f"{path.name} holds {dtype}, not numbers or texts")
-        return shape, fortran, dtype, file.tell()
+        begin = io.BytesIO(file.read(_NPY_HEADER))  # of a damaged length no more is read, or allocated
+    try:
+        version = npy.read_magic(begin)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(begin)
+    except Exception:  # numpy evaluates the header as Python: the errors of its tokenizer and parser come too
+        raise ValueError(f"{path.name} is not an array") from None
+    if dtype.kind not in "biufcSUM" or not dtype.itemsize:
+        raise ValueError(f"{path.name} holds {dtype}, not numbers or texts")
+    return shape, fortran, dtype, begin.tell()
 
 
 def to_plain(value: Any) -> Any:

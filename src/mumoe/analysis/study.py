@@ -382,10 +382,8 @@ class Study(Record):
         kept = Path(self.folder) / "images" / "thumbnails" / f"{image}.png"
         if not self.folder or not kept.is_file():
             return None
-        require("PIL", "vision", "ExpertFacts.show")
-        from mumoe.data.decode import read_image
-
-        return read_image(kept)
+        thumbnail: Image.Image = require("mumoe.data.decode", "vision", "ExpertFacts.show").read_image(kept)
+        return thumbnail
 
     def _logits(self, expert: int, level: int, load: int) -> tuple[tuple[str, float], ...]:
         source = self._source

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mumoe.editing.expert_edits import EDITS, ExpertEdit
 from mumoe.editing.stack import EditStack, fingerprint
@@ -108,6 +108,7 @@ def _require_same(layer: MuMoE, spec: str, mark: str, where: str = "") -> None:
         )
 
 
+@runtime_checkable
 class Stacked(Protocol):
     """An object that holds a stack of edits, such as `mumoe.editing.correcting.Edit`."""
 

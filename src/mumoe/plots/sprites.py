@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mumoe.data.base import ImageData
+from mumoe.errors import JobError, require
 from mumoe.plots.sheets import thumbnail
 from mumoe.progress import Progress
 
@@ -111,12 +112,10 @@ def _drawn(item: ImageView, opened: Callable[[int], Image.Image] | None) -> Imag
     """A thumbnail from its file, or from the data set; grey if a file is missing."""
     from PIL import Image
 
-    from mumoe.data.decode import ImageError, read_image
-
     if not item.file:
         assert opened is not None
         return opened(item.image)
     try:
-        return thumbnail(read_image(item.file), SIDE)
-    except ImageError:
+        return thumbnail(require("mumoe.data.decode", "vision", "report").read_image(item.file), SIDE)
+    except JobError:
         return Image.new("RGB", (SIDE, SIDE), "#dddddd")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mumoe.errors import UserError, nearest, unknown_argument, unknown_name
+from mumoe.errors import UserError, nearest, shown, unknown_argument, unknown_name
 from mumoe.files import read_toml
 
 __all__ = [
@@ -423,9 +423,9 @@ def _check_value(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"train: expected {name} to be a finite number, got {value}.")
     if low is not None and value < low:
-        raise UserError(f"train: expected {name} >= {low:g}, got {value:g}.")
+        raise UserError(f"train: expected {name} >= {low:g}, got {shown(value)}.")
     if high is not None and value > high:
-        raise UserError(f"train: expected {name} <= {high:g}, got {value:g}.")
+        raise UserError(f"train: expected {name} <= {high:g}, got {shown(value)}.")
 
 
 def _split(parts: Iterable[str]) -> Iterable[str]:
