@@ -27,6 +27,7 @@ from mumoe.analysis.study import Source, Study
 from mumoe.analysis.text_pages import write_text_view
 from mumoe.analysis.text_study import study_text
 from mumoe.baselines import HighRankLinear, SparseMoE
+from mumoe.calling import checked
 from mumoe.errors import UserError, require
 from mumoe.files import check_writable, new_entries, write_json
 from mumoe.layers import MuMoE
@@ -270,6 +271,7 @@ def _write(study: Study, folder: Path) -> None:
 # Any model ---------------------------------------------------------------------------------------------------------
 
 
+@checked
 def analyze(
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],

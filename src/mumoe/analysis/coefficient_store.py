@@ -21,12 +21,15 @@ import numpy.typing as npt
 
 from mumoe.analysis.findings import Usage
 from mumoe.coefficients import SparseCoefficients
-from mumoe.errors import UserError, require, unknown_name
-from mumoe.files import new_file, new_folder, read_json, recovered, write_json
+from mumoe.errors import UserError, require, shown, unknown_name
+from mumoe.files import new_file, new_folder, read_array, read_json, recovered, write_json
+from mumoe.records import read_typed
 
 __all__ = ["CoefficientLevel", "CoefficientStore", "CoefficientWriter", "Pairs", "sparse_rows"]
 
 FORMAT = 1
+MOST_EXPERTS = 1 << 24
+"""Experts of a level that a store may have: what is counted for each of them takes 32 bytes."""
 _PARTS: dict[str, np.dtype[Any]] = {
     "experts": np.dtype("<i4"),
     "values": np.dtype("<f4"),
@@ -194,6 +197,29 @@ def _file(layer: int, level: int, part: str) -> str:
     return f"layer{layer}-level{level}-{part}.npy"
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer in index.json."""
+
+    name: str
+    num_experts: tuple[int, ...]
+    rows: int
+    rows_per_image: int
+
+    @property
+    def is_sound(self) -> bool:
+        sizes = (*self.num_experts, self.rows_per_image)
+        return bool(self.num_experts) and min(sizes) >= 1 and max(sizes) <= MOST_EXPERTS and self.rows >= 0
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What index.json holds besides its format."""
+
+    layers: tuple[_Layer, ...]
+    images: bool
+
+
 class CoefficientStore:
     """A folder of captured coefficients, read through memory maps.
 
@@ -208,16 +234,19 @@ class CoefficientStore:
         if not isinstance(index, dict) or index.get("format") != FORMAT:
             found = index.get("format") if isinstance(index, dict) else index
             raise UserError(
-                f"CoefficientStore: expected format {FORMAT} in {self.folder}, got {found!r}. "
+                f"CoefficientStore: expected format {FORMAT} in {self.folder}, got {shown(found)}. "
                 "Capture the coefficients again."
             )
-        self._layers = {entry["name"]: (position, entry) for position, entry in enumerate(index["layers"])}
+        known = read_typed(_Index, index, f"CoefficientStore: {self.folder / 'index.json'}")
+        self._layers = {entry.name: (position, entry) for position, entry in enumerate(known.layers)}
         self.layers = tuple(self._layers)
-        self.images = _load(self.folder / "images.npy") if index["images"] else None
+        if not self.layers or not all(entry.is_sound for entry in known.layers):
+            raise _damaged(self.folder, "an index of layers without experts or rows")
+        self.images = _load(self.folder / "images.npy") if known.images else None
 
     def num_levels(self, layer: str | None = None) -> int:
         """Levels of a layer; without a name those of the only layer, or of the first."""
-        return len(self._layers[layer or self.layers[0]][1]["num_experts"])
+        return len(self._layers[layer or self.layers[0]][1].num_experts)
 
     def level(self, layer: str | None = None, level: int = 0) -> CoefficientLevel:
         """The coefficients of one level; without a name those of the only layer.
@@ -230,17 +259,17 @@ class CoefficientStore:
         if layer not in self._layers:
             raise unknown_name("CoefficientStore", "layer", str(layer), self.layers)
         position, entry = self._layers[layer]
-        if not 0 <= level < len(entry["num_experts"]):
+        if not 0 <= level < len(entry.num_experts):
             raise UserError(
-                f"CoefficientStore: expected a level from 0 to {len(entry['num_experts']) - 1} of {layer!r}, "
+                f"CoefficientStore: expected a level from 0 to {len(entry.num_experts) - 1} of {layer!r}, "
                 f"got {level}. Count levels from 0."
             )
-        parts = {part: _load(self.folder / _file(position, level, part)) for part in _PARTS}
+        parts = {part: _load(self.folder / _file(position, level, part), kind) for part, kind in _PARTS.items()}
         return CoefficientLevel(
-            num_experts=entry["num_experts"][level],
-            rows_per_image=entry["rows_per_image"],
+            num_experts=entry.num_experts[level],
+            rows_per_image=entry.rows_per_image,
             folder=self.folder,
-            rows=entry["rows"],
+            rows=entry.rows,
             **parts,
         )
 
@@ -277,16 +306,15 @@ class CoefficientStore:
         return total
 
 
-def _load(path: Path) -> Array:
-    """An array mapped from disk; an empty one, which cannot be mapped, is read."""
+def _load(path: Path, kind: Any = np.int64) -> Array:
+    """A one-dimensional array of this type, mapped from disk."""
     try:
-        try:
-            loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError:
-            loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise _damaged(path.parent, f"{path.name}: {error}") from error
-    return loaded
+        found: Array = read_array(path, mapped=True)
+    except ValueError as error:
+        raise _damaged(path.parent, str(error)) from error
+    if found.ndim != 1 or found.dtype != kind:
+        raise _damaged(path.parent, f"{found.dtype} of shape {found.shape} in {path.name}")
+    return found
 
 
 def _damaged(folder: Path, what: str) -> UserError:
@@ -345,8 +373,11 @@ class CoefficientLevel:
         expert = np.asarray(self.experts[offsets[0] : offsets[-1]], dtype=np.int64)
         if expert.size and (expert.min() < 0 or expert.max() >= self.num_experts):
             raise _damaged(self.folder, f"an expert outside 0 to {self.num_experts - 1}")
+        value = np.asarray(self.values[offsets[0] : offsets[-1]])
+        if not np.isfinite(value).all():
+            raise _damaged(self.folder, f"a coefficient that is not finite between rows {start} and {end}")
         row = np.repeat(np.arange(start, end, dtype=np.int64), counts)
-        return Pairs(row, expert, np.asarray(self.values[offsets[0] : offsets[-1]]))
+        return Pairs(row, expert, value)
 
     def dense(self, start: int, end: int) -> npt.NDArray[np.float32]:
         """Rows start to end as a dense (rows, num_experts) block."""

@@ -159,8 +159,20 @@ class Study(Record):
         file = next((place for place in places if place.is_file()), places[1])
         found = replace(super().load(file), folder=str(file.parent))
         store = file.parent / "coefficients"
+        found._require_sound(file)
         vars(found)["_run"] = file.parent.parent
         return found.bound(Source(CoefficientStore(store))) if (store / "index.json").is_file() else found
+
+    def _require_sound(self, file: Path) -> None:
+        """Raise unless all positions in the numbers are those of classes and units."""
+        for units in self.study.units:
+            for found in (*units.modes.values(), units.load_control):
+                for effect in found.effects if found is not None else ():
+                    places = (effect.top_class, *(place for place, _ in effect.losses))
+                    if not all(0 <= place < len(self.classes) for place in places):
+                        raise _unsound(file, f"a class outside the {len(self.classes)} of unit {effect.unit}")
+                    if not 0 <= effect.unit < found.units:
+                        raise _unsound(file, f"the unit {effect.unit} of {found.units}")
 
     def bound(self, source: Source) -> Self:
         """The study with its sources."""
@@ -387,7 +399,7 @@ class Study(Record):
         kept = Path(self.folder) / "images" / "thumbnails" / f"{image}.png"
         if not self.folder or not kept.is_file():
             return None
-        thumbnail: Image.Image = require("PIL.Image", "vision", "ExpertFacts.show").open(kept)
+        thumbnail: Image.Image = require("mumoe.data.decode", "vision", "ExpertFacts.show").read_image(kept)
         return thumbnail
 
     def _logits(self, expert: int, level: int, load: int) -> tuple[tuple[str, float], ...]:
@@ -397,6 +409,10 @@ class Study(Record):
         change = _mean_change(source, expert, level, load)
         order = sorted(range(len(change)), key=lambda c: (-abs(change[c]), c))
         return tuple((self.classes[c], change[c]) for c in order)
+
+
+def _unsound(file: Path, what: str) -> UserError:
+    return UserError(f"{file}: expected the numbers of an analysis, got {what}. Run mumoe analyze again.")
 
 
 def _mean_change(source: Source, expert: int, level: int, load: int) -> list[float]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.analysis.findings import TextStudy
 from mumoe.analysis.text_pages import text_page, write_study
+from mumoe.calling import checked, checked_methods
 from mumoe.data.documents import Contexts
 from mumoe.decomposition.activations import Activations, capture_rows, resolve_precision
 from mumoe.decomposition.bench import Bench, make_bench
@@ -138,6 +139,7 @@ class Part:
     original: Tensor
 
 
+@checked_methods
 class Decomposition:
     """One MLP of a language model as experts.
 
@@ -480,6 +482,7 @@ class Decomposition:
 # Making one -------------------------------------------------------------------------------------------------
 
 
+@checked
 def decompose(
     model: str | LanguageModel = DecomposeSettings.model,
     layer: int = DecomposeSettings.layer,

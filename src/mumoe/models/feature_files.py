@@ -46,7 +46,7 @@ from mumoe.data.columns import (
 from mumoe.data.layout import SPLIT_WORDS
 from mumoe.data.splits import stratified_split
 from mumoe.errors import JobError, UserError, reason_of, require, unknown_name
-from mumoe.files import digest_file
+from mumoe.files import digest_file, read_array
 from mumoe.models.features import Features
 
 if TYPE_CHECKING:
@@ -105,8 +105,9 @@ def load_feature_data(
     features = _features(table, path)
     count = len(features.x)
     for name, column in table.columns.items():
-        if len(column) != count:
-            raise UserError(f"{WHO}: expected {count} rows of {name!r} in {path}, got {len(column)}. Give one per row.")
+        rows = len(column) if column.ndim else 0
+        if rows != count:
+            raise UserError(f"{WHO}: expected {count} rows of {name!r} in {path}, got {rows}. Give one per row.")
     if "labels" not in table.columns:
         raise UserError(f"{WHO}: expected labels with {path}, got none. {_where_labels(path)}")
     labels, classes, multi_label = _labels(table, path)
@@ -159,8 +160,8 @@ def _read_npy(path: Path) -> Table:
 
 def _array(path: Path, memory_map: bool = False) -> Array:
     try:
-        array: Array = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array: Array = read_array(path, mapped=memory_map)
+    except ValueError as error:
         raise _damaged(path, "an array of numbers or names", error) from error
     return array
 

@@ -26,7 +26,7 @@ from mumoe.data.base import ImageData
 from mumoe.data.cache import damage, sealed_folder
 from mumoe.devices import widest
 from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.files import cache_root, new_array, recovered
+from mumoe.files import cache_root, new_array, read_array, recovered
 from mumoe.models.shares import Shares, process_count
 from mumoe.modes import keeping_modes
 from mumoe.progress import Progress
@@ -125,7 +125,7 @@ def extract_features(
     else:
         with contextlib.closing(compute(batches)) as outputs:
             made = write(outputs)
-    x: npt.NDArray[np.float32] = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
+    x: npt.NDArray[np.float32] = read_array(folder / FILE, mapped=True)
     count = len(data)
     return Features(x, key, folder / FILE, extracted=count if made else 0, reused=0 if made else count)
 
@@ -135,8 +135,11 @@ def find_features(key: str, cache_dir: str | Path | None = None) -> npt.NDArray[
     folder = recovered(cache_root(cache_dir) / "features" / key[:32])
     if damage(folder) is not None:
         return None
-    found: npt.NDArray[np.float32] = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
-    return found
+    try:
+        found: npt.NDArray[np.float32] = read_array(folder / FILE, mapped=True)
+    except ValueError:
+        return None
+    return found if found.ndim == 2 and found.dtype == np.float32 else None
 
 
 def _share(

@@ -215,8 +215,10 @@ class StoredRun:
     def _restored(self) -> tuple[Trained, int]:
         backbone = self.backbone if self.task.trains_backbone else None
         sizes = int(self.facts["num_features"]), len(self.classes), int(self.facts.get("vocabulary", 0))
+        with torch.device("meta"):  # a checkpoint that does not fit is found before its network takes memory
+            sketch = self.task.empty(*sizes, backbone)
+        found = _chosen(self.folder, self.config, sketch)
         network = self.task.empty(*sizes, backbone)
-        found = _chosen(self.folder, self.config, network)
         state.restore_model(network, found.tensors["model"])
         return network.eval().to(self.device), found.step
 
