@@ -6,19 +6,22 @@ Only for a process without threads: a child of one that holds a lock of another 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mumoe.errors import JobError, UserError
+from soak.part import Found
 
-__all__ = ["Child", "Ended", "at_once", "digests", "leftovers", "one_line", "start", "wait"]
+__all__ = ["Child", "Ended", "at_once", "found_by", "leftovers", "one_line", "own_process", "start", "wait"]
 
 CRASHED = 70
 """Exit status of a child that ended with anything but a `UserError` (2) or a `JobError` (1)."""
@@ -160,12 +163,6 @@ def at_once(jobs: Sequence[Callable[[], object]], log: Path, delays: Sequence[fl
 # Folders ------------------------------------------------------------------------------------------------------------
 
 
-def digests(folder: Path, *patterns: str) -> dict[str, str]:
-    """SHA-256 of the files below a folder that match, by relative name."""
-    found = sorted({path for pattern in patterns or ("**/*",) for path in folder.glob(pattern) if path.is_file()})
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
-
-
 def leftovers(folder: Path) -> list[str]:
     """Temporary files and folders of writers, which are there while one works or after it was killed."""
     return sorted(_temporary(folder))
@@ -176,3 +173,27 @@ def _temporary(folder: Path) -> Iterator[str]:
         for name in (*folders, *files):
             if name.startswith((".mumoe-part-", ".mumoe-new-", ".mumoe-old-")):
                 yield os.path.join(os.path.relpath(root, folder), name)
+
+
+# A process of its own ------------------------------------------------------------------------------------------------
+
+
+def own_process(module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Any:
+    """Run a module of this package in a new process with one thread; returns the JSON that it prints last.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, env={**given, **(environment or {})}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{module} ended with status {done.returncode}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def found_by(module: str, *arguments: object) -> Found:
+    """What a module of this package found in a process of its own, which prints it as JSON."""
+    answer = own_process(module, *arguments)
+    return Found(**answer)

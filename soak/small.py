@@ -17,6 +17,7 @@ from mumoe.training.config import TrainConfig
 
 __all__ = [
     "DECOMPOSED",
+    "demo_images",
     "finetune_job",
     "head_job",
     "language_model",
@@ -152,6 +153,50 @@ def language_model(folder: Path) -> Path:
             parameter.mul_(8.0 if parameter.ndim > 1 else 1.0)  # so that MLPs matter
     model.eval().save_pretrained(folder)
     return folder
+
+
+class Known:
+    """Stands for the backbone that made features."""
+
+    num_features, fingerprint = 20, "known weights"
+
+
+def one_colour(index: int) -> Image.Image:
+    """A picture that is a function of its position."""
+    return Image.new("RGB", (96, 96), (index % 256, 90, 120))
+
+
+def demo_images(size: int = 1500, width: int = 20, backbone: Any = None) -> Any:
+    """What `mumoe demo` reads, made up: nine classes in three groups, drawn by three studios, with features that say
+    which class and, weakly, which studio."""
+    from mumoe.data.base import Attribute, ImageData
+    from mumoe.demo.demo_job import _Set
+
+    rng = np.random.default_rng(0)
+    labels, studio = rng.integers(0, 9, size), rng.integers(0, 3, size)
+    centres, styles = rng.normal(size=(9, width)), rng.normal(size=(3, width))
+    noise = 0.8 * (width / 20) ** 0.5 * rng.normal(size=(size, width))
+    features = (centres[labels] + 0.5 * styles[studio] + noise).astype(np.float32)
+    names = tuple(f"class-{number}" for number in range(9))
+    groups, studios = ("Animals & Nature", "Objects", "Food & Drink"), ("noto", "openmoji", "twemoji")
+    attributes = {
+        "group": Attribute(labels // 3, groups),
+        "studio": Attribute(studio, studios),
+        "subgroup": Attribute(labels, names),
+    }
+    data = ImageData(
+        name="emoji",
+        classes=names,
+        multi_label=False,
+        labels=labels,
+        split=np.array([0, 0, 0, 1, 2], dtype=np.int8)[np.arange(size) % 5],
+        ids=tuple(map(str, range(size))),
+        open_image=one_colour,
+        fingerprint="made-up",
+        attributes=attributes,
+        credits=("Images & more <made up>, CC0",),
+    )
+    return _Set(data, data, features, backbone or Known())
 
 
 # Jobs ---------------------------------------------------------------------------------------------------------------
