@@ -319,6 +319,7 @@ def test_on_a_cpu_each_gradient_is_averaged_in_a_message_of_its_own(alone, monke
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for net in (plain, model):
         for step in range(2):
+            net.zero_grad()
             net(torch.ones(4, 3) + step).square().sum().backward()
     assert sorted(sizes) == sorted(2 * [15, 5, 10, 2])
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
