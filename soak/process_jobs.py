@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -27,6 +28,18 @@ __all__ = ["FITS", "World", "curve", "cut_back", "digests_of", "distance", "run_
 FITS = {"decompose cp-linear": "cp-linear", "decompose hadamard": "hadamard", "decompose tr": "tr"}
 """Decompositions by name, and their kinds; the gate of the last normalizes over the batch."""
 
+_IMPORTED = (
+    "accelerate",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.checkpoint.hf_storage",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.utils.tensorboard",
+    "mumoe.training.jobs",
+)
+"""What jobs import when they first need it."""
+
 _SAME: dict[str, Any] = {"precision": "fp32", "device": "cpu", "checkpoint_every": 2, "keep": 3, "log_every": 1}
 
 
@@ -46,6 +59,8 @@ class World:
     def make(cls, folder: Path, *, only_heads: bool = False) -> World:
         """Write the data: 149 rows, 37 pictures and 28 texts to train on; or the rows alone."""
         torch.set_num_threads(1)
+        for name in _IMPORTED:  # once, before the forks
+            importlib.import_module(name)
         folder.mkdir(parents=True, exist_ok=True)
         features = small.single_features(folder / "features.safetensors", 247)
         head = small.head_job(features, batch_size=23, clip=1.0, **_SAME)

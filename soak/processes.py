@@ -159,9 +159,10 @@ class _Trials:
 
     def check_bits(self, what: str, out: Path, whole: Path, count: int) -> None:
         """Resumed on the same number of processes, a job has the bits of the uninterrupted one."""
-        self.found.count("jobs resumed with the bits of an uninterrupted one")
         if digests_of(out, count) != digests_of(whole, count):
             self.fail(f"{what}: other bits than without the kill")
+        else:
+            self.found.count("jobs resumed with the bits of an uninterrupted one")
 
     @property
     def lasts(self) -> dict[str, float]:

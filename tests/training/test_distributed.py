@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -299,6 +300,30 @@ def test_a_process_that_is_gone_ends_the_others_with_one_line(monkeypatch, error
     monkeypatch.setattr(distributed, "world_size", lambda: 1)
     with pytest.raises(type(error)), lost_process("train", "Resume."):
         raise error
+
+
+def test_on_a_cpu_each_gradient_is_averaged_in_a_message_of_its_own(alone, monkeypatch):
+    """Torch groups them otherwise at the first step than later, so that resumed jobs would differ in the last bit."""
+    import mumoe.training.distributed as distributed
+
+    sizes, real = [], torch.distributed.all_reduce
+
+    def counted(tensor, *arguments, **options):
+        sizes.append(tensor.numel())
+        return real(tensor, *arguments, **options)
+
+    plain = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
+    model = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(plain))
+    distributed.reduce_one_by_one(model)
+    monkeypatch.setattr(torch.distributed, "all_reduce", counted)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for net in (plain, model):
+        for step in range(2):
+            net.zero_grad()
+            net(torch.ones(4, 3) + step).square().sum().backward()
+    assert sorted(sizes) == sorted(2 * [15, 5, 10, 2])
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(2 * ours.grad, theirs.grad)
 
 
 class Third:

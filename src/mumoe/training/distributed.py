@@ -40,6 +40,7 @@ __all__ = [
     "lost_process",
     "main_first",
     "make_accelerator",
+    "reduce_one_by_one",
     "shard",
     "sum_over_processes",
     "synchronize_gates",
@@ -405,6 +406,25 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _blocks(child)
+
+
+def reduce_one_by_one(model: nn.Module) -> None:
+    """On CPUs, average the gradient of each parameter in a message of its own, so that a resumed job has the same bits.
+
+    Torch groups gradients into messages in one way at a job's first step and in another afterwards, and three or more
+    processes add up a number in an order that depends on its place in the message.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel) and model.device_type == "cpu":
+        model.register_comm_hook(None, lambda state, bucket: _average_apart(bucket))
+
+
+def _average_apart(bucket: Any) -> torch.futures.Future[Tensor]:
+    sent = [dist.all_reduce(gradient, async_op=True) for gradient in bucket.gradients()]
+    for work in sent:
+        work.wait()
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer().div_(world_size()))
+    return done
 
 
 def agree(value: bool, device: torch.device) -> bool:

@@ -42,6 +42,7 @@ from mumoe.training.distributed import (
     agree,
     from_main,
     gathered,
+    reduce_one_by_one,
     shard,
     synchronize_gates,
     synchronize_norms,
@@ -120,6 +121,7 @@ class Engine:
             # Its successor is not in every version of torch that is supported.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             wrapped = self.network if self.sharded else self.accelerator.prepare_model(self.network)
+        reduce_one_by_one(wrapped)
         self.model: nn.Module = wrapped
         self.adamw = optimizer = make_optimizer(self.network, self.config)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
