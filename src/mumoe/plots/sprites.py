@@ -40,13 +40,13 @@ class ImageView:
         image: Its position in the data set.
         label: Its class, or its targets.
         coefficient: The expert's coefficient, in [0, 1].
-        file: A thumbnail that exists already, or empty: it is drawn from the data set.
+        thumbnail: File of one that exists already, or empty: it is drawn from the data set.
     """
 
     image: int
     label: str
     coefficient: float
-    file: str = ""
+    thumbnail: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def _drawn(item: ImageView, opened: Callable[[int], Image.Image] | None) -> Imag
     """A thumbnail from its file, or from the data set; grey if a file is missing."""
     from PIL import Image
 
-    if not item.file:
+    if not item.thumbnail:
         assert opened is not None
         return opened(item.image)
     try:
-        with Image.open(item.file) as picture:
+        with Image.open(item.thumbnail) as picture:
             return thumbnail(picture, SIDE)
     except OSError:
         return Image.new("RGB", (SIDE, SIDE), "#dddddd")
