@@ -146,7 +146,7 @@ def _trained(out: Path, settings: dict[str, Any], held: Mapping[str, Any]) -> Jo
     write_json(known, settings)
     if (out / "summary.json").is_file():
         return open_job(out, **held)
-    if out.is_dir() and any(out.iterdir()):
+    if (out / "config.toml").is_file():
         return mumoe.resume(out, **held)
     named = {key: value for key, value in settings.items() if key not in held}
     return mumoe.train(**{**named, **held, "out": str(out)})

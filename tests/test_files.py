@@ -38,7 +38,7 @@ from mumoe.files import (
     write_tensors,
     write_text,
 )
-from read_only import read_only
+from soak.mounts import read_only
 
 SOURCE = str(Path(files.__file__).parents[1])
 DEAD = 2**22 + 1  # beyond the largest process id of Linux
@@ -610,3 +610,88 @@ def test_nothing_else_writes_atomically() -> None:
     words = ("os.replace", "os.fsync", "os.rename", "mkstemp", "mkdtemp", "NamedTemporaryFile")
     sources = {path.relative_to(SOURCE).as_posix(): path.read_text() for path in Path(SOURCE).rglob("*.py")}
     assert {name for name, text in sources.items() if any(word in text for word in words)} == {"mumoe/files.py"}
+
+
+def test_a_lock_beside_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    from mumoe.data.cache import sealed_folder
+
+    with read_only(tmp_path), pytest.raises(JobError, match="^features: expected a folder that can be written, got"):
+        sealed_folder(tmp_path / "features", lambda part: None, who="features")
+
+
+# Results of several files
+
+
+def results(folder: Path, text: str, *, fail: bool = False, extra: bool = True) -> None:
+    with files.new_entries(folder, ("store", "figure.*", "results.json"), who="analyze") as part:
+        (part / "store").mkdir()
+        (part / "store" / "a").write_text(text)
+        if extra:
+            (part / "figure.png").write_text(text)
+        if fail:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        (part / "results.json").write_text(text)
+
+
+def test_results_of_several_files_are_replaced_together_and_others_are_kept(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    results(tmp_path, "first")
+    with pytest.raises(JobError, match="^analyze: expected room on the disk of .* got: the disk is full"):
+        results(tmp_path, "second", fail=True)
+    assert {path.read_text() for path in tmp_path.glob("[!.m]*") if path.is_file()} == {"first"}
+    assert (tmp_path / "store" / "a").read_text() == "first"
+    results(tmp_path, "third", extra=False)
+    assert names(tmp_path) == [".mumoe-lock", "mine.txt", "results.json", "store"]
+    assert (tmp_path / "store" / "a").read_text() == (tmp_path / "results.json").read_text() == "third"
+
+
+def test_results_that_were_replaced_halfway_lack_their_mark(tmp_path, monkeypatch):
+    results(tmp_path, "first")
+    real = files._rename
+
+    def rename(source: Path, target: Path) -> None:
+        if source.name == "store" and target.parent == tmp_path:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(files, "_rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        results(tmp_path, "second")
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_folder_with_only_what_a_killed_writer_left_counts_as_empty(tmp_path):
+    assert not files.holds_files(tmp_path / "missing")
+    (tmp_path / f".mumoe-part-{files._machine()}-{DEAD}-01234567-settings.json").touch()
+    (tmp_path / ".lock").touch()
+    assert not files.holds_files(tmp_path)
+    (tmp_path / "notes").touch()
+    assert files.holds_files(tmp_path)
+
+
+def test_a_new_array_has_its_room_on_the_disk(tmp_path):
+    """Without it, writing to a page that a full disk cannot hold would end the process with SIGBUS."""
+    array = files.new_array(tmp_path / "x.npy", np.float32, (1000, 300))
+    assert os.stat(tmp_path / "x.npy").st_blocks * 512 >= array.nbytes
+    array[:] = 3
+    array.flush()
+    assert (np.load(tmp_path / "x.npy") == 3).all()
+
+
+def test_a_full_disk_is_recognized_in_the_words_of_numpy(tmp_path):
+    with pytest.raises(JobError, match="got: the disk is full"), new_file(tmp_path / "x.npy"):
+        raise OSError("3072 requested and 1016 written")
+
+
+def test_a_failed_replacement_of_a_folder_leaves_no_new_one(tmp_path, monkeypatch):
+    real = os.replace
+
+    def replace(source, target):
+        if ".mumoe-new-" in str(source):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(JobError, match="the disk is full"), new_folder(tmp_path / "out") as part:
+        (part / "a").touch()
+    assert names(tmp_path) == []

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mumoe import training
+from mumoe.calling import checked, checked_methods
 from mumoe.deploy.saved import is_converted, is_saved
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import UserError, require
+from mumoe.files import recovered
 from mumoe.results import EvalResult, TrainResult
 from mumoe.specs import read_spec
 from mumoe.training.config import TrainConfig, from_mapping
@@ -54,6 +56,7 @@ __all__ = ["Job", "Run", "load", "load_runs", "open_job", "open_run", "resume", 
 Transform = Callable[["Image.Image"], Tensor]
 
 
+@checked_methods
 class Run:
     """A trained run. Settings and facts are read at once; data, model and features on first use.
 
@@ -496,6 +499,7 @@ class Run:
         return HeadModel.from_run(self._stored)
 
 
+@checked_methods
 class Job:
     """One or several trained heads and seeds.
 
@@ -585,6 +589,7 @@ class Job:
         return curves_figure(curves, title=self.path.name, value=name)
 
 
+@checked
 def train(
     data: Data | str = TrainConfig.data,
     head: str = TrainConfig.head,
@@ -631,6 +636,7 @@ def train(
     return Job(result.out, {**objects, "device": config.device, "progress": progress}, result)
 
 
+@checked
 def resume(
     path: str | Path,
     *,
@@ -659,6 +665,7 @@ def resume(
     return Job(result.out, {**objects, "data": data, "device": device or AUTO, "progress": progress}, result)
 
 
+@checked
 def load(
     path: str | Path,
     *,
@@ -691,7 +698,7 @@ def load(
     >>> run = mumoe.load("runs/demo/many/seed-0")
     >>> run.model(run.transform(image)[None]).softmax(-1)
     """
-    folder = Path(path)
+    folder = recovered(Path(path))
     if (folder / "decomposition.json").is_file():
         from mumoe.decomposition.opened import open_decomposition
 

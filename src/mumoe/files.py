@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -27,14 +28,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from mumoe.errors import JobError, UserError
+from mumoe.errors import JobError, UserError, shown
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 __all__ = [
@@ -44,11 +47,18 @@ __all__ = [
     "digest_ahead",
     "digest_file",
     "digest_files",
+    "holds_files",
+    "inside",
+    "new_array",
+    "new_entries",
     "new_file",
     "new_folder",
     "private_file",
+    "read_array",
     "read_json",
+    "read_toml",
     "recovered",
+    "regular_size",
     "remove_folder",
     "sync_file",
     "to_plain",
@@ -62,6 +72,9 @@ __all__ = [
 OUT = "Choose another place to write to."
 CACHE = "Set MUMOE_CACHE to another folder."
 
+LOCK, JOB_LOCK, HOLDER = ".mumoe-lock", ".lock", ".holder"
+"""Lock of a folder in which several entries are replaced; lock of a folder in which a job works, and who holds it."""
+
 _PREFIX = ".mumoe-"
 _CUT = "~"
 _NAME = re.compile(r"\.mumoe-(part|new|old)-([0-9a-f]{6})-(\d+)-[0-9a-f]{8}-(.*)", re.DOTALL)
@@ -69,7 +82,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
+"""What numpy says when a disk is full, without a number of the error."""
 _RETRIES = 7
+_NPY_HEADER = 1 << 16
+"""Bytes that hold the header of any .npy file; numpy refuses longer ones than 10,000."""
 
 
 # Writing --------------------------------------------------------------------------------------------------
@@ -189,6 +206,85 @@ def new_folder(
             _sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def new_entries(
+    folder: str | Path,
+    names: Sequence[str],
+    *,
+    who: str | None = None,
+    remedy: str | None = None,
+    durable: bool = True,
+) -> Iterator[Path]:
+    """An empty folder whose entries take the places of those in `folder` if the block succeeds, and vanish if not.
+
+    For results of several files and folders that belong together, beside files of others. The last of `names` marks
+    complete results: it is removed before anything is replaced and put back after everything else, so that a reader
+    who finds it finds what was written with it. A kill in the block leaves the earlier results; one in the moment of
+    the renames may leave results without their mark.
+
+    Args:
+        folder: The folder.
+        names: Patterns of all entries that the block may write; those that it does not write are removed. The last
+            one is the name of the mark.
+        who, remedy, durable: As for `new_file`.
+
+    Raises:
+        JobError: If the folder is read-only or the disk is full; the earlier results are kept.
+    """
+    from filelock import FileLock
+
+    folder = Path(folder)
+    with write_errors(folder, who=who, remedy=remedy):
+        folder.mkdir(parents=True, exist_ok=True)
+        _clean_once(os.path.abspath(folder), os.getpid())
+        part = _beside(folder / names[-1], "part")
+        os.mkdir(part)
+        try:
+            yield part
+            _finish_tree(part, durable)
+            with FileLock(folder / LOCK):
+                _replace_entries(part, folder, names)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        if durable:
+            _sync_folder(folder)
+
+
+def _replace_entries(part: Path, folder: Path, names: Sequence[str]) -> None:
+    *others, mark = names
+    written = sorted(entry.name for entry in part.iterdir())
+    assert mark in written
+    old = part / "old"
+    old.mkdir()
+    for entry in [folder / mark, *(found for pattern in others for found in sorted(folder.glob(pattern)))]:
+        if os.path.lexists(entry):
+            _rename(entry, old / entry.name)
+    for name in sorted(written, key=lambda name: name == mark):
+        _rename(part / name, folder / name)
+
+
+def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new ``.npy`` file of this shape, mapped into memory, with room for all of it on the disk.
+
+    Without that room the first write to a page that a full disk cannot hold would end the process.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    import numpy as np
+
+    array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    with path.open("r+b") as file:
+        reserve = getattr(os, "posix_fallocate", None)  # which macOS and Windows lack
+        if reserve is not None:
+            reserve(file.fileno(), 0, max(path.stat().st_size, 1))
+            return array
+        file.seek(array.offset)
+        for start in range(0, array.nbytes, 2**24):
+            file.write(bytes(min(2**24, array.nbytes - start)))
+    return array
+
+
 def private_file(text: str, *, prefix: str, suffix: str) -> Path:
     """A new file with this text in the folder for temporary files, which only this user can read (mode 0600)."""
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix)
@@ -241,6 +337,14 @@ def recovered(path: Path) -> Path:
     return path
 
 
+def holds_files(folder: Path) -> bool:
+    """Whether a folder exists and holds anything but locks and what killed writers left in it."""
+    if not folder.is_dir():
+        return False
+    names = {entry.name for entry in folder.iterdir()} - {LOCK, JOB_LOCK, HOLDER}
+    return any(_NAME.fullmatch(name) is None for name in names)
+
+
 def clean_folder(folder: Path, *, locked: bool = False) -> None:
     """Finish or remove what killed processes left in a folder.
 
@@ -280,9 +384,10 @@ def _take_place(part: Path, path: Path) -> None:
         while not _exchange(new, path, old):
             pass
     except BaseException:
-        for source, target in ((old, path), (new, part)):
-            with contextlib.suppress(OSError):
-                _rename(source, target)
+        with contextlib.suppress(OSError):
+            _rename(old, path)
+        if not os.path.lexists(old):  # else the new folder is all that a reader would find
+            _delete(new)
         raise
     _discard(old)
 
@@ -452,6 +557,10 @@ class _NotWritten(JobError):
         super().__init__(f"{who or 'mumoe'}: expected {what} {remedy or OUT}")
         self.what, self.who, self.remedy = what, who, remedy
 
+    def __reduce__(self) -> tuple[type[_NotWritten], tuple[str, str | None, str | None]]:
+        """How it is sent to the other processes of a job."""
+        return type(self), (self.what, self.who, self.remedy)
+
 
 @contextlib.contextmanager
 def write_errors(path: Path, *, who: str | None = None, remedy: str | None = None) -> Iterator[None]:
@@ -476,43 +585,43 @@ def write_errors(path: Path, *, who: str | None = None, remedy: str | None = Non
         if type(error).__name__ != "SafetensorError":  # importing its module takes long
             raise
         full = any(word in str(error) for word in ("No space left", "File too large", "quota"))
-        what = _full(path) if full else f"to write {_shown(path)!r}, got: {error}."
+        what = _full(path) if full else f"to write {_named(path)!r}, got: {error}."
         raise _NotWritten(what, who, remedy) from error
 
 
 def _failure(path: Path, error: OSError) -> str | None:
     """What was expected and what was found, or None if the error is unrelated."""
-    if error.errno in _FULL:
+    if error.errno in _FULL or _CUT_SHORT.fullmatch(str(error)):
         return _full(path)
     if error.filename is None:
         known = error.errno in {errno.EIO, errno.EROFS}
-        return f"to write {_shown(path)!r}, got: {error.strerror}." if known else None
+        return f"to write {_named(path)!r}, got: {error.strerror}." if known else None
     failed = Path(os.path.abspath(os.fsdecode(error.filename)))
     if not _concerns(Path(os.path.abspath(path)), failed):
         return None
     if error.errno in _CLOSED:
-        return f"a folder that can be written, got {_shown(failed.parent)!r} ({error.strerror})."
+        return f"a folder that can be written, got {_named(failed.parent)!r} ({error.strerror})."
     if error.errno == errno.ENOENT and not path.parent.is_dir():
-        return f"an existing folder, got {_shown(path.parent)!r}, which does not exist. Create it first."
-    return f"to write {_shown(path)!r}, got: {error.strerror} ({_shown(failed)})."
+        return f"an existing folder, got {_named(path.parent)!r}, which does not exist. Create it first."
+    return f"to write {_named(path)!r}, got: {error.strerror} ({_named(failed)})."
 
 
 def _full(path: Path) -> str:
-    return f"room on the disk of {_shown(path.parent)!r}, got: the disk is full. Free some space."
+    return f"room on the disk of {_named(path.parent)!r}, got: the disk is full. Free some space."
 
 
-def _shown(path: Path) -> str:
+def _named(path: Path) -> str:
     """A path as the user knows it: temporary names replaced by what they stand for."""
     matches = ((_NAME.fullmatch(part), part) for part in path.parts)
     return str(Path(*(match[4] if match else part for match, part in matches)))
 
 
 def _concerns(path: Path, failed: Path) -> bool:
-    """Whether something failed is `path`, inside it, its temporary copy, or a folder above."""
+    """Whether something failed is `path`, inside it, its temporary copy, a lock beside it, or a folder above."""
     if failed.is_relative_to(path) or path.is_relative_to(failed):
         return True
     inside = failed.relative_to(path.parent).parts[0] if failed.is_relative_to(path.parent) else ""
-    return inside.startswith(_PREFIX)
+    return inside.startswith(_PREFIX) or inside.endswith(".lock")
 
 
 # Reading --------------------------------------------------------------------------------------------------
@@ -539,16 +648,99 @@ def read_json(path: Path, who: str = "", *, most: int = 1 << 30) -> Any:
 
 def _parsed(path: Path, most: int) -> Any:
     try:
-        status = os.stat(path)  # before it is opened: a pipe would wait for its writer
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path.name} is not a regular file")
-        if status.st_size > most:
-            raise ValueError(f"{path.name} has {status.st_size} bytes, more than {most}")
+        size = regular_size(path)
+        if size > most:
+            raise ValueError(f"{path.name} has {size} bytes, more than {most}")
         return json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
     except (RecursionError, UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(f"{path.name} is not JSON") from None
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """A text in TOML as plain values.
+
+    Raises:
+        ValueError: If it is not TOML, or nested too deeply; the message is one for users.
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("values nested too deeply") from None
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of a file that a file in `folder` names; it cannot lead out of the folder, but for links.
+
+    Raises:
+        ValueError: If it is not the relative path of something below the folder.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{shown(name)} is not the name of a file")
+    parts = re.split(r"[/\\]", name) if os.name == "nt" else name.split("/")
+    if "" in parts or ".." in parts or Path(name).is_absolute() or Path(name).drive:
+        raise ValueError(f"{shown(name)} is outside the folder")
+    return folder / name
+
+
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file, before it is opened: a pipe would wait for its writer.
+
+    Raises:
+        ValueError: If it is something else.
+        OSError: If it cannot be found.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path.name} is not a regular file")
+    return status.st_size
+
+
+def read_array(path: Path, *, mapped: bool = False) -> Any:
+    """The array of numbers or texts in a .npy file; nothing is allocated before its size is known to be right.
+
+    Args:
+        path: The file.
+        mapped: Map it into memory, read-only, instead of reading it.
+
+    Raises:
+        ValueError: If it is missing, not a regular file, or no such array; the message is a few words for a caller
+            that adds its own.
+    """
+    try:
+        size = regular_size(path)
+        shape, fortran, dtype, start = _array_header(path)
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
+    count = math.prod(shape)
+    if not shape or start + count * dtype.itemsize != size:
+        raise ValueError(f"{path.name} has {size} bytes, which are not {dtype} of shape {shape}")
+    import numpy as np
+
+    if not count:
+        return np.zeros(shape, dtype)
+    found = np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+    return found if mapped else np.array(found)
+
+
+def _array_header(path: Path) -> tuple[tuple[int, ...], bool, Any, int]:
+    """Shape, order and type of a .npy file, and the position of its first number."""
+    from numpy.lib import format as npy
+
+    with path.open("rb") as file:
+        begin = io.BytesIO(file.read(_NPY_HEADER))  # of a damaged length no more is read, or allocated
+    try:
+        version = npy.read_magic(begin)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(begin)
+    except Exception:  # numpy evaluates the header as Python: the errors of its tokenizer and parser come too
+        raise ValueError(f"{path.name} is not an array") from None
+    if dtype.kind not in "biufcSUM" or not dtype.itemsize:
+        raise ValueError(f"{path.name} holds {dtype}, not numbers or texts")
+    return shape, fortran, dtype, begin.tell()
 
 
 def to_plain(value: Any) -> Any:
@@ -577,9 +769,12 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Bytes and SHA-256 of every file below a folder, by its relative name with slashes, in order of name."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+def digest_files(folder: Path, *, deep: bool = True) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 of every file below a folder, by its relative name with slashes, in order of name.
+
+    With `deep` False only those directly in it.
+    """
+    paths = sorted(path for path in folder.glob("**/*" if deep else "*") if path.is_file())
     return {path.relative_to(folder).as_posix(): (path.stat().st_size, digest_file(path)) for path in paths}
 
 

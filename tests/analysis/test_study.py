@@ -12,6 +12,7 @@ from torch import nn
 import mumoe
 from mumoe.analysis import CoefficientStore, Study, intervene
 from mumoe.errors import UserError
+from mumoe.files import digest_files
 from mumoe.layers import MuMoE, MuMoEBlock
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "commands"))
@@ -39,6 +40,17 @@ def test_a_study_reads_back_typed_from_run_folder_and_file(study, folder):
     for place in (folder, folder / "analysis", folder / "analysis" / "analysis.json"):
         assert Study.load(place) == study
     assert Study.from_json(study.to_json()) == study
+
+
+def test_an_analysis_that_fails_leaves_the_earlier_one_whole(study, folder, monkeypatch):
+    place = folder / "analysis"
+    before = digest_files(place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Study, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            opened(folder).analyze(split="val", resamples=0, images=1)
+    assert digest_files(place) == before
+    assert study.source.store.folder == place / "coefficients"
 
 
 def test_the_file_has_the_keys_that_it_always_had(study, folder):

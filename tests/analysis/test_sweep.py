@@ -85,6 +85,16 @@ def test_a_cell_stopped_before_its_analysis_is_not_trained_again(tmp_path, monke
     assert (cell / "run.json").read_text() == before
 
 
+def test_a_cell_killed_before_its_first_facts_is_trained_by_the_next_call(tmp_path, monkeypatch):
+    from mumoe.training.run import RunFolder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "write_facts", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            do(tmp_path, seeds=1, gates=("entmax15",))
+    assert len(do(tmp_path, seeds=1, gates=("entmax15",)).points) == 1
+
+
 def test_seeds_differ_and_a_frozen_gate_stays_as_drawn(done):
     from mumoe.training import StoredRun
     from mumoe.training.inputs import Inputs

@@ -23,11 +23,8 @@ from typing import Any
 import torch
 
 from mumoe.errors import JobError, UserError
+from soak.steady import LEFT_OUT, steady
 
-VOLATILE = {"seconds", "started", "finished", "made_at", "created", "time", "date", "host", "commit"}
-"""Keys of JSON files that differ between two equal calls."""
-LEFT_OUT = ("manifest.json", ".lock", "events.out")
-"""Files that differ between two equal calls, by how their names begin."""
 PICTURES = {".png", ".svg", ".jpg"}
 """Files that count by being there; the numbers behind them lie beside them as JSON."""
 
@@ -111,13 +108,6 @@ def content(path: Path) -> str:
         return path.read_text()
     except UnicodeDecodeError:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def steady(value: Any) -> Any:
-    """JSON without what differs between equal calls."""
-    if isinstance(value, dict):
-        return {key: steady(inner) for key, inner in value.items() if key not in VOLATILE}
-    return [steady(inner) for inner in value] if isinstance(value, list) else value
 
 
 def without_echo(outcome: Outcome, *values: Any) -> Outcome:

@@ -10,7 +10,7 @@ from commands.test_editing import trained
 from mumoe.cli import main
 from mumoe.deploy.export_files import check_ready
 from mumoe.errors import JobError
-from read_only import read_only
+from soak.mounts import read_only
 
 EDIT = ("--do", "ablate:1", "--split", "test")
 

@@ -7,8 +7,8 @@ import pytest
 
 from mumoe.cli import main
 from mumoe.reports.gathering import run_names
-from read_only import read_only
 from reports.made_up_results import made_up_data, write_run
+from soak.mounts import read_only
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import mumoe
 from mumoe.coefficients import SparseCoefficients
 from mumoe.data.brown import read_tagged
 from mumoe.data.documents import Document, cut
-from mumoe.decomposition import activations, fitting
+from mumoe.decomposition import activations, fitting, opened
 from mumoe.decomposition.activations import capture_rows
 from mumoe.decomposition.findings import Evaluation, Measure, paired
 from mumoe.decomposition.looking import Labels
@@ -22,7 +22,9 @@ from mumoe.decomposition.replacements import KINDS, Features, build, shape_for
 from mumoe.demo.text_demo import TextDemo, run_text_demo
 from mumoe.errors import JobError, UserError
 from mumoe.files import write_json
+from mumoe.locks import FolderLock
 from mumoe.models.language import HubTokenizer, LanguageModel
+from soak.mounts import read_only
 from tiny_llama import sentences, tiny_tokenizer
 
 ADDITIVE = [name for name, kind in KINDS.items() if kind.additive]
@@ -179,6 +181,40 @@ def test_a_stopped_training_resumes_with_the_same_bits(make, monkeypatch, tmp_pa
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
     assert not list((tmp_path / "part").rglob("step-*"))
+
+
+def test_captured_rows_are_read_from_a_cache_that_cannot_be_written(make, small):
+    dec = make()
+    assert len(dec._train_rows())
+    with read_only(small["cache_dir"]):
+        assert len(dec._train_rows())
+        with pytest.raises(JobError, match="^decompose: expected a folder that can be written, got .* Set MUMOE_CACHE"):
+            make(out=small["cache_dir"].with_name("more"), tokens=3000)
+
+
+def test_a_folder_in_which_only_a_killed_writer_was_is_taken(make, tmp_path):
+    (tmp_path / "dec").mkdir()
+    (tmp_path / "dec" / ".mumoe-part-000000-4194305-01234567-settings.json").touch()
+    assert make(out=tmp_path / "dec").path == tmp_path / "dec"
+
+
+def test_what_a_kill_left_of_the_checkpoints_goes_with_the_next_call(make, monkeypatch, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opened, "choose_rate", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(out=tmp_path / "dec")
+    (left,) = (tmp_path / "dec" / "rates").iterdir()
+    (left / "checkpoints" / "step-00000007").mkdir(parents=True)
+    make(out=tmp_path / "dec")
+    assert sorted(path.name for path in left.iterdir()) == ["fit.json", "replacement.safetensors"]
+
+
+def test_a_second_job_in_a_folder_is_refused(make, tmp_path):
+    with (
+        FolderLock(tmp_path / "dec", who="test"),
+        pytest.raises(JobError, match="expected no other job in this folder"),
+    ):
+        make(out=tmp_path / "dec")
 
 
 # Measured ---------------------------------------------------------------------------------------------------

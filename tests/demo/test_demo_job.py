@@ -16,51 +16,15 @@ from mumoe.analysis.hints import REMEDY
 from mumoe.analysis.study import Study
 from mumoe.dashboard.image_panel import add_upload, explain_upload
 from mumoe.dashboard.session import open_session
-from mumoe.data.base import Attribute, ImageData
 from mumoe.demo import demo_findings as findings
 from mumoe.demo import demo_job as demo
 from mumoe.demo.demo_job import DemoSettings, run_demo
 from mumoe.demo.strips import CONTROL, PUREST, TYPICAL, Strip
 from mumoe.errors import UserError
 from mumoe.models.backbones import create_backbone
+from soak.small import demo_images, one_colour
 
 __all__ = ["browser"]
-
-GROUPS = ("Animals & Nature", "Objects", "Food & Drink")
-STUDIOS = ("noto", "openmoji", "twemoji")
-
-
-def a_picture(index: int) -> Image.Image:
-    return Image.new("RGB", (96, 96), (index % 256, 90, 120))
-
-
-def made_up(size: int = 1500, width: int = 20, backbone: object = None) -> demo._Set:
-    """Nine classes in three groups, drawn by three studios; features say which class and, weakly, which studio."""
-    rng = np.random.default_rng(0)
-    labels, studio = rng.integers(0, 9, size), rng.integers(0, 3, size)
-    centres, styles = rng.normal(size=(9, width)), rng.normal(size=(3, width))
-    noise = 0.8 * (width / 20) ** 0.5 * rng.normal(size=(size, width))
-    features = (centres[labels] + 0.5 * styles[studio] + noise).astype(np.float32)
-    subgroup = {"subgroup": Attribute(labels, tuple(f"class-{i}" for i in range(9)))}
-    data = ImageData(
-        name="emoji",
-        classes=tuple(f"class-{i}" for i in range(9)),
-        multi_label=False,
-        labels=labels,
-        split=np.array([0, 0, 0, 1, 2], dtype=np.int8)[np.arange(size) % 5],
-        ids=tuple(map(str, range(size))),
-        open_image=a_picture,
-        fingerprint="made-up",
-        attributes={"group": Attribute(labels // 3, GROUPS), "studio": Attribute(studio, STUDIOS), **subgroup},
-        credits=("Images & more <made up>, CC0",),
-    )
-    return demo._Set(data, data, features, backbone or Known())
-
-
-class Known:
-    """Stands for the backbone that made the features."""
-
-    num_features, fingerprint = 20, "known weights"
 
 
 SMALL = DemoSettings(few=2, many=12, rank=8, seeds=2, epochs=4)
@@ -70,7 +34,7 @@ SMALL = DemoSettings(few=2, many=12, rank=8, seeds=2, epochs=4)
 def ran(tmp_path_factory):
     """A demo with the embedded backbone; its features are made up, so that classes can be separated."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    data = made_up(width=1280, backbone=create_backbone("efficientnet-lite0", image_size=96))
+    data = demo_images(width=1280, backbone=create_backbone("efficientnet-lite0", image_size=96))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "_load", lambda settings, progress: data)
         torch.manual_seed(0)
@@ -101,7 +65,7 @@ def test_its_runs_name_their_backbone(ran):
 def test_a_run_of_it_is_evaluated_and_predicts_a_picture(ran, run):
     _, _, numbers = ran
     assert run.evaluate("test").accuracy == pytest.approx(numbers["accuracy"]["many"][0])
-    (one,) = run.predict([a_picture(40)], top=1, experts=2)
+    (one,) = run.predict([one_colour(40)], top=1, experts=2)
     assert not one.error
     assert one.labels[0].label in run.classes
 
@@ -111,14 +75,14 @@ def test_a_run_of_it_is_exported_with_its_backbone(run, tmp_path):
     assert report.headline()
     model, transform = mumoe.load(tmp_path / "model", device="cpu")
     with torch.no_grad():
-        logits = model(transform(a_picture(40))[None])
+        logits = model(transform(one_colour(40))[None])
     assert logits.shape == (1, 9)
 
 
 def test_the_dashboard_takes_a_picture_of_ones_own(run):
     session = open_session(run._stored, split="test")
     buffer = io.BytesIO()
-    a_picture(40).save(buffer, "PNG")
+    one_colour(40).save(buffer, "PNG")
     found = add_upload(session, buffer.getvalue())
     apart = explain_upload(session, found["upload"], labels=[], operations=[])
     assert apart["experts"]

@@ -21,6 +21,7 @@ from mumoe.training.compare import compare, spread
 from mumoe.training.engine import Engine
 from mumoe.training.networks import column_statistics, make_head, parameter_count, partner_spec
 from mumoe.training.run import RunFolder, find_run
+from soak.mounts import read_only
 
 # Several seeds and heads
 
@@ -64,7 +65,7 @@ def test_a_job_stopped_between_seeds_goes_on_where_it_was(config, data, features
         patch.setattr(Engine, "_update", update)
         with pytest.raises(Interrupted, match="seed-1"):
             train(config, **given)
-    assert sorted(p.name for p in Path(config.out).iterdir()) == ["config.toml", "seed-0", "seed-1"]
+    assert sorted(p.name for p in Path(config.out).glob("[!.]*")) == ["config.toml", "seed-0", "seed-1"]
     before = (Path(config.out) / "seed-0" / "run.json").read_bytes()
     result = resume(config.out, **given)
     assert result.accuracy == whole.accuracy
@@ -199,6 +200,55 @@ def test_a_second_job_in_a_run_is_refused_and_the_first_goes_on(config, data, fe
     assert said[0].count("\n") == 1
     with RunFolder.open(config.out):
         pass
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_two_jobs_that_start_at_once_in_one_folder_are_not_mixed(config, data, features, seeds):
+    """The second one begins and ends while the first reads its data."""
+    config = config.replace(seeds=seeds, epochs=1)
+    given = {"data": data, "features": features, "progress": False}
+    second = config.replace(lr=0.5)
+    with pytest.raises(UserError, match="expected a new folder, got .* which holds a run"):
+        train(config, **given, announce=lambda line: train(second, **given) and None)
+    assert read_config(Path(config.out) / "config.toml").lr == 0.5
+    for run in find_run(config.out):
+        assert run.config().lr == 0.5
+        assert run.facts()["state"] == "finished"
+
+
+def test_a_job_of_several_seeds_holds_its_folder(config, data, features, monkeypatch):
+    said, real = [], Engine._update
+
+    def update(self, *arguments):
+        if not said:
+            with pytest.raises(JobError) as error:
+                resume(config.out, data=data, features=features, progress=False)
+            said.append(str(error.value))
+        real(self, *arguments)
+
+    monkeypatch.setattr(Engine, "_update", update)
+    train(config.replace(seeds=2, epochs=1), data=data, features=features, progress=False)
+    assert said[0].startswith(f"{config.out}: expected no other job in this run, got process {os.getpid()}")
+
+
+def test_a_job_stopped_before_its_first_run_says_how_to_continue(config, data, features, monkeypatch):
+    given = {"data": data, "features": features, "progress": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "write_facts", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, **given)
+    with pytest.raises(UserError, match=r"stopped before its first run\. Continue with: mumoe train --resume "):
+        StoredRun(config.out)
+    assert resume(config.out, **given).runs[0].step == 15
+
+
+def test_resuming_in_a_folder_that_cannot_be_written_is_one_line(config, data, features):
+    train(config, data=data, features=features, progress=False)
+    before = sorted(Path(config.out).rglob("*"))
+    with read_only(Path(config.out)), pytest.raises(JobError) as error:
+        resume(config.out, data=data, features=features, progress=False)
+    assert str(error.value).startswith(f"run: expected a folder that can be written, got '{config.out}' (")
+    assert sorted(Path(config.out).rglob("*")) == before
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(config, data, features):

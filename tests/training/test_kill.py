@@ -1,30 +1,28 @@
 """SIGKILL at random moments, the writing of checkpoints included: always loadable, always the same bits."""
 
-import json
+from __future__ import annotations
+
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-KILLS = os.environ.get("MUMOE_KILLS", "15")  # the full test: MUMOE_KILLS=50
+from soak.children import own_process
+
+KILLS = int(os.environ.get("MUMOE_KILLS", "15"))  # the full test: MUMOE_KILLS=50
 
 
 @pytest.mark.slow
-def test_a_job_killed_at_many_moments_ends_with_the_same_bits(tmp_path):
-    script = Path(__file__).with_name("killer.py")
-    paths = [str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(
-        [sys.executable, str(script), KILLS, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["wrong"] == [], done.stderr
-    assert found["kills"] == int(KILLS)
-    assert found["writing"] >= 1
+@pytest.mark.parametrize(("job", "kills"), [("train-head", KILLS), ("decompose", 8), ("edit", 6)])
+def test_a_job_killed_at_many_moments_ends_with_the_same_bits(tmp_path, job, kills):
+    found = own_process("soak.killer", tmp_path / "work", "--jobs", job, "--kills", kills)
+    assert found["faults"] == []
+    assert found["counts"]["kills"] >= kills
+    assert found["counts"]["kills while a file was being written"] >= 1
+
+
+@pytest.mark.slow
+def test_a_full_disk_a_closed_folder_and_two_processes_at_once(tmp_path):
+    found = own_process("soak.disk_trials", tmp_path / "work", "--jobs", "train-head", "--trials", 1)
+    assert found["faults"] == []
+    assert found["counts"]["jobs that were finished once there was room"] >= 2
+    assert found["counts"]["pairs of processes on one folder at once"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,15 +20,16 @@ from mumoe.analysis.capturing import capture, find_layer
 from mumoe.analysis.chosen_images import choose_images
 from mumoe.analysis.coefficient_store import CoefficientStore
 from mumoe.analysis.findings import LayerStudy, TextStudy
-from mumoe.analysis.layer_study import study_layer, write_coefficients
+from mumoe.analysis.layer_study import count_passes, study_layer, write_coefficients
 from mumoe.analysis.neighbours import neighbours
 from mumoe.analysis.settings import LEAST_LOST, WHO, Mode, check_settings
 from mumoe.analysis.study import Source, Study
 from mumoe.analysis.text_pages import write_text_view
 from mumoe.analysis.text_study import study_text
 from mumoe.baselines import HighRankLinear, SparseMoE
+from mumoe.calling import checked
 from mumoe.errors import UserError, require
-from mumoe.files import check_writable, write_json
+from mumoe.files import check_writable, new_entries, write_json
 from mumoe.layers import MuMoE
 from mumoe.local_paths import public_name
 from mumoe.models.feature_files import NoImages
@@ -36,11 +38,19 @@ from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.expert_sheet import write_grid
 from mumoe.plots.loads import load_figure
 from mumoe.plots.style import save_figure
+from mumoe.progress import DELAY, Progress
 from mumoe.training.inputs import Inputs
 from mumoe.training.opening import StoredRun
 from mumoe.training.sources import FeatureSource
 
 __all__ = ["analyze", "analyze_run", "layer_batches", "study_head"]
+
+COEFFICIENTS = "coefficients"
+RESULTS = (COEFFICIENTS, "images", "neighbours.json", "effects.*", "load.*", "analysis.json")
+"""What an analysis writes, replaced together; the last file marks a complete one."""
+
+TEXT_RESULTS = ("experts.html", "experts.png", "experts.json")
+"""The same of a language model."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -99,28 +109,35 @@ def analyze_run(
     rows = inputs.data.indices(split)
     if not len(rows):
         raise UserError(f"{WHO}: expected images in the {split} split, got none. Choose another.")
-    found, source = study_head(
-        head,
-        inputs,
-        rows,
-        folder / "coefficients",
-        batch_size=batch_size,
-        modes=modes,
-        resamples=resamples,
-        seed=seed,
-        least_lost=least_lost,
-        threshold=threshold,
-    )
-    data, drawn = inputs.data, source.store is not None and images > 0
-    reason = f"{public_name(data.name)} is a set of features without images"
-    no_images = reason if drawn and isinstance(data.open_image, NoImages) else ""
-    skipped = None
-    if drawn and not no_images:
-        grid = {"experts": experts or None, "each": images, "threshold": threshold, "seed": seed}
-        skipped = _write_images(source, folder / "images", split, grid)
-    study = Study(data.classes, run.config.seed, str(folder), split, run.config.head, found, skipped, no_images)
-    _write(study.bound(source), folder)
-    return study
+    with new_entries(folder, RESULTS, who=WHO) as part:
+        found, source = study_head(
+            head,
+            inputs,
+            rows,
+            part / COEFFICIENTS,
+            batch_size=batch_size,
+            progress=run.progress,
+            modes=modes,
+            resamples=resamples,
+            seed=seed,
+            least_lost=least_lost,
+            threshold=threshold,
+        )
+        data, drawn = inputs.data, source.store is not None and images > 0
+        reason = f"{public_name(data.name)} is a set of features without images"
+        no_images = reason if drawn and isinstance(data.open_image, NoImages) else ""
+        skipped = None
+        if drawn and not no_images:
+            grid = {"experts": experts or None, "each": images, "threshold": threshold, "seed": seed}
+            skipped = _write_images(source, part / "images", split, grid)
+        study = Study(data.classes, run.config.seed, str(folder), split, run.config.head, found, skipped, no_images)
+        _write(study.bound(source), part)
+    return study.bound(_in_place(source, folder))
+
+
+def _in_place(source: Source, folder: Path) -> Source:
+    """The sources with the coefficients where they are now."""
+    return source if source.store is None else replace(source, store=CoefficientStore(folder / COEFFICIENTS))
 
 
 def _analyze_text(run: StoredRun, folder: Path, split: str, windows: int, ablated_windows: int) -> TextStudy:
@@ -134,7 +151,8 @@ def _analyze_text(run: StoredRun, folder: Path, split: str, windows: int, ablate
         run=run.path.name,
         step=run.step,
     )
-    write_text_view(study, folder, run.data.credits)
+    with new_entries(folder, TEXT_RESULTS, who=WHO) as part:
+        write_text_view(study, part, run.data.credits)
     return study.written_to(folder)
 
 
@@ -175,7 +193,14 @@ def layer_batches(head: Head, inputs: Inputs, rows: Rows, size: int) -> Iterator
 
 
 def study_head(
-    head: Head, inputs: Inputs, rows: Rows, coefficients: Path | None = None, *, batch_size: int = 500, **settings: Any
+    head: Head,
+    inputs: Inputs,
+    rows: Rows,
+    coefficients: Path | None = None,
+    *,
+    batch_size: int = 500,
+    progress: bool = False,
+    **settings: Any,
 ) -> tuple[LayerStudy, Source]:
     """Measure the layer of a head on cached features.
 
@@ -185,6 +210,7 @@ def study_head(
         rows: Positions of the images.
         coefficients: Folder for the coefficients of its experts; None to omit them and the usage of the experts.
         batch_size: Images at a time.
+        progress: Whether to show progress on stderr.
         settings: As for `study_layer`.
 
     Raises:
@@ -197,12 +223,21 @@ def study_head(
     def forward(x: Tensor) -> Tensor:
         return head.finish(head.layer(x))
 
-    store = None
-    if coefficients is not None and isinstance(head.layer, MuMoE | SparseMoE):
-        store = write_coefficients(head.layer, batches, coefficients, images=rows)
-    rest = None if head.classifier is None else head.finish
-    found = study_layer(head.layer, batches, rest=rest, store=store, **settings)
-    return found, Source(store, rows, inputs.data, head.layer, forward, batches)
+    layer, store = head.layer, None
+    stored = coefficients is not None and isinstance(layer, MuMoE | SparseMoE)
+    total = len(rows) * count_passes(layer, settings.get("modes", ()), stored)
+    with Progress("Ablating every expert", total, enabled=progress, delay=DELAY) as bar:
+
+        def counted() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, labels in batches():
+                yield x, labels
+                bar.advance(len(labels))
+
+        if coefficients is not None and isinstance(layer, MuMoE | SparseMoE):
+            store = write_coefficients(layer, counted, coefficients, images=rows)
+        rest = None if head.classifier is None else head.finish
+        found = study_layer(layer, counted, rest=rest, store=store, progress=progress, **settings)
+    return found, Source(store, rows, inputs.data, layer, forward, batches)
 
 
 def _write_images(source: Source, folder: Path, split: str, settings: dict[str, Any]) -> int:
@@ -236,6 +271,7 @@ def _write(study: Study, folder: Path) -> None:
 # Any model ---------------------------------------------------------------------------------------------------------
 
 
+@checked
 def analyze(
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
@@ -282,25 +318,29 @@ def analyze(
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         return ((x.to(device), y.to(device)) for x, y in loader)
 
-    store = _captured(model, (x for x, _ in batches()), name, out)
-    settings: dict[str, Any] = {"modes": modes, "resamples": resamples, "seed": seed, "least_lost": least_lost}
-    found = study_layer(model, batches, layer=name, rest=rest, store=store, threshold=threshold, **settings)
-    classes = _names(labels, found.units[0].modes["zero"].classes)
-    study = Study(classes, seed, str(out or ""), "", name or type(model).__name__, found)
-    study.bound(Source(store, None, None, part, model, batches))
     if out is not None:
         require("matplotlib", "reports", "analyze")
-        _write(study, Path(out))
-    return study
+    place = contextlib.nullcontext() if out is None else new_entries(out, RESULTS, who="analyze")
+    with place as scratch:
+        store = _captured(model, (x for x, _ in batches()), name, scratch)
+        settings: dict[str, Any] = {"modes": modes, "resamples": resamples, "seed": seed, "least_lost": least_lost}
+        found = study_layer(model, batches, layer=name, rest=rest, store=store, threshold=threshold, **settings)
+        classes = _names(labels, found.units[0].modes["zero"].classes)
+        study = Study(classes, seed, str(out or ""), "", name or type(model).__name__, found)
+        source = Source(store, None, None, part, model, batches)
+        study.bound(source)
+        if scratch is not None:
+            _write(study, scratch)
+    return study if out is None else study.bound(_in_place(source, Path(out)))
 
 
-def _captured(model: nn.Module, inputs: Iterable[Tensor], layer: str, out: str | Path | None) -> CoefficientStore:
+def _captured(model: nn.Module, inputs: Iterable[Tensor], layer: str, out: Path | None) -> CoefficientStore:
     """The coefficients in `out`, or in a temporary folder that is deleted with the store."""
     if out is not None:
-        return capture(model, inputs, Path(out) / "coefficients", layers=[layer])
+        return capture(model, inputs, out / COEFFICIENTS, layers=[layer])
     folder = tempfile.TemporaryDirectory(prefix="mumoe-", ignore_cleanup_errors=True)
     try:
-        store = capture(model, inputs, Path(folder.name) / "coefficients", layers=[layer])
+        store = capture(model, inputs, Path(folder.name) / COEFFICIENTS, layers=[layer])
     except BaseException:
         folder.cleanup()
         raise

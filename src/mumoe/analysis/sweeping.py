@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import mumoe.analysis.controls  # noqa: F401 (registers the frozen gates)
 from mumoe.analysis.analyzing import study_head
 from mumoe.analysis.findings import Effect
+from mumoe.calling import checked
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import UserError
 from mumoe.files import read_json, write_json
@@ -138,6 +139,7 @@ def grid(heads: Sequence[str], experts: Sequence[int], gates: Sequence[str], see
     return [Cell(head, number, gate, seed) for seed, head, gate, number in order]
 
 
+@checked
 def sweep(
     config: TrainConfig | None = None,
     *,
@@ -258,7 +260,7 @@ class _Job:
         varied = self.base.replace(head=cell.spec, gate=cell.gate, seed=cell.seed, out=str(folder))
         inputs = self.shared if "data" in self.given else task_of(varied).with_seed(self.shared)
         held: dict[str, Any] = {"data": inputs.data, "backbone": inputs.backbone, "features": inputs.features}
-        if (folder / "run.json").is_file():
+        if (folder / "config.toml").is_file():
             resume(folder, device=self.base.device, progress=False, **held)
         else:
             train(varied.replace(vary_split=False, split_seed=self.base.split_seed + cell.seed), progress=False, **held)

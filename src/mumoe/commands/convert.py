@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from mumoe.errors import UserError
+from mumoe.files import holds_files
 from mumoe.parsing import Argument
 
 __all__ = ["Options", "run"]
@@ -107,7 +108,7 @@ def _check_output(options: Options) -> None:
     path = Path(options.output)
     if path.exists() and not path.is_dir():
         raise UserError(f"mumoe convert: expected --out to be a folder, got the file {options.output!r}.")
-    if path.is_dir() and any(path.iterdir()) and not options.overwrite:
+    if holds_files(path) and not options.overwrite:
         raise UserError(
             f"mumoe convert: expected a new folder, got {options.output!r}, which has files. "
             "Name another, or --overwrite it."

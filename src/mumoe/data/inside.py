@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mumoe.errors import UserError
 
-__all__ = ["plain_file_name", "require_inside"]
+__all__ = ["require_inside"]
 
 
 def require_inside(who: str, folders: Sequence[Path], paths: Sequence[str]) -> None:
@@ -45,8 +45,3 @@ def _inside(folders: Sequence[Path], paths: Sequence[str]) -> list[bool]:
         return os.path.join(real(os.path.dirname(path)), os.path.basename(path))
 
     return [os.path.normcase(leads_to(path)).startswith(starts) for path in paths]
-
-
-def plain_file_name(name: object) -> bool:
-    """Whether a text names a file of the same folder, on any system."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\:\0")

@@ -18,6 +18,7 @@ import numpy as np
 from mumoe.data import drawing
 from mumoe.data.drawing import REPORT_EVERY
 from mumoe.errors import JobError
+from mumoe.files import new_array
 from mumoe.progress import Progress
 
 __all__ = ["draw_all"]
@@ -34,7 +35,7 @@ def draw_all(svgs: Sequence[str], size: int, path: Path, *, who: str, progress: 
     Raises:
         JobError: If an image cannot be drawn.
     """
-    np.lib.format.open_memmap(path, "w+", np.uint8, (len(svgs), size, size, 3)).flush()
+    new_array(path, np.uint8, (len(svgs), size, size, 3)).flush()
     listing = path.with_suffix(".jsonl")
     with listing.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(svg) + "\n" for svg in svgs)

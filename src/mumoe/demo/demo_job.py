@@ -7,7 +7,6 @@ the results, also where there is no effect (`mumoe.demo.demo_findings`).
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 import textwrap
 import time
@@ -37,7 +36,7 @@ from mumoe.demo.strips import CONTROL, Strip, choose_strips
 from mumoe.devices import resolve
 from mumoe.editing.subgroup_fairness import FairnessReport
 from mumoe.errors import UserError
-from mumoe.files import write_json
+from mumoe.files import holds_files, write_json
 from mumoe.models.backbones import create_backbone
 from mumoe.models.features import extract_features
 from mumoe.plots.effects import EffectRow, effects_figure
@@ -162,12 +161,12 @@ def run_demo(out: str | Path = "runs/demo", *, settings: DemoSettings | None = N
 
 
 def _clear(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
+    if holds_files(out):
         if not (out / MARK).is_file():
             raise UserError(f"demo: expected a new folder or that of an earlier demo, got {out}. Give another `out`.")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).write_text(json.dumps({"made_by": "mumoe demo"}) + "\n")
+    write_json(out / MARK, {"made_by": "mumoe demo"})
 
 
 def _load(settings: DemoSettings, progress: bool) -> _Set:

@@ -11,7 +11,7 @@ from mumoe.analysis.chosen_images import image_label
 from mumoe.data.base import ImageData
 from mumoe.demo.demo_findings import GROUPS, DemoFindings, strip_text, strip_title
 from mumoe.demo.strips import CONTROL, Strip
-from mumoe.files import new_folder
+from mumoe.files import new_folder, write_text
 from mumoe.local_paths import without_paths
 from mumoe.plots.demo_card import SIDE, CardBar, CardStrip, demo_card
 from mumoe.plots.sheets import write_thumbnails
@@ -98,5 +98,5 @@ def write_demo_page(
         "look": look,
         "spec": spec,
     }
-    page.write_text(render("demo.html", values), encoding="utf-8")
+    write_text(page, render("demo.html", values))
     return page

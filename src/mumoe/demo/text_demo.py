@@ -16,7 +16,7 @@ from mumoe.decomposition.opened import Decomposition, decompose
 from mumoe.decomposition.showing import expert_lines
 from mumoe.devices import AUTO
 from mumoe.errors import UserError
-from mumoe.files import remove_folder
+from mumoe.files import holds_files, remove_folder
 
 __all__ = ["TextDemo", "run_text_demo"]
 
@@ -68,7 +68,7 @@ def run_text_demo(
         UserError: If `out` holds something else than an earlier demo.
     """
     folder, one, begun = Path(out), settings or TextDemo(), time.monotonic()
-    if folder.is_dir() and any(folder.iterdir()):
+    if holds_files(folder):
         if not (folder / MARK).is_file():
             raise UserError(
                 f"mumoe demo: expected a new folder, or that of an earlier demo, got {out!r}. Give another."

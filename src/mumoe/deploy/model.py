@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mumoe.analysis.expert_notes import ExpertNotes
+from mumoe.calling import checked_methods
 from mumoe.data.emoji import CREDITS
 from mumoe.deploy.card import model_card
 from mumoe.deploy.saved_model import CONFIG, WEIGHTS, SavedModel, building, read_shapes
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["HeadModel", "ImageClassifier"]
 
 
+@checked_methods
 class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
     """Backbone and head, built from plain values, with random weights until trained ones are loaded.
 

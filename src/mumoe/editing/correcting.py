@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from mumoe.data.base import SPLITS
@@ -235,7 +236,7 @@ def rewrite_subgroup(
     _require_images(problem, ("val", "test") if strength == "auto" else ("test",), who)
     stack = stack_on(layer, base)
     images = problem.subgroup("train", subgroup, who)
-    mean = mean_coefficients(layer, run.batches(images), reading=reading)
+    mean = mean_coefficients(layer, run.batches(images, doing="Averaging coefficients"), reading=reading)
     validation = partial(_validation, run, problem, stack, mean)
     how: dict[str, Any] = {"target": subgroup, "objective": objective, "max_loss": max_loss}
     edit, choice = choose_rewriting(problem.position, mean, validation, strength=strength, **how)
@@ -260,7 +261,10 @@ def _validation(run: EditingRun, problem: Problem, stack: EditStack, mean: Tenso
     rows = problem.rows("val")
     with stack:
         logits = run.logits(rows, problem.position)
-    moved = moved_by(mean, [host(a) for a in run.coefficients(rows, "Run.rewrite")])
+    layer = run.require_layer("Run.rewrite")
+    with torch.no_grad():
+        batches = run.batches(rows, doing="Computing what the rewriting moves")
+        moved = torch.cat([moved_by(mean, [host(a) for a in layer.coefficients(x)]) for x in batches])
     return problem.labelled("val"), LogitShift(logits, moved.numpy())
 
 
@@ -381,7 +385,7 @@ def _changed(
 ) -> ChangeReport:
     """Accuracy, and that of each attribute, or of the images of each class, before and after."""
     data = run.data
-    truth = data.labels[rows].astype(np.int64)
+    truth = data.labels[rows]
     old, new = before == truth, after == truth
     if data.multi_label:
         classes = {name: (float(old[:, c].mean()), float(new[:, c].mean())) for c, name in enumerate(data.classes)}

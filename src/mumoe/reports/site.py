@@ -20,7 +20,7 @@ from mumoe.analysis.matching import MEASURES
 from mumoe.data.base import ImageData
 from mumoe.editing.choose import Choice
 from mumoe.errors import UserError
-from mumoe.files import check_writable, new_folder, write_json
+from mumoe.files import check_writable, holds_files, new_folder, write_json
 from mumoe.local_paths import without_paths
 from mumoe.plots.charts import Chart, csv_text
 from mumoe.plots.loads import load_chart
@@ -155,7 +155,7 @@ def check_out(out: str | Path) -> Path:
         JobError: If it cannot be written.
     """
     path = Path(out)
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / MARK).is_file()):
+    if path.is_file() or (holds_files(path) and not (path / MARK).is_file()):
         raise UserError(f"report: expected a new folder or that of an earlier report, got {path}. Give another -o.")
     check_writable(path, who="report")
     return path

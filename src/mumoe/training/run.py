@@ -10,10 +10,10 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,8 @@ from typing import Any
 from mumoe import __version__
 from mumoe.errors import JobError, UserError, nearest
 from mumoe.files import clean_folder, read_json, write_errors, write_text
+from mumoe.locks import FolderLock
+from mumoe.records import read_typed
 from mumoe.training.config import PLAIN, TrainConfig, read_config, to_toml
 from mumoe.training.metrics_log import METRICS_FILE
 
@@ -50,6 +52,49 @@ _KNOWN = {
 
 _NEEDED = ("seed", "head", "data", "classes", "multi_label", "num_features")
 
+
+@dataclass(frozen=True)
+class _Data:
+    """The data in run.json."""
+
+    name: str
+    fingerprint: str
+    images: int
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ValueError(f"{self.images} images")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The types of what run.json holds, as far as it is read."""
+
+    seed: int
+    head: str
+    data: _Data
+    classes: tuple[str, ...]
+    multi_label: bool
+    num_features: int
+    state: str = ""
+    commit: str | None = None
+    parameters: int | None = None
+    credits: tuple[str, ...] = ()
+    backbone: str | None = None
+    features: str | None = None
+    vocabulary: int = 0
+    started: str = ""
+    result: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_features", "vocabulary"):
+            if not 0 <= getattr(self, name) <= MOST_FEATURES:
+                raise ValueError(f"{name} = {getattr(self, name)}")
+
+
+MOST_FEATURES = 1 << 28
+"""Features, and words of a vocabulary, that a run may have."""
+
 _WITHOUT_EXPERTS = ("linear", "highrank-linear", "mlp")
 """Prefixes of the heads that have no experts."""
 
@@ -61,9 +106,12 @@ _PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "accelerate
 @contextlib.contextmanager
 def disk_errors(what: str, run: Path) -> Iterator[None]:
     """Turn a failed write in a run's folder into a `JobError` that explains what is safe and how to resume."""
-    remedy = f"Earlier checkpoints are untouched. Resume with: mumoe train --resume {run}"
-    with write_errors(run, who=what, remedy=remedy):
+    with write_errors(run, who=what, remedy=_safe(run)):
         yield
+
+
+def _safe(run: Path) -> str:
+    return f"Earlier checkpoints are untouched. Resume with: mumoe train --resume {run}"
 
 
 class RunFolder:
@@ -80,7 +128,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / METRICS_FILE
-        self._lock: Any = None
+        self._lock = FolderLock(self.path, who="run", what="this run", remedy=_safe(self.path))
 
     @classmethod
     def create(cls, path: str | Path, config: TrainConfig, facts: Mapping[str, Any]) -> RunFolder:
@@ -90,13 +138,20 @@ class RunFolder:
             JobError: If another job works in it, or the disk is full.
         """
         run = cls(path)
-        with disk_errors("run", run.path):
-            run.path.mkdir(parents=True, exist_ok=True)
-            run.acquire()
-            write_text(run.path / "config.toml", to_toml(config.absolute()))
-            run.checkpoints.mkdir(exist_ok=True)
-            run.write_facts({"schema": SCHEMA, "state": "running", **versions(), **facts})
+        run.make(config, facts)
         return run
+
+    def make(self, config: TrainConfig, facts: Mapping[str, Any]) -> None:
+        """Write the settings and then the facts of a new run into its folder, and hold its lock.
+
+        Raises:
+            JobError: If another job works in it, or the disk is full.
+        """
+        with disk_errors("run", self.path):
+            self.acquire()
+            write_text(self.path / "config.toml", to_toml(config.absolute()))
+            self.checkpoints.mkdir(exist_ok=True)
+            self.write_facts({"schema": SCHEMA, "state": "running", **versions(), **facts})
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -138,6 +193,10 @@ class RunFolder:
                 f"{self.path}: expected a run, got a run.json without {', '.join(missing)}. "
                 "Restore it, or train again into another folder."
             )
+        try:
+            read_typed(_Facts, facts, "run.json")
+        except UserError as error:
+            raise JobError(f"{self.path}: {error} Restore it, or train again into another folder.") from None
 
     def facts(self) -> dict[str, Any]:
         """The content of run.json.
@@ -163,41 +222,21 @@ class RunFolder:
         self.write_facts({**self.facts(), **changes})
 
     def acquire(self) -> None:
-        """Acquire the lock.
+        """Acquire the lock, unless this object holds it; the folder is made if it is missing.
 
         Raises:
-            JobError: If another job works in this folder.
+            JobError: If another job works in this folder, or it cannot be written.
         """
-        from filelock import FileLock, Timeout
-
-        self._lock = FileLock(self.path / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            self._lock = None
-            raise JobError(
-                f"{self.path}: expected no other job in this run, got {self._holder()}. "
-                "Wait for it, or give another `out`."
-            ) from None
-        (self.path / ".holder").write_text(f"process {os.getpid()} on {platform.node()}")
-        clean_folder(self.checkpoints, locked=True)
-
-    def _holder(self) -> str:
-        try:
-            return (self.path / ".holder").read_text()[:200] or "another process"
-        except OSError:
-            return "another process"
+        if not self._lock.held:
+            self._lock.acquire()
+            clean_folder(self.checkpoints, locked=True)
 
     def release(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            (self.path / ".holder").unlink(missing_ok=True)
-            self._lock.release()
-            self._lock = None
+        self._lock.release()
 
     def __enter__(self) -> RunFolder:
-        if self._lock is None:
-            self.acquire()
+        self.acquire()
         return self
 
     def __exit__(
@@ -353,6 +392,11 @@ def _not_a_run(folder: Path) -> UserError:
         close = nearest(folder.name, names)
         remedy = f"Did you mean {str(base / close)!r}?" if close else "Give the folder of a run."
         return UserError(f"run: expected the folder of a run, got {str(folder)!r}, which does not exist. {remedy}")
+    if (folder / "config.toml").is_file():
+        return UserError(
+            f"run: expected the folder of a run, got {str(folder)!r}, where a job was started and stopped before its "
+            f"first run. Continue with: mumoe train --resume {folder}"
+        )
     return UserError(
         f"run: expected the folder of a run, got {str(folder)!r}, which has no run.json. "
         "Give the folder that mumoe train printed."
