@@ -7,6 +7,7 @@ import csv
 import functools
 import gzip
 import io
+import json
 import os
 import platform
 import random
@@ -376,17 +377,17 @@ def _names(place: Path, found: Found) -> None:
 
 def _hub(work: Path, private: Path, found: Found) -> None:
     """Sets of `datasets`: paths in cells, and members of archives that would be written elsewhere."""
-    datasets: Any = require("datasets", "data", "soak")
     place = work / "hf"
-    features = datasets.Features(
-        {"image": datasets.Features({"bytes": datasets.Value("binary"), "path": datasets.Value("string")})}
-        | {"label": datasets.ClassLabel(names=["cat", "dog"])}
-    )
+    place.mkdir()
     content = (private / "cat" / "0.png").read_bytes()
     cells: list[dict[str, Any]] = [{"bytes": content + bytes([n]), "path": None} for n in range(12)]
     cells.append({"bytes": None, "path": str(private / "cat" / "7.png")})
-    table = datasets.Dataset.from_dict({"image": cells, "label": [n % 2 for n in range(13)]}, features=features)
-    table.cast_column("image", datasets.Image(decode=False)).save_to_disk(str(place))
+    kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    table = pyarrow.table({"image": pyarrow.array(cells, kind), "label": [n % 2 for n in range(13)]})
+    label = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    about = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    parquet.write_table(table, place / "train.parquet")
     _elsewhere(found, "set with a path elsewhere in a cell", f"hf:{place}", 13)
     archived = work / "archived"
     archived.mkdir()

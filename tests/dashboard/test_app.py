@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -87,6 +89,26 @@ def test_an_audit_is_that_of_the_run_by_experts_and_by_named_attributes(running,
     assert any("studio = <i>inked</i>" in row["group"] for row in found["attributes"]["findings"])
     status, _, content = request(running, "GET", "/api/audit?split=val&target=nope")
     assert (status, b"expected target out of" in content.replace(b"`", b"")) == (400, True)
+
+
+def test_an_audit_delays_no_other_request(running, session, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+    plain = audit_panel.audit_opened
+
+    def slow(*given, **more):
+        begun.set()
+        assert go.wait(30)
+        return plain(*given, **more)
+
+    monkeypatch.setattr(audit_panel, "audit_opened", slow)
+    session.audits.clear()
+    with ThreadPoolExecutor(1) as pool:
+        audited = pool.submit(get, running, "/api/audit", split="val", target=CLASSES[1])
+        assert begun.wait(30)
+        assert len(get(running, "/api/experts", level=0)["load"]) == 12
+        assert post(running, "/api/compare", split="val", edits=[])["edits"] == []
+        go.set()
+        assert audited.result()["images"] > 0
 
 
 def test_images_of_an_expert_come_with_the_largest_coefficient_first(running, session):

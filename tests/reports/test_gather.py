@@ -102,7 +102,7 @@ def test_without_the_image_set_the_drawn_images_are_shown(whole):
     (view,) = gathered(whole)
     shown = [item for expert in view.levels[0].experts for item in (*expert.random, *expert.top)]
     assert shown
-    assert all(Path(item.file).is_file() for item in shown)
+    assert all(Path(item.thumbnail).is_file() for item in shown)
     assert "could not be opened" in view.lacks("images").reason
 
 

@@ -35,6 +35,7 @@ from mumoe.data.base import SPLITS, SplitName
 from mumoe.errors import UserError, require, unknown_name
 from mumoe.files import check_writable
 from mumoe.layers import MuMoE
+from mumoe.local_paths import public_name
 from mumoe.modes import evaluating
 from mumoe.plots.seed_agreement import agreement_figure
 from mumoe.records import Record, record
@@ -310,7 +311,7 @@ def measure_stability(
     same = all(_same_split(*two) for two in itertools.combinations(finished, 2))
     return Stability(
         head=finished[0].config.head,
-        data=str(finished[0].facts["data"]["name"]),
+        data=public_name(str(finished[0].facts["data"]["name"])),
         split=split,
         compared=f"the images of the {split} split" if same else "the images outside both training splits of each pair",
         level=level,

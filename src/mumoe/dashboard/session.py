@@ -89,6 +89,7 @@ class Session:
         analyzed: What `mumoe analyze` measured of its experts.
         splits: Splits that were opened.
         lock: Held by whoever opens a split or computes.
+        auditing: Held by whoever makes an audit, which may take a minute and changes nothing else.
         means: Factors of rewritings by their short name, so that pages need not carry them.
         audits: Audits by split and target, once they were requested.
         groups: Subgroups by split, head and sensitive attribute, once they were viewed.
@@ -101,6 +102,7 @@ class Session:
     analyzed: Analyzed
     splits: dict[str, Split] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    auditing: threading.Lock = field(default_factory=threading.Lock)
     means: dict[str, Any] = field(default_factory=dict)
     audits: dict[tuple[str, str], RunAudit] = field(default_factory=dict)
     groups: dict[tuple[str, str, str], Groups] = field(default_factory=dict)

@@ -41,13 +41,13 @@ class ImageView:
         image: Its position in the data set.
         label: Its class, or its targets.
         coefficient: The expert's coefficient, in [0, 1].
-        file: A thumbnail that exists already, or empty: it is drawn from the data set.
+        thumbnail: File of one that exists already, or empty: it is drawn from the data set.
     """
 
     image: int
     label: str
     coefficient: float
-    file: str = ""
+    thumbnail: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ def _drawn(item: ImageView, opened: Callable[[int], Image.Image] | None) -> Imag
     """A thumbnail from its file, or from the data set; grey if a file is missing."""
     from PIL import Image
 
-    if not item.file:
+    if not item.thumbnail:
         assert opened is not None
         return opened(item.image)
     try:
-        return thumbnail(require("mumoe.data.decode", "vision", "report").read_image(item.file), SIDE)
+        return thumbnail(require("mumoe.data.decode", "vision", "report").read_image(item.thumbnail), SIDE)
     except JobError:
         return Image.new("RGB", (SIDE, SIDE), "#dddddd")

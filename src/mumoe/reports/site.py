@@ -250,17 +250,17 @@ def _summary(view: RunView) -> RunView:
 
 
 def _json(view: Any) -> Any:
-    """A view as JSON, without lists over units."""
-    return _without_lists(to_plain(view))
+    """A view as JSON, without lists over units, and without the files that thumbnails were read from."""
+    return _sent(to_plain(view))
 
 
-def _without_lists(content: Any) -> Any:
+def _sent(content: Any) -> Any:
     if isinstance(content, list):
-        return [_without_lists(item) for item in content]
+        return [_sent(item) for item in content]
     if not isinstance(content, dict):
         return content
     kept = {name: value for name, value in content.items() if not (name in PER_UNIT and isinstance(value, list))}
-    return {name: _without_lists(value) for name, value in kept.items()}
+    return {name: _sent(value) for name, value in kept.items() if name != "thumbnail"}
 
 
 def _assets(site: _Site) -> None:
