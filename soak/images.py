@@ -161,7 +161,7 @@ def _path(folder: Path, sizes: Sizes, name: str = "run") -> Path:
 
 def _run(folder: Path, sizes: Sizes, name: str = "run") -> mumoe.Run:
     found: Any = mumoe.load(_path(folder, sizes, name), device="cpu")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def evaluate(folder: Path, kind: str, sizes: Sizes) -> dict[str, float]:
@@ -240,20 +240,23 @@ def dashboard(folder: Path, kind: str, sizes: Sizes) -> dict[str, float]:
 
 
 def _into(reports: list[tuple[int, int]]) -> Callable[[int, int, str], None]:
-    return lambda done, total, note: reports.append((done, total))
+    def report(done: int, total: int, note: str) -> None:
+        reports.append((done, total))
+
+    return report
 
 
 class Pictures(Sequence[Any]):
     """Noise as images, each drawn when it is opened."""
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.size = count
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, place: Any) -> Any:
-        return [self(n) for n in range(*place.indices(self.count))] if isinstance(place, slice) else self(place)
+        return [self(n) for n in range(*place.indices(self.size))] if isinstance(place, slice) else self(place)
 
     def __call__(self, index: int) -> Any:
         from PIL import Image

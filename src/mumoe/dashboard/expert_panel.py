@@ -151,7 +151,7 @@ def _masses(part: Level, truth: npt.NDArray[np.int64], classes: int) -> npt.NDAr
     experts, row, value = _pairs(part)
     if truth.ndim == 1:
         cells = np.bincount(experts * classes + truth[row], value, part.num_experts * classes)
-        return cells.reshape(part.num_experts, classes)
+        return np.asarray(cells, dtype=np.float64).reshape(part.num_experts, classes)
     columns = [np.bincount(experts, value * truth[row, c], part.num_experts) for c in range(classes)]
     return np.stack(columns, axis=1)
 

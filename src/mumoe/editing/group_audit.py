@@ -417,8 +417,8 @@ def _tables(candidates: Sequence[Groups], right: Tensor, labels: Tensor, least: 
             first += len(chosen)
     names = [(part, place) for part, chosen in enumerate(kept) for place in chosen.tolist()]
     nothing = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4), np.int64), np.zeros(0, np.bool_)
-    columns = [np.concatenate(column) for column in zip(nothing, *entries, strict=True)]
-    return _Tables(names, *columns, labels=values.tolist())
+    group, label, counts, alike = (np.concatenate(column) for column in zip(nothing, *entries, strict=True))
+    return _Tables(names, group, label, counts, alike, values.tolist())
 
 
 @dataclass(frozen=True)
