@@ -304,7 +304,7 @@ def open_rows(run: EditingRun, images: npt.NDArray[np.int64], levels: Sequence[C
     sorted_levels = begun(lambda: tuple(map(Level.of, levels)))
     hidden = torch.zeros(0, run.features.shape[1])
     with torch.no_grad():
-        for place in _blocks(len(images) if form else 0, run.features.shape[1]):
+        for place in _blocks(len(images) if form else 0, 4 * run.features.shape[1]):  # inputs and their copies
             assert form is not None
             part = form.hidden(run.inputs(images[place]))
             if place.start == 0:
