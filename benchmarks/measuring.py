@@ -292,7 +292,7 @@ def fresh(
     Raises:
         RuntimeError: If a process ends without a result; the reason is on stderr.
     """
-    context = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
     if hasattr(os, "fork"):
         context.set_forkserver_preload(list(preload))
     running: deque[tuple[BaseProcess, Connection]] = deque()

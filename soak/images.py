@@ -29,8 +29,8 @@ import torch
 import mumoe
 from benchmarks.measuring import fresh
 from mumoe import progress
+from mumoe.analysis.analyzing import study_head
 from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
-from mumoe.analysis.study import Study
 from mumoe.coefficients import SparseCoefficients
 from mumoe.dashboard import audit_panel, edit_panel, expert_panel, image_panel
 from mumoe.dashboard.session import open_session
@@ -142,7 +142,8 @@ def train(folder: Path, kind: str, sizes: Sizes) -> None:
     common: dict[str, Any] = {
         "head": f"CPMuMoE-r{sizes.rank}-e{sizes.experts}",
         "epochs": 1,
-        "batch_size": min(4096, sizes.rows // 40),
+        "steps": 0 if sizes.whole else 4,
+        "batch_size": min(4096, sizes.rows // 20),
         "lr": 0.01,
         "keep": 1,
         "device": "cpu",
@@ -161,7 +162,7 @@ def _path(folder: Path, sizes: Sizes, name: str = "run") -> Path:
 
 def _run(folder: Path, sizes: Sizes, name: str = "run") -> mumoe.Run:
     found: Any = mumoe.load(_path(folder, sizes, name), device="cpu")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def evaluate(folder: Path, kind: str, sizes: Sizes) -> dict[str, float]:
@@ -173,16 +174,25 @@ def evaluate(folder: Path, kind: str, sizes: Sizes) -> dict[str, float]:
 
 def analyze(folder: Path, kind: str, sizes: Sizes) -> dict[str, float]:
     """Every expert ablated, and its coefficients kept; then the facts of the expert of the largest load."""
-    study: Any = _run(folder, sizes).analyze(split="train", resamples=sizes.resamples)
+    run = _run(folder, sizes)
+    if not sizes.whole:  # without figures
+        how: dict[str, Any] = {"resamples": sizes.resamples, "progress": True}
+        study_head(run.head, run.inputs, run.data.indices("train"), _coefficients(folder, sizes), **how)
+        return {}
+    study: Any = run.analyze(split="train", resamples=sizes.resamples)
     usage = study.study.usage[0]
     study.expert(int(np.argmax(usage.touched)))
     return {"experts per image": usage.support_mean, "strong experts": study.units().modes["zero"].strong}
 
 
+def _coefficients(folder: Path, sizes: Sizes) -> Path:
+    return _path(folder, sizes) / "analysis" / "coefficients"
+
+
 def table(folder: Path, kind: str, sizes: Sizes) -> dict[str, float]:
     """The coefficients as parquet."""
-    study: Any = Study.load(_path(folder, sizes))
-    return {"rows of parquet": study.save_coefficients(folder / "coefficients.parquet")}
+    store = CoefficientStore(_coefficients(folder, sizes))
+    return {"rows of parquet": store.write_parquet(folder / "coefficients.parquet")}
 
 
 def audit(folder: Path, kind: str, sizes: Sizes) -> dict[str, float]:
@@ -219,9 +229,7 @@ def dashboard(folder: Path, kind: str, sizes: Sizes) -> dict[str, float]:
         begun = time.monotonic()
         reports: list[tuple[int, int]] = []
         stored = StoredRun(_path(folder, sizes, name), device="cpu", progress=False)
-        session = open_session(
-            stored, lambda done, total, note, into=reports: into.append((done, total)), split="train"
-        )
+        session = open_session(stored, _into(reports), split="train")
         seconds[f"seconds until {name} was open"] = time.monotonic() - begun
         shares = [done / total for done, total in reports]
         if shares != sorted(shares) or shares[-1] != 1:
@@ -235,25 +243,30 @@ def dashboard(folder: Path, kind: str, sizes: Sizes) -> dict[str, float]:
         image_panel.explain_image(session, int(split.images[rows[0]]))
         ablated = {"name": "a", "kind": "ablate", "expert": expert, "level": 0, "strength": 1.0}
         edit_panel.compare(session, split, [ablated], edit_panel.Subgroup())
-        audit_panel.audit_split(session, "train", "0" if name == "targets" else "")
+        if sizes.whole:
+            audit_panel.audit_split(session, "train", "0" if name == "targets" else "")
+        del session, split, rows, values  # before the next one opens
     return seconds
 
 
 def _into(reports: list[tuple[int, int]]) -> Callable[[int, int, str], None]:
-    return lambda done, total, note: reports.append((done, total))
+    def report(done: int, total: int, note: str) -> None:
+        reports.append((done, total))
+
+    return report
 
 
 class Pictures(Sequence[Any]):
     """Noise as images, each drawn when it is opened."""
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.size = count
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, place: Any) -> Any:
-        return [self(n) for n in range(*place.indices(self.count))] if isinstance(place, slice) else self(place)
+        return [self(n) for n in range(*place.indices(self.size))] if isinstance(place, slice) else self(place)
 
     def __call__(self, index: int) -> Any:
         from PIL import Image
@@ -289,7 +302,7 @@ def predict(folder: Path, kind: str, sizes: Sizes) -> dict[str, float]:
 
 def control(folder: Path, kind: str, sizes: Sizes) -> None:
     """All coefficients of the measured split as a matrix: what no stage may hold."""
-    level = CoefficientStore(_path(folder, sizes) / "analysis" / "coefficients").level()
+    level = CoefficientStore(_coefficients(folder, sizes)).level()
     matrix = np.empty((level.rows, level.num_experts), np.float32)
     for start in range(0, level.rows, BLOCK):
         end = min(start + BLOCK, level.rows)

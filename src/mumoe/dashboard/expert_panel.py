@@ -106,26 +106,25 @@ def expert_columns(session: Session, split: Split, level: int, chosen: Filter, g
         gap: Attribute for the gap: the largest minus the smallest mean coefficient over its values.
     """
     part, mask = level_of(session, split, level), chosen.mask(session, split)
-    experts, row, value = _pairs(part)
-    inside = mask[row]
-    experts_in, row_in, value_in = experts[inside], row[inside], value[inside]
-    processed = value_in >= THRESHOLD
-    right = split.scores.right if split.scores.right.ndim == 1 else split.scores.right.mean(1)
-
-    def summed(weights: npt.NDArray[Any] | None, where: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        return np.bincount(where, weights=weights, minlength=part.num_experts)
-
-    load = summed(None, experts_in[processed])
-    hits = summed(right[row_in[processed]].astype(np.float64), experts_in[processed])
+    right = (split.scores.right if split.scores.right.ndim == 1 else split.scores.right.mean(1)).astype(np.float64)
+    load, touched = np.zeros((2, part.num_experts), dtype=np.int64)
+    hits, mass = np.zeros((2, part.num_experts))
+    for experts, row, value in part.blocks():
+        inside = mask[row]
+        processed = inside & (value >= THRESHOLD)
+        touched += np.bincount(experts[inside], minlength=part.num_experts)
+        mass += np.bincount(experts[inside], value[inside], part.num_experts)
+        load += np.bincount(experts[processed], minlength=part.num_experts)
+        hits += np.bincount(experts[processed], right[row[processed]], part.num_experts)
     columns: dict[str, Any] = {
         "rows": int(mask.sum()),
         "load": load,
-        "touched": summed(None, experts_in),
-        "mean": summed(value_in, experts_in) / max(int(mask.sum()), 1),
+        "touched": touched,
+        "mean": mass / max(int(mask.sum()), 1),
         "accuracy": np.divide(hits, load, out=np.full(len(load), np.nan), where=load > 0),
     }
     if gap:
-        columns |= _gap(session, split, gap, (experts, row, value), part.num_experts)
+        columns |= _gap(session, split, gap, part)
     plain = {name: _plain(value) if isinstance(value, np.ndarray) else value for name, value in columns.items()}
     shown = {"picture": _images_of(split, part.peaks), "seen": seen_classes(session, split, level).tolist()}
     return plain | shown | _measured(session, level, part.num_experts)
@@ -149,12 +148,15 @@ def seen_classes(session: Session, split: Split, level: int) -> npt.NDArray[np.i
 
 def _masses(part: Level, truth: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
     """(experts, classes) coefficients of each expert summed over the images of each class, in steps per pair."""
-    experts, row, value = _pairs(part)
-    if truth.ndim == 1:
-        cells = np.bincount(experts * classes + truth[row], value, part.num_experts * classes)
-        return cells.reshape(part.num_experts, classes)
-    columns = [np.bincount(experts, value * truth[row, c], part.num_experts) for c in range(classes)]
-    return np.stack(columns, axis=1)
+    masses = np.zeros((part.num_experts, classes))
+    for experts, row, value in part.blocks():
+        if truth.ndim == 1:
+            cells = np.bincount(experts * classes + truth[row], value, masses.size)
+            masses += cells.reshape(masses.shape)
+        else:
+            columns = [np.bincount(experts, value * truth[row, c], part.num_experts) for c in range(classes)]
+            masses += np.stack(columns, axis=1)
+    return masses
 
 
 def _plain(values: npt.NDArray[Any]) -> list[Any]:
@@ -164,21 +166,16 @@ def _plain(values: npt.NDArray[Any]) -> list[Any]:
     return [None if value != value else value for value in values.tolist()]
 
 
-def _pairs(part: Level) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Expert, row and coefficient of every pair."""
-    counts = part.offsets.diff().numpy()
-    return part.experts.numpy(), np.repeat(np.arange(len(counts)), counts), part.values.numpy()
-
-
-def _gap(session: Session, split: Split, name: str, pairs: tuple[Any, Any, Any], count: int) -> dict[str, Any]:
+def _gap(session: Session, split: Split, name: str, part: Level) -> dict[str, Any]:
     """How much the gate distinguishes the values of an attribute."""
     codes, values = attribute_groups(session.run.data, name)
-    mine = codes[split.images]
+    mine, count = codes[split.images], part.num_experts
     sizes = np.bincount(mine[mine >= 0], minlength=len(values))
-    experts, row, value = pairs
-    group = mine[row]
-    known = group >= 0
-    sums = np.bincount(experts[known] * len(values) + group[known], weights=value[known], minlength=count * len(values))
+    sums = np.zeros(count * len(values))
+    for experts, row, value in part.blocks():
+        group = mine[row]
+        known = group >= 0
+        sums += np.bincount(experts[known] * len(values) + group[known], value[known], len(sums))
     means = sums.reshape(count, len(values))[:, sizes > 0] / sizes[sizes > 0]
     if means.shape[1] < 2:
         return {"gap": np.zeros(count), "gap_most": np.zeros(count, dtype=np.int64), "gap_values": list(values)}

@@ -182,7 +182,9 @@ def _open_split(session: Session, name: str, report: Report) -> Split:
         rows = open_rows(run, images, stored)
         return Split(name, images, rows.levels, rows, Scores.of(rows))
     truth = run.data.labels[images].astype(np.int64)
-    return Split(name, images, tuple(map(Level.of, stored)), None, Scores(run.data, truth, run.answers(images)))
+    return Split(
+        name, images, tuple(map(Level.of, stored)), None, Scores(run.data, truth, run.answers(images).astype(np.int64))
+    )
 
 
 def _stored(session: Session, name: str, images: npt.NDArray[np.int64]) -> list[CoefficientLevel] | None:

@@ -42,6 +42,9 @@ T = TypeVar("T")
 BLOCK = 8_000_000
 """Numbers held at once while logits are computed."""
 
+PAIRS = 250_000
+"""Pairs of row and expert that are counted at a time."""
+
 MAPPED = 2**28
 """Bytes from which projections are kept in a mapped file, whose pages the system may drop."""
 
@@ -52,10 +55,10 @@ class Level:
 
     Attributes:
         num_experts: Number of experts.
-        experts: (pairs,) int64, row after row.
+        experts: (pairs,) int32, row after row.
         values: (pairs,) float32.
         offsets: (rows + 1,) int64, first pair of each row.
-        by_expert: (pairs,) int64 rows, expert after expert.
+        by_expert: (pairs,) int32 rows, expert after expert.
         by_expert_values: (pairs,) their coefficients.
         starts: (num_experts + 1,) int64, first entry of each expert in `by_expert`.
     """
@@ -71,11 +74,11 @@ class Level:
     @staticmethod
     def of(level: CoefficientLevel) -> Level:
         """From a store, read into memory."""
-        experts = torch.from_numpy(np.asarray(level.experts, dtype=np.int64))
+        experts = torch.from_numpy(np.array(level.experts, dtype=np.int32))
         offsets = torch.from_numpy(np.array(level.offsets, dtype=np.int64))
-        rows = torch.repeat_interleave(torch.arange(level.rows), offsets.diff())
+        rows = torch.repeat_interleave(torch.arange(level.rows, dtype=torch.int32), offsets.diff())
         counts = torch.bincount(experts, minlength=level.num_experts)
-        narrow = np.uint16 if level.num_experts <= 2**16 else np.int64  # numpy sorts 16 bits by radix
+        narrow = np.uint16 if level.num_experts <= 2**16 else np.int32  # numpy sorts 16 bits by radix
         order = torch.from_numpy(np.argsort(experts.numpy().astype(narrow), kind="stable"))
         starts = F.pad(counts.cumsum(0), (1, 0))
         values = torch.from_numpy(np.array(level.values, dtype=np.float32))
@@ -84,12 +87,12 @@ class Level:
     def touched(self, experts: Sequence[int]) -> Tensor:
         """Rows, with repetitions, to which these experts contribute."""
         parts = [self.by_expert[self.starts[n] : self.starts[n + 1]] for n in experts]
-        return torch.cat(parts) if parts else self.by_expert[:0]
+        return torch.cat(parts or [self.by_expert[:0]]).long()
 
     def of_expert(self, expert: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Rows to which one expert contributes, ascending, and its coefficients."""
         place = slice(int(self.starts[expert]), int(self.starts[expert + 1]))
-        return self.by_expert[place].numpy(), self.by_expert_values[place].numpy()
+        return self.by_expert[place].long().numpy(), self.by_expert_values[place].numpy()
 
     @functools.cached_property
     def peaks(self) -> npt.NDArray[np.int64]:
@@ -103,11 +106,23 @@ class Level:
         found[used] = self.by_expert.numpy()[places[np.searchsorted(places, first)]]
         return found
 
+    def blocks(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Expert, row and coefficient of all pairs, row after row, `PAIRS` or a little more at a time."""
+        offsets = self.offsets.numpy()
+        first = 0
+        while first < len(offsets) - 1:
+            end = int(np.searchsorted(offsets, offsets[first] + PAIRS))
+            end = min(max(end, first + 1), len(offsets) - 1)
+            place = slice(int(offsets[first]), int(offsets[end]))
+            row = np.repeat(np.arange(first, end), np.diff(offsets[first : end + 1]))
+            yield self.experts[place].long().numpy(), row, self.values[place].numpy()
+            first = end
+
     def mix(self, rows: Tensor, table: Tensor) -> Tensor:
         """(len(rows), width) coefficients times table, (num_experts, width)."""
         pairs, starts = self._pairs(rows)
         return F.embedding_bag(
-            self.experts[pairs], table, starts, mode="sum", per_sample_weights=self.values[pairs].to(table.dtype)
+            self.experts[pairs].long(), table, starts, mode="sum", per_sample_weights=self.values[pairs].to(table.dtype)
         )
 
     def dense(self, rows: Tensor) -> Tensor:
@@ -116,7 +131,7 @@ class Level:
         counts = self.offsets[rows + 1] - self.offsets[rows]
         owner = torch.repeat_interleave(torch.arange(len(rows)), counts)
         table = torch.zeros(len(rows), self.num_experts)
-        table[owner, self.experts[pairs]] = self.values[pairs]
+        table[owner, self.experts[pairs].long()] = self.values[pairs]
         return table
 
     def _pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,7 +319,7 @@ def open_rows(run: EditingRun, images: npt.NDArray[np.int64], levels: Sequence[C
     sorted_levels = begun(lambda: tuple(map(Level.of, levels)))
     hidden = torch.zeros(0, run.features.shape[1])
     with torch.no_grad():
-        for place in _blocks(len(images) if form else 0, run.features.shape[1]):
+        for place in _blocks(len(images) if form else 0, 4 * run.features.shape[1]):  # inputs and their copies
             assert form is not None
             part = form.hidden(run.inputs(images[place]))
             if place.start == 0:

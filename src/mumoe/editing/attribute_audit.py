@@ -68,10 +68,10 @@ def _candidates(columns: Mapping[str, Attribute], pairs: bool, least: int) -> li
     if not names:
         return []
     sparse = require("scipy.sparse", "vision", "audit_attributes")
-    rows = [np.flatnonzero(columns[name].codes == code) for name, code in names]
+    rows = [np.flatnonzero(columns[name].codes == code).astype(np.int32) for name, code in names]
     starts = np.concatenate([[0], np.cumsum([len(part) for part in rows])])
     shape = (len(next(iter(columns.values())).codes), len(names))
-    inside = sparse.csc_array((np.ones(starts[-1]), np.concatenate(rows), starts), shape=shape)
+    inside = sparse.csc_array((np.ones(starts[-1], np.int8), np.concatenate(rows), starts), shape=shape)
     words: list[Name] = [((name, columns[name].values[code]),) for name, code in names]
     found = [Groups(words, inside)]
     if pairs and len(words) > 1:

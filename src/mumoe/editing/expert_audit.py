@@ -15,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mumoe.coefficients import Coefficients, as_coefficients, segment_rows
@@ -133,7 +135,7 @@ def _candidates(coefficients: Sequence[Level], threshold: float, pairs: bool) ->
         kept = as_coefficients(a).at_least(threshold)
         used, columns = kept.indices.unique(return_inverse=True)
         names: list[Name] = [((level, n),) for n in used.tolist()]
-        inside = _indicator(segment_rows(kept.offsets), columns, (a.shape[0], len(used)))
+        inside = _indicator(kept.offsets, columns, len(used))
         found.append(Groups(names, inside))
         if pairs and len(used) > 1:
             found.append(Groups(names, inside, crossed=True))
@@ -158,14 +160,15 @@ def _products(coefficients: Sequence[Level], threshold: float) -> Groups:
     used, columns = unit.unique(return_inverse=True)
     experts = torch.unravel_index(used, sizes)
     names: list[Name] = [tuple(enumerate(combination)) for combination in torch.stack(experts, 1).tolist()]
-    return Groups(names, _indicator(row, columns, (len(first.offsets) - 1, len(used))))
+    offsets = F.pad(torch.bincount(row, minlength=len(first.offsets) - 1).cumsum(0), (1, 0))
+    return Groups(names, _indicator(offsets, columns, len(used)))
 
 
-def _indicator(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Any:
-    """A sparse array of 0 and 1."""
+def _indicator(offsets: Tensor, columns: Tensor, width: int) -> Any:
+    """(rows, width) sparse, 1 in the columns of each row."""
     sparse = require("scipy.sparse", "vision", "audit")
-    ones = torch.ones(len(rows), dtype=torch.float64)
-    return sparse.csr_array((ones.numpy(), (rows.cpu().numpy(), columns.cpu().numpy())), shape=shape)
+    ones, shape = np.ones(len(columns), np.int8), (len(offsets) - 1, width)
+    return sparse.csr_array((ones, columns.int().cpu().numpy(), offsets.cpu().numpy()), shape=shape)
 
 
 def _check(coefficients: Sequence[Level], right: Tensor, labels: Tensor, threshold: float) -> None:

@@ -33,7 +33,7 @@ after the tests: the correction is for all comparisons made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -67,6 +67,9 @@ MIN_ROWS = 10
 
 BLOCK = 2048
 """Rows at a time while overlaps are counted."""
+
+ROWS = 65_536
+"""Rows at a time while groups are counted."""
 
 DENSE = 1 / 6
 """Share of the columns that a row has, from which overlaps are counted by a product of matrices."""
@@ -245,8 +248,8 @@ class Groups:
 
     def __init__(self, names: Sequence[Name], inside: Any, *, crossed: bool = False) -> None:
         self._names = names
-        self.inside = _sparse().csr_array(inside, dtype=np.float64)
-        self.pairs: Ints | None = _upper(self._products(slice(None)))[0] if crossed else None
+        self.inside = _sparse().csr_array(inside, dtype=np.int8)
+        self.pairs: Ints | None = _upper(self._products(None))[0] if crossed else None
 
     def __len__(self) -> int:
         return len(self._names) if self.pairs is None else len(self.pairs)
@@ -258,10 +261,11 @@ class Groups:
         first, second = self.pairs[place].tolist()
         return (*self._names[first], *self._names[second])
 
-    def sizes(self, rows: Any) -> tuple[Ints, Ints]:
-        """(groups,) how many of some rows each group has, and its smaller column; -1 where it is a column itself."""
+    def sizes(self, rows: Ints | None = None) -> tuple[Ints, Ints]:
+        """(groups,) how many of some rows, or of all, each group has, and its smaller column; -1 where it is one."""
         if self.pairs is None:
-            counts = np.asarray(self.inside[rows].sum(0)).astype(np.int64)
+            parts = (np.bincount(part.indices, minlength=len(self._names)) for part in self._blocks(rows))
+            counts = np.asarray(sum(parts, start=np.zeros(len(self._names), np.int64)))
             return counts, np.full_like(counts, -1)
         products = self._products(rows)
         found, counts = _upper(products)
@@ -276,16 +280,26 @@ class Groups:
         if inside.nnz > DENSE * inside.shape[0] * inside.shape[1]:
             inside = inside.toarray().astype(np.float32)  # exact: a block has few rows
         else:
-            inside = inside.tocsc()
+            inside = inside.tocsc().astype(np.float32)
         if self.pairs is None:
             return inside[:, list(places)]
         first, second = (inside[:, columns] for columns in self.pairs[list(places)].T)
         return first * second if isinstance(inside, np.ndarray) else first.multiply(second)
 
-    def _products(self, rows: Any) -> Any:
+    def _products(self, rows: Ints | None) -> Any:
         """(columns, columns) rows that two columns have in common; takes rows x (columns of a row)^2 steps."""
-        inside = self.inside[rows]
-        return inside.T @ inside
+        total = _sparse().csr_array((self.inside.shape[1],) * 2, dtype=np.int64)
+        for part in self._blocks(rows):
+            part = part.astype(np.int64)
+            total = total + part.T @ part
+        return total
+
+    def _blocks(self, rows: Ints | None) -> Iterator[Any]:
+        """The rows, some at a time."""
+        count = self.inside.shape[0] if rows is None else len(rows)
+        for start in range(0, count, ROWS):
+            place = slice(start, start + ROWS)
+            yield self.inside[place if rows is None else rows[place]]
 
     def _key(self, pairs: Ints) -> Ints:
         key: Ints = pairs[:, 0] * self.inside.shape[1] + pairs[:, 1]
@@ -297,7 +311,7 @@ def _upper(products: Any) -> tuple[Ints, Ints]:
     found = _sparse().triu(products, k=1).tocoo()
     order = np.lexsort((found.col, found.row))
     pairs = np.stack([found.row, found.col], axis=1)[order].astype(np.int64)
-    return pairs, found.data[order].round().astype(np.int64)
+    return pairs, found.data[order].astype(np.int64)
 
 
 def _sparse() -> Any:
@@ -400,7 +414,7 @@ def _tables(candidates: Sequence[Groups], right: Tensor, labels: Tensor, least: 
     """Groups of at least `least` rows (or of the most that there are), and their counts by label."""
     truth, good = labels.cpu().numpy(), right.cpu().numpy()
     values, starts = np.unique(np.sort(truth), return_index=True)
-    totals = [groups.sizes(slice(None))[0] for groups in candidates]
+    totals = [groups.sizes()[0] for groups in candidates]
     floor = min(least, max((int(total.max(initial=0)) for total in totals), default=0))
     kept = [np.flatnonzero(total >= floor) for total in totals]
     order = np.argsort(truth, kind="stable")
@@ -417,8 +431,8 @@ def _tables(candidates: Sequence[Groups], right: Tensor, labels: Tensor, least: 
             first += len(chosen)
     names = [(part, place) for part, chosen in enumerate(kept) for place in chosen.tolist()]
     nothing = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4), np.int64), np.zeros(0, np.bool_)
-    columns = [np.concatenate(column) for column in zip(nothing, *entries, strict=True)]
-    return _Tables(names, *columns, labels=values.tolist())
+    group, label, counts, alike = (np.concatenate(column) for column in zip(nothing, *entries, strict=True))
+    return _Tables(names, group, label, counts, alike, values.tolist())
 
 
 @dataclass(frozen=True)
