@@ -29,6 +29,7 @@ from mumoe.editing.operations import separate
 from mumoe.editing.rewriting import choose_rewriting, mean_coefficients
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import make_folder
 
 __all__ = ["Subgroup", "compare", "list_edits", "load", "make_stack", "outcome", "parse", "rewrite", "save"]
 
@@ -291,7 +292,7 @@ def save(
         raise UserError(f"{WHO}: expected a plain file in the run's folder, got a link {path.name!r}. Remove it.")
     if path.exists() and not replace:
         raise UserError(f"{WHO}: expected a new name, got {name!r}, which exists. Use another, or replace it.")
-    folder.mkdir(exist_ok=True)
+    make_folder(folder, who=WHO)
     with session.lock:
         stack = make_stack(session, entries)
         save_edits(path, stack, _provenance(session, split, stack, subgroup))
