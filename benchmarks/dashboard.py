@@ -29,9 +29,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
@@ -39,12 +37,8 @@ sys.path[:0] = [str(ROOT / "tests")]
 import mumoe  # noqa: E402
 from benchmarks import measuring  # noqa: E402
 from browsing import launched  # noqa: E402
-from mumoe.analysis.findings import Effect, LayerStudy, Specialization, UnitStudy  # noqa: E402
-from mumoe.analysis.layer_study import write_coefficients  # noqa: E402
-from mumoe.files import write_json  # noqa: E402
 from mumoe.training import TrainConfig, train  # noqa: E402
-
-EXPERTS, IMAGES, TRAINING, WIDTH, RANK = 5_000, 100_000, 3_000, 512, 256
+from soak.large_run import LARGE, make_run  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -71,48 +65,6 @@ LATER = "intervals of 500 resamples"
 REPEATS = 7
 
 
-def write_features(path: Path, classes: int, multi_label: bool) -> None:
-    """Clustered features; validation holds the images that are looked at."""
-    rng = np.random.default_rng(0)
-    count = IMAGES + TRAINING
-    centres = rng.normal(size=(classes, WIDTH)).astype(np.float32)
-    labels = rng.integers(0, 2, (count, classes)) if multi_label else rng.integers(0, classes, count)
-    x = rng.normal(size=(count, WIDTH)).astype(np.float32)
-    x += 0.4 * (labels.astype(np.float32) @ centres if multi_label else centres[labels])
-    split = np.where(np.arange(count) < TRAINING, 0, 1)
-    group = rng.integers(0, 2, count)
-    names = [f"class {n}" for n in range(classes)]
-    metadata = {"classes": json.dumps(names), "group_sex": json.dumps(["woman", "man"])}
-    save_file({"features": x, "labels": labels, "split": split, "group_sex": group}, path, metadata=metadata)
-
-
-def make_run(folder: Path, classes: int, multi_label: bool) -> Path:
-    """A trained run with its caches."""
-    write_features(folder / "features.safetensors", classes, multi_label)
-    config = TrainConfig(
-        data=f"features:{folder / 'features.safetensors'}",
-        head=f"CPMuMoE-r{RANK}-e{EXPERTS}",
-        epochs=1,
-        batch_size=500,
-        lr=0.01,
-        out=str(folder / "run"),
-    )
-    train(config, progress=False)
-    run = mumoe.load(folder / "run", progress=False).editing()
-    rows = run.data.indices("val")
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(rows), 1000):
-            yield run.inputs(rows[start : start + 1000]), torch.zeros(0)
-
-    store = write_coefficients(run.layer, batches, run.path / "analysis" / "coefficients", images=rows)
-    content = {"classes": run.data.classes, "seed": 0, "split": "val", "head": config.head, "experts_skipped": 0}
-    write_json(
-        run.path / "analysis" / "analysis.json", {**content, "study": made_up_study(store.level().usage(), classes)}
-    )
-    return run.path
-
-
 def make_usual(folder: Path) -> Path:
     """A run of a usual size: the demo's head of 128 experts on the embedded images."""
     config = TrainConfig(
@@ -127,20 +79,6 @@ def make_usual(folder: Path) -> Path:
     )
     train(config, progress=False)
     return folder / "run"
-
-
-def made_up_study(usage: Any, classes: int) -> LayerStudy:
-    """Numbers of the size and form that an analysis has, drawn at random."""
-    rng = np.random.default_rng(0)
-    effects = []
-    for n in range(EXPERTS):
-        lost = tuple((int(c), float(rng.uniform(0, 0.6))) for c in rng.choice(classes, 12, replace=False))
-        spans = tuple((d - 0.05, d + 0.05) for _, d in lost)
-        effects.append(Effect(n, float(rng.uniform(0.3, 1.2)), (0.3, 1.2), lost[0][0], lost[0][1], False, lost, spans))
-    part = Specialization(EXPERTS, classes, IMAGES, 0.5, 0, 0, EXPERTS, 0.8, None, 0, None, None, tuple(effects))
-    control = Specialization(EXPERTS, classes, IMAGES, 0.5, 0, 0, EXPERTS, 0.8, None, 0, None, None, ())
-    unit = UnitStudy("experts", {"zero": part}, control, usage.touched, 0, 0)
-    return LayerStudy((usage,), (unit,), ())
 
 
 class Page:
@@ -208,7 +146,7 @@ def interactions(page: Page) -> dict[str, Callable[[int], Any]]:
     value = page.run["attributes"][sensitive][-1]
     multi_label = page.run["multi_label"]
     subgroup = {"head": classes[0] if multi_label else "", "sensitive": sensitive, "value": value * multi_label}
-    few, many = max(1, experts // 250), experts // 25
+    few, many, stamp = max(1, experts // 250), experts // 25, os.getpid()
 
     def compare(edits: list[dict[str, Any]], **more: Any) -> Any:
         return page.ask("POST", "/api/compare", {"split": "val", "edits": edits, "subgroup": subgroup, **more})
@@ -246,10 +184,10 @@ def interactions(page: Page) -> dict[str, Callable[[int], Any]]:
         "undo: no edits": lambda n: compare([]),
         "images that a few ablations correct": lambda n: images(0, kind="mended", edits=ablated(n, few)),
         "save a few edits": lambda n: page.ask(
-            "POST", "/api/save", {"name": f"n{n}", "split": "val", "edits": ablated(0, few), "replace": True}
+            "POST", "/api/save", {"name": f"n{n}-{stamp}", "split": "val", "edits": ablated(0, few)}
         ),
         "list the files": lambda n: page.ask("GET", "/api/edits"),
-        "load a few edits": lambda n: page.ask("POST", "/api/load", {"name": f"n{n}"}),
+        "load a few edits": lambda n: page.ask("POST", "/api/load", {"name": f"n{n}-{stamp}"}),
     }
     if multi_label:
         found[LATER] = lambda n: compare([edit("ablate", 7 * n)], resamples=500)
@@ -411,7 +349,7 @@ def main() -> None:
         for text, item in {**row["interactions"], **row["in_the_browser"]}.items():
             print(f"  {text}: {item['median_ms']:.0f} ms", flush=True)
         ordered = [known[name] for name in SETTINGS if name in known]
-        layer = f"CPMuMoE-r{RANK}-e{EXPERTS}, {WIDTH} features"
+        layer = f"CPMuMoE-r{LARGE.rank}-e{LARGE.experts}, {LARGE.width} features"
         record = {"threads": torch.get_num_threads(), "layer": layer, "settings": ordered}
         measuring.write("dashboard", measuring.Options(False, measuring.RESULTS, ()), {**record, "mode": "full"})
 

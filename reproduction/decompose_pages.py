@@ -21,14 +21,21 @@ if TYPE_CHECKING:
 __all__ = ["write_pages"]
 
 Entry = Mapping[str, Any]
-PAIRS = (("cp-linear", "transcoder"), ("cp-linear", "skip-transcoder"), ("hadamard", "transcoder"))
+PAIRS = (
+    ("cp-linear-weights", "skip-transcoder"),
+    ("cp-linear-weights", "skip-transcoder-weights"),
+    ("cp-linear-weights", "transcoder"),
+    ("cp-linear", "transcoder"),
+    ("cp-linear", "skip-transcoder"),
+    ("hadamard", "transcoder"),
+)
 """Variants whose increases are compared: first minus second."""
 
 
 def write_pages(entries: Sequence[Entry], study: Study, out: Path) -> None:
     """Write README.md, figures and results.json."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "results.json", [_plain(entry) for entry in entries])
+    write_json(out / "results.json", [to_plain(entry) for entry in entries])
     places = list(dict.fromkeys((entry["cell"].layer, entry["cell"].width) for entry in entries))
     parts = [_introduction(entries, study)]
     for layer, width in places:
@@ -41,18 +48,6 @@ def write_pages(entries: Sequence[Entry], study: Study, out: Path) -> None:
     parts.append(_shown(entries, study))
     parts.append(_credits(entries))
     write_text(out / "README.md", "\n".join(part for part in parts if part))
-
-
-def _plain(entry: Entry) -> Any:
-    """An entry as JSON, without the analysis of single experts."""
-    known = {name: value for name, value in entry.items() if name != "analysis"}
-    found: Analysis | None = entry.get("analysis")
-    if found is not None:
-        known["purity"] = {name: getattr(found, name) for name in PURITY}
-    return to_plain(known)
-
-
-PURITY = ("live", "experts", "tag_purity", "tag_random", "genre_purity", "genre_random", "ablation_correlation")
 
 
 def _introduction(entries: Sequence[Entry], study: Study) -> str:
@@ -81,6 +76,8 @@ constant gate - increase) / (increase under zero ablation - increase): a copy of
 does nothing would have an increase of 0 and a share of 0. *By one expert* is the largest share of tokens that use the
 same expert: near 100 % the gate makes no choice there. Learning rates are chosen on validation documents from one
 grid for all kinds, with an upper bound on the share of dead experts ({study.settings["most_dead"]:.0%}).
+Variants that end in *-weights* start at the weights of the MLP instead of random ones, *hadamard-copy* at a copy of
+it: the control that is faithful without experts.
 """
 
 
@@ -301,11 +298,17 @@ many random tokens, the value for an expert without any preference.
 
 
 def _shown(entries: Sequence[Entry], study: Study) -> str:
-    found = next((one for one in entries if one["cell"].variant == study.shown_variant and "analysis" in one), None)
+    found = next(
+        (
+            one
+            for one in entries
+            if one["cell"].variant == study.shown_variant and "analysis" in one and one["analysis"].found
+        ),
+        None,
+    )
     if found is None:
         return ""
     analysis: Analysis = found["analysis"]
-    drawn = np.random.default_rng(0).permutation(len(analysis.found))[: study.shown]
     correlation = analysis.ablation_correlation
     agree = (
         ""
@@ -313,7 +316,7 @@ def _shown(entries: Sequence[Entry], study: Study) -> str:
         else f" Over the experts that were ablated, measured and estimated changes correlate by {correlation:.2f}."
     )
     lines = [
-        f"## {len(drawn)} experts drawn at random",
+        f"## {len(analysis.found)} experts drawn at random",
         "",
         f"Of {study.shown_variant} in layer {analysis.layer}, first seed, out of {analysis.live:,} live ones; none was "
         "picked by hand. "
@@ -321,8 +324,7 @@ def _shown(entries: Sequence[Entry], study: Study) -> str:
         f"expert is ablated, estimated by first order, in nats per 1,000 tokens.{agree}",
         "",
     ]
-    for number in sorted(drawn.tolist()):
-        one = analysis.found[number]
+    for one in analysis.found:
         facts = [f"{100 * one.rate:.2f} % of tokens"]
         if one.tag_share is not None and one.tag_excess is not None:
             facts.append(f"tag {one.tag} {one.tag_share:.2f} (base {one.tag_share - one.tag_excess:.2f})")

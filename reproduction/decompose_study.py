@@ -3,12 +3,14 @@
     python -m reproduction.decompose_study --quick --jobs 2
     python -m reproduction.decompose_study --jobs 2
 
-Every run is kept in ``--work``: a second call trains nothing twice, and a stopped one resumes. ``--jobs`` are processes
-that share the runs. The page is written from what is finished, after every call.
+Every run is kept in ``--work``: a second call trains nothing twice, and a stopped one resumes. What ``results.json`` in
+``--out`` already holds is not run again unless ``--again`` asks for it, so that parts can be added one by one.
+``--jobs`` are processes that share the runs. The page is written from what is finished, after every call.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -20,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from mumoe.cli import guarded
@@ -32,7 +35,9 @@ from mumoe.parsing import parse
 from mumoe.progress import Progress
 from reproduction.decompose_pages import write_pages
 
-__all__ = ["Cell", "Options", "Study", "Variant", "cells_of", "collect", "main", "read_study"]
+__all__ = ["Cell", "Options", "Study", "Variant", "cells_of", "collect", "main", "read_results", "read_study"]
+
+Entry = dict[str, Any]
 
 WHO = "decompose_study"
 TIMES = "seconds.json"
@@ -60,6 +65,8 @@ class Options:
     """layers to run (default: those of the settings)"""
     seeds: int = 0
     """seeds (0: those of the settings)"""
+    again: bool = False
+    """run again what results.json of --out already holds"""
     jobs: int = 1
     """processes that share the runs; give each a core with OMP_NUM_THREADS=1"""
     worker: bool = False
@@ -72,10 +79,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to decompose: settings of `mumoe.decompose`, whether it has a K, its seeds (0: those of the study)."""
+    """One way to decompose: settings of `mumoe.decompose`, whether it has a K, which (none: those of the study), its
+    seeds (0: those of the study)."""
 
     settings: Mapping[str, Any]
     sparse: bool = True
+    ks: tuple[int, ...] = ()
     seeds: int = 0
 
 
@@ -147,6 +156,7 @@ def cells_of(study: Study) -> list[Cell]:
             if variant.settings["kind"] in SIZED and width != min(study.widths):
                 continue
             ks = study.k if variant.sparse else (study.tuned_k,)
+            ks = tuple(k for k in ks if k in variant.ks) if variant.ks else ks
             seeds = range(min(variant.seeds or study.seeds, study.seeds))
             found += [Cell(name, layer, width, k, seed) for k in ks for seed in seeds]
     places = {place: number for number, place in enumerate(itertools.product(study.layers, study.widths))}
@@ -161,19 +171,21 @@ def _tuned(cell: Cell, study: Study) -> Cell:
 def main(options: Options) -> None:
     """Make the runs that are missing, then write the page."""
     study = read_study(options)
+    known = read_results(Path(options.out))
     if not options.pages:
         if options.jobs > 1:
             _start_workers(options)
-        _make_runs(study, options)
+        _make_runs(study, options, {} if options.again else known)
     if not options.worker:
-        write_pages(collect(study, Path(options.work)), study, Path(options.out))
+        whole = read_study(Options(config=options.config))
+        write_pages(collect(whole, Path(options.work), known), whole, Path(options.out))
         sys.stdout.write(f"Written to {options.out}\n")
 
 
 def _start_workers(options: Options) -> None:
     """Further processes that make runs beside this one; each ends when no run is left."""
-    given = ["--work", options.work, "--config", options.config, "--worker", "--quiet"]
-    given += ["--quick"] * options.quick
+    given = ["--work", options.work, "--out", options.out, "--config", options.config, "--worker", "--quiet"]
+    given += ["--quick"] * options.quick + ["--again"] * options.again
     given += ["--variants", *options.variants] if options.variants else []
     given += ["--layers", *map(str, options.layers)] if options.layers else []
     given += ["--seeds", str(options.seeds)] if options.seeds else []
@@ -184,10 +196,9 @@ def _start_workers(options: Options) -> None:
 # Runs -------------------------------------------------------------------------------------------------------
 
 
-def _make_runs(study: Study, options: Options) -> None:
-    work = Path(options.work)
+def _make_runs(study: Study, options: Options, known: Mapping[Cell, Entry]) -> None:
     cells = cells_of(study)
-    maker = _Maker(study, work)
+    maker = _Maker(study, Path(options.work), known)
     with Progress("Decompositions", len(cells), enabled=not options.quiet) as bar:
         done: set[Cell] = set()
         while len(done) < len(cells):
@@ -206,13 +217,14 @@ class _Maker:
 
     study: Study
     work: Path
+    known: Mapping[Cell, Entry]
     language: LanguageModel | None = None
 
     def make(self, cell: Cell) -> bool:
         """Train, measure and analyze one run, as far as that is missing; False if another process works on it, or its
         learning rate is not known yet."""
         folder = self.work / cell.folder
-        if _finished(folder, self._looked_at(cell)):
+        if cell in self.known or _finished(folder, self._looked_at(cell)):
             return True
         rates = self._rates(cell)
         if rates is None:
@@ -251,6 +263,8 @@ class _Maker:
         tuned = _tuned(cell, self.study)
         if cell == tuned:
             return tuple(self.study.variants[cell.variant].settings.get("lr", self.study.settings["lr"]))
+        if tuned in self.known:
+            return (float(self.known[tuned]["fitted"][0]["lr"]),)
         place = self.work / tuned.folder
         if not is_decomposition(place):
             return None
@@ -265,28 +279,58 @@ def _finished(folder: Path, looked_at: bool) -> bool:
 # Results ----------------------------------------------------------------------------------------------------
 
 
-def collect(study: Study, work: Path) -> list[dict[str, Any]]:
-    """One entry for each finished run: its cell, what was tried, evaluation, analysis and seconds."""
+def collect(study: Study, work: Path, known: Mapping[Cell, Entry]) -> list[Entry]:
+    """One entry for each finished run: its cell, what was tried, evaluation, analysis and seconds.
+
+    Args:
+        study: The whole study, in whose order they are.
+        work: Folder of the runs; a run in it replaces the known one.
+        known: Results of earlier calls.
+
+    Raises:
+        UserError: If there is none.
+    """
     found = []
     for cell in cells_of(study):
-        folder = work / cell.folder
-        if not _finished(folder, False):
-            continue
-        about = read_json(folder / "decomposition.json", WHO)
-        entry = {
-            "cell": cell,
-            "shape": about["shape"],
-            "fitted": about["fitted"],
-            "credits": about["credits"],
-            "precision": about["precision"],
-            "evaluation": Evaluation.load(folder / "evaluation.json"),
-            "seconds": float(read_json(folder / TIMES, WHO)),
-        }
-        if (folder / "analysis.json").is_file():
-            entry["analysis"] = Analysis.load(folder / "analysis.json")
-        found.append(entry)
+        if _finished(work / cell.folder, False):
+            found.append(_entry(cell, work / cell.folder, study))
+        elif cell in known:
+            found.append(known[cell])
     if not found:
         raise UserError(f"{WHO}: expected finished runs in {str(work)!r}, got none. Run without --pages first.")
+    return found
+
+
+def _entry(cell: Cell, folder: Path, study: Study) -> Entry:
+    about = read_json(folder / "decomposition.json", WHO)
+    names = ("shape", "fitted", "credits", "precision")
+    entry = {"cell": cell, **{name: about[name] for name in names}}
+    entry["evaluation"] = Evaluation.load(folder / "evaluation.json")
+    entry["seconds"] = float(read_json(folder / TIMES, WHO))
+    if (folder / "analysis.json").is_file():
+        count = study.shown if cell.variant == study.shown_variant else 0
+        entry["analysis"] = _drawn(Analysis.load(folder / "analysis.json"), count)
+    return entry
+
+
+def _drawn(analysis: Analysis, count: int) -> Analysis:
+    """The analysis with some experts only, drawn at random."""
+    drawn = np.random.default_rng(0).permutation(len(analysis.found))[:count]
+    return dataclasses.replace(analysis, found=tuple(analysis.found[number] for number in sorted(drawn.tolist())))
+
+
+def read_results(out: Path) -> dict[Cell, Entry]:
+    """What results.json holds; empty without it."""
+    path = out / "results.json"
+    if not path.is_file():
+        return {}
+    found: dict[Cell, Entry] = {}
+    for values in read_json(path, WHO):
+        entry = {**values, "cell": Cell(**values["cell"])}
+        entry["evaluation"] = Evaluation.from_dict(values["evaluation"], str(path))
+        if "analysis" in values:
+            entry["analysis"] = Analysis.from_dict(values["analysis"], str(path))
+        found[entry["cell"]] = entry
     return found
 
 

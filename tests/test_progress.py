@@ -49,3 +49,46 @@ def test_lines_in_a_log_and_no_more_often_than_asked(monkeypatch) -> None:
 def test_nothing_when_it_is_off(monkeypatch) -> None:
     assert shown(monkeypatch, Terminal(), enabled=False, interval=0.0) == ""
     assert list(track("ab", "Letters", 2, enabled=False)) == ["a", "b"]
+
+
+class Clock:
+    """Time that passes by a second with every look at it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_a_log_that_began_also_ends(monkeypatch) -> None:
+    """Lines every few seconds would leave the last units out: the log would end before the step."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr("mumoe.progress.time", Clock())
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+    with Progress("Counting", 5000, interval=2.5) as progress:
+        for _ in range(4):
+            progress.advance(1250)
+    assert stream.getvalue().splitlines() == [
+        "Counting: 3,750 of 5,000, 1 s left",
+        "Counting: 5,000 of 5,000, 6 s in all",
+    ]
+
+
+def test_a_step_that_fails_does_not_claim_its_end(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+    with pytest.raises(ValueError), Progress("Counting", 3, interval=0.0) as progress:
+        progress.advance()
+        raise ValueError
+    assert stream.getvalue().splitlines() == ["Counting: 1 of 3, 0 s left"]
+
+
+def test_a_resumed_step_counts_what_was_done_and_estimates_from_what_is_left(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr("mumoe.progress.time", Clock())
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+    with Progress("Training", 100, done=90, interval=0.0) as progress:
+        progress.advance(5)
+    assert stream.getvalue().splitlines() == ["Training: 95 of 100, 2 s left"]

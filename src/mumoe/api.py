@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mumoe import training
+from mumoe.calling import checked, checked_methods
 from mumoe.deploy.saved import is_converted, is_saved
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import UserError, require
@@ -55,6 +56,7 @@ __all__ = ["Job", "Run", "load", "load_runs", "open_job", "open_run", "resume", 
 Transform = Callable[["Image.Image"], Tensor]
 
 
+@checked_methods
 class Run:
     """A trained run. Settings and facts are read at once; data, model and features on first use.
 
@@ -411,19 +413,20 @@ class Run:
         self._require_trained("Run.dashboard")
         show_run(self._stored, port=port, split=split, browser=browser)
 
-    def report(self, out: str | Path, *, max_images: int = 20) -> ReportPages:
+    def report(self, out: str | Path, *, max_images: int = 20, local_paths: bool = False) -> ReportPages:
         """Write pages about the run, which open from disk: accuracy, costs, experts with their images, edits.
 
         Args:
             out: Folder of the pages; an earlier report there is replaced.
             max_images: Images shown per expert, drawn at random and with the largest coefficients; 0 for none.
+            local_paths: Write paths of this machine in full; by default only their last part.
 
         Raises:
             UserError: If a file of the run is damaged, or `out` holds something other than a report.
             JobError: If the folder cannot be written.
         """
         self._require_trained("Run.report")
-        return write_report({self.path: [self]}, out, max_images=max_images)
+        return write_report({self.path: [self]}, out, max_images=max_images, local_paths=local_paths)
 
     def _require_trained(self, who: str) -> None:
         """Refuse a run with edits, which has no folder to read."""
@@ -496,6 +499,7 @@ class Run:
         return HeadModel.from_run(self._stored)
 
 
+@checked_methods
 class Job:
     """One or several trained heads and seeds.
 
@@ -513,13 +517,13 @@ class Job:
     def __repr__(self) -> str:
         return f"Job({str(self.path)!r}, {len(self.runs)} runs)"
 
-    def report(self, out: str | Path, *, max_images: int = 20) -> ReportPages:
+    def report(self, out: str | Path, *, max_images: int = 20, local_paths: bool = False) -> ReportPages:
         """Write pages about each head and a comparison of them; arguments as for `Run.report`.
 
         >>> job.report("report").page  # doctest: +SKIP
         'report/index.html'
         """
-        return write_report({self.path: self.runs}, out, max_images=max_images)
+        return write_report({self.path: self.runs}, out, max_images=max_images, local_paths=local_paths)
 
     @functools.cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -585,6 +589,7 @@ class Job:
         return curves_figure(curves, title=self.path.name, value=name)
 
 
+@checked
 def train(
     data: Data | str = TrainConfig.data,
     head: str = TrainConfig.head,
@@ -631,6 +636,7 @@ def train(
     return Job(result.out, {**objects, "device": config.device, "progress": progress}, result)
 
 
+@checked
 def resume(
     path: str | Path,
     *,
@@ -659,6 +665,7 @@ def resume(
     return Job(result.out, {**objects, "data": data, "device": device or AUTO, "progress": progress}, result)
 
 
+@checked
 def load(
     path: str | Path,
     *,
@@ -704,12 +711,14 @@ def load(
     return first if first.path == folder else job
 
 
-def write_report(jobs: Mapping[Path, Sequence[Run]], out: str | Path, *, max_images: int = 20) -> ReportPages:
+def write_report(
+    jobs: Mapping[Path, Sequence[Run]], out: str | Path, *, max_images: int = 20, local_paths: bool = False
+) -> ReportPages:
     """Write pages about the runs of several folders, and a comparison of them; see `Run.report`."""
     from mumoe.reports.site import write_report as write
 
     stored = {path: [run._stored for run in runs] for path, runs in jobs.items()}
-    return write(stored, out, max_images=max_images)
+    return write(stored, out, max_images=max_images, local_paths=local_paths)
 
 
 def _load_saved(folder: Path, device: torch.device) -> tuple[nn.Module, Transform | None]:

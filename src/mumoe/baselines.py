@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.ablation import Ablation, ablated, ablations
+from mumoe.calling import checked_methods
 from mumoe.errors import UserError, check_size
 from mumoe.specs import check_rows
 
 __all__ = ["HighRankLinear", "SparseMoE"]
 
 
+@checked_methods
 class HighRankLinear(nn.Module):
     """The paper's parameter-matched linear baseline: y = W2 W1 x + b with `rank` rows in between.
 
@@ -53,6 +55,7 @@ class HighRankLinear(nn.Module):
         return self.up(self.down(x))
 
 
+@checked_methods
 class SparseMoE(nn.Module):
     """Sparsely-gated mixture of linear experts: the k best by a noisy gate are computed and mixed.
 

@@ -8,6 +8,7 @@ its result is cast to `dtype`: the numbers do not depend on the form.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -72,6 +73,14 @@ class Coefficients(ABC):
     @abstractmethod
     def scaled(self, factors: Tensor) -> Self:
         """The same coefficients, each multiplied by its expert's factor (num_experts,); nothing is normalized again."""
+
+    @abstractmethod
+    def at_least(self, least: float = -math.inf) -> SparseCoefficients:
+        """The coefficients other than 0 that reach `least`, by their support, without a gradient."""
+
+    @abstractmethod
+    def column(self, expert: int) -> Tensor:
+        """(rows,) the coefficients of one expert."""
 
     @abstractmethod
     def _map(self, change: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Self:
@@ -146,6 +155,16 @@ class DenseCoefficients(Coefficients):
     def scaled(self, factors: Tensor) -> Self:
         return type(self)(self.matrix * factors.to(self.matrix), self.dtype)
 
+    def at_least(self, least: float = -math.inf) -> SparseCoefficients:
+        matrix = self.matrix.detach()
+        rows, experts = ((matrix != 0) & ~(matrix < least)).nonzero(as_tuple=True)
+        return SparseCoefficients(
+            matrix[rows, experts], experts, _offsets(rows, len(matrix)), matrix.shape[1], self.dtype
+        )
+
+    def column(self, expert: int) -> Tensor:
+        return self.matrix[:, expert].to(self.dtype)
+
     def _where(self, kept: Tensor) -> Self:
         return type(self)(self.matrix.where(kept, 0), self.dtype)
 
@@ -211,6 +230,27 @@ class SparseCoefficients(Coefficients):
         values = self.values * factors.to(self.values)[self.indices]
         return type(self)(values, self.indices, self.offsets, self.num_experts, self.dtype)
 
+    def at_least(self, least: float = -math.inf) -> SparseCoefficients:
+        values = self.values.detach()
+        kept = (values != 0) & ~(values < least)
+        rows = segment_rows(self.offsets)[kept]
+        return SparseCoefficients(
+            values[kept], self.indices[kept], _offsets(rows, self.shape[0]), self.num_experts, self.dtype
+        )
+
+    def column(self, expert: int) -> Tensor:
+        places = (self.indices == expert).nonzero()[:, 0]
+        rows = torch.searchsorted(self.offsets, places, right=True) - 1
+        return self.values.new_zeros(self.shape[0]).index_put((rows,), self.values[places]).to(self.dtype)
+
+    @staticmethod
+    def joined(parts: Sequence[SparseCoefficients]) -> SparseCoefficients:
+        """The rows of several, one after the other; at least one."""
+        counts = torch.cat([part.offsets.diff() for part in parts])
+        offsets = F.pad(counts.cumsum(0), (1, 0))
+        values, indices = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "indices"))
+        return SparseCoefficients(values, indices, offsets, parts[0].num_experts, parts[0].dtype)
+
     def _where(self, kept: Tensor) -> Self:
         values = self.values.where(kept[self.indices], 0)
         return type(self)(values, self.indices, self.offsets, self.num_experts, self.dtype)
@@ -221,6 +261,11 @@ class SparseCoefficients(Coefficients):
 
 def _wide(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _offsets(rows: Tensor, count: int) -> Tensor:
+    """(count + 1,) where each row begins, from the ascending row of each value."""
+    return F.pad(torch.bincount(rows, minlength=count).cumsum(0), (1, 0))
 
 
 def segment_rows(offsets: Tensor) -> Tensor:

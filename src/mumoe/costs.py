@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mumoe.calling import checked
 from mumoe.errors import UserError, check_levels, check_size, unknown_name
 from mumoe.factorizations import FACTORIZATIONS, Factorization, Rank, get_factorization
 from mumoe.specs import BASELINES, closest_rank, read_spec
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 
+@checked
 def count_parameters(
     factorization: str,
     in_features: int,
@@ -67,6 +69,7 @@ def count_parameters(
     return sum(math.prod(shape) for shape in shapes.values()) + gate * in_features * sum(levels)
 
 
+@checked
 def count_flops(
     factorization: str,
     in_features: int,
@@ -139,6 +142,7 @@ class SpecCosts:
     flops: int
 
 
+@checked
 def spec_costs(spec: str, in_features: int, out_features: int, *, gate: bool = False) -> SpecCosts:
     """Costs of a layer such as ``CPMuMoE-r512-e128``, ``linear``, ``highrank-linear-r64`` or ``sparse-moe-e8-k2``.
 
@@ -160,6 +164,7 @@ def spec_costs(spec: str, in_features: int, out_features: int, *, gate: bool = F
 # Ranks ----------------------------------------------------------------------------------------------------
 
 
+@checked
 def rank_for_budget(
     *,
     parameters: int,
@@ -198,11 +203,13 @@ Widths = Sequence[tuple[int, int]]
 """(in, out) of the layers of a block, the first of which reads what its gate reads."""
 
 
+@checked
 def count_mlp(widths: Widths, *, bias: bool = True) -> int:
     """Parameters of ordinary linear layers of these widths."""
     return sum(count_parameters("linear", *width, bias=bias) for width in widths)
 
 
+@checked
 def count_block(
     factorization: str, widths: Widths, num_experts: int | Sequence[int], rank: Rank | None, *, bias: bool = True
 ) -> int:
@@ -213,6 +220,7 @@ def count_block(
     )
 
 
+@checked
 def rank_for_block(
     factorization: str,
     widths: Widths,

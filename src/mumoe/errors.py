@@ -14,25 +14,62 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
+from mumoe.printable import printable
+
 __all__ = [
     "JobError",
     "UserError",
     "check_levels",
     "check_size",
     "nearest",
+    "one_line",
     "reason_of",
     "require",
+    "shown",
     "unknown_argument",
     "unknown_name",
 ]
 
 
-class UserError(ValueError):
+LONGEST = 2000
+"""Most characters of a message. What a user or a file gave may be part of it, at any length."""
+
+
+class _OneLine(Exception):
+    """An error whose message is one line that can be shown, whatever it quotes."""
+
+    def __init__(self, *message: object) -> None:
+        super().__init__(*(one_line(part) if isinstance(part, str) else part for part in message))
+
+
+class UserError(_OneLine, ValueError):
     """A mistake in the call: a wrong name, value, shape, path or key. Nothing was changed."""
 
 
-class JobError(RuntimeError):
+class JobError(_OneLine, RuntimeError):
     """A valid job that could not be finished; what it had finished is kept."""
+
+
+def one_line(text: str, most: int = LONGEST) -> str:
+    """A text on one line, without characters that a terminal would act on, its middle left out if it is long."""
+    if not text.isprintable():
+        text = "".join(" " if letter.isspace() else _visible(letter) for letter in printable(text.strip()))
+    if len(text) > most:
+        text = f"{text[: most * 2 // 3]} ... {text[-most // 4 :]}"
+    return text
+
+
+def _visible(letter: str) -> str:
+    return letter if letter.isprintable() else letter.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def shown(value: object, most: int = 80) -> str:
+    """The representation of a value that someone gave, for a message; shortened to `most` characters."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def reason_of(error: BaseException, most: int | None = None) -> str:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mumoe.calling import checked, checked_methods
 from mumoe.errors import UserError, check_size, unknown_name
 
 __all__ = [
@@ -38,6 +39,7 @@ Ranks = Mapping[str, Any]
 FACTORIZATIONS: dict[str, type[Factorization]] = {}
 
 
+@checked
 def register_factorization(name: str) -> Callable[[type[Factorization]], type[Factorization]]:
     """Class decorator that makes a factorization available by name.
 
@@ -116,6 +118,7 @@ def shrink(noise: float) -> float:
 # What all have in common ----------------------------------------------------------------------------------
 
 
+@checked_methods
 class Factorization(nn.Module, ABC):
     """A weight tensor in factorized form.
 
@@ -150,6 +153,10 @@ class Factorization(nn.Module, ABC):
     """Ranks that may be left out. An int given as the rank stands for all others."""
 
     ranks: dict[str, int | tuple[int, ...]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        checked_methods(cls)
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -32,7 +33,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from mumoe.errors import JobError, UserError
+from mumoe.errors import JobError, UserError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,14 +48,18 @@ __all__ = [
     "digest_file",
     "digest_files",
     "holds_files",
+    "inside",
     "make_folder",
     "new_array",
     "new_entries",
     "new_file",
     "new_folder",
     "private_file",
+    "read_array",
     "read_json",
+    "read_toml",
     "recovered",
+    "regular_size",
     "remove_folder",
     "sync_file",
     "to_plain",
@@ -81,6 +86,8 @@ _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
 _CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 """What numpy says when a disk is full, without a number of the error."""
 _RETRIES = 7
+_NPY_HEADER = 1 << 16
+"""Bytes that hold the header of any .npy file; numpy refuses longer ones than 10,000."""
 
 
 # Writing --------------------------------------------------------------------------------------------------
@@ -562,6 +569,10 @@ class _NotWritten(JobError):
         super().__init__(f"{who or 'mumoe'}: expected {what} {remedy or OUT}")
         self.what, self.who, self.remedy = what, who, remedy
 
+    def __reduce__(self) -> tuple[type[_NotWritten], tuple[str, str | None, str | None]]:
+        """How it is sent to the other processes of a job."""
+        return type(self), (self.what, self.who, self.remedy)
+
 
 @contextlib.contextmanager
 def write_errors(path: Path, *, who: str | None = None, remedy: str | None = None) -> Iterator[None]:
@@ -586,7 +597,7 @@ def write_errors(path: Path, *, who: str | None = None, remedy: str | None = Non
         if type(error).__name__ != "SafetensorError":  # importing its module takes long
             raise
         full = any(word in str(error) for word in ("No space left", "File too large", "quota"))
-        what = _full(path) if full else f"to write {_shown(path)!r}, got: {error}."
+        what = _full(path) if full else f"to write {_named(path)!r}, got: {error}."
         raise _NotWritten(what, who, remedy) from error
 
 
@@ -596,22 +607,22 @@ def _failure(path: Path, error: OSError) -> str | None:
         return _full(path)
     if error.filename is None:
         known = error.errno in {errno.EIO, errno.EROFS}
-        return f"to write {_shown(path)!r}, got: {error.strerror}." if known else None
+        return f"to write {_named(path)!r}, got: {error.strerror}." if known else None
     failed = Path(os.path.abspath(os.fsdecode(error.filename)))
     if not _concerns(Path(os.path.abspath(path)), failed):
         return None
     if error.errno in _CLOSED:
-        return f"a folder that can be written, got {_shown(failed.parent)!r} ({error.strerror})."
+        return f"a folder that can be written, got {_named(failed.parent)!r} ({error.strerror})."
     if error.errno == errno.ENOENT and not path.parent.is_dir():
-        return f"an existing folder, got {_shown(path.parent)!r}, which does not exist. Create it first."
-    return f"to write {_shown(path)!r}, got: {error.strerror} ({_shown(failed)})."
+        return f"an existing folder, got {_named(path.parent)!r}, which does not exist. Create it first."
+    return f"to write {_named(path)!r}, got: {error.strerror} ({_named(failed)})."
 
 
 def _full(path: Path) -> str:
-    return f"room on the disk of {_shown(path.parent)!r}, got: the disk is full. Free some space."
+    return f"room on the disk of {_named(path.parent)!r}, got: the disk is full. Free some space."
 
 
-def _shown(path: Path) -> str:
+def _named(path: Path) -> str:
     """A path as the user knows it: temporary names replaced by what they stand for."""
     matches = ((_NAME.fullmatch(part), part) for part in path.parts)
     return str(Path(*(match[4] if match else part for match, part in matches)))
@@ -649,16 +660,99 @@ def read_json(path: Path, who: str = "", *, most: int = 1 << 30) -> Any:
 
 def _parsed(path: Path, most: int) -> Any:
     try:
-        status = os.stat(path)  # before it is opened: a pipe would wait for its writer
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path.name} is not a regular file")
-        if status.st_size > most:
-            raise ValueError(f"{path.name} has {status.st_size} bytes, more than {most}")
+        size = regular_size(path)
+        if size > most:
+            raise ValueError(f"{path.name} has {size} bytes, more than {most}")
         return json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
     except (RecursionError, UnicodeDecodeError, json.JSONDecodeError):
         raise ValueError(f"{path.name} is not JSON") from None
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """A text in TOML as plain values.
+
+    Raises:
+        ValueError: If it is not TOML, or nested too deeply; the message is one for users.
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("values nested too deeply") from None
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of a file that a file in `folder` names; it cannot lead out of the folder, but for links.
+
+    Raises:
+        ValueError: If it is not the relative path of something below the folder.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{shown(name)} is not the name of a file")
+    parts = re.split(r"[/\\]", name) if os.name == "nt" else name.split("/")
+    if "" in parts or ".." in parts or Path(name).is_absolute() or Path(name).drive:
+        raise ValueError(f"{shown(name)} is outside the folder")
+    return folder / name
+
+
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file, before it is opened: a pipe would wait for its writer.
+
+    Raises:
+        ValueError: If it is something else.
+        OSError: If it cannot be found.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path.name} is not a regular file")
+    return status.st_size
+
+
+def read_array(path: Path, *, mapped: bool = False) -> Any:
+    """The array of numbers or texts in a .npy file; nothing is allocated before its size is known to be right.
+
+    Args:
+        path: The file.
+        mapped: Map it into memory, read-only, instead of reading it.
+
+    Raises:
+        ValueError: If it is missing, not a regular file, or no such array; the message is a few words for a caller
+            that adds its own.
+    """
+    try:
+        size = regular_size(path)
+        shape, fortran, dtype, start = _array_header(path)
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
+    count = math.prod(shape)
+    if not shape or start + count * dtype.itemsize != size:
+        raise ValueError(f"{path.name} has {size} bytes, which are not {dtype} of shape {shape}")
+    import numpy as np
+
+    if not count:
+        return np.zeros(shape, dtype)
+    found = np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+    return found if mapped else np.array(found)
+
+
+def _array_header(path: Path) -> tuple[tuple[int, ...], bool, Any, int]:
+    """Shape, order and type of a .npy file, and the position of its first number."""
+    from numpy.lib import format as npy
+
+    with path.open("rb") as file:
+        begin = io.BytesIO(file.read(_NPY_HEADER))  # of a damaged length no more is read, or allocated
+    try:
+        version = npy.read_magic(begin)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(begin)
+    except Exception:  # numpy evaluates the header as Python: the errors of its tokenizer and parser come too
+        raise ValueError(f"{path.name} is not an array") from None
+    if dtype.kind not in "biufcSUM" or not dtype.itemsize:
+        raise ValueError(f"{path.name} holds {dtype}, not numbers or texts")
+    return shape, fortran, dtype, begin.tell()
 
 
 def to_plain(value: Any) -> Any:
@@ -687,9 +781,12 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Bytes and SHA-256 of every file below a folder, by its relative name with slashes, in order of name."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+def digest_files(folder: Path, *, deep: bool = True) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 of every file below a folder, by its relative name with slashes, in order of name.
+
+    With `deep` False only those directly in it.
+    """
+    paths = sorted(path for path in folder.glob("**/*" if deep else "*") if path.is_file())
     return {path.relative_to(folder).as_posix(): (path.stat().st_size, digest_file(path)) for path in paths}
 
 

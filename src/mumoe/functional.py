@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mumoe.calling import on_tensors
 from mumoe.errors import UserError
 
 __all__ = [
@@ -49,6 +50,7 @@ _SOFTRANK_BLOCK = 2**24  # elements of the table that softrank builds at a time
 # ---------------------------------------------------------------------------------------------------------
 
 
+@on_tensors
 def entmax15(logits: Tensor) -> Tensor:
     """Entmax with alpha = 1.5 over the last dimension: the paper's sparse gate activation.
 
@@ -68,6 +70,7 @@ def entmax15(logits: Tensor) -> Tensor:
     return _apply_entmax(logits, 1.5)
 
 
+@on_tensors
 def sparsemax(logits: Tensor) -> Tensor:
     """Euclidean projection of each row onto the simplex: entmax with alpha = 2.
 
@@ -79,6 +82,7 @@ def sparsemax(logits: Tensor) -> Tensor:
     return _apply_entmax(logits, 2.0)
 
 
+@on_tensors
 def entmax(logits: Tensor, alpha: float | Tensor = 1.5) -> Tensor:
     """Entmax for any alpha in (1, 2] over the last dimension; alpha may be learned.
 
@@ -102,6 +106,7 @@ def entmax(logits: Tensor, alpha: float | Tensor = 1.5) -> Tensor:
     return _apply_entmax(logits, alpha)
 
 
+@on_tensors
 def topk_softmax(logits: Tensor, k: int, normalize: bool = True) -> Tensor:
     """Softmax over the k largest logits of each row, 0 elsewhere.
 
@@ -125,6 +130,7 @@ def topk_softmax(logits: Tensor, k: int, normalize: bool = True) -> Tensor:
     return torch.zeros_like(logits).scatter(-1, index, kept)
 
 
+@on_tensors
 def relu_topk(logits: Tensor, k: int) -> Tensor:
     """The k largest logits of each row as they are, where they are positive; 0 elsewhere. Rows are not normalized.
 
@@ -139,6 +145,7 @@ def relu_topk(logits: Tensor, k: int) -> Tensor:
     return torch.zeros_like(logits).scatter(-1, index, values.relu())
 
 
+@on_tensors
 def softrank(logits: Tensor, regularization: float = 1.0, normalize: bool = True) -> Tensor:
     """Soft ranks of the logits, scaled to sum to 1: the largest logit has the largest coefficient.
 
@@ -366,6 +373,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------
 
 
+@on_tensors
 def dense_contract(x: Tensor, coefficients: Sequence[Tensor], weight: Tensor) -> Tensor:
     """The definition of the layer: mix experts that are held in full.
 
@@ -391,6 +399,7 @@ def dense_contract(x: Tensor, coefficients: Sequence[Tensor], weight: Tensor) ->
     return y + joint @ flat[..., width] if flat.shape[-1] > width else y
 
 
+@on_tensors
 def cp_contract(x: Tensor, coefficients: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
     """Mix linear experts held as CP factors; the dense weight is never formed.
 
@@ -416,6 +425,7 @@ def cp_contract(x: Tensor, coefficients: Sequence[Tensor], factors: Sequence[Ten
     return F.linear(hidden, out_factor)
 
 
+@on_tensors
 def hadamard_contract(
     x: Tensor, coefficients: Sequence[Tensor], in_factor: Tensor, expert_factors: Sequence[Tensor]
 ) -> Tensor:
@@ -442,6 +452,7 @@ def hadamard_contract(
     return y
 
 
+@on_tensors
 def tucker_contract(x: Tensor, coefficients: Sequence[Tensor], core: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """Mix linear experts held as a Tucker core and its factors.
 
@@ -480,6 +491,7 @@ def _through_core(mixed: Tensor, hidden: Tensor, core: Tensor) -> Tensor:
     return torch.bmm(matrices, hidden.unsqueeze(-1)).squeeze(-1)
 
 
+@on_tensors
 def ring_contract(x: Tensor, coefficients: Sequence[Tensor], cores: Sequence[Tensor]) -> Tensor:
     """Mix linear experts held as tensor-ring cores; a tensor train is the ring whose closing bond is 1.
 
@@ -547,6 +559,7 @@ def _outer(vectors: Sequence[Tensor]) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------
 
 
+@on_tensors
 def mutual_information(coefficients: Tensor, labels: Tensor, num_labels: int) -> Tensor:
     """Mutual information of label and expert in nats, where a row with label c picks expert n with probability a_n.
 

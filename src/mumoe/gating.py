@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from mumoe import functional, kernels, sparse_gate
+from mumoe.calling import checked, checked_methods
 from mumoe.coefficients import Coefficients, DenseCoefficients, full_precision
 from mumoe.errors import UserError, check_levels, nearest, unknown_name
 from mumoe.sparse_gate import Plan
@@ -58,6 +59,7 @@ ROUTES = ("auto", "dense", "sparse")
 """How a gate computes: ``dense`` forms every logit of the batch, ``sparse`` keeps the support alone."""
 
 
+@checked
 def register_gate(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator that makes an activation available as ``gate=name``; a taken name is refused."""
 
@@ -327,6 +329,7 @@ def _reset(module: nn.Module) -> None:
         reset()
 
 
+@checked_methods
 class Gate(nn.Module):
     """Expert coefficients of every level from one input.
 

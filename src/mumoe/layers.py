@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mumoe.ablation import Ablation, ablated, ablations, active, contract_ablated
+from mumoe.calling import checked_methods
 from mumoe.coefficients import Coefficients, DenseCoefficients, as_coefficients
 from mumoe.costs import rank_for_block
 from mumoe.errors import UserError, check_levels, check_size
@@ -55,6 +56,7 @@ Asked = bool | Literal["sparse"]
 """What `return_coefficients` may be."""
 
 
+@checked_methods
 class _Gated(nn.Module):
     """What MuMoE and MuMoEBlock share: one gate, an input of known width, experts that can be ablated."""
 
@@ -205,6 +207,7 @@ def _autocast(x: Tensor) -> bool:
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
+@checked_methods
 class MuMoE(_Gated):
     """A linear layer that mixes experts by sparse coefficients, computed on the factors of their weights.
 
@@ -414,6 +417,7 @@ def _relative_error(layer: MuMoE, matrix: Tensor, levels: tuple[int, ...]) -> fl
         return float((copy - matrix.double()).norm()) / norm if norm else 0.0
 
 
+@checked_methods
 class MuMoEBlock(_Gated):
     """A two-layer MLP of mixtures of experts under one gate; takes the arguments of timm's `Mlp`.
 
@@ -546,6 +550,7 @@ class MuMoEBlock(_Gated):
         return h
 
 
+@checked_methods
 class MuMoEGatedBlock(MuMoEBlock):
     """A gated MLP, as in Llama, whose three layers are mixtures of experts under one gate.
 

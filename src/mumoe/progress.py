@@ -1,4 +1,7 @@
-"""Progress with an estimate of the time left: tqdm's bar in terminals and notebooks, occasional lines in a log."""
+"""Progress with an estimate of the time left: tqdm's bar in terminals and notebooks, occasional lines in a log.
+
+A step that wrote a line into a log also writes its last one, so that a log never ends before the step does.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,13 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["Progress", "track"]
+__all__ = ["DELAY", "INTERVAL", "Progress", "track"]
+
+INTERVAL = 15.0
+"""Seconds between the lines in a log."""
+
+DELAY = 1.0
+"""Seconds before the bar of a step appears that is usually short."""
 
 T = TypeVar("T")
 
@@ -22,17 +31,30 @@ class Progress(AbstractContextManager["Progress"]):
         description: What is being done, in a few words.
         total: Number of units; `advance` counts them.
         enabled: False prints nothing.
-        interval: Seconds between the lines written where stderr is neither a terminal nor a notebook.
+        interval: Seconds between the lines written where stderr is neither a terminal nor a notebook; None for
+            `INTERVAL`.
+        done: Units that an earlier job finished.
+        delay: Seconds that the step must take before a bar appears.
 
     >>> with Progress("Extracting features", total=3) as progress:
     ...     for _ in range(3):
     ...         progress.advance()
     """
 
-    def __init__(self, description: str, total: int, *, enabled: bool = True, interval: float = 15.0) -> None:
-        self.description, self.total, self.done = description, total, 0
-        self.enabled, self.interval = enabled, interval
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        *,
+        enabled: bool = True,
+        interval: float | None = None,
+        done: int = 0,
+        delay: float = 0.0,
+    ) -> None:
+        self.description, self.total, self.done = description, total, done
+        self.enabled, self.interval, self.delay = enabled, INTERVAL if interval is None else interval, delay
         self._bar: Any = None
+        self._earlier, self._shown = done, done
         self._start = self._written = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -41,7 +63,8 @@ class Progress(AbstractContextManager["Progress"]):
                 warnings.simplefilter("ignore")  # that a notebook has no ipywidgets: the bar is text then
                 from tqdm.auto import tqdm
 
-            self._bar = tqdm(desc=self.description, total=self.total, dynamic_ncols=True, file=sys.stderr)
+            where = {"initial": self.done, "total": self.total, "delay": self.delay}
+            self._bar = tqdm(desc=self.description, dynamic_ncols=True, file=sys.stderr, **where)
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -52,15 +75,20 @@ class Progress(AbstractContextManager["Progress"]):
             self._bar.update(count)
         elif self.enabled and time.monotonic() - self._written >= self.interval:
             self._written = time.monotonic()
-            left = (self._written - self._start) / max(self.done, 1) * (self.total - self.done)
-            text = f"{self.description}: {self.done} of {self.total}, {left:.0f} s left {note}"
-            sys.stderr.write(text.rstrip() + "\n")
+            pace = (self._written - self._start) / max(self.done - self._earlier, 1)
+            self._write(f"{pace * (self.total - self.done):.0f} s left {note}")
+
+    def _write(self, text: str) -> None:
+        self._shown = self.done
+        sys.stderr.write(f"{self.description}: {self.done:,} of {self.total:,}, {text}".rstrip() + "\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+        elif kind is None and self._earlier < self._shown < self.done:
+            self._write(f"{time.monotonic() - self._start:.0f} s in all")
 
 
 def track(items: Iterable[T], description: str, total: int, *, enabled: bool = True) -> Iterator[T]:

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
-from mumoe.errors import UserError, require, unknown_name
+from mumoe.errors import UserError, reason_of, require, unknown_name
 from mumoe.files import read_json, to_plain, write_json
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ class Record:
         who = f"{cls.__name__}.from_json"
         try:
             values = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{who}: expected JSON, got {error}. Give what to_json returned.") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{who}: expected JSON, got {reason_of(error)}. Give what to_json returned.") from None
         return cls.from_dict(values, who)
 
     def save(self, path: str | Path) -> None:
@@ -158,7 +158,7 @@ def read_typed(kind: type[Read], values: Any, who: str) -> Read:
 
     try:
         return msgspec.convert(values, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:  # ValueError: text that is not UTF-8
         text = str(error).replace("$", "").replace("`", "")
         raise UserError(f"{who}: expected {kind.__name__}, got values that do not fit: {text}.") from None
 

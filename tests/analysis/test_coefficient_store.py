@@ -5,8 +5,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
 from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter, sparse_rows
+from mumoe.coefficients import DenseCoefficients, SparseCoefficients
 from mumoe.errors import UserError
 
 BY_HAND = np.array(
@@ -196,3 +198,58 @@ def test_sparse_rows_drop_only_exact_zeros():
     assert experts.tolist() == [1, 2]
     assert values.tolist() == pytest.approx([1e-30, 0.5])
     assert counts.tolist() == [2, 0]
+
+
+def supports(blocks):
+    return [DenseCoefficients(torch.from_numpy(block)).at_least() for block in blocks]
+
+
+def test_coefficients_by_their_support_are_written_like_blocks(tmp_path):
+    rng = np.random.default_rng(4)
+    blocks = [sparse_block(rng, rows, 32, 3) for rows in (5, 1, 7)]
+    with CoefficientWriter(tmp_path / "sparse", {"head": (32,)}) as writer:
+        for block in supports(blocks):
+            writer.append("head", [block])
+    write(tmp_path / "dense", *blocks)
+    for part in ("experts", "values", "offsets"):
+        name = f"layer0-level0-{part}.npy"
+        assert (tmp_path / "sparse" / name).read_bytes() == (tmp_path / "dense" / name).read_bytes()
+    with (
+        pytest.raises(UserError, match=r"expected 31 experts in level 0 of 'head', got shape \(5, 32\)"),
+        CoefficientWriter(tmp_path / "s", {"head": (31,)}) as writer,
+    ):
+        writer.append("head", supports(blocks)[:1])
+
+
+def test_two_hundred_million_experts_take_no_more_than_their_support(tmp_path):
+    """A row of a matrix would have 800 MB."""
+    pairs = SparseCoefficients(torch.ones(6), torch.arange(6) * 10**7, torch.arange(4) * 2, 2 * 10**8, torch.float32)
+    with CoefficientWriter(tmp_path / "s", {"head": (2 * 10**8,)}) as writer:
+        writer.append("head", [pairs])
+    assert CoefficientStore(tmp_path / "s").level().experts.tolist() == [n * 10**7 for n in range(6)]
+
+
+def test_parquet_holds_a_row_for_each_coefficient(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    store = write(tmp_path / "s", BY_HAND, images=np.array([7, 3, 9, 4]))
+    assert store.write_parquet(tmp_path / "a.parquet") == 8
+    rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    expected = [
+        (image, n, BY_HAND[row, n]) for row, image in enumerate([7, 3, 9, 4]) for n in BY_HAND[row].nonzero()[0]
+    ]
+    assert [(row["image"], row["expert"], row["coefficient"]) for row in rows] == expected
+    assert {row["level"] for row in rows} == {0}
+
+
+def test_parquet_of_levels_and_tokens(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rng = np.random.default_rng(5)
+    levels = [sparse_block(rng, 6, 4, 2), sparse_block(rng, 6, 3, 1)]
+    with CoefficientWriter(tmp_path / "s", {"mlp": (4, 3)}, rows_per_image={"mlp": 3}) as writer:
+        writer.append("mlp", levels)
+    assert CoefficientStore(tmp_path / "s").write_parquet(tmp_path / "a.parquet") == 18
+    table = np.zeros((2, 6, 4), np.float32)
+    for row in parquet.read_table(tmp_path / "a.parquet").to_pylist():
+        table[row["level"], 3 * row["image"] + row["row"], row["expert"]] = row["coefficient"]
+    assert np.array_equal(table[0], levels[0])
+    assert np.array_equal(table[1, :, :3], levels[1])

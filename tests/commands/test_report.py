@@ -27,6 +27,17 @@ def test_a_report_is_written_and_says_what_is_missing(run, tmp_path, capsys):
     assert main(["report", str(run), "-o", str(tmp_path / "out"), "--quiet", "--max-images", "0"]) == 0
 
 
+def test_paths_of_this_machine_are_written_only_if_asked_for(run, tmp_path, capsys):
+    pages = {}
+    for name, more in (("short", []), ("full", ["--local-paths"])):
+        assert main(["report", str(run), "-o", str(tmp_path / name), "--quiet", *more]) == 0
+        paths = [path for path in (tmp_path / name).rglob("*") if path.suffix in (".html", ".json", ".js", ".svg")]
+        pages[name] = "".join(path.read_text() for path in paths)
+    assert f"mumoe analyze {run.name}" in pages["short"]
+    assert str(run.parent) not in pages["short"]
+    assert f"mumoe analyze {run}" in pages["full"]
+
+
 @pytest.mark.parametrize("logged", [0, 1, 2])
 def test_a_run_of_few_steps_has_a_page(run, tmp_path, capsys, logged):
     short = tmp_path / "short"

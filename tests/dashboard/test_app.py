@@ -36,7 +36,7 @@ def test_the_state_names_everything_and_the_secret_of_the_page(running):
 def test_columns_of_all_experts_equal_the_coefficients(running, session):
     found = get(running, "/api/experts", split="test", level=0, gap="studio")
     rows = session.split("test").images
-    a = session.run.coefficients(rows, "test")[0].numpy()
+    a = session.run.coefficients(rows, "test")[0].to_dense().numpy()
     np.testing.assert_array_equal(found["load"], (a >= 0.5).sum(0))
     np.testing.assert_array_equal(found["touched"], (a > 0).sum(0))
     np.testing.assert_allclose(found["mean"], a.mean(0), atol=1e-6)
@@ -60,7 +60,7 @@ def test_columns_of_a_subgroup_count_its_images_alone(running, session):
     found = get(running, "/api/experts", split="val", level=0, label="round", attribute="studio", value="plain")
     rows = session.split("val").images
     mine = rows[(session.run.data.labels[rows, 0] == 1) & (session.run.data.attributes["studio"].codes[rows] == 1)]
-    a = session.run.coefficients(mine, "test")[0].numpy()
+    a = session.run.coefficients(mine, "test")[0].to_dense().numpy()
     assert found["rows"] == len(mine) > 0
     np.testing.assert_array_equal(found["touched"], (a > 0).sum(0))
 
@@ -91,7 +91,7 @@ def test_an_audit_is_that_of_the_run_by_experts_and_by_named_attributes(running,
 
 def test_images_of_an_expert_come_with_the_largest_coefficient_first(running, session):
     found = post(running, "/api/images", split="val", level=0, expert=3, offset=0, limit=500)
-    a = session.run.coefficients(session.split("val").images, "test")[0].numpy()[:, 3]
+    a = session.run.coefficients(session.split("val").images, "test")[0].to_dense().numpy()[:, 3]
     assert found["total"] == (a > 0).sum()
     values = [item["coefficient"] for item in found["items"]]
     np.testing.assert_allclose(values, np.sort(a[a > 0])[::-1], atol=1e-6)
@@ -238,6 +238,7 @@ def test_thumbnails_are_pictures_of_the_asked_size(running, session):
         ("/api/image", {"image": 360}, "expected an image in 0..359, got 360"),
         ("/api/image", {"image": "x"}, "expected a whole number for image, got 'x'"),
         ("/api/image", {"image": 1.5}, "expected a whole number for image, got 1.5"),
+        ("/api/image", {"image": 0, "labels": 3}, "expected a list of labels, got int"),
         ("/api/compare", {"edits": {}}, "expected a list of edits, got dict"),
         ("/api/compare", {"edits": [{"kind": "ablate"}]}, "expected an edit, got KeyError 'name'"),
         ("/api/compare", {"edits": [{"name": "a", "kind": "ablat"}]}, "Did you mean 'ablate'?"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from dashboard.made_up_run import CLASSES, STUDIOS
-from dashboard.talking import get, post, refused
+from dashboard.talking import get, post, refused, request
 from mumoe import cli
 from mumoe.editing.edit_files import load_edits, read_edit_file
 
@@ -135,10 +136,32 @@ def test_a_file_of_mumoe_edit_is_loaded(running, run, capsys):
 
 
 def test_existing_files_are_kept_unless_they_are_to_be_replaced(running, run):
-    post(running, "/api/save", name="hand", edits=[ABLATION])
+    first = post(running, "/api/save", name="hand", edits=[ABLATION])["version"]
     assert "which exists" in refused(running, "/api/save", name="hand", edits=[SCALING])
-    post(running, "/api/save", name="hand", edits=[SCALING], replace=True)
+    assert post(running, "/api/load", name="hand")["version"] == first
+    second = post(running, "/api/save", name="hand", edits=[SCALING], replace=first)["version"]
+    assert second != first
     assert list(read_edit_file(run / "edits" / "hand.json").edits) == ["scale-1"]
+
+
+def test_a_file_that_was_changed_elsewhere_is_not_replaced(running, run):
+    first = post(running, "/api/save", name="hand", edits=[ABLATION])["version"]
+    post(running, "/api/save", name="hand", edits=[ABLATION, SCALING], replace=first)
+    said = refused(running, "/api/save", name="hand", edits=[SCALING], replace=first)
+    assert "got one that was changed elsewhere. Load it again" in said
+    assert list(read_edit_file(run / "edits" / "hand.json").edits) == ["ablate-1", "scale-1"]
+    (run / "edits" / "hand.json").unlink()
+    assert "was deleted elsewhere" in refused(running, "/api/save", name="hand", edits=[SCALING], replace=first)
+
+
+def test_of_many_clients_that_save_a_name_at_once_one_is_accepted(running, run):
+    edits = [{**ABLATION, "name": f"of-{n}"} for n in range(8)]
+    bodies = [json.dumps({"name": "race", "edits": [edit]}).encode() for edit in edits]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda body: request(running, "POST", "/api/save", body), bodies))
+    assert sorted(status for status, _, _ in answers) == [200] + [400] * 7
+    accepted = next(n for n, answer in enumerate(answers) if answer[0] == 200)
+    assert list(read_edit_file(run / "edits" / "race.json").edits) == [f"of-{accepted}"]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_the_first_experts_are_those_of_the_study(running, run):
 def test_pictures_and_classes_of_the_list_are_those_of_the_largest_coefficients(running, session):
     found = get(running, "/api/experts", split="val", level=0)
     rows = session.split("val").images
-    a = session.run.coefficients(rows, "test")[0].numpy()
+    a = session.run.coefficients(rows, "test")[0].to_dense().numpy()
     best = [int(rows[a[:, n].argmax()]) if a[:, n].any() else -1 for n in range(12)]
     assert found["picture"] == best
     mass = a.T @ session.run.data.labels[rows].astype(np.float32)
@@ -55,7 +55,7 @@ def test_pictures_and_classes_of_the_list_are_those_of_the_largest_coefficients(
 def test_logits_without_an_expert_and_the_histogram_of_its_coefficients(running, session):
     found = get(running, "/api/expert", split="val", level=0, expert=3)
     rows = session.split("val").images
-    a = session.run.coefficients(rows, "test")[0].numpy()[:, 3]
+    a = session.run.coefficients(rows, "test")[0].to_dense().numpy()[:, 3]
     with session.run.layer.ablate(3):
         after = session.run.outputs(rows[a > 0])
     change = (after - session.run.outputs(rows[a > 0])).astype(np.float64).mean(0)

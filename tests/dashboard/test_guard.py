@@ -136,6 +136,7 @@ def test_nothing_is_changed_by_get(running, path):
         "/vendor/%2e%2e/%2e%2e/app.py",
         "//etc/passwd",
         "/index.html",
+        "/main.js/",
         "/api/picture?image=../run.json",
         "/api/picture?image=-1",
         "/api/picture?image=99999999",
@@ -146,6 +147,22 @@ def test_no_path_leads_anywhere(running, path):
     status, _, content = request(running, "GET", path)
     assert status == 404 or (status == 400 and b"expected" in content)
     assert b"root:" not in content
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [("Content-Length: 100000", b"{"), ("Transfer-Encoding: chunked", b"zz\r\n")],
+    ids=["broken off", "no chunks"],
+)
+def test_a_connection_that_breaks_leaves_no_traceback_in_the_log(running, caplog, head, body):
+    own = {"Host": f"127.0.0.1:{running.port}", "Cookie": f"mumoe_{running.port}={running.keys.token}"}
+    lines = ["POST /api/compare HTTP/1.1", *(f"{name}: {value}" for name, value in own.items())]
+    lines += [f"X-Mumoe-Page: {running.keys.page}", head] if b"{" in body else [head]
+    with socket.create_connection(("127.0.0.1", running.port)) as connection:
+        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    for _ in range(3):  # answered after the other connection was looked at
+        assert request(running, "GET", "/api/state")[0] == 200
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
 
 
 def test_it_listens_on_this_machine_alone(running):

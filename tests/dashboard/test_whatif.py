@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -160,3 +163,16 @@ def test_scores_count_what_changes(tmp_path, multi_label):
         mine = (slice(None), c) if multi_label else scores.truth == c
         shares = (found["classes"]["before"][c], found["classes"]["after"][c])
         assert shares == pytest.approx((old[mine].mean(), new[mine].mean()))
+
+
+@pytest.mark.parametrize("kind", ["cp", "hadamard"])
+def test_large_projections_are_in_a_mapped_file_that_is_gone_with_them(tmp_path, monkeypatch, kind):
+    run = make_run(tmp_path, kind)
+    before = rows_of(run, tmp_path)
+    monkeypatch.setattr("mumoe.dashboard.whatif.MAPPED", 1)
+    mapped = rows_of(run, tmp_path)
+    assert torch.equal(mapped.logits, before.logits)
+    assert len(mapped.hidden) == (ROWS if mapped.form else 0)  # a layer without a form reads its inputs again
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    lines = Path("/proc/self/maps").read_text().splitlines() if sys.platform.startswith("linux") else []
+    assert not lines or kind != "cp" or any("mumoe-held-" in line and "deleted" in line for line in lines)

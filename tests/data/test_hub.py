@@ -6,6 +6,7 @@ import sys
 import types
 from multiprocessing.reduction import ForkingPickler
 
+import pyarrow
 import pytest
 from PIL import Image
 
@@ -48,6 +49,10 @@ class Table:
         assert not feature.decode
         return Table(self.columns, {**self.features, name: feature})
 
+    def with_format(self, kind):
+        assert kind == "arrow"
+        return Table({name: pyarrow.array(values) for name, values in self.columns.items()}, self.features)
+
     def select_columns(self, names):
         return Table({name: self.columns[name] for name in names}, {name: self.features[name] for name in names})
 
@@ -59,7 +64,10 @@ class StandIn(types.ModuleType):
 
     def __init__(self):
         super().__init__("datasets")
-        self.config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+        nowhere = "/nonexistent/cache"
+        self.config = types.SimpleNamespace(
+            HF_HUB_OFFLINE=False, HF_DATASETS_CACHE=nowhere, DOWNLOADED_DATASETS_PATH=nowhere
+        )
         self.sets, self.hub, self.asked = {}, {}, []
 
     def load_from_disk(self, path):
@@ -194,7 +202,10 @@ def test_images_kept_beside_the_table(standin, root, load):
     for row in range(11):
         Image.new("RGB", (3, 3), COLOURS[row]).save(root / f"{row}.png")
     standin.save(made, root / "saved")
-    data = load(f"hf:{root / 'saved'}")
+    place = f"hf:{root / 'saved'}"
+    with pytest.raises(UserError, match=r"images inside .*saved', got 12 files elsewhere, .* allow_outside=true"):
+        load(place)
+    data = load(place, allow_outside=True)
     assert data.problems == ("all/11: no such file",)
     assert data.open_image(10).getpixel((0, 0)) == COLOURS[10]
 
@@ -343,5 +354,5 @@ def test_a_file_named_by_two_rows_is_one_image(standin, root, load):
     made.columns["picture"] = [*cells, {"bytes": None, "path": str(root / "x" / ".." / "4.png")}]
     (root / "x").mkdir()
     standin.save(made, root / "saved")
-    data = load(f"hf:{root / 'saved'}")
+    data = load(f"hf:{root / 'saved'}", allow_outside=True)
     assert data.problems == ("all/11: is the same file as all/4; only the first is used",)

@@ -53,7 +53,16 @@ def small(tmp_path: Path, documents) -> dict:
 @pytest.fixture(scope="session")
 def analyzed(model_folder, documents, tmp_path_factory):
     place = tmp_path_factory.mktemp("analyzed")
-    given = {"k": 4, "width": 4, "tokens": 1500, "context": 17, "lr": (4e-3,), "batch_size": 64, "val_contexts": 8}
+    given = {
+        "k": 4,
+        "width": 4,
+        "init": "random",
+        "tokens": 1500,
+        "context": 17,
+        "lr": (4e-3,),
+        "batch_size": 64,
+        "val_contexts": 8,
+    }
     held = {"precision": "float32", "device": "cpu", "cache_dir": place / "cache", "progress": False}
     dec = mumoe.decompose(model_folder, layer=1, text=documents, out=place / "dec", **given, **held)
     dec.found = dec.analyze(8, ablations=4, least=5)

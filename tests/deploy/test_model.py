@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 import mumoe
 from mumoe.analysis.expert_notes import FILE
 from mumoe.deploy import formats
-from mumoe.deploy.card import public_name
 from mumoe.deploy.model import ImageClassifier
 from mumoe.deploy.predictions import explain
 from mumoe.editing.expert_edits import Rewrite, SetOutput
 from mumoe.editing.stack import EditStack
 from mumoe.errors import JobError, UserError
+from mumoe.local_paths import public_name
 from mumoe.training import StoredRun
 from training.made_up_training import CLASSES, made_up_image
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mumoe.coefficients import DenseCoefficients, SparseCoefficients
 from mumoe.editing.expert_audit import audit, handled, propose
 from mumoe.errors import UserError
 
@@ -189,3 +190,53 @@ def test_bad_input():
         audit([a], right, labels, min_rows=1)
     with pytest.raises(UserError, match=r"expected `merge` in 0\.\.1, got 1\.5\. 0 merges no groups"):
         audit([a], right, labels, merge=1.5)
+
+
+@pytest.mark.parametrize("min_rows", [2, 12])
+def test_every_comparison_against_counts_of_the_definition(min_rows):
+    """Sizes, accuracies and the number of comparisons, from masks of the rows."""
+    g = generator(1)
+    a = torch.rand(400, 6, generator=g).square()
+    a[a < 0.2] = 0
+    right, labels = torch.rand(400, generator=g) < 0.7, torch.randint(0, 3, (400,), generator=g)
+    found = audit([a], right, labels, threshold=0.3, min_rows=min_rows, merge=0)
+    inside = a >= 0.3
+    groups = {((0, n),): inside[:, n] for n in range(6)}
+    groups |= {((0, n), (0, m)): inside[:, n] & inside[:, m] for n in range(6) for m in range(n + 1, 6)}
+    expected = {}
+    for name, mask in groups.items():
+        for label in range(3):
+            mine, rest = mask & (labels == label), ~mask & (labels == label)
+            alike = len(name) == 2 and any(
+                int((inside[:, n] & (labels == label)).sum()) == int(mine.sum()) for _, n in name
+            )
+            if min(int(mine.sum()), int(rest.sum())) >= min_rows and not alike:
+                share = [float(right[part].double().mean()) for part in (mine, rest)]
+                expected[name, label] = (int(mine.sum()), *map(pytest.approx, share))
+    assert found.comparisons == len(expected) == len(found.findings)
+    for finding in found.findings:
+        assert (finding.rows, finding.accuracy, finding.rest) == expected[finding.experts, finding.label]
+
+
+def test_a_million_experts_take_no_more_than_their_support():
+    """A matrix of the rows and experts would take 160 GB, one of all pairs of experts 8 TB."""
+    experts, rows = 10**6, 40_000
+    chosen = torch.arange(2 * rows).reshape(rows, 2) % 500 * 2000 + torch.tensor([0, 1])
+    a = SparseCoefficients(
+        torch.full((2 * rows,), 0.5), chosen.flatten(), torch.arange(rows + 1) * 2, experts, torch.float
+    )
+    labels = torch.arange(rows) // 4 % 2
+    right = ~((chosen[:, 0] == 4000) & (labels == 1))
+    found = audit([a], right, labels)
+    assert found.findings[0].experts == ((0, 4000),)
+    assert found.findings[0].accuracy == 0
+    assert torch.equal(handled([a], ((0, 4000),), 0.1), chosen[:, 0] == 4000)
+
+
+def test_coefficients_by_their_support_are_audited_like_a_matrix():
+    a, right, labels = planted(2, rows=800)
+    b = torch.softmax(torch.randn(800, 5, generator=generator(3)) * 3, 1)
+    sparse = [DenseCoefficients(level).at_least() for level in (a, b)]
+    assert audit(sparse, right, labels, min_rows=5) == audit([a, b], right, labels, min_rows=5)
+    finding = audit([a], right, labels, pairs=False).findings[0]
+    assert propose(finding, sparse[:1], labels, head=0) == propose(finding, [a], labels, head=0)

@@ -14,8 +14,7 @@ def ranked(inside, right, labels=None, *, alpha=0.05, merge=0.5, crossed=False, 
     names = [(("column", letter),) for letter in "abcdefgh"[: inside.shape[1]]]
     groups = [Groups(names, inside)]
     if crossed:
-        pairs = [(*one, *other) for n, one in enumerate(names) for other in names[n + 1 :]]
-        groups.append(Groups(pairs, inside, crossed=True))
+        groups.append(Groups(names, inside, crossed=True))
     right = torch.tensor(right, dtype=torch.bool)
     labels = torch.zeros(len(right), dtype=torch.long) if labels is None else torch.tensor(labels)
     return rank_groups(

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from mumoe.errors import UserError
 from mumoe.models.feature_files import load_feature_data
+from mumoe.training.sources import FeatureSource
 
 X = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
 LABELS = np.arange(12) % 3
@@ -186,3 +187,22 @@ def test_splits_and_ids(tmp_path: Path) -> None:
     assert "got ''" in refused(save(tmp_path, split=np.array(["train", "", "test"])[LABELS]))
     ids = pa.array([None, *(f"row {k}" for k in range(11))])
     assert "expected a different 'id' in every row" in refused(parquet(tmp_path, id=ids))
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_halves_stay_halves_and_batches_are_float32(tmp_path: Path, kind: str) -> None:
+    """Converted at once, a file of float16 would take twice its size in memory."""
+    half = X.astype(np.float16)
+    path = save(tmp_path, x=half) if kind == "npy" else tensors(tmp_path, features=torch.from_numpy(half))
+    data, found = load_feature_data(path)
+    assert found.x.dtype == np.float16
+    assert kind != "npy" or isinstance(found.x, np.memmap)
+    (x, _), *_ = FeatureSource(found.x, data.labels).stream([np.array([3, 1])], None)
+    assert x.dtype == torch.float32
+    assert np.array_equal(x.numpy(), half[[3, 1]].astype(np.float32))
+
+
+def test_doubles_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
+    wide = X.astype(np.float64)
+    wide[5, 2] = 1e300
+    assert "got nan or inf in row 5" in refused(save(tmp_path, x=wide))

@@ -1,6 +1,7 @@
 """The study of decompositions on a tiny random Llama: what is made, what is not made twice, and the page."""
 
 import json
+import shutil
 
 import pytest
 
@@ -116,9 +117,40 @@ def test_settings_of_the_committed_study(tmp_path):
     assert {"cp-linear", "hadamard", "transcoder", "skip-transcoder", "cp", "tucker", "tr", "dense", "linear"} <= set(
         study.variants
     )
+    assert {cell.k for cell in cells_of(study) if cell.variant == "hadamard-copy"} == {32}
     assert study.settings["tokens"] >= 500_000
     assert study.contexts >= 128
     with pytest.raises(UserError, match="Did you mean 'cp-linear'"):
         read_study(Options(variants=("cp-liner",)))
     with pytest.raises(UserError, match="expected finished runs"):
-        main(Options(work=str(tmp_path), pages=True))
+        main(Options(work=str(tmp_path), out=str(tmp_path), pages=True))
+
+
+def test_results_of_earlier_calls_are_kept_and_not_made_again(options, tmp_path, monkeypatch, capsys):
+    parts = {"variants": ("cp-linear",), "quick": True}
+    main(Options(**{**vars(options), **parts}))
+    shutil.rmtree(tmp_path / "work")
+    before = (tmp_path / "out" / "README.md").read_text()
+    main(Options(**{**vars(options), "variants": ("cp-linear", "linear"), "quick": True}))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(one["cell"]["variant"], one["cell"]["seed"]) for one in results] == [
+        ("cp-linear", 0),
+        ("linear", 0),
+        ("cp-linear", 1),
+        ("linear", 1),
+    ]
+    assert not list((tmp_path / "work").rglob("cp-linear"))
+    shown = before[before.index("## 3 experts") : before.index("## Sources")]
+    assert shown in (tmp_path / "out" / "README.md").read_text()
+    # A K that was not made uses the learning rate of a result whose folder is gone.
+    main(Options(**{**vars(options), "variants": ("cp-linear",), "seeds": 1}))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    rates = {one["cell"]["k"]: one["fitted"][0]["lr"] for one in results if one["cell"]["variant"] == "cp-linear"}
+    assert set(rates) == {2, 4}
+    assert len(set(rates.values())) == 1
+    # --again makes known ones again, too.
+    made = []
+    monkeypatch.setattr(decompose_study._Maker, "make", lambda self, cell: made.append(cell in self.known) or True)
+    main(Options(**{**vars(options), **parts}))
+    main(Options(**{**vars(options), **parts, "again": True}))
+    assert made == [True, True, False, False]

@@ -7,6 +7,7 @@ the jobs (none: all).
 from __future__ import annotations
 
 import faulthandler
+import json
 import sys
 from pathlib import Path
 
@@ -15,8 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from made_up_training import make_data, make_features, tiny_backbone
 
+from mumoe.errors import JobError, UserError
+from mumoe.files import write_errors
 from mumoe.training import TrainConfig, resume, train
-from mumoe.training.distributed import leave
+from mumoe.training.distributed import from_main, gathered, leave, main_first, together
 from mumoe.training.engine import Engine
 from mumoe.training.signals import Interrupted
 
@@ -56,11 +59,17 @@ JOBS = {
 JOBS["text-shard"] = JOBS["text"].replace(shard=True, accumulate=1, head="TRMuMoE-e4", checkpoint_every=5)
 JOBS["begun-alone"] = JOBS["text"].replace(checkpoint_every=4)
 """A run that one process started and stopped at step 4; the processes here resume it."""
+SMALL = {"k": 4, "width": 4, "tokens": 1500, "context": 17, "lr": (4e-3,), "batch_size": 65, "val_contexts": 8}
+FITS = ("decompose", "decompose-tr")
+"""Decompositions; the gate of the second normalizes over the batch."""
 TEXT = ("text", "text-shard", "begun-alone")
 
 
 def run(name: str, out: Path, text: Path) -> None:
     """Train one job in the processes that there are."""
+    if name in FITS:
+        decompose(name, out)
+        return
     if name in TEXT:
         job = JOBS[name].replace(data=f"tokens:{text}", out=str(out / name))
         begun = (out / name / "config.toml").exists()
@@ -84,6 +93,50 @@ def run(name: str, out: Path, text: Path) -> None:
         resume(out / name, **given)
 
 
+def decompose(name: str, out: Path) -> None:
+    import mumoe
+    from mumoe.models.language import HubTokenizer, LanguageModel
+
+    sys.path.insert(1, str(Path(__file__).parents[1]))
+    from tiny_llama import sentences, tiny_llama, tiny_tokenizer
+
+    language = LanguageModel("tiny", tiny_llama(), HubTokenizer(tiny_tokenizer()))
+    given = {**SMALL, "text": [sentences(seed, 60) for seed in range(20)], "layer": 1, "device": "cpu"}
+    given |= {"kind": "tr", "experts": 6, "rank": 3, "lr": (1e-3,)} if name.endswith("tr") else {}
+    mumoe.decompose(language, out=out / name, cache_dir=out / "cache", precision="float32", progress=False, **given)
+
+
+def fail(out: Path) -> None:
+    """What fails on one process is raised on all of them; each writes down what it saw."""
+    rank = torch.distributed.get_rank()
+
+    def broken(by: int, error: Exception) -> None:
+        if rank == by:
+            raise error
+
+    (out / "failures").mkdir(exist_ok=True)
+    full = OSError(28, "No space left on device", str(out / "failures" / "x"))
+    cases = {
+        "work": lambda: together(lambda: broken(1, JobError("work: expected rank 1 to work, got this. Try again."))),
+        "main": lambda: from_main(lambda: broken(0, UserError("main: expected 1, got 2. Give 1."))),
+        "first": lambda: main_first(lambda: broken(1, KeyError("k"))),
+        "disk": lambda: together(lambda: with_errors(out, lambda: broken(1, full))),
+    }
+    seen = {}
+    for name, case in cases.items():
+        try:
+            case()
+        except Exception as error:
+            seen[name] = f"{type(error).__name__}: {error}"
+    seen["values"] = str([from_main(lambda: rank), main_first(lambda: rank), gathered(rank)])
+    (out / "failures" / f"{rank}.json").write_text(json.dumps(seen))
+
+
+def with_errors(out: Path, work) -> None:
+    with write_errors(out / "failures" / "x", who="train"):
+        work()
+
+
 def with_stop(job) -> None:
     """Ask the last process alone to stop at step 5: all must agree on where."""
     real = Engine._update
@@ -104,6 +157,7 @@ if __name__ == "__main__":
     faulthandler.enable()
     faulthandler.dump_traceback_later(180, exit=True)  # processes that wait for each other show where
     torch.set_num_threads(1)
-    for name in sys.argv[3:] or JOBS:
+    for name in sys.argv[3:] or (*JOBS, *FITS):
         run(name, Path(sys.argv[1]), Path(sys.argv[2]))
+    fail(Path(sys.argv[1]))
     leave()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +18,21 @@ from made_up_training import make_data, make_text
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
+import mumoe
+from mumoe.errors import JobError
 from mumoe.gating import BatchNorm
 from mumoe.layers import MuMoE
 from mumoe.training import StoredRun, resume
-from mumoe.training.distributed import SynchronizedBatchNorm, sum_over_processes, synchronize_gates
+from mumoe.training.distributed import (
+    SynchronizedBatchNorm,
+    lost_process,
+    sum_over_processes,
+    synchronize_gates,
+    synchronize_norms,
+)
 from mumoe.training.run import RunFolder
+from soak.process_group import free_port
+from soak.processes import TWO_MACHINES
 
 
 def curve(run: Path) -> list[float]:
@@ -37,7 +45,7 @@ def both(tmp_path_factory):
     """Folders of the same jobs on one process and on two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     text = make_text(tmp_path_factory.mktemp("text"))
-    for name in several.JOBS:
+    for name in (*several.JOBS, *several.FITS):
         several.run(name, one, text)
     begin(one / "begun-alone", two / "begun-alone")
     launch = ["--standalone", "--nproc-per-node", "2", str(Path(__file__).with_name("several.py")), str(two), str(text)]
@@ -61,18 +69,6 @@ def start(arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen(launch, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def free_port() -> str:
-    """A port below those that the system gives to connections: one of those could be taken before its server starts.
-
-    A client that tries such a port while no server listens may get it as its own port, and then connects to itself.
-    """
-    for port in random.sample(range(20_000, 30_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return str(port)
-    raise OSError("no free port among 100 of 20000 to 30000")
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     whole = RunFolder.open(run).config().mode in ("scratch", "text")
     opened = StoredRun(run, device="cpu")
@@ -93,6 +89,43 @@ def test_two_processes_equal_one_with_the_same_batch(both, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", several.FITS)
+def test_a_decomposition_on_two_processes_equals_that_of_one(both, name):
+    ours, theirs = (mumoe.load(str(folder / name)).fitted[0] for folder in reversed(both))
+    assert ours.error == pytest.approx(theirs.error, abs=1e-6)
+    assert ours.train_error == pytest.approx(theirs.train_error, abs=1e-5)
+    weights = [load_file(folder / name / "replacement.safetensors") for folder in both]
+    for key, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][key], tensor, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_sharded_job_writes_each_tensor_once_over_both_processes(both):
+    last = sorted((both[1] / "shard" / "checkpoints").iterdir())[-1]
+    assert sorted(path.name for path in last.iterdir())[:3] == ["manifest.json", "model", "optimizer"]
+    names = ["shard-00001-model-00001-of-00001.safetensors", "shard-00002-model-00001-of-00001.safetensors"]
+    assert sorted(path.name for path in (last / "model").iterdir()) == names
+    whole = StoredRun(both[1] / "shard", device="cpu").network.state_dict()
+    held = [load_file(last / "model" / name) for name in names]
+    for key, tensor in whole.items():
+        parts = [part[key] for part in held if key in part]
+        assert torch.equal(torch.cat(parts) if len(parts) > 1 else parts[0], tensor)
+    assert any(len([part for part in held if key in part and len(part[key])]) == 2 for key in whole)
+
+
+@pytest.mark.slow
+def test_what_fails_on_one_process_is_raised_on_both(both):
+    seen = [json.loads((both[1] / "failures" / f"{rank}.json").read_text()) for rank in range(2)]
+    assert seen[0]["work"] == seen[1]["work"] == "JobError: work: expected rank 1 to work, got this. Try again."
+    assert seen[0]["main"] == seen[1]["main"] == "UserError: main: expected 1, got 2. Give 1."
+    assert seen[1]["first"] == "KeyError: 'k'"
+    assert seen[0]["first"] == "JobError: KeyError: 'k'"
+    assert seen[0]["disk"] == seen[1]["disk"]
+    assert "train: expected room on the disk" in seen[0]["disk"]
+    assert [each["values"] for each in seen] == ["[0, 0, [0, 1]]", "[0, 1, [0, 1]]"]
+
+
+@pytest.mark.slow
 def test_a_stop_asked_of_one_process_stops_all_at_the_same_step(both):
     facts = RunFolder.open(both[1] / "stopped").facts()
     assert facts["state"] == "finished"
@@ -101,7 +134,7 @@ def test_a_stop_asked_of_one_process_stops_all_at_the_same_step(both):
 
 @pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_with_one(both, tmp_path):
-    """Sharded tensors are saved whole: the last checkpoint is dropped and one process repeats its steps."""
+    """Shards of both processes: the last checkpoint is dropped and one process repeats its steps."""
     from made_up_training import make_features
 
     begin(both[1] / "shard", tmp_path / "shard")
@@ -210,3 +243,95 @@ def test_the_reduction_has_the_values_gradients_and_statistics_of_batch_norm(alo
     torch.testing.assert_close(ours.running_var, plain.running_var)
     assert ours.num_batches_tracked == 1
     assert torch.autograd.gradcheck(ours, x)
+
+
+def plain_norms() -> list[torch.nn.Module]:
+    from timm.layers import BatchNormAct2d
+
+    return [torch.nn.BatchNorm1d(3), torch.nn.BatchNorm2d(3, momentum=None), BatchNormAct2d(3, act_layer=torch.nn.SiLU)]
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_a_backbones_norm_over_processes_has_values_gradients_and_statistics_of_the_plain_one(alone, monkeypatch, kind):
+    """Its batch would otherwise be each process's own, and so would the statistics that are saved."""
+    import mumoe.training.distributed as distributed
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)  # takes the path of several processes
+    torch.manual_seed(0)
+    plain, ours = torch.nn.Sequential(plain_norms()[kind]), torch.nn.Sequential(plain_norms()[kind])
+    names = list(ours.state_dict())
+    synchronize_norms(ours)
+    assert type(ours[0]).__name__ == "SynchronizedNorm"
+    assert list(ours.state_dict()) == names
+    x = torch.randn(9, 3, *[4, 5] * (kind > 0))
+    weight = torch.randn_like(x)
+    for step in range(2):
+        inputs = [(x + step).requires_grad_(), (x + step).requires_grad_()]
+        both = [net(one) for net, one in zip((plain, ours), inputs, strict=True)]
+        torch.testing.assert_close(both[1], both[0])
+        found = [
+            torch.autograd.grad((y * weight).sum(), [one, *net.parameters()])
+            for y, one, net in zip(both, inputs, (plain, ours), strict=True)
+        ]
+        for mine, theirs in zip(found[1], found[0], strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor)
+    torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:400."),
+        torch.distributed.DistBackendError("NCCL error"),
+    ],
+)
+def test_a_process_that_is_gone_ends_the_others_with_one_line(monkeypatch, error):
+    import mumoe.training.distributed as distributed
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    one_line = r"^train: expected 3 processes, got fewer: .* Resume\.$"
+    with pytest.raises(JobError, match=one_line), lost_process("train", "Resume."):
+        raise error
+    with pytest.raises(RuntimeError, match="^mat1"), lost_process("train", "Resume."):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    monkeypatch.setattr(distributed, "world_size", lambda: 1)
+    with pytest.raises(type(error)), lost_process("train", "Resume."):
+        raise error
+
+
+class Third:
+    """What accelerate says to the last of three processes; sums are those of this process alone."""
+
+    num_processes, process_index, device = 3, 2, torch.device("cpu")
+    autocast = staticmethod(contextlib.nullcontext)
+
+    def reduce(self, tensor: torch.Tensor, how: str) -> torch.Tensor:
+        return tensor
+
+
+def test_a_process_without_rows_runs_the_network_too_and_counts_nothing():
+    """The others wait for its shards; skipping the pass would leave them waiting."""
+    from mumoe.training.evaluation import evaluate_network
+    from mumoe.training.sources import FeatureSource
+
+    calls = []
+
+    class Recorded(torch.nn.Linear):
+        def forward(self, x):
+            calls.append(len(x))
+            return super().forward(x), x.new_zeros(())
+
+    source = FeatureSource(np.ones((7, 6), np.float32), np.zeros(7, np.int64))
+    tally = evaluate_network(Recorded(6, 4), source, np.arange(2), 4, Third(), 16)
+    assert calls == [1]
+    assert tally.count == 0
+    tally = evaluate_network(Recorded(6, 4), source, np.arange(7), 4, Third(), 4)
+    assert calls == [1, 1, 1]
+    assert tally.count == 2
+
+
+def test_the_documented_command_for_two_machines_is_the_one_that_is_tried():
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    assert all(TWO_MACHINES.format(count=8, host="HOST", rank=rank) in page for rank in range(2))

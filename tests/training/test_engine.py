@@ -214,3 +214,14 @@ def test_a_split_without_a_class_has_no_accuracy_for_it():
     tally = Tally.empty(4, torch.device("cpu"))
     tally.add(torch.eye(4)[:2], torch.tensor([0, 1]))
     assert tally.result(CLASSES, multi_label=False, run="", split="val", step=0).per_class["dog"] is None
+
+
+def test_evaluation_shows_how_far_it_is(config, data, features, monkeypatch, capsys):
+    """A million rows take minutes."""
+    train(config.replace(epochs=1), data=data, features=features, progress=False)
+    assert "Evaluating" not in capsys.readouterr().err
+    monkeypatch.setattr("mumoe.progress.INTERVAL", 0.0)
+    run = StoredRun(config.out, data=data, features=features, device="cpu")
+    run.evaluate("train")
+    rows = len(data.indices("train"))
+    assert f"Evaluating on train: {rows} of {rows}, 0 s left" in capsys.readouterr().err.splitlines()

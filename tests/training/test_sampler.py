@@ -72,3 +72,14 @@ def test_one_cycle_is_torchs(total, warmup):
         optimizer.step()
         if step < total - 1:
             other.step()
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(23, 2), (14, 3), (7, 3), (6, 3), (40, 7), (3, 5)])
+def test_neighbours_that_mixup_mixes_are_on_one_process(rows, processes):
+    batch = np.arange(rows)
+    parts = [shares(batch, 1, processes, rank)[0] for rank in range(processes)]
+    assert np.concatenate(parts).tolist() == batch.tolist()
+    assert all(len(part) % 2 == 0 for part in parts[:-1])
+    if rows >= 2 * processes:
+        assert min(map(len, parts)) >= 2
+        assert max(map(len, parts)) - min(map(len, parts)) <= 3

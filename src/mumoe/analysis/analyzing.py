@@ -20,22 +20,25 @@ from mumoe.analysis.capturing import capture, find_layer
 from mumoe.analysis.chosen_images import choose_images
 from mumoe.analysis.coefficient_store import CoefficientStore
 from mumoe.analysis.findings import LayerStudy, TextStudy
-from mumoe.analysis.layer_study import study_layer, write_coefficients
+from mumoe.analysis.layer_study import count_passes, study_layer, write_coefficients
 from mumoe.analysis.neighbours import neighbours
 from mumoe.analysis.settings import LEAST_LOST, WHO, Mode, check_settings
 from mumoe.analysis.study import Source, Study
 from mumoe.analysis.text_pages import write_text_view
 from mumoe.analysis.text_study import study_text
 from mumoe.baselines import HighRankLinear, SparseMoE
+from mumoe.calling import checked
 from mumoe.errors import UserError, require
 from mumoe.files import check_writable, new_entries, write_json
 from mumoe.layers import MuMoE
+from mumoe.local_paths import public_name
 from mumoe.models.feature_files import NoImages
 from mumoe.models.heads import Head
 from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.expert_sheet import write_grid
 from mumoe.plots.loads import load_figure
 from mumoe.plots.style import save_figure
+from mumoe.progress import DELAY, Progress
 from mumoe.training.inputs import Inputs
 from mumoe.training.opening import StoredRun
 from mumoe.training.sources import FeatureSource
@@ -113,6 +116,7 @@ def analyze_run(
             rows,
             part / COEFFICIENTS,
             batch_size=batch_size,
+            progress=run.progress,
             modes=modes,
             resamples=resamples,
             seed=seed,
@@ -120,7 +124,7 @@ def analyze_run(
             threshold=threshold,
         )
         data, drawn = inputs.data, source.store is not None and images > 0
-        reason = f"{data.name} is a set of features without images"
+        reason = f"{public_name(data.name)} is a set of features without images"
         no_images = reason if drawn and isinstance(data.open_image, NoImages) else ""
         skipped = None
         if drawn and not no_images:
@@ -189,7 +193,14 @@ def layer_batches(head: Head, inputs: Inputs, rows: Rows, size: int) -> Iterator
 
 
 def study_head(
-    head: Head, inputs: Inputs, rows: Rows, coefficients: Path | None = None, *, batch_size: int = 500, **settings: Any
+    head: Head,
+    inputs: Inputs,
+    rows: Rows,
+    coefficients: Path | None = None,
+    *,
+    batch_size: int = 500,
+    progress: bool = False,
+    **settings: Any,
 ) -> tuple[LayerStudy, Source]:
     """Measure the layer of a head on cached features.
 
@@ -199,6 +210,7 @@ def study_head(
         rows: Positions of the images.
         coefficients: Folder for the coefficients of its experts; None to omit them and the usage of the experts.
         batch_size: Images at a time.
+        progress: Whether to show progress on stderr.
         settings: As for `study_layer`.
 
     Raises:
@@ -211,12 +223,21 @@ def study_head(
     def forward(x: Tensor) -> Tensor:
         return head.finish(head.layer(x))
 
-    store = None
-    if coefficients is not None and isinstance(head.layer, MuMoE | SparseMoE):
-        store = write_coefficients(head.layer, batches, coefficients, images=rows)
-    rest = None if head.classifier is None else head.finish
-    found = study_layer(head.layer, batches, rest=rest, store=store, **settings)
-    return found, Source(store, rows, inputs.data, head.layer, forward, batches)
+    layer, store = head.layer, None
+    stored = coefficients is not None and isinstance(layer, MuMoE | SparseMoE)
+    total = len(rows) * count_passes(layer, settings.get("modes", ()), stored)
+    with Progress("Ablating every expert", total, enabled=progress, delay=DELAY) as bar:
+
+        def counted() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, labels in batches():
+                yield x, labels
+                bar.advance(len(labels))
+
+        if coefficients is not None and isinstance(layer, MuMoE | SparseMoE):
+            store = write_coefficients(layer, counted, coefficients, images=rows)
+        rest = None if head.classifier is None else head.finish
+        found = study_layer(layer, counted, rest=rest, store=store, progress=progress, **settings)
+    return found, Source(store, rows, inputs.data, layer, forward, batches)
 
 
 def _write_images(source: Source, folder: Path, split: str, settings: dict[str, Any]) -> int:
@@ -225,7 +246,7 @@ def _write_images(source: Source, folder: Path, split: str, settings: dict[str, 
     assert source.data is not None
     assert source.rows is not None
     level, data = source.store.level(), source.data
-    title = f"Images that each expert processes ({data.name}, {split} split)"
+    title = f"Images that each expert processes ({public_name(data.name)}, {split} split)"
     write_grid(folder, level, data, source.rows, **settings, title=title)
     found, _ = choose_images(level, each=1, threshold=settings["threshold"])
     return level.num_experts - len(found)
@@ -242,14 +263,15 @@ def _write(study: Study, folder: Path) -> None:
     if usage := study.study.usage:
         names = [study.head] if len(usage) == 1 else [f"{study.head}, level {level}" for level in range(len(usage))]
         named = list(zip(names, usage, strict=True))
-        on = f" on {source.data.name} ({study.split} split)" if source.data else ""
+        on = f" on {public_name(source.data.name)} ({study.split} split)" if source.data else ""
         save_figure(load_figure(named, title=f"Expert load{on}"), folder / "load", dict(named))
-    study.save(folder / "analysis.json")
+    replace(study, folder="").save(folder / "analysis.json")
 
 
 # Any model ---------------------------------------------------------------------------------------------------------
 
 
+@checked
 def analyze(
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],

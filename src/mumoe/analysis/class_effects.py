@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from mumoe.analysis.findings import Effect, Interval, Specialization
 from mumoe.analysis.settings import LEAST_LOST, STRONG
 from mumoe.errors import UserError
+from mumoe.progress import DELAY, Progress
 from mumoe.statistics import bootstrap_interval, wilson
 
 __all__ = [
@@ -38,6 +40,9 @@ __all__ = [
     "strong_classes",
     "strong_losses",
 ]
+
+BLOCK = 100_000
+"""Images at a time whose answers are counted as floats."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -147,6 +152,7 @@ def specialization(
     seed: int = 0,
     most_losses: int = 20,
     least_lost: int = LEAST_LOST,
+    progress: bool = False,
 ) -> Specialization:
     """All measures of eq. 5 and the counts that belong beside their mean.
 
@@ -157,6 +163,7 @@ def specialization(
         seed: Seed of the bootstrap.
         most_losses: Classes listed per unit, those that change most first.
         least_lost: Right answers that a class must lose for a unit to be strong.
+        progress: Whether to show the progress of the bootstrap on stderr.
 
     Raises:
         UserError: If there are no images, or `least_lost` is below 1.
@@ -171,7 +178,8 @@ def specialization(
     images, all_images = _images_behind(changes, strong_cells)
     p, known = polysemanticity(d), np.where(np.isnan(d), 0.0, d)
     active = np.flatnonzero(np.any(known != 0, axis=1))
-    draws = bootstrap(answers, changes, resamples=resamples, seed=seed, least_lost=least_lost) if resamples else None
+    how: dict[str, Any] = {"seed": seed, "least_lost": least_lost, "progress": progress}
+    draws = bootstrap(answers, changes, resamples=resamples, **how) if resamples else None
     likely = loss_intervals(answers, changes, active)
     effects = tuple(
         _effect(int(n), d[n], float(p[n]), draws, most_losses, spans, int(images[n]), bool(strong_cells[n].any()))
@@ -316,7 +324,13 @@ def _cells(answers: Answers, changes: Changes) -> _Cells:
 
 
 def bootstrap(
-    answers: Answers, changes: Changes, *, resamples: int = 1000, seed: int = 0, least_lost: int = LEAST_LOST
+    answers: Answers,
+    changes: Changes,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    least_lost: int = LEAST_LOST,
+    progress: bool = False,
 ) -> Bootstrap:
     """Confidence intervals by drawing the images again with replacement.
 
@@ -328,7 +342,11 @@ def bootstrap(
     cells = _cells(answers, changes)
     if not len(cells.unit):
         return Bootstrap({}, None, (0.0, 0.0))
-    blocks = [_resample(block, answers, cells, least_lost) for block in _weights(answers, cells, resamples, seed)]
+    blocks = []
+    with Progress("Resampling images", resamples, enabled=progress, delay=DELAY) as bar:
+        for block in _weights(answers, cells, resamples, seed):
+            blocks.append(_resample(block, answers, cells, least_lost))
+            bar.advance(len(block))
     p, effect, strong = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     own_p, own_effect, own_strong = _resample(np.ones((1, len(answers.right))), answers, cells, least_lost)
     low, high = bootstrap_interval(p, own_p[0])
@@ -386,7 +404,9 @@ def _resample(
 
 def _weighted_before(weights: Floats, answers: Answers) -> Floats:
     if answers.labels is None:
-        return weights @ answers.right.astype(np.float64)
+        images = [slice(start, start + BLOCK) for start in range(0, len(answers.right), BLOCK)]
+        parts = [weights[:, part] @ answers.right[part].astype(np.float64) for part in images]
+        return np.sum(parts, axis=0)  # of whole numbers: exact in any order
     counted = np.flatnonzero(answers.right)
     flat = np.arange(len(weights))[:, None] * answers.num_classes + answers.labels[counted]
     size = len(weights) * answers.num_classes

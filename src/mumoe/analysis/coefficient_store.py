@@ -20,12 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.analysis.findings import Usage
-from mumoe.errors import UserError, unknown_name
-from mumoe.files import new_folder, read_json, recovered, write_json
+from mumoe.coefficients import SparseCoefficients
+from mumoe.errors import UserError, require, shown, unknown_name
+from mumoe.files import new_file, new_folder, read_array, read_json, recovered, write_json
+from mumoe.records import read_typed
 
 __all__ = ["CoefficientLevel", "CoefficientStore", "CoefficientWriter", "Pairs", "sparse_rows"]
 
 FORMAT = 1
+MOST_EXPERTS = 1 << 24
+"""Experts of a level that a store may have: what is counted for each of them takes 32 bytes."""
 _PARTS: dict[str, np.dtype[Any]] = {
     "experts": np.dtype("<i4"),
     "values": np.dtype("<f4"),
@@ -133,8 +137,9 @@ class CoefficientWriter:
                 f"CoefficientWriter: expected {known} rows per image in {layer!r}, got {rows}. Use images of one size."
             )
 
-    def append(self, layer: str, coefficients: Sequence[Array]) -> None:
-        """Add rows: one dense (..., num_experts) array per level; leading dimensions are flattened."""
+    def append(self, layer: str, coefficients: Sequence[Array | SparseCoefficients]) -> None:
+        """Add rows, one block per level: a dense (..., num_experts) array, whose leading dimensions are flattened, or
+        coefficients by their support, which are written in steps proportional to it."""
         experts = self.layers[layer]
         if len(coefficients) != len(experts):
             raise UserError(
@@ -149,14 +154,18 @@ class CoefficientWriter:
             )
         self._rows[layer] += rows.pop()
 
-    def _append_level(self, layer: str, level: int, block: Array) -> int:
+    def _append_level(self, layer: str, level: int, block: Array | SparseCoefficients) -> int:
         width = self.layers[layer][level]
-        if block.ndim < 1 or block.shape[-1] != width:
+        if len(block.shape) < 1 or block.shape[-1] != width:
             raise UserError(
                 f"CoefficientWriter: expected {width} experts in level {level} of {layer!r}, got shape "
-                f"{block.shape}. Pass the coefficients of this layer."
+                f"{tuple(block.shape)}. Pass the coefficients of this layer."
             )
-        experts, values, counts = sparse_rows(block.reshape(-1, width))
+        if isinstance(block, SparseCoefficients):
+            kept = block.at_least().to("cpu")
+            experts, values, counts = kept.indices.numpy(), kept.values.float().numpy(), kept.offsets.diff().numpy()
+        else:
+            experts, values, counts = sparse_rows(block.reshape(-1, width))
         ends = self._ends[layer, level] + np.cumsum(counts)
         self._files[layer, level, "experts"].append(experts)
         self._files[layer, level, "values"].append(values)
@@ -188,6 +197,29 @@ def _file(layer: int, level: int, part: str) -> str:
     return f"layer{layer}-level{level}-{part}.npy"
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer in index.json."""
+
+    name: str
+    num_experts: tuple[int, ...]
+    rows: int
+    rows_per_image: int
+
+    @property
+    def is_sound(self) -> bool:
+        sizes = (*self.num_experts, self.rows_per_image)
+        return bool(self.num_experts) and min(sizes) >= 1 and max(sizes) <= MOST_EXPERTS and self.rows >= 0
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What index.json holds besides its format."""
+
+    layers: tuple[_Layer, ...]
+    images: bool
+
+
 class CoefficientStore:
     """A folder of captured coefficients, read through memory maps.
 
@@ -202,16 +234,19 @@ class CoefficientStore:
         if not isinstance(index, dict) or index.get("format") != FORMAT:
             found = index.get("format") if isinstance(index, dict) else index
             raise UserError(
-                f"CoefficientStore: expected format {FORMAT} in {self.folder}, got {found!r}. "
+                f"CoefficientStore: expected format {FORMAT} in {self.folder}, got {shown(found)}. "
                 "Capture the coefficients again."
             )
-        self._layers = {entry["name"]: (position, entry) for position, entry in enumerate(index["layers"])}
+        known = read_typed(_Index, index, f"CoefficientStore: {self.folder / 'index.json'}")
+        self._layers = {entry.name: (position, entry) for position, entry in enumerate(known.layers)}
         self.layers = tuple(self._layers)
-        self.images = _load(self.folder / "images.npy") if index["images"] else None
+        if not self.layers or not all(entry.is_sound for entry in known.layers):
+            raise _damaged(self.folder, "an index of layers without experts or rows")
+        self.images = _load(self.folder / "images.npy") if known.images else None
 
     def num_levels(self, layer: str | None = None) -> int:
         """Levels of a layer; without a name those of the only layer, or of the first."""
-        return len(self._layers[layer or self.layers[0]][1]["num_experts"])
+        return len(self._layers[layer or self.layers[0]][1].num_experts)
 
     def level(self, layer: str | None = None, level: int = 0) -> CoefficientLevel:
         """The coefficients of one level; without a name those of the only layer.
@@ -224,31 +259,62 @@ class CoefficientStore:
         if layer not in self._layers:
             raise unknown_name("CoefficientStore", "layer", str(layer), self.layers)
         position, entry = self._layers[layer]
-        if not 0 <= level < len(entry["num_experts"]):
+        if not 0 <= level < len(entry.num_experts):
             raise UserError(
-                f"CoefficientStore: expected a level from 0 to {len(entry['num_experts']) - 1} of {layer!r}, "
+                f"CoefficientStore: expected a level from 0 to {len(entry.num_experts) - 1} of {layer!r}, "
                 f"got {level}. Count levels from 0."
             )
-        parts = {part: _load(self.folder / _file(position, level, part)) for part in _PARTS}
+        parts = {part: _load(self.folder / _file(position, level, part), kind) for part, kind in _PARTS.items()}
         return CoefficientLevel(
-            num_experts=entry["num_experts"][level],
-            rows_per_image=entry["rows_per_image"],
+            num_experts=entry.num_experts[level],
+            rows_per_image=entry.rows_per_image,
             folder=self.folder,
-            rows=entry["rows"],
+            rows=entry.rows,
             **parts,
         )
 
+    def write_parquet(self, path: str | Path, layer: str | None = None) -> int:
+        """Write the coefficients of one layer as parquet, one row for each above 0, and return the number of rows.
 
-def _load(path: Path) -> Array:
-    """An array mapped from disk; an empty one, which cannot be mapped, is read."""
+        Columns: image (its position in the data set, or in the store if that was not recorded), level, expert,
+        coefficient; of tokens also row, the position within the image. Blocks are written as they are read.
+
+        Raises:
+            UserError: If there is no such layer, its files are damaged, or pyarrow is not installed.
+            JobError: If the file cannot be written.
+        """
+        who = "CoefficientStore.write_parquet"
+        arrow, parquet = require("pyarrow", "data", who), require("pyarrow.parquet", "data", who)
+        fields = [("image", arrow.int64()), ("level", arrow.int8()), ("expert", arrow.int32())]
+        tokens = self.level(layer).rows_per_image > 1
+        fields += [*([("row", arrow.int32())] if tokens else []), ("coefficient", arrow.float32())]
+        schema, total = arrow.schema(fields), 0
+        with new_file(path, who=who) as part, parquet.ParquetWriter(part, schema) as writer:
+            for number in range(self.num_levels(layer)):
+                level = self.level(layer, number)
+                for block in level.blocks():
+                    image = block.row // level.rows_per_image
+                    columns = {
+                        "image": image if self.images is None else np.asarray(self.images)[image],
+                        "level": np.full(len(image), number, np.int8),
+                        "expert": block.expert.astype(np.int32),
+                        "row": (block.row % level.rows_per_image).astype(np.int32),
+                        "coefficient": block.value,
+                    }
+                    writer.write_table(arrow.table({name: columns[name] for name, _ in fields}, schema=schema))
+                    total += len(image)
+        return total
+
+
+def _load(path: Path, kind: Any = np.int64) -> Array:
+    """A one-dimensional array of this type, mapped from disk."""
     try:
-        try:
-            loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError:
-            loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise _damaged(path.parent, f"{path.name}: {error}") from error
-    return loaded
+        found: Array = read_array(path, mapped=True)
+    except ValueError as error:
+        raise _damaged(path.parent, str(error)) from error
+    if found.ndim != 1 or found.dtype != kind:
+        raise _damaged(path.parent, f"{found.dtype} of shape {found.shape} in {path.name}")
+    return found
 
 
 def _damaged(folder: Path, what: str) -> UserError:
@@ -307,8 +373,11 @@ class CoefficientLevel:
         expert = np.asarray(self.experts[offsets[0] : offsets[-1]], dtype=np.int64)
         if expert.size and (expert.min() < 0 or expert.max() >= self.num_experts):
             raise _damaged(self.folder, f"an expert outside 0 to {self.num_experts - 1}")
+        value = np.asarray(self.values[offsets[0] : offsets[-1]])
+        if not np.isfinite(value).all():
+            raise _damaged(self.folder, f"a coefficient that is not finite between rows {start} and {end}")
         row = np.repeat(np.arange(start, end, dtype=np.int64), counts)
-        return Pairs(row, expert, np.asarray(self.values[offsets[0] : offsets[-1]]))
+        return Pairs(row, expert, value)
 
     def dense(self, start: int, end: int) -> npt.NDArray[np.float32]:
         """Rows start to end as a dense (rows, num_experts) block."""

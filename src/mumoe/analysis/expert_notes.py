@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from mumoe.errors import UserError
+from mumoe.errors import UserError, shown
 from mumoe.files import read_json, write_errors
 from mumoe.records import Record, record
 
@@ -62,7 +62,13 @@ class ExpertNotes(Record):
             UserError: If the file is damaged or of a later version.
         """
         file = Path(folder) / FILE
-        return cls.from_dict(read_json(file, "expert notes"), f"expert notes: {file}") if file.is_file() else cls()
+        if not file.is_file():
+            return cls()
+        found = cls.from_dict(read_json(file, "expert notes"), f"expert notes: {file}")
+        wrong = [key for entries in found.levels.values() for key in entries if not (key.isascii() and key.isdigit())]
+        if wrong:
+            raise UserError(f"expert notes: expected numbers of experts in {file}, got {shown(wrong[0])}. Correct it.")
+        return found
 
     def save_to(self, folder: str | Path) -> None:
         """Write the notes into a run's folder.

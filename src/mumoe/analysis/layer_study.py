@@ -19,11 +19,12 @@ from mumoe.analysis.interventions import intervene, makes_logits
 from mumoe.analysis.outcomes import Interventions, Rest
 from mumoe.analysis.settings import LEAST_LOST, MODES, Mode
 from mumoe.baselines import HighRankLinear, SparseMoE
+from mumoe.coefficients import Coefficients, as_coefficients
 from mumoe.errors import JobError, UserError, unknown_name
 from mumoe.layers import MuMoE, MuMoEBlock
 from mumoe.modes import evaluating
 
-__all__ = ["and_reading", "study_layer", "write_coefficients"]
+__all__ = ["and_reading", "count_passes", "study_layer", "write_coefficients"]
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Reads the data from its beginning: (inputs of the layer, labels), batch by batch."""
@@ -43,6 +44,7 @@ def study_layer(
     seed: int = 0,
     least_lost: int = LEAST_LOST,
     threshold: float = 0.5,
+    progress: bool = False,
 ) -> LayerStudy:
     """Measure a MuMoE layer, a sparse mixture, or the neurons of a parameter-matched linear layer.
 
@@ -57,6 +59,7 @@ def study_layer(
         seed: Seed of bootstrap, control and resampling.
         least_lost: A unit is strong if a class loses at least this many right answers, and at least half of them.
         threshold: Coefficient from which an image counts as processed by an expert, in `usage`.
+        progress: Whether to show the progress of the bootstrap on stderr.
 
     Raises:
         UserError: If the layer has no units, a mode is unknown, or there are no images.
@@ -66,7 +69,7 @@ def study_layer(
             raise unknown_name("study_layer", "mode", mode, MODES)
     part = model if isinstance(model, ABLATABLE) else find_layer(model, layer, "study_layer")[1]
     kinds = _kinds(part, part is model or makes_logits(model, layer, batches()))
-    wanted: list[Mode] = list(dict.fromkeys(["zero", *(modes if isinstance(part, MuMoE | MuMoEBlock) else ())]))
+    wanted = _measured(part, modes)
     plain: list[Interventions] = []
     units = []
     for name, level in kinds:
@@ -78,12 +81,24 @@ def study_layer(
         }
         runs = {mode: intervene(model, batches(), mode=mode, **settings) for mode in wanted}
         plain.append(runs["zero"])
-        units.append(_unit_study(name, runs, resamples, seed, least_lost))
+        how = {"resamples": resamples, "progress": progress}
+        units.append(_unit_study(name, runs, how, seed, least_lost))
     levels = range(store.num_levels() if store else 0)
     usage = tuple(store.level(level=level).usage(threshold) for level in levels) if store else ()
     whole = kinds[-1][0] == COMBINATIONS
     combinations = and_reading(plain[:-1], plain[-1], least_lost=least_lost) if whole else ()
     return LayerStudy(usage, tuple(units), combinations)
+
+
+def count_passes(layer: nn.Module, modes: Sequence[Mode], store: bool) -> int:
+    """How often `write_coefficients`, where there is a `store`, and `study_layer` read the data of a final layer."""
+    kinds = len(_kinds(layer, True)) if isinstance(layer, ABLATABLE) else 1
+    return kinds * len(_measured(layer, modes)) + store
+
+
+def _measured(layer: nn.Module, modes: Sequence[Mode]) -> list[Mode]:
+    """The modes that are measured: ``zero`` always, the others of a MuMoE layer."""
+    return list(dict.fromkeys(["zero", *(modes if isinstance(layer, MuMoE | MuMoEBlock) else ())]))
 
 
 def _kinds(layer: nn.Module, whole: bool) -> list[tuple[str, int | None]]:
@@ -96,12 +111,14 @@ def _kinds(layer: nn.Module, whole: bool) -> list[tuple[str, int | None]]:
     return [*((f"level {level}", level) for level in range(levels)), *([(COMBINATIONS, None)] if whole else [])]
 
 
-def _unit_study(name: str, runs: Mapping[Mode, Interventions], resamples: int, seed: int, least_lost: int) -> UnitStudy:
+def _unit_study(
+    name: str, runs: Mapping[Mode, Interventions], drawn: Mapping[str, Any], seed: int, least_lost: int
+) -> UnitStudy:
     zero = runs["zero"]
     how = {"seed": seed, "least_lost": least_lost}
     return UnitStudy(
         units=name,
-        modes={str(mode): run.specialization(resamples=resamples, **how) for mode, run in runs.items()},
+        modes={str(mode): run.specialization(**drawn, **how) for mode, run in runs.items()},
         load_control=zero.load_control(**how),
         load=tuple(map(int, zero.load)),
         silent=zero.silent,
@@ -132,8 +149,8 @@ def write_coefficients(
     with evaluating(layer), CoefficientWriter(folder, {"layer": layer.num_experts}, images=images) as writer:
         for x, _ in batches():
             rows += len(x)
-            levels = [a.float().cpu().numpy() for a in layer.coefficients(x)]
-            if not all(np.isfinite(level).all() for level in levels):
+            levels = [a.at_least() for a in _gated(layer, x)]
+            if not all(bool(level.values.isfinite().all()) for level in levels):
                 raise JobError(
                     "write_coefficients: expected coefficients that are numbers, got NaN. "
                     "The training diverged or the features hold NaN: train again with a smaller `lr`."
@@ -142,6 +159,14 @@ def write_coefficients(
         if not rows:
             raise UserError("write_coefficients: expected at least one image, got none. Choose a split with images.")
     return CoefficientStore(folder)
+
+
+def _gated(layer: MuMoE | SparseMoE, x: Tensor) -> Iterable[Coefficients]:
+    """One (rows, num_experts[e]) per level, sparse where the gate is."""
+    if isinstance(layer, MuMoE):
+        found: tuple[Coefficients, ...] = layer.gate(x.reshape(-1, x.shape[-1]))
+        return found
+    return map(as_coefficients, layer.coefficients(x))
 
 
 def and_reading(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,9 +48,9 @@ class Interventions:
         """Right answers per unit and class after the unit's ablation, (units, classes)."""
         return counts_after(self.answers, self.changes)
 
-    def specialization(self, *, resamples: int = 0, seed: int = 0, least_lost: int = LEAST_LOST) -> Specialization:
-        """The measures of eq. 5; see `measures.specialization`."""
-        return specialization(self.answers, self.changes, resamples=resamples, seed=seed, least_lost=least_lost)
+    def specialization(self, **settings: Any) -> Specialization:
+        """The measures of eq. 5; settings as for `class_effects.specialization`."""
+        return specialization(self.answers, self.changes, **settings)
 
     def load_control(self, *, seed: int = 0, least_lost: int = LEAST_LOST) -> Specialization:
         """The same measures, by the same rules, for units of the same load made up of random contributions."""

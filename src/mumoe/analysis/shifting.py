@@ -27,6 +27,7 @@ from mumoe.data.corruptions import CORRUPTIONS, corrupted
 from mumoe.data.registry import DATASETS
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import check_writable
+from mumoe.local_paths import public_name
 from mumoe.plots.shift_figure import shift_figure
 from mumoe.records import Record, record
 from mumoe.results import Spread
@@ -406,7 +407,7 @@ def _other(run: StoredRun, data: ImageData, features: Any, split: SplitName) -> 
     if x.shape[1] != run.head.mean.shape[0]:
         raise UserError(f"{WHO}: expected {run.head.mean.shape[0]} features as in {run.path}, got {x.shape[1]}.")
     inputs = Inputs(known, None, x, int(x.shape[1]))
-    return _Images(f"{data.name} ({split} split)", 1, inputs, rows[usable], int((~usable).sum()))
+    return _Images(f"{public_name(data.name)} ({split} split)", 1, inputs, rows[usable], int((~usable).sum()))
 
 
 def _in_classes_of(run: StoredRun, data: ImageData) -> ImageData:

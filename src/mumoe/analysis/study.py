@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
 
 from mumoe.analysis.chosen_images import choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientStore
@@ -13,12 +15,12 @@ from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.analysis.findings import Effect, Interval, LayerStudy, Specialization, UnitStudy
 from mumoe.analysis.hints import layer_hint
 from mumoe.errors import UserError, require, unknown_name
+from mumoe.local_paths import public_name
 from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.expert_figure import Picture, expert_figure
 from mumoe.records import Record, record
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     import pandas as pd
     from matplotlib.figure import Figure
@@ -155,10 +157,22 @@ class Study(Record):
         """
         places = [Path(path), Path(path) / "analysis.json", Path(path) / "analysis" / "analysis.json"]
         file = next((place for place in places if place.is_file()), places[1])
-        found = super().load(file)
+        found = replace(super().load(file), folder=str(file.parent))
         store = file.parent / "coefficients"
+        found._require_sound(file)
         vars(found)["_run"] = file.parent.parent
         return found.bound(Source(CoefficientStore(store))) if (store / "index.json").is_file() else found
+
+    def _require_sound(self, file: Path) -> None:
+        """Raise unless all positions in the numbers are those of classes and units."""
+        for units in self.study.units:
+            for found in (*units.modes.values(), units.load_control):
+                for effect in found.effects if found is not None else ():
+                    places = (effect.top_class, *(place for place, _ in effect.losses))
+                    if not all(0 <= place < len(self.classes) for place in places):
+                        raise _unsound(file, f"a class outside the {len(self.classes)} of unit {effect.unit}")
+                    if not 0 <= effect.unit < found.units:
+                        raise _unsound(file, f"the unit {effect.unit} of {found.units}")
 
     def bound(self, source: Source) -> Self:
         """The study with its sources."""
@@ -179,6 +193,21 @@ class Study(Record):
         """
         run = self._run or (Path(self.folder).parent if self.folder else None)
         return ExpertNotes() if run is None else ExpertNotes.of_run(run)
+
+    def save_coefficients(self, path: str | Path) -> int:
+        """Write the coefficients of every image as parquet, one row for each above 0; returns the number of rows.
+
+        Columns as for `CoefficientStore.write_parquet`.
+
+        >>> study.save_coefficients("coefficients.parquet")  # doctest: +SKIP
+
+        Raises:
+            UserError: If the study has no coefficients, or pyarrow is not installed.
+            JobError: If the file cannot be written.
+        """
+        if self._source.store is None:
+            raise UserError("Study.save_coefficients: expected a study of experts with their coefficients, got none.")
+        return self._source.store.write_parquet(path)
 
     # Tables and figures -----------------------------------------------------------------------------------------
 
@@ -284,7 +313,7 @@ class Study(Record):
         unit = "neuron" if units.units == "neurons" else "expert"
         where = f" ({self.split} split)" if self.split else ""
         data = self._source.data
-        return f"{self.head}{f' on {data.name}' if data else ''}{where}: one {unit} ablated at a time"
+        return f"{self.head}{f' on {public_name(data.name)}' if data else ''}{where}: one {unit} ablated at a time"
 
     def sentences(self) -> list[str]:
         """The main numbers: for each kind of unit its specialization and control, and the use of the experts."""
@@ -370,7 +399,7 @@ class Study(Record):
         kept = Path(self.folder) / "images" / "thumbnails" / f"{image}.png"
         if not self.folder or not kept.is_file():
             return None
-        thumbnail: Image.Image = require("PIL.Image", "vision", "ExpertFacts.show").open(kept)
+        thumbnail: Image.Image = require("mumoe.data.decode", "vision", "ExpertFacts.show").read_image(kept)
         return thumbnail
 
     def _logits(self, expert: int, level: int, load: int) -> tuple[tuple[str, float], ...]:
@@ -382,18 +411,38 @@ class Study(Record):
         return tuple((self.classes[c], change[c]) for c in order)
 
 
+def _unsound(file: Path, what: str) -> UserError:
+    return UserError(f"{file}: expected the numbers of an analysis, got {what}. Run mumoe analyze again.")
+
+
 def _mean_change(source: Source, expert: int, level: int, load: int) -> list[float]:
     """Mean change of every logit when an expert is ablated, over the images that use it."""
     torch = require("torch", "vision", "Study.expert")
     assert source.forward is not None
     assert source.batches is not None
+    using = _using(source, expert, level)
     total: Any = 0.0
+    first = 0
     with torch.no_grad():
         for x, _ in source.batches():
+            if using is not None:
+                begin, first = first, first + len(x)
+                mine = using[np.searchsorted(using, begin) : np.searchsorted(using, first)] - begin
+                if not len(mine):
+                    continue
+                x = x[torch.from_numpy(mine)]
             before = source.forward(x)
             with source.layer.ablate([expert], level=level):
                 total = total + (source.forward(x) - before).double().sum(0)
     return [float(change) for change in total / load]
+
+
+def _using(source: Source, expert: int, level: int) -> npt.NDArray[np.int64] | None:
+    """Rows that use an expert, ascending, from the coefficients of a head; None where rows are no images."""
+    if source.store is None or source.rows is None:
+        return None
+    blocks = source.store.level(level=level).blocks()
+    return np.concatenate([block.row[(block.expert == expert) & (block.value != 0)] for block in blocks])
 
 
 def _part(units: UnitStudy, mode: str, control: bool) -> Specialization:

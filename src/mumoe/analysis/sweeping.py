@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import mumoe.analysis.controls  # noqa: F401 (registers the frozen gates)
 from mumoe.analysis.analyzing import study_head
 from mumoe.analysis.findings import Effect
+from mumoe.calling import checked
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import UserError
 from mumoe.files import read_json, write_json
@@ -138,6 +139,7 @@ def grid(heads: Sequence[str], experts: Sequence[int], gates: Sequence[str], see
     return [Cell(head, number, gate, seed) for seed, head, gate, number in order]
 
 
+@checked
 def sweep(
     config: TrainConfig | None = None,
     *,

@@ -68,12 +68,10 @@ def _show_decomposition(options: Options) -> None:
 
 def _read_ahead(run: Path, data: str) -> None:
     """Begin to check a file of features while torch is being imported; a run that cannot be read is reported later."""
-    import tomllib
-
-    from mumoe.files import digest_ahead
+    from mumoe.files import digest_ahead, read_toml
 
     try:
-        data = data or str(tomllib.loads((run / "config.toml").read_text("utf-8"))["input"]["data"])
+        data = data or str(read_toml((run / "config.toml").read_text("utf-8"))["input"]["data"])
     except (OSError, ValueError, KeyError, TypeError):
         return
     if data.startswith("features:"):

@@ -39,9 +39,12 @@ class Options:
     experts: int = 0
     """number of experts (0: what meets the budget)"""
     rank: int = 0
-    """rank of the experts (0: twice the inputs for cp-linear, what meets the budget for cp, tucker and tr)"""
+    """rank of the experts (0: for cp-linear the hidden units of the MLP, or twice its inputs with --init random; for
+    cp, tucker and tr what meets the budget)"""
     k: int = 32
     """experts that the gate keeps for a token"""
+    init: Literal["auto", "random", "weights"] = "auto"
+    """start at random weights or at those of the MLP (auto: the latter for cp-linear of a gated MLP)"""
     lr: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
     """learning rates to try; the best on validation with few dead experts is kept"""
     most_dead: float = 0.4
@@ -68,7 +71,20 @@ class Options:
     """show no progress"""
 
 
-SETTINGS = ("width", "experts", "rank", "k", "tokens", "context", "lr", "most_dead", "batch_size", "seed", "precision")
+SETTINGS = (
+    "width",
+    "experts",
+    "rank",
+    "k",
+    "init",
+    "tokens",
+    "context",
+    "lr",
+    "most_dead",
+    "batch_size",
+    "seed",
+    "precision",
+)
 
 
 def run(options: Options) -> None:
@@ -76,6 +92,7 @@ def run(options: Options) -> None:
     _check(options)
     from mumoe.decomposition.opened import decompose
     from mumoe.decomposition.showing import expert_lines
+    from mumoe.training.distributed import is_main, leave
 
     dec = decompose(
         options.model,
@@ -88,6 +105,8 @@ def run(options: Options) -> None:
         announce=_say,
         **{name: getattr(options, name) for name in SETTINGS},
     )
+    if not is_main():
+        leave(wait=False)  # the first of several processes measures
     sys.stdout.write(f"{dec.evaluate(options.contexts)!r}\n")
     if options.experts_shown and dec.replacement.mixture is not None:
         found = dec.analyze(options.contexts)
@@ -100,6 +119,7 @@ def run(options: Options) -> None:
     if options.transcoder:
         sys.stdout.write(f"Written to {dec.save_transcoder(options.transcoder)}\n")
     sys.stdout.write(f"Written to {options.out}. Open it with: mumoe.load({options.out!r})\n")
+    leave(wait=False)
 
 
 def _say(line: str) -> None:

@@ -26,6 +26,8 @@ class Options:
     """folder of the report; an earlier report there is replaced (empty: RUN/report of the first run)"""
     max_images: int = 20
     """images shown per expert, drawn at random and with the largest coefficients (0: none)"""
+    local_paths: bool = False
+    """write paths of this machine in full (otherwise only their last part)"""
     quiet: bool = False
     """show no progress"""
 
@@ -40,5 +42,5 @@ def run(options: Options) -> None:
 
     jobs = {Path(path): load_runs(path, progress=not options.quiet) for path in options.runs}
     out = options.out or Path(options.runs[0]) / "report"
-    written = write_report(jobs, out, max_images=options.max_images)
+    written = write_report(jobs, out, max_images=options.max_images, local_paths=options.local_paths)
     sys.stdout.write("\n".join(written.sentences()) + "\n")

@@ -163,7 +163,7 @@ class Dashboard:
 
     def image(self, given: Mapping[str, Any]) -> Any:
         """One image of the data, or one uploaded before, taken apart."""
-        labels = tuple(str(label) for label in given.get("labels", ()))[:20]
+        labels = _labels(given)
         operations = self._operations(given)
         if "upload" in given:
             upload = _number(given, "upload")
@@ -197,12 +197,13 @@ class Dashboard:
     def save(self, given: Mapping[str, Any]) -> Any:
         """Write an edit file."""
         split, entries, name = self.split(given), _entries(given), str(given.get("name", ""))
-        replace = given.get("replace") is True
-        return {"path": edit_panel.save(self.session, split, entries, name, _subgroup(given), replace=replace)}
+        replace = str(given.get("replace") or "")
+        return edit_panel.save(self.session, split, entries, name, _subgroup(given), replace=replace)
 
     def load(self, given: Mapping[str, Any]) -> Any:
         """Read an edit file."""
-        return {"entries": edit_panel.load(self.session, str(given.get("name", "")))}
+        version, entries = edit_panel.load(self.session, str(given.get("name", "")))
+        return {"version": version, "entries": entries}
 
     def generate(self, given: Mapping[str, Any]) -> Any:
         """Begin to write texts with and without an expert scaled."""
@@ -295,7 +296,9 @@ def make_app(dashboard: Dashboard, port: int | None = None) -> Guard:
     routes.append(Route("/api/picture", _bytes(dashboard.picture, "image/webp", KEPT), methods=["GET"]))
     routes.append(Route("/api/card", _bytes(dashboard.card, "image/png", "no-store"), methods=["GET"]))
     routes += [Route(path, _file(name), methods=["GET"]) for path, name in static_files().items()]
-    return Guard(Starlette(routes=routes), dashboard.keys, port)
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False  # an address with a slash too many leads nowhere
+    return Guard(app, dashboard.keys, port)
 
 
 def static_files() -> dict[str, str]:
@@ -364,6 +367,8 @@ def _bytes(draw: Callable[[Mapping[str, str]], bytes], kind: str, cached: str) -
             content = await run_in_threadpool(draw, dict(request.query_params))
         except (UserError, JobError) as error:
             return _problem(one_line(error), 404)
+        except Exception as error:
+            return _problem(f"{WHO}: {one_line(error)}", 500)
         return Response(content, media_type=kind, headers={"cache-control": cached})
 
     return handle
@@ -430,6 +435,13 @@ def _entries(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{WHO}: expected a list of edits, got {type(entries).__name__}. Load the page again.")
     return entries
+
+
+def _labels(given: Mapping[str, Any]) -> tuple[str, ...]:
+    labels = given.get("labels", [])
+    if not isinstance(labels, list):
+        raise UserError(f"{WHO}: expected a list of labels, got {type(labels).__name__}. Load the page again.")
+    return tuple(map(str, labels[:20]))
 
 
 def _filter(given: Mapping[str, Any]) -> expert_panel.Filter:

@@ -12,9 +12,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from mumoe.dashboard import WHO
@@ -29,12 +31,16 @@ from mumoe.editing.operations import separate
 from mumoe.editing.rewriting import choose_rewriting, mean_coefficients
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
-from mumoe.files import make_folder
+from mumoe.files import digest_file, make_folder, write_errors
+from mumoe.local_paths import public_name, run_name
 
 __all__ = ["Subgroup", "compare", "list_edits", "load", "make_stack", "outcome", "parse", "rewrite", "save"]
 
 MOST_EDITS = 200
 """Edits of one stack."""
+
+LOCK = ".edits.lock"
+"""Name of the file in RUN/edits that is locked while another is compared and replaced."""
 
 RESAMPLES = 1000
 """Bootstrap resamples of the intervals in a file, as `mumoe edit` draws them."""
@@ -236,25 +242,29 @@ def _direction(split: Split, mean: Tensor) -> Any:
 
 
 def list_edits(session: Session) -> list[dict[str, Any]]:
-    """The files in RUN/edits: name, time, what they do, and whether they are of this model."""
+    """The files in RUN/edits: name, time, version, what they do, and whether they are of this model."""
     mine = fingerprint(session.run.require_layer(WHO)) if session.run.layer is not None else ""
     found: list[dict[str, Any]] = []
     for path in sorted((session.folder / "edits").glob("*.json")):
         if path.is_symlink() or not path.is_file():
             continue
         try:
+            version = _version(path)
             content = read_edit_file(path)
         except UserError as error:
-            found.append({"name": path.stem, "error": " ".join(str(error).split())})
+            found.append({"name": path.stem, "version": version, "error": " ".join(str(error).split())})
+            continue
+        except OSError as error:
+            found.append({"name": path.stem, "error": f"{path.name} cannot be read ({error.strerror})"})
             continue
         edits = [f"{name}: {edit.describe()}" for name, edit in content.edits.items()]
-        fits = content.layer.get("fingerprint") == mine
-        found.append({"name": path.stem, "created": content.created, "edits": edits, "fits": fits})
+        facts = {"created": content.created, "version": version, "edits": edits}
+        found.append({"name": path.stem, **facts, "fits": content.layer.get("fingerprint") == mine})
     return found
 
 
-def load(session: Session, name: str) -> list[dict[str, Any]]:
-    """The entries of a file in RUN/edits.
+def load(session: Session, name: str) -> tuple[str, list[dict[str, Any]]]:
+    """The version of a file in RUN/edits, and its entries.
 
     Raises:
         UserError: If there is no such file there, or it belongs to another model.
@@ -262,8 +272,12 @@ def load(session: Session, name: str) -> list[dict[str, Any]]:
     known = {entry["name"] for entry in list_edits(session)}
     if name not in known:
         raise unknown_name(WHO, "file of edits", name, known)
-    stack = load_edits(session.folder / "edits" / f"{name}.json", session.run.require_layer(WHO))
-    return [_without_factors(session, as_entry(key, edit)) for key, edit in stack.edits.items()]
+    path = session.folder / "edits" / f"{name}.json"
+    while True:  # until the edits are those of the version: another process may replace the file meanwhile
+        version, stack = _version(path), load_edits(path, session.run.require_layer(WHO))
+        if _version(path) == version:
+            break
+    return version, [_without_factors(session, as_entry(key, edit)) for key, edit in stack.edits.items()]
 
 
 def save(
@@ -273,12 +287,24 @@ def save(
     name: str,
     subgroup: Subgroup,
     *,
-    replace: bool = False,
-) -> str:
-    """Write edits to RUN/edits/NAME.json with what they change, as `mumoe edit` does; returns the file's path.
+    replace: str = "",
+) -> dict[str, str]:
+    """Write edits to RUN/edits/NAME.json with what they change, as `mumoe edit` does.
+
+    Args:
+        session: The session.
+        split: The split that is measured.
+        entries: The edits.
+        name: Of the file, without ``.json``.
+        subgroup: Whose accuracies are recorded.
+        replace: Version of the file that this one is made from, and takes the place of; empty for a new file.
+
+    Returns:
+        ``path`` and ``version`` of the file.
 
     Raises:
-        UserError: If the name is no plain file name or is taken, or there are no edits.
+        UserError: If the name is no plain file name or is taken, the file has another version since it was read, or
+            there are no edits.
     """
     if not _NAME.fullmatch(name) or name.endswith(".json"):
         raise UserError(
@@ -290,21 +316,39 @@ def save(
     path = folder / f"{name}.json"
     if folder.is_symlink() or path.is_symlink():
         raise UserError(f"{WHO}: expected a plain file in the run's folder, got a link {path.name!r}. Remove it.")
-    if path.exists() and not replace:
-        raise UserError(f"{WHO}: expected a new name, got {name!r}, which exists. Use another, or replace it.")
-    make_folder(folder, who=WHO)
     with session.lock:
         stack = make_stack(session, entries)
-        save_edits(path, stack, _provenance(session, split, stack, subgroup))
-    return str(path)
+        facts = _provenance(session, split, stack, subgroup)
+    make_folder(folder, who=WHO)
+    with write_errors(path, who=WHO), FileLock(folder / LOCK):
+        _require_version(path, replace)
+        save_edits(path, stack, facts)
+        return {"path": str(path), "version": _version(path)}
+
+
+def _version(path: Path) -> str:
+    """Digest of a file of edits."""
+    return digest_file(path)[:16]
+
+
+def _require_version(path: Path, expected: str) -> None:
+    found = _version(path) if path.exists() else ""
+    if found == expected:
+        return
+    if not expected:
+        raise UserError(f"{WHO}: expected a new name, got {path.stem!r}, which exists. Use another, or replace it.")
+    raise UserError(
+        f"{WHO}: expected the file {path.stem!r} as it was when it was read, got one that was "
+        f"{'changed' if found else 'deleted'} elsewhere. Load it again and repeat your change, or use another name."
+    )
 
 
 def _provenance(session: Session, split: Split, stack: EditStack, subgroup: Subgroup) -> dict[str, Any]:
     """What `mumoe edit` records, with the split that was looked at."""
     data = session.run.data
     facts: dict[str, Any] = {
-        "run": str(session.folder),
-        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "run": run_name(session.folder),
+        "data": {"name": public_name(data.name), "fingerprint": data.fingerprint},
         "made_with": "mumoe dashboard",
         "by_hand": stack.describe(),
         "split": split.name,

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from mumoe.analysis.chosen_images import image_label
 from mumoe.analysis.expert_notes import ExpertNotes, suggest_name
@@ -23,6 +22,7 @@ from mumoe.dashboard.session import Session, Split
 from mumoe.dashboard.whatif import Level
 from mumoe.errors import UserError, unknown_name
 from mumoe.files import to_plain
+from mumoe.local_paths import public_name
 from mumoe.plots.expert_card import SIDE, TILES, CardTile
 from mumoe.plots.expert_card import expert_card as drawn_card
 from mumoe.plots.sheets import encoded, thumbnail
@@ -139,12 +139,22 @@ def _images_of(split: Split, rows: npt.NDArray[np.int64]) -> list[int]:
 def seen_classes(session: Session, split: Split, level: int) -> npt.NDArray[np.int64]:
     """(experts, up to `SEEN`) the classes whose images get most of each expert's coefficients; -1 for none."""
     if (split.name, level) not in session.seen:
-        truth, classes = torch.from_numpy(split.scores.truth), len(session.run.data.classes)
-        table = truth.float() if truth.ndim == 2 else F.one_hot(truth, classes).float()
-        mass, order = level_of(session, split, level).per_expert(table).topk(min(SEEN, classes))
+        classes = len(session.run.data.classes)
+        masses = torch.from_numpy(_masses(level_of(session, split, level), split.scores.truth, classes))
+        mass, order = masses.topk(min(SEEN, classes))
         session.seen[split.name, level] = order.masked_fill(mass <= 0, -1).numpy()
     found: npt.NDArray[np.int64] = session.seen[split.name, level]
     return found
+
+
+def _masses(part: Level, truth: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
+    """(experts, classes) coefficients of each expert summed over the images of each class, in steps per pair."""
+    experts, row, value = _pairs(part)
+    if truth.ndim == 1:
+        cells = np.bincount(experts * classes + truth[row], value, part.num_experts * classes)
+        return cells.reshape(part.num_experts, classes)
+    columns = [np.bincount(experts, value * truth[row, c], part.num_experts) for c in range(classes)]
+    return np.stack(columns, axis=1)
 
 
 def _plain(values: npt.NDArray[Any]) -> list[Any]:
@@ -331,7 +341,8 @@ def expert_card(session: Session, split: Split, level: int, expert: int) -> byte
     detail, entry = expert_detail(session, split, level, expert), ExpertNotes.of_run(session.folder).of(expert, level)
     number = f"Expert {expert}" if len(session.num_experts) == 1 else f"Expert {expert} of level {level}"
     facts, data = session.stored.facts, session.run.data
-    about = f"{number} of {facts.get('head', '')} on {data.name}, {split.name} images with the largest coefficients."
+    what = f"{public_name(data.name)}, {split.name} images"
+    about = f"{number} of {facts.get('head', '')} on {what} with the largest coefficients."
     lost = detail["analysis"]["losses"] if detail["analysis"] else []
     sheet = drawn_card(
         entry.name or number,

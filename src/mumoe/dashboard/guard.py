@@ -15,6 +15,7 @@ There is no CORS header, and the content security policy lets the page load noth
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import re
 import secrets
@@ -22,6 +23,9 @@ from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
+
+from h11 import LocalProtocolError
+from starlette.requests import ClientDisconnect
 
 __all__ = ["HEADERS", "Guard", "Secrets"]
 
@@ -40,6 +44,9 @@ HEADERS = {
 
 _LOCAL = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 """What a browser on this machine, or on one end of a tunnel, calls the server."""
+
+_GONE = (ClientDisconnect, LocalProtocolError)
+"""The client broke the connection off, or the server did, since what followed was no HTTP: nobody reads an answer."""
 
 CHANGES = "x-mumoe-page"
 """Header of the second secret."""
@@ -78,6 +85,10 @@ class Guard:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
+        with contextlib.suppress(*_GONE):
+            await self._guarded(scope, receive, send)
+
+    async def _guarded(self, scope: Any, receive: Any, send: Any) -> None:
         opened = self._opened_by_token(scope)
         refusal = self._refusal(scope, opened)
         if refusal is not None:

@@ -14,9 +14,12 @@ If two logits differ by less than rounding errors, the layer itself is evaluated
 from __future__ import annotations
 
 import functools
+import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -38,6 +41,9 @@ T = TypeVar("T")
 
 BLOCK = 8_000_000
 """Numbers held at once while logits are computed."""
+
+MAPPED = 2**28
+"""Bytes from which projections are kept in a mapped file, whose pages the system may drop."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +103,6 @@ class Level:
         found[used] = self.by_expert.numpy()[places[np.searchsorted(places, first)]]
         return found
 
-    def per_expert(self, table: Tensor) -> Tensor:
-        """(num_experts, width) coefficients of each expert times rows of a table, (rows, width), summed over rows."""
-        return F.embedding_bag(
-            self.by_expert, table, self.starts[:-1], mode="sum", per_sample_weights=self.by_expert_values.to(table)
-        )
-
     def mix(self, rows: Tensor, table: Tensor) -> Tensor:
         """(len(rows), width) coefficients times table, (num_experts, width)."""
         pairs, starts = self._pairs(rows)
@@ -150,7 +150,8 @@ class Rows:
         run: The run.
         images: (rows,) positions in the data.
         levels: Coefficients, one per level.
-        hidden: (rows, width) projections h(z), or the layer's inputs where the layer has no factored form.
+        hidden: (rows, width) projections h(z), in a mapped file if they are large; (0, width) where the layer has no
+            factored form.
         logits: (rows, classes) of the layer without edits.
         decided: (rows,) classes, or (rows, classes) 0 and 1.
     """
@@ -303,15 +304,27 @@ def open_rows(run: EditingRun, images: npt.NDArray[np.int64], levels: Sequence[C
     sorted_levels = begun(lambda: tuple(map(Level.of, levels)))
     hidden = torch.zeros(0, run.features.shape[1])
     with torch.no_grad():
-        for place in _blocks(len(images), run.features.shape[1]):
-            x = run.inputs(images[place])
-            part = x if form is None else form.hidden(x)
+        for place in _blocks(len(images) if form else 0, run.features.shape[1]):
+            assert form is not None
+            part = form.hidden(run.inputs(images[place]))
             if place.start == 0:
-                hidden = part.new_empty(len(images), part.shape[1])
+                hidden = _held(run.path, (len(images), part.shape[1]), part.dtype)
             hidden[place] = part
     rows = Rows(run, images, sorted_levels.result(), form, hidden)
     rows.start()
     return rows
+
+
+def _held(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """An empty matrix: in memory, or from `MAPPED` bytes on in a file of the run that no name leads to."""
+    size = math.prod(shape)
+    if size * dtype.itemsize < MAPPED or not size:
+        return torch.empty(shape, dtype=dtype)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".mumoe-held-") as file:
+            return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)
+    except (OSError, RuntimeError):  # a folder that cannot be written, or a full disk
+        return torch.empty(shape, dtype=dtype)
 
 
 def begun(work: Callable[[], T]) -> Future[T]:

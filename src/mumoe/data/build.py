@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mumoe.data.base import SPLITS, Attribute, ImageData
 from mumoe.data.decode import read_image
 from mumoe.data.fingerprint import fingerprint
+from mumoe.data.inside import require_inside
 from mumoe.data.registry import Request
 from mumoe.data.same import same_files
 from mumoe.data.splits import TEST, TRAIN, VAL, carve, stratified_split
@@ -159,6 +160,8 @@ def build(
         UserError: If no image is left to train on, or, with `strict`, if anything was left out.
     """
     _require_images(request, len(images), problems)
+    if isinstance(images, FileImages) and not request.allow_outside:
+        require_inside(request.name, [images.root], [os.path.join(images.root, path) for path in images.paths])
     found = _checked_labels(request, classes, np.asarray(labels))
     decided = _complete(np.full(len(found), UNDECIDED) if split is None else split, found, request)
     checked = images.check(request)

@@ -7,7 +7,6 @@ with a warning from the logger ``mumoe``.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mumoe.files import CACHE, digest_file, digest_files, new_folder, recovered, write_errors, write_json
+from mumoe.files import (
+    CACHE,
+    digest_file,
+    digest_files,
+    inside,
+    new_folder,
+    read_json,
+    recovered,
+    write_errors,
+    write_json,
+)
 
 __all__ = ["damage", "sealed_folder"]
 
@@ -26,13 +35,15 @@ logger = logging.getLogger("mumoe")
 def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in a few words; None if every file is as it was written."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / MANIFEST)["files"]
         for name, expected in files.items():
-            path = folder / name
+            path = inside(folder, name)
             if path.stat().st_size != expected["bytes"]:
                 return f"{path.stat().st_size} bytes in {name} instead of {expected['bytes']}"
             if digest_file(path) != expected["sha256"]:
                 return f"changed bytes in {name}"
+        if not files:
+            return "a manifest of no files"
     except FileNotFoundError as error:
         return f"no file {Path(error.filename).name}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

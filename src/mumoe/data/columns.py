@@ -31,6 +31,7 @@ __all__ = [
     "UNKNOWN",
     "Column",
     "binary_codes",
+    "distinct_texts",
     "find_value",
     "is_missing",
     "number_of",
@@ -100,7 +101,7 @@ def read_column(values: Any, *, who: str = "data", name: str = "column") -> Colu
     Raises:
         UserError: If the shape is not (rows,), or bytes in it are not UTF-8.
     """
-    different, places = _distinct(values, who, name)
+    different, places = distinct_texts(values, who, name)
     known = [text for text in different if not is_missing(text)]
     kind, written = _meaning_of(known)
     names = sorted({text for text in written.values() if text}, key=sort_key)
@@ -129,7 +130,7 @@ def texts_of(values: Any, *, who: str = "data", name: str = "column") -> list[st
     Raises:
         UserError: As `read_column`.
     """
-    different, places = _distinct(values, who, name)
+    different, places = distinct_texts(values, who, name)
     return [different[place] for place in places]
 
 
@@ -204,7 +205,7 @@ def require_value(who: str, what: str, values: Sequence[str], asked: object) -> 
 # Reading --------------------------------------------------------------------------------------------------
 
 
-def _distinct(values: Any, who: str, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
+def distinct_texts(values: Any, who: str = "data", name: str = "column") -> tuple[list[str], npt.NDArray[np.int64]]:
     """The distinct texts of a column, and for each row the position of its text among them."""
     array = values if isinstance(values, np.ndarray) else _as_array(values)
     if array.ndim != 1:

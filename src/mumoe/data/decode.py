@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.errors import JobError, reason_of, require
+from mumoe.files import regular_size
 
 require("PIL", "vision", "mumoe.data")
 
@@ -80,7 +81,7 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str = "") -> Ima
     """
     called = name or ("an image in memory" if isinstance(source, bytes) else os.fspath(source))
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else _content(Path(source))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return decode(data)
@@ -88,6 +89,11 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str = "") -> Ima
         raise ImageError(
             f"read_image: expected an image in {called!r}, got: {damage(error)}. Replace or remove it."
         ) from error
+
+
+def _content(path: Path) -> bytes:
+    regular_size(path)
+    return path.read_bytes()
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -140,6 +146,8 @@ def damage(error: Exception) -> str:
         return "no such file"
     if isinstance(error, IsADirectoryError):
         return "a folder"
+    if isinstance(error, MemoryError):
+        return "too little memory to decode it"
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if isinstance(error, UnidentifiedImageError):

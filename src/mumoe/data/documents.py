@@ -22,7 +22,7 @@ from mumoe.data.base import SPLITS
 from mumoe.data.cache import sealed_folder
 from mumoe.data.tokenizing import split_of
 from mumoe.errors import UserError, unknown_name
-from mumoe.files import cache_root, read_json, write_json
+from mumoe.files import cache_root, read_array, read_json, write_json
 
 __all__ = ["Contexts", "Document", "OffsetTokenizer", "Span", "cut", "from_tokens", "sealed_contexts"]
 
@@ -301,6 +301,6 @@ def sealed_contexts(
     whole = hashlib.sha256(json.dumps(["1", key, tokenizer.key, tokenizer.start, length]).encode()).hexdigest()
     folder = sealed_folder(cache_root(cache_dir) / "contexts" / whole[:20], write, who="decompose")[0]
     about = read_json(folder / "contexts.json", "decompose")
-    held: dict[str, Any] = {array: np.load(folder / f"{array}.npy") for array in _ARRAYS}
+    held: dict[str, Any] = {array: read_array(folder / f"{array}.npy") for array in _ARRAYS}
     held |= {part: tuple(about[part]) for part in _NAMES}
     return Contexts(name, **held, fingerprint=about["fingerprint"])

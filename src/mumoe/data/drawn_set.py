@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mumoe.data.base import Attribute, ImageData
 from mumoe.data.splits import holdout_split
 from mumoe.errors import UserError, unknown_name
+from mumoe.files import read_array
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,7 +47,7 @@ class StoredImages:
 
 @functools.lru_cache(maxsize=4)
 def _pixels(path: str) -> npt.NDArray[np.uint8]:
-    pixels: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    pixels: npt.NDArray[np.uint8] = read_array(Path(path), mapped=True)
     return pixels
 
 

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mumoe.data.archives import check_expanded
 from mumoe.data.base import ImageData
 from mumoe.data.build import UNDECIDED, build
 from mumoe.data.columns import UNKNOWN, texts_of
 from mumoe.data.decode import ImageError, damage, read_image
-from mumoe.data.layout import SPLIT_WORDS
+from mumoe.data.inside import require_inside
+from mumoe.data.layout import SPLIT_WORDS, files_below
 from mumoe.data.registry import Request, register
 from mumoe.data.roles import choose_roles, find_column, read_rows
 from mumoe.data.same import same_files
@@ -145,6 +147,9 @@ def load_hf(
         parts = np.repeat([SPLIT_WORDS.get(name.lower(), UNDECIDED) for name in splits], sizes)
         rows.split = parts[rows.kept]
     ids = tuple(names[row] for row in rows.kept)
+    if not request.allow_outside:
+        paths = [path for table in tables for path in _paths(table, image)]
+        require_inside(request.name, _places(library, request), paths)
     return build(
         request,
         RowImages(tuple(table.select_columns([image]) for table in tables), image, where[rows.kept], ids),
@@ -164,10 +169,14 @@ def _open(library: Any, request: Request, config: str, revision: str) -> Any:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return library.load_from_disk(str(path))
         if path.is_dir():
+            for file in files_below(path, []):
+                check_expanded(file, request.name)
             cache = str(cache_root(request.cache_dir) / "datasets")
             return library.load_dataset(str(path), config or None, cache_dir=cache)
         with contextlib.nullcontext() if request.download else _offline(library):
             return library.load_dataset(request.argument, config or None, revision=revision or None)
+    except UserError:
+        raise
     except Exception as error:
         words = reason_of(error).rstrip(".")
         if request.download:
@@ -176,6 +185,23 @@ def _open(library: Any, request: Request, config: str, revision: str) -> Any:
             f"{request.name}: expected a folder or a set that was downloaded before, got: {words}. "
             "Check the name, or allow the download with `download`."
         ) from error
+
+
+def _places(library: Any, request: Request) -> list[Path]:
+    """Where the images of a set may lie: in its folder, and where `datasets` unpacks archives and downloads."""
+    hub, settings, folder = require("huggingface_hub.constants", "data", request.name), library.config, request.path()
+    caches = (settings.HF_DATASETS_CACHE, settings.DOWNLOADED_DATASETS_PATH, hub.HF_HUB_CACHE)
+    own = [cache_root(request.cache_dir) / "datasets", *map(Path, caches)]
+    return [folder, *own] if folder.is_dir() else own
+
+
+def _paths(table: Any, image: str) -> list[str]:
+    """Paths of the rows that do not hold their image as bytes."""
+    compute = require("pyarrow.compute", "data", "hf")
+    cells = table.select_columns([image]).with_format("arrow")[:][image]
+    without = compute.is_null(compute.struct_field(cells, "bytes"))
+    found = compute.filter(compute.struct_field(cells, "path"), without).to_pylist()
+    return [path for path in found if path]
 
 
 @contextlib.contextmanager

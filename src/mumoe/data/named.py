@@ -18,6 +18,9 @@ from mumoe.files import cache_root
 
 __all__ = ["DATASETS", "data_home", "load_data", "problem_summary"]
 
+COMMON_OPTIONS = ["allow_outside"]
+"""Arguments of `load_data` that are given as data options on the command line."""
+
 LOADERS = (folder, hub, official, packed, table)
 """The modules whose loaders register themselves when imported."""
 
@@ -67,6 +70,7 @@ def load_data(
     verify: str = "auto",
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    allow_outside: bool = False,
     **options: Any,
 ) -> ImageData:
     """Load a data set by name, from local files first.
@@ -86,6 +90,8 @@ def load_data(
         verify: How thoroughly files are checked: ``auto``, ``full`` or ``header`` (see `mumoe.data.verify`).
         cache_dir: Where the results of this check are kept (default: `mumoe.files.cache_root`).
         progress: Show progress.
+        allow_outside: Read images that a table, or a link in a folder, names outside of its folder. By default they
+            are an error, since a set from elsewhere could name private files.
         options: Further options of the data set, such as ``label_column`` of ``csv``.
 
     Raises:
@@ -107,6 +113,7 @@ def load_data(
         verify=verify,
         cache_dir=Path(cache_dir) if cache_dir else None,
         progress=progress,
+        allow_outside=allow_outside,
     )
     data = entry.load(request, **options)
     if strict and data.problems:
@@ -173,8 +180,9 @@ def _check_options(key: str, load: Loader, options: Mapping[str, Any]) -> None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    known += COMMON_OPTIONS
     for option in options:
-        if option not in known and known:
+        if option not in known and len(known) > len(COMMON_OPTIONS):
             raise unknown_name("load_data", f"{key!r} option", option, known)
         if option not in known:
             raise UserError(f"load_data: expected no option for {key!r}, got {option!r}. Leave it out.")

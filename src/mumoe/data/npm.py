@@ -10,17 +10,18 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mumoe.data.archives import most_expanded
 from mumoe.errors import JobError, UserError
 from mumoe.files import CACHE, new_file
 from mumoe.progress import Progress
 
 __all__ = ["Package", "fetch_packages", "npm_command", "read_members"]
 
-LARGEST_MEMBER = 256 * 2**20
 SECONDS_PER_PACKAGE = 600
 
 
@@ -94,14 +95,20 @@ def read_members(tarball: Path, names: Sequence[str], who: str) -> dict[str, byt
     Raises:
         JobError: If the tarball is not readable, or a member is missing, not a regular file, or too large.
     """
-    found = {}
+    found, size = {}, 0
     try:
         with tarfile.open(tarball, "r:gz") as archive:
             for member in archive:
-                if member.name in names and member.isfile() and member.size <= LARGEST_MEMBER:
+                size += member.size  # members that are not read are expanded too, on the way to the next one
+                if size > most_expanded(tarball):
+                    raise JobError(
+                        f"{who}: expected a tarball that expands to at most {most_expanded(tarball):,} bytes, got more "
+                        f"in {tarball}. Delete it and run again."
+                    )
+                if member.name in names and member.isfile():
                     file = archive.extractfile(member)
                     found[member.name] = file.read() if file else b""
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise JobError(
             f"{who}: expected a readable tarball, got {tarball} ({error}). Delete it and run again."
         ) from error

@@ -6,7 +6,7 @@ read here. This also reports damaged and forged files instead of trusting them.
 
 from __future__ import annotations
 
-import gzip
+import io
 import pickle
 import zlib
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mumoe.data.archives import read_gzip
 from mumoe.data.base import Attribute, ImageData
 from mumoe.data.build import ArrayImages, build
 from mumoe.data.layout import existing, locate, torchvision_fetch
 from mumoe.data.registry import Request, register
 from mumoe.data.splits import TEST, TRAIN
-from mumoe.errors import UserError, reason_of, require
+from mumoe.errors import UserError, reason_of, require, shown
 
 __all__ = ["read_cifar", "read_idx"]
 
@@ -90,13 +91,12 @@ def read_cifar(path: Path) -> dict[str, Any]:
         UserError: If the file is missing, damaged, or names anything else.
     """
     who = "cifar100"
-    with existing(who, path, folder=False).open("rb") as file:
-        try:
-            content = _DataOnly(file, encoding="latin1").load()
-        except UserError:
-            raise
-        except Exception as error:
-            raise _not_official(path, f"a damaged one ({reason_of(error)})") from error
+    try:
+        content = _DataOnly(io.BytesIO(existing(who, path, folder=False).read_bytes()), encoding="latin1").load()
+    except UserError:
+        raise
+    except Exception as error:
+        raise _not_official(path, f"a damaged one ({reason_of(error, 120)})") from error
     if not isinstance(content, dict):
         raise _not_official(path, type(content).__name__)
     return content
@@ -129,6 +129,8 @@ class _Array:
 def _bytes_array(raw: Any, dtype: Any, shape: Any, order: Any) -> Pixels:
     if not isinstance(dtype, _Dtype) or dtype.name not in ("u1", "|u1"):
         raise ValueError("an array of something other than bytes")
+    if not isinstance(raw, str | bytes | bytearray):  # of a number, bytes() makes as many
+        raise ValueError(f"an array of {type(raw).__name__}")
     data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
     return np.frombuffer(data, np.uint8).reshape(shape, order="F" if order == "F" else "C")
 
@@ -159,14 +161,17 @@ _STANDINS: dict[tuple[str, str], Any] = {
 }
 
 
-class _DataOnly(pickle.Unpickler):
-    """Reads builtin containers, text, numbers and arrays of bytes; see `read_cifar`."""
+class _DataOnly(pickle._Unpickler):
+    """Reads builtin containers, text, numbers and arrays of bytes; see `read_cifar`.
+
+    This is the unpickler in Python. The one in C allocates what a damaged file asks for, whatever its size is.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STANDINS:
             raise UserError(
                 f"cifar100: expected arrays, lists, text and numbers in CIFAR-100's files, got a call of "
-                f"{f'{module}.{name}'!r}. This is not the official file: delete it."
+                f"{shown(f'{module}.{name}')}. This is not the official file: delete it."
             )
         return _STANDINS[module, name]
 
@@ -226,8 +231,9 @@ def read_idx(path: Path, *, dimensions: int) -> Pixels:
     use_packed = packed.is_file() and not path.is_file()
     source = existing("fashion-mnist", packed if use_packed else path, folder=False)
     try:
-        data = source.read_bytes()
-        return _idx(gzip.decompress(data) if use_packed else data, dimensions)
+        return _idx(read_gzip(source, "fashion-mnist") if use_packed else source.read_bytes(), dimensions)
+    except UserError:
+        raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
             f"fashion-mnist: expected an IDX file of bytes at {str(source)!r}, got {error}. Fetch it again."

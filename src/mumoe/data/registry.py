@@ -36,6 +36,7 @@ class Request:
         verify: How thoroughly files are checked: ``auto``, ``full`` or ``header`` (see `mumoe.data.verify`).
         cache_dir: Where the results of the check are kept; None for the default.
         progress: Whether to show progress.
+        allow_outside: Whether images may lie outside the folder of the set.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Request:
     verify: str = "auto"
     cache_dir: Path | None = None
     progress: bool = True
+    allow_outside: bool = False
 
     def path(self) -> Path:
         """The argument as a path; a relative one starts from the current folder."""

@@ -20,6 +20,8 @@ def same_files(paths: Sequence[str]) -> dict[int, int]:
     lowered: dict[str, list[int]] = {}
     again: dict[int, int] = {}
     for position, path in enumerate(paths):
+        if "\0" in path:  # no file has such a name
+            continue
         real = os.path.realpath(path) if os.path.islink(path) else _inside(folder(os.path.dirname(path)), path)
         if real in first:
             again[position] = first[real]

@@ -9,7 +9,6 @@ amount in each epoch, which depends only on the seed and the epoch.
 from __future__ import annotations
 
 import functools
-import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,9 @@ import numpy.typing as npt
 from mumoe.data.base import SPLITS, SplitName
 from mumoe.data.stdlib_text import stdlib_folder
 from mumoe.data.tokenizing import FORMAT, META, Tokenizer, open_tokenizer
-from mumoe.errors import JobError, UserError, unknown_name
+from mumoe.errors import JobError, UserError, reason_of, unknown_name
+from mumoe.files import read_json
+from mumoe.records import read_typed
 
 __all__ = [
     "TEXTS",
@@ -113,7 +114,7 @@ class TextData:
     @functools.cached_property
     def rows(self) -> dict[str, int]:
         """Windows of each split; every shift of a window of train fits too."""
-        counts = {name: (len(self.tokens[name]) - 1) // self.context for name in ("val", "test")}
+        counts = {name: max(len(self.tokens[name]) - 1, 0) // self.context for name in ("val", "test")}
         return {"train": max((len(self.tokens["train"]) - self.context) // self.context, 0), **counts}
 
     def __len__(self) -> int:
@@ -137,7 +138,13 @@ class TextData:
         for name in SPLITS:
             if row < self.rows[name]:
                 start = row * self.context + (shift if name == "train" else 0)
-                return self.tokens[name][start : start + self.context + 1].astype(np.int64)
+                tokens = self.tokens[name][start : start + self.context + 1].astype(np.int64)
+                if tokens.max(initial=0) >= self.tokenizer.vocabulary:
+                    raise JobError(
+                        f"{self.name}: expected tokens below {self.tokenizer.vocabulary:,}, got {tokens.max():,}. "
+                        "Write them again with mumoe tokenize."
+                    )
+                return tokens
             row -= self.rows[name]
         raise IndexError(row)
 
@@ -174,28 +181,43 @@ def open_text(folder: Path, name: str = "", *, context: int) -> TextData:
         UserError: If the folder holds none, or its training split is shorter than a window.
         JobError: If its files are damaged.
     """
-    meta = _meta(folder)
     try:
-        kind, splits = np.dtype(meta["dtype"]), dict(meta["splits"])
-        tokens = {split: _map(folder / f"{split}.bin", kind, int(splits[split]["tokens"])) for split in SPLITS}
-        sizes = {split: int(splits[split]["bytes"]) for split in SPLITS}
-        digest = str(meta["fingerprint"])
-        tokenizer_name = str(meta["tokenizer"])
-    except (KeyError, TypeError, ValueError) as error:
+        meta = read_typed(_Meta, _meta(folder), META)
+        kind = np.dtype(meta.dtype)
+        tokens = {split: _map(folder / f"{split}.bin", kind, meta.splits[split].tokens) for split in SPLITS}
+        sizes = {split: meta.splits[split].bytes for split in SPLITS}
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
         raise JobError(
-            f"{folder}: expected intact tokens, got: {error}. Write them again with mumoe tokenize."
+            f"{folder}: expected intact tokens, got: {reason_of(error)}. Write them again with mumoe tokenize."
         ) from None
-    credits = tuple(str(line) for line in meta.get("credits", ()))
-    tokenizer = open_tokenizer(tokenizer_name, folder)
-    data = TextData(
-        name or f"tokens:{folder}", tokens, context, tokenizer, tokenizer_name, sizes, digest, folder, credits
-    )
+    tokenizer = open_tokenizer(meta.tokenizer, folder)
+    name = name or f"tokens:{folder}"
+    data = TextData(name, tokens, context, tokenizer, meta.tokenizer, sizes, meta.fingerprint, folder, meta.credits)
     if data.rows["train"] < 1:
         raise UserError(
             f"{data.name}: expected a training text of at least {2 * context:,} tokens for a context of "
             f"{context:,}, got {len(tokens['train']):,}. Use a smaller context or more text."
         )
     return data
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A split in meta.json."""
+
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """What meta.json holds besides its format."""
+
+    dtype: str
+    splits: Mapping[str, _Split]
+    fingerprint: str
+    tokenizer: str
+    credits: tuple[str, ...] = ()
 
 
 def _meta(folder: Path) -> dict[str, Any]:
@@ -206,9 +228,9 @@ def _meta(folder: Path) -> dict[str, Any]:
             "Write one with: mumoe tokenize FILES --out FOLDER"
         )
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise JobError(f"{path}: expected JSON, got {error}. Write it again with mumoe tokenize.") from None
+        meta = read_json(path)
+    except ValueError as error:
+        raise JobError(f"{path}: expected JSON, got: {error}. Write it again with mumoe tokenize.") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise JobError(f"{path}: expected tokens of format {FORMAT}, got others. Write them again with mumoe tokenize.")
     return meta

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mumoe.data.archives import parquet_batches
 from mumoe.data.base import SPLITS
 from mumoe.data.layout import files_below
-from mumoe.errors import JobError, UserError, require
-from mumoe.files import new_folder
+from mumoe.errors import JobError, UserError, require, shown
+from mumoe.files import inside, new_folder, regular_size
 
 __all__ = [
     "BYTES",
@@ -127,9 +128,13 @@ def open_tokenizer(name: str, folder: Path | None = None) -> Tokenizer:
     """
     if name == BYTES:
         return ByteTokenizer()
-    path = Path(name).expanduser() if folder is None else folder / name
-    if not path.is_file():
-        raise UserError(f"tokenizer: expected {BYTES!r} or a tokenizer.json, got {name!r}, which does not exist.")
+    try:
+        path = Path(name).expanduser() if folder is None else inside(folder, name)
+        found = path.is_file()
+    except (ValueError, OSError, RuntimeError):  # a name that cannot be one of a file, or of a user's home
+        found = False
+    if not found:
+        raise UserError(f"tokenizer: expected {BYTES!r} or a tokenizer.json, got {shown(name)}, which does not exist.")
     return FileTokenizer(path)
 
 
@@ -214,17 +219,20 @@ def documents_of(path: Path, column: str = "text") -> Iterator[str]:
         JobError: If it cannot be read, or has no such column.
     """
     try:
+        regular_size(path)
         if path.suffix == ".parquet":
             yield from _rows(path, column)
         elif path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as file:
                 for line in file:
-                    yield _document(json.loads(line)[column])
+                    yield _document(_field(json.loads(line), column))
         else:
             yield path.read_text(encoding="utf-8")
     except KeyError:
         raise JobError(f"{path}: expected a column {column!r}, got none. Name it with `column`.") from None
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise JobError(f"{path}: expected text, got: {' '.join(str(error).split())[:200]}.") from None
 
 
@@ -233,8 +241,14 @@ def _rows(path: Path, column: str) -> Iterator[str]:
     with parquet.ParquetFile(path) as file:
         if column not in file.schema_arrow.names:
             raise KeyError(column)
-        for batch in file.iter_batches(batch_size=1000, columns=[column]):
-            yield from map(_document, batch.column(0).to_pylist())
+    for batch in parquet_batches(path, "mumoe tokenize", [column]):
+        yield from map(_document, batch.column(0).to_pylist())
+
+
+def _field(row: Any, column: str) -> Any:
+    if not isinstance(row, dict):
+        raise ValueError(f"a line that is not an object: {shown(row)}")
+    return row[column]
 
 
 def _document(value: Any) -> str:

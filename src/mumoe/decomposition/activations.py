@@ -30,6 +30,7 @@ from mumoe.errors import JobError, UserError
 from mumoe.files import CACHE, cache_root, read_json, write_errors, write_json
 from mumoe.models.language import BATCH, LanguageModel, Mlp
 from mumoe.progress import Progress
+from mumoe.records import read_typed
 
 __all__ = ["PRECISIONS", "Activations", "capture_rows", "computing", "resolve_precision"]
 
@@ -156,6 +157,17 @@ def _folder(
 
 
 @dataclass(frozen=True)
+class _About:
+    """What capture.json holds.
+
+    Attributes:
+        contexts: Complete contexts.
+    """
+
+    contexts: int
+
+
+@dataclass(frozen=True)
 class _Store:
     """The two files of a folder, and how many of their contexts are written."""
 
@@ -169,13 +181,16 @@ class _Store:
         path = self.folder / ABOUT
         if not path.is_file():
             return 0
-        done = int(read_json(path, WHO)["contexts"])
+        try:
+            done = read_typed(_About, read_json(path), WHO).contexts
+        except UserError:  # damaged: the rows are captured again
+            return 0
         sizes = [
             (self.folder / f"{name}.bin").stat().st_size for name in "xy" if (self.folder / f"{name}.bin").is_file()
         ]
         whole = [done * self.per_context * width * 2 for width in (self.into, self.out)]
         fits = len(sizes) == 2 and all(size >= needed for size, needed in zip(sizes, whole, strict=True))
-        return done if fits else 0
+        return done if fits and done > 0 else 0
 
     def bytes_of(self, contexts: int) -> int:
         return contexts * self.per_context * (self.into + self.out) * 2

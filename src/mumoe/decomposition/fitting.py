@@ -1,5 +1,7 @@
 """Train a replacement to compute what an MLP computes, on captured rows; stopped at any step, it resumes bit-exactly.
 
+Several processes each take a share of every batch, and sum their gradients.
+
 Inputs and outputs are divided by their root mean squares, and the bias starts at the mean output. The loss of a row is
 |error|^2 / |y|. AdamW without weight decay; the learning rate rises over the first 5 % of the steps, stays, and falls
 to 0 along a line from `FALL` on. The order of the rows is a function of the seed and the epoch alone, so a checkpoint
@@ -29,6 +31,7 @@ from mumoe.modes import evaluating
 from mumoe.progress import Progress
 from mumoe.records import Record, record
 from mumoe.training.checkpoint import Check, Snapshot, Specs, newest, prune, specs, write
+from mumoe.training.distributed import agree_all, from_main, is_main, synchronize_gates, together, world_size
 from mumoe.training.signals import Interrupted, StopRequest
 from mumoe.training.state import model_tensors, optimizer_tensors, restore_model, restore_optimizer
 
@@ -39,7 +42,6 @@ __all__ = [
     "clear_checkpoints",
     "column_sums",
     "fit_replacement",
-    "fresh",
     "measure_rows",
     "rate_of",
 ]
@@ -47,8 +49,8 @@ __all__ = [
 WHO = "decompose"
 WARM_UP, FALL = 0.05, 0.2
 """Share of the steps in which the learning rate rises; share from which on it falls to 0 along a line."""
-SCALE_ROWS, MEAN_ROWS, COEFFICIENT_ROWS = 20_000, 50_000, 32_768
-"""Rows that the scales, the mean output and the mean coefficients are measured on."""
+MEAN_ROWS, COEFFICIENT_ROWS = 50_000, 32_768
+"""Rows that the Gaussian twin and the mean coefficients are measured on."""
 CHECKPOINT_SECONDS = 120.0
 EPS = 1e-3
 """Added to |y| in the loss, in units of root mean square 1."""
@@ -132,25 +134,6 @@ def rate_of(settings: FitSettings, step: int) -> float:
     return settings.lr * rise * min(1.0, (total - step) / ((1 - FALL) * total))
 
 
-@torch.no_grad()
-def fresh(replacement: Replacement, rows: Activations) -> Replacement:
-    """Set the scales of a new replacement, and its bias to the mean output."""
-    x, y = rows.first(SCALE_ROWS)
-    replacement.in_scale.fill_(_rms(x))
-    replacement.out_scale.fill_(_rms(y))
-    replacement.bias.copy_(
-        rows.first(MEAN_ROWS)[1].double().mean(0).float().to(replacement.bias) / replacement.out_scale
-    )
-    return replacement
-
-
-def _rms(values: Tensor) -> float:
-    found = float(values.double().square().mean().sqrt())
-    if not found > 0:
-        raise JobError(f"{WHO}: expected activations that are not all zero, got only zeros. Choose another layer.")
-    return found
-
-
 def fit_replacement(
     replacement: Replacement,
     train: Activations,
@@ -164,7 +147,7 @@ def fit_replacement(
     """Train, or resume; the weights and the result are then in `folder`.
 
     Args:
-        replacement: As `fresh` made it from `settings.seed`; trained in place.
+        replacement: As `starting` made it from `settings.seed`; trained in place.
         train: Rows to train on.
         val: Rows to measure on.
         settings: How.
@@ -173,9 +156,15 @@ def fit_replacement(
         progress: Whether to show progress and the time left.
 
     Raises:
+        UserError: If a batch has fewer rows than there are processes.
         JobError: If the loss is not finite, or the disk fails.
         Interrupted: After Ctrl-C, with a checkpoint written.
     """
+    if settings.batch_size < 2 * world_size():
+        raise UserError(
+            f"{WHO}: expected `batch_size` of at least {2 * world_size()} for {world_size()} processes, got "
+            f"{settings.batch_size}. Use a larger one, or fewer processes."
+        )
     loop = _Loop(replacement, train, settings, folder, twin)
     loop.restore()
     loop.run(progress)
@@ -195,10 +184,14 @@ def fit_replacement(
         train_error=loop.smoothed,
         seconds=loop.seconds,
     )
-    write_tensors(folder / WEIGHTS, replacement.state_dict(), who=WHO)
-    write_json(folder / RESULT, result.to_dict(), who=WHO)
-    clear_checkpoints(folder)
-    return result
+
+    def keep() -> Fitted:
+        write_tensors(folder / WEIGHTS, replacement.state_dict(), who=WHO)
+        write_json(folder / RESULT, result.to_dict(), who=WHO)
+        clear_checkpoints(folder)
+        return result
+
+    return from_main(keep)
 
 
 def clear_checkpoints(folder: Path) -> None:
@@ -229,6 +222,8 @@ class _Loop:
             self.replacement.parameters(), lr=self.settings.lr, weight_decay=0.0, fused=True
         )
         self.device = self.replacement.bias.device
+        if world_size() > 1:
+            synchronize_gates(self.replacement)
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
 
     # State ------------------------------------------------------------------------------------------------------
@@ -239,7 +234,7 @@ class _Loop:
 
     def restore(self) -> None:
         """Continue from the newest whole checkpoint, if there is one."""
-        found = newest(self.checkpoints, _check(self.replacement), lambda _: None)
+        found = together(lambda: newest(self.checkpoints, _check(self.replacement), lambda _: None))
         if found is None:
             return
         restore_model(self.replacement, found.tensors["model"])
@@ -252,8 +247,13 @@ class _Loop:
             "model": model_tensors(self.replacement),
             "optimizer": optimizer_tensors(self.replacement, self.optimizer),
         }
-        write(self.checkpoints, Snapshot(self.step, tensors, {"smoothed": self.smoothed, "seconds": self.seconds}))
-        prune(self.checkpoints, keep=1)
+        snapshot = Snapshot(self.step, tensors, {"smoothed": self.smoothed, "seconds": self.seconds})
+
+        def keep() -> None:
+            write(self.checkpoints, snapshot)
+            prune(self.checkpoints, keep=1)
+
+        from_main(keep)
 
     # Steps ------------------------------------------------------------------------------------------------------
 
@@ -262,15 +262,16 @@ class _Loop:
         saved = begun
         self.replacement.train()
         title = f"Training {self.replacement.shape.kind}"
-        with StopRequest() as stop, Progress(title, total - self.step, enabled=progress) as bar:
+        with StopRequest() as stop, Progress(title, total - self.step, enabled=progress and is_main()) as bar:
             while self.step < total:
                 self._step()
                 now = time.monotonic()
                 self.seconds = before + now - begun
-                if stop.asked and self.step < total:
+                asked, late = agree_all((stop.asked, now - saved > CHECKPOINT_SECONDS), self.device)
+                if asked and self.step < total:
                     self.save()
                     raise Interrupted(f"Stopped at step {self.step:,} of {total:,}; the same call resumes there.")
-                if now - saved > CHECKPOINT_SECONDS and self.step < total:
+                if late and self.step < total:
                     self.save()
                     saved = now
                 bar.advance(note=f"unexplained {self.smoothed:.4f}")
@@ -283,26 +284,37 @@ class _Loop:
         with computing(self.settings.precision, self.device):
             output, _ = self.replacement.output_of(x)
         errors = (output.float() - y).square().sum(-1)
-        loss = (errors / (y.norm(dim=-1) + EPS)).mean()
-        if not math.isfinite(value := float(loss.detach())):
+        loss = (errors / (y.norm(dim=-1) + EPS)).mean() * (len(y) / self.settings.batch_size)
+        value, share = _whole_batch(loss.detach(), errors.detach(), y, self.settings.batch_size)
+        if not math.isfinite(value):
             raise JobError(f"{WHO}: expected a finite loss at step {self.step}, got {value}. Lower `lr`.")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._sum_gradients()
         self.replacement.project_gradients()
         self.optimizer.step()
         self.replacement.renormalize()
-        spread = (y - y.mean(0)).square().sum()
-        share = float(errors.detach().sum() / spread)
         self.smoothed = share if math.isnan(self.smoothed) else 0.95 * self.smoothed + 0.05 * share
         self.step += 1
 
+    def _sum_gradients(self) -> None:
+        """Sum the gradients of the processes' shares of the batch."""
+        if world_size() > 1:
+            for parameter in self.replacement.parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """Rows of a step, in units of root mean square 1."""
+        """This process's rows of a step, in units of root mean square 1."""
         size, scales = self.settings.batch_size, self.replacement
+        mine = slice(0, size)
+        if (processes := world_size()) > 1:
+            rank = torch.distributed.get_rank()
+            mine = slice(rank * size // processes, (rank + 1) * size // processes)
         if self.twin is not None:
-            x, y = self.twin.rows(size, self.settings.seed, self.step)
+            x, y = self.twin.rows(size, self.settings.seed, self.step, mine)
         else:
-            x, y = self.rows.rows(self._index(self.step * size, size))
+            x, y = self.rows.rows(self._index(self.step * size, size)[mine])
         return x.to(self.device) / scales.in_scale, y.to(self.device) / scales.out_scale
 
     def _index(self, begin: int, count: int) -> Integers:
@@ -316,6 +328,16 @@ class _Loop:
             parts.append(self._order[place : place + count])
             begin, count = begin + len(parts[-1]), count - len(parts[-1])
         return np.concatenate(parts)
+
+
+def _whole_batch(loss: Tensor, errors: Tensor, y: Tensor, size: int) -> tuple[float, float]:
+    """Loss of a batch over all processes, and its squared error over the variance of its outputs."""
+    if world_size() == 1:
+        return float(loss), float(errors.sum() / (y - y.mean(0)).square().sum())
+    sums = torch.cat([torch.stack([loss, errors.sum(), y.square().sum()]).double(), y.double().sum(0)])
+    torch.distributed.all_reduce(sums)
+    spread = sums[2] - sums[3:].square().sum() / size
+    return float(sums[0]), float(sums[1] / spread)
 
 
 def _check(replacement: Replacement) -> Check:
@@ -407,8 +429,8 @@ class Twin:
         return cls(x.mean(0).float(), (vectors * values.clamp(min=0).sqrt()).float(), mlp)
 
     @torch.no_grad()
-    def rows(self, count: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Rows of a step on the CPU; a function of seed and step alone."""
+    def rows(self, count: int, seed: int, step: int, part: slice | None = None) -> tuple[Tensor, Tensor]:
+        """Rows of a step on the CPU, or some of them; a function of seed and step alone."""
         drawn = torch.from_numpy(np.random.default_rng((seed, step, 1)).standard_normal((count, len(self.mean))))
-        x = self.mean + drawn.float() @ self.root.mT
+        x = (self.mean + drawn.float() @ self.root.mT)[part or slice(None)]
         return x, self.mlp(x.to(next(self.mlp.parameters()).device)).float().cpu()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.analysis.findings import TextStudy
 from mumoe.analysis.text_pages import text_page, write_study
+from mumoe.calling import checked, checked_methods
 from mumoe.data.documents import Contexts
 from mumoe.decomposition.activations import Activations, capture_rows, resolve_precision
 from mumoe.decomposition.bench import Bench, make_bench
@@ -32,7 +33,6 @@ from mumoe.decomposition.fitting import (
     Twin,
     clear_checkpoints,
     fit_replacement,
-    fresh,
 )
 from mumoe.decomposition.interchange import write_coefficients, write_transcoder
 from mumoe.decomposition.looking import LookSettings, analyze_replacement, as_entries, expert_parts
@@ -40,13 +40,16 @@ from mumoe.decomposition.measuring import JACOBIAN_ROWS, evaluate_replacement
 from mumoe.decomposition.placing import Placed
 from mumoe.decomposition.reading import remarks, text_study
 from mumoe.decomposition.replacements import Replacement, Shape, build, shape_for
+from mumoe.decomposition.starting import INITS, fresh, rank_at_weights, resolve_init, start_at_weights
 from mumoe.decomposition.texts import Text, open_contexts
 from mumoe.devices import AUTO, resolve
 from mumoe.errors import JobError, UserError, check_size, reason_of, require, unknown_name
 from mumoe.files import holds_files, new_entries, read_json, write_bytes, write_json, write_tensors
+from mumoe.local_paths import without_paths
 from mumoe.locks import FolderLock
 from mumoe.models.language import LanguageModel, Mlp, open_language
 from mumoe.records import read_typed
+from mumoe.training.distributed import from_main, is_main, join, lost_process, main_first
 
 __all__ = ["DecomposeSettings", "Decomposition", "Part", "decompose", "is_decomposition", "open_decomposition"]
 
@@ -71,6 +74,8 @@ class DecomposeSettings:
         experts: Number of experts; 0: what meets the budget.
         rank: Rank of the mixture; 0: what meets the budget.
         k: Experts that a sparse gate keeps.
+        init: ``random``, ``weights`` (those of the MLP, see `mumoe.decomposition.starting`), or auto: weights for
+            ``cp-linear`` of a gated MLP, random for all others.
         text: The text by name.
         tokens: Tokens trained on; of a shorter text several passes.
         context: Tokens of a context.
@@ -90,6 +95,7 @@ class DecomposeSettings:
     experts: int = 0
     rank: int = 0
     k: int = 32
+    init: str = "auto"
     text: str = "brown"
     tokens: int = 500_000
     context: int = 128
@@ -106,6 +112,8 @@ class DecomposeSettings:
             check_size(getattr(self, name), name, WHO)
         if not self.lr or not all(rate > 0 and math.isfinite(rate) for rate in self.lr):
             raise UserError(f"{WHO}: expected `lr` as numbers above 0, got {self.lr}. 0.002 is usual.")
+        if self.init not in INITS:
+            raise unknown_name(WHO, "init", self.init, INITS)
         if not 0 <= self.most_dead <= 1:
             raise UserError(f"{WHO}: expected `most_dead` from 0 to 1, got {self.most_dead}. 0.4 is usual.")
 
@@ -131,6 +139,7 @@ class Part:
     original: Tensor
 
 
+@checked_methods
 class Decomposition:
     """One MLP of a language model as experts.
 
@@ -252,6 +261,7 @@ class Decomposition:
             found = evaluate_replacement(
                 self.replacement, bench, twin=gaussian, jacobians=jacobians, progress=self.progress
             )
+        found = without_paths(found, self._places)
         found.save(self.path / EVALUATION)
         return found
 
@@ -269,10 +279,17 @@ class Decomposition:
         with self._original():
             found = analyze_replacement(self.replacement, bench, self.contexts, how, progress=self.progress)
             study = text_study(self.replacement, bench, self.contexts, found, how, run=str(self.path))
+        found = without_paths(found, self._places)
         with new_entries(self.path, (STUDY, ANALYSIS), who=WHO) as part:
-            write_study(study, part / STUDY)
+            write_study(without_paths(study, self._places), part / STUDY)
             found.save(part / ANALYSIS)
         return found
+
+    @property
+    def _places(self) -> tuple[str, ...]:
+        """Paths of this machine that settings.json and decomposition.json have, and nothing else should."""
+        one = self.settings
+        return (str(self.path), *(name for name in (one.model, one.text.partition(":")[2]) if os.path.exists(name)))
 
     def study(self) -> TextStudy:
         """What `analyze` found, with the text around the tokens of each expert.
@@ -458,12 +475,14 @@ class Decomposition:
         Raises:
             UserError: If the kind is no transcoder.
         """
-        return write_transcoder(self.replacement, Path(folder), self.settings.layer, self.settings.model)
+        model = without_paths(self.settings.model, self._places)
+        return write_transcoder(self.replacement, Path(folder), self.settings.layer, model)
 
 
 # Making one -------------------------------------------------------------------------------------------------
 
 
+@checked
 def decompose(
     model: str | LanguageModel = DecomposeSettings.model,
     layer: int = DecomposeSettings.layer,
@@ -479,7 +498,8 @@ def decompose(
 ) -> Decomposition:
     """Replace one MLP of a trained language model by sparse experts, fitted to what the MLP computes.
 
-    The same call again resumes what was stopped, with the bits of a job that was not.
+    The same call again resumes what was stopped, with the bits of a job that was not. Started by torchrun, several
+    processes share each batch, and the first of them writes.
 
     Args:
         model: ``smollm2`` (comes with a package), ``hf:NAME``, a folder of transformers, or a `LanguageModel`.
@@ -492,8 +512,8 @@ def decompose(
         cache_dir: Where model, text and activations are kept; None: the usual cache.
         progress: Whether to show progress on stderr.
         announce: Called with a line on the text, on sizes, and on each learning rate.
-        settings: Further fields of `DecomposeSettings`: width, experts, rank, k, tokens, context, lr, most_dead,
-            batch_size, val_contexts, seed, precision, twin.
+        settings: Further fields of `DecomposeSettings`: width, experts, rank, k, init, tokens, context, lr,
+            most_dead, batch_size, val_contexts, seed, precision, twin.
 
     Raises:
         UserError: If a setting is wrong, the model is unknown, the disk too small, or `out` holds something else.
@@ -504,8 +524,8 @@ def decompose(
     >>> dec.evaluate().to_frame()
     """
     chosen = _settings(model, layer, kind, text, settings)
-    say = announce or (lambda _: None)
-    folder, where = Path(out), resolve(device, who=WHO)
+    folder, where = Path(out), join(device, who=WHO)
+    say = announce if announce is not None and is_main() else (lambda _: None)
     if (folder / ABOUT).is_file() and _same(folder, chosen):
         return Decomposition(
             folder,
@@ -516,18 +536,42 @@ def decompose(
             progress=progress,
         )
     cache = None if cache_dir is None else str(cache_dir)
-    language = open_language(model, device=where, cache_dir=cache)
-    mlp = language.mlp(chosen.layer)
-    shape, _ = shape_for(
-        chosen.kind, mlp.parts, width=chosen.width, experts=chosen.experts, rank=chosen.rank, k=chosen.k
-    )
-    contexts = open_contexts(text, language, chosen.context, cache_dir=cache, progress=progress)
-    say(contexts.describe())
-    job = _Job(chosen, folder, language, mlp, shape, contexts, cache, progress, say)
-    with FolderLock(folder, who=WHO):
-        if not (is_decomposition(folder) and _same(folder, chosen)):  # another process may have finished it meanwhile
-            job.run()
+    with lost_process(WHO, "The same call resumes."):
+        language, contexts = _run(chosen, folder, model, text, where, cache, progress, say)
     return Decomposition(folder, language=language, text=contexts, device=where, cache_dir=cache_dir, progress=progress)
+
+
+def _run(
+    chosen: DecomposeSettings,
+    folder: Path,
+    model: str | LanguageModel,
+    text: Text,
+    where: torch.device,
+    cache: str | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> tuple[LanguageModel, Contexts]:
+    """Make a decomposition in its folder; returns what it was made of."""
+    language = main_first(lambda: open_language(model, device=where, cache_dir=cache))
+    mlp = language.mlp(chosen.layer)
+    init = resolve_init(chosen.init, chosen.kind, mlp.parts)
+    rank = chosen.rank
+    if init == "weights" and not rank and not chosen.experts:
+        rank = rank_at_weights(chosen.kind, mlp.parts.widths[1])
+    shape, _ = shape_for(chosen.kind, mlp.parts, width=chosen.width, experts=chosen.experts, rank=rank, k=chosen.k)
+    progress = progress and is_main()
+    contexts = main_first(lambda: open_contexts(text, language, chosen.context, cache_dir=cache, progress=progress))
+    say(contexts.describe())
+    job = _Job(chosen, folder, language, mlp, shape, init, contexts, cache, progress, say)
+    with contextlib.ExitStack() as stack:
+
+        def finished() -> bool:
+            stack.enter_context(FolderLock(folder, who=WHO))
+            return is_decomposition(folder) and _same(folder, chosen)  # another job may have finished it meanwhile
+
+        if not from_main(finished):
+            job.run()
+    return language, contexts
 
 
 def _settings(
@@ -584,6 +628,7 @@ class _Job:
     language: LanguageModel
     mlp: Mlp
     shape: Shape
+    init: str
     contexts: Contexts
     cache: str | None
     progress: bool
@@ -591,19 +636,20 @@ class _Job:
 
     def run(self) -> None:
         one = self.settings
-        self._check_folder()
+        from_main(self._check_folder)
         precision = resolve_precision(one.precision, self.language.device)
         held: dict[str, Any] = {"precision": precision, "cache_dir": self.cache, "progress": self.progress}
         wanted = -(-one.tokens // (self.contexts.length - 1))
-        train = capture_rows(self.language, one.layer, self.contexts, "train", wanted, **held)
-        val = capture_rows(self.language, one.layer, self.contexts, "val", one.val_contexts, **held)
+        of = (self.language, one.layer, self.contexts)
+        train = main_first(lambda: capture_rows(*of, "train", wanted, **held))
+        val = main_first(lambda: capture_rows(*of, "val", one.val_contexts, **held))
         twin = Twin.of(train, self.mlp.module) if one.twin else None
         tried: dict[float, Fitted] = {}
         for rate in one.lr:
             tried[rate] = self._fit(rate, train, val, twin, precision)
             self.say(tried[rate].headline())
         best = choose_rate(tried, one.most_dead)
-        self._write(tried, best, train)
+        from_main(lambda: self._write(tried, best, train))
 
     def _check_folder(self) -> None:
         """Refuse a folder with other files, or an unfinished decomposition of other settings."""
@@ -624,15 +670,17 @@ class _Job:
 
     def _fit(self, rate: float, train: Activations, val: Activations, twin: Twin | None, precision: str) -> Fitted:
         folder = self.folder / RATES / f"{rate:g}"
-        if (folder / RESULT).is_file():
-            clear_checkpoints(folder)
-            return Fitted.load(folder / RESULT)
+        done = from_main(lambda: _finished(folder))
+        if done is not None:
+            return done
         one = self.settings
         settings = FitSettings(rate, one.tokens, one.batch_size, one.seed, precision)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(one.seed)
             replacement = build(self.shape, self.mlp.parts.act)
-        replacement = fresh(replacement.to(self.language.device), train)
+            replacement = fresh(replacement.to(self.language.device), train)
+            if self.init == "weights":
+                start_at_weights(replacement, self.mlp.parts, train)
         self.say(
             f"{one.kind}: {self.shape.experts:,} experts, {replacement.parameters_count:,} parameters, lr {rate:g}"
         )
@@ -647,6 +695,7 @@ class _Job:
             "format": FORMAT,
             "settings": _as_json(self.settings),
             "shape": asdict(self.shape),
+            "init": self.init,
             "model_digest": self.language.digest,
             "text_digest": self.contexts.fingerprint,
             "precision": resolve_precision(self.settings.precision, self.language.device),
@@ -656,6 +705,14 @@ class _Job:
             "credits": [*self.language.credits, *self.contexts.credits],
         }
         write_json(self.folder / ABOUT, about, who=WHO)
+
+
+def _finished(folder: Path) -> Fitted | None:
+    """What an earlier call found at a learning rate; None if there is none."""
+    if not (folder / RESULT).is_file():
+        return None
+    clear_checkpoints(folder)
+    return Fitted.load(folder / RESULT)
 
 
 def choose_rate(tried: Mapping[float, Fitted], most_dead: float) -> float:
@@ -703,4 +760,5 @@ def _as_json(settings: DecomposeSettings) -> dict[str, Any]:
 
 
 def _settings_of(about: Mapping[str, Any], folder: Path) -> DecomposeSettings:
-    return read_typed(DecomposeSettings, about["settings"], str(folder / ABOUT))
+    earlier = {"init": "random"}  # of decompositions that were made before there was a choice
+    return read_typed(DecomposeSettings, {**earlier, **about["settings"]}, str(folder / ABOUT))

@@ -327,7 +327,7 @@ def shape_for(
         parts: The MLP's.
         width: Budget: parameters of a transcoder with so many features for each input of the MLP.
         experts: Number of experts; 0: the number that meets the budget.
-        rank: Rank of ``cp-linear`` (0: twice the inputs, or what meets the budget where experts are given), and of the
+        rank: Rank of ``cp-linear`` (0: twice the inputs, or what meets the budget if experts are given), and of the
             blocks (0: what meets the budget).
         k: Experts that a sparse gate keeps.
 

@@ -12,6 +12,7 @@ from mumoe.data.base import ImageData
 from mumoe.demo.demo_findings import GROUPS, DemoFindings, strip_text, strip_title
 from mumoe.demo.strips import CONTROL, Strip
 from mumoe.files import new_folder, write_text
+from mumoe.local_paths import without_paths
 from mumoe.plots.demo_card import SIDE, CardBar, CardStrip, demo_card
 from mumoe.plots.sheets import write_thumbnails
 from mumoe.reports.rendering import render
@@ -93,7 +94,7 @@ def write_demo_page(
         "card": CARD,
         "legend": LEGEND,
         "credits": data.credits,
-        "folder": out.as_posix(),
+        "folder": without_paths(out.as_posix(), [out]),
         "look": look,
         "spec": spec,
     }

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mumoe.models.backbones import EMBEDDED, PRESETS
 
-__all__ = ["model_card", "public_name"]
+__all__ = ["model_card"]
 
 _USE = """```python
 import mumoe
@@ -21,14 +21,6 @@ print(model.classes[logits.argmax()])
 ```"""
 
 _MOST_CLASSES = 50
-
-
-def public_name(data: str) -> str:
-    """The name of an image set without the folders that lead to it: ``folder:PATH/birds`` is ``folder:birds``."""
-    kind, colon, path = data.partition(":")
-    if kind == "hf":
-        return data
-    return kind + colon + re.split(r"[/\\]", path.rstrip("/\\"))[-1] if colon else re.split(r"[/\\]", data)[-1]
 
 
 def model_card(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mumoe import __version__
 from mumoe.baselines import SparseMoE
+from mumoe.calling import checked
 from mumoe.data.decode import read_image
 from mumoe.deploy.converted import load_converted, save_converted
 from mumoe.deploy.export_files import check_ready, export_targets, new_export
@@ -88,6 +89,7 @@ class ExportReport(Record):
         return [{"file": file, "bytes": size} for file, size in self.files.items()]
 
 
+@checked
 def export(
     model: nn.Module,
     path: str | Path,

@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mumoe.analysis.expert_notes import ExpertNotes
+from mumoe.calling import checked_methods
 from mumoe.data.emoji import CREDITS
-from mumoe.deploy.card import model_card, public_name
+from mumoe.deploy.card import model_card
 from mumoe.deploy.saved_model import CONFIG, WEIGHTS, SavedModel, building, read_shapes
 from mumoe.editing.edit_files import Edits, stack_on
 from mumoe.errors import JobError, UserError
 from mumoe.layers import MuMoE
+from mumoe.local_paths import public_name
 from mumoe.models.backbones import create_backbone
 from mumoe.models.heads import Head, build_head
 from mumoe.training.networks import gate_options
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["HeadModel", "ImageClassifier"]
 
 
+@checked_methods
 class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
     """Backbone and head, built from plain values, with random weights until trained ones are loaded.
 

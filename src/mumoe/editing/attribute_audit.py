@@ -7,7 +7,6 @@ other rows of the same label, ranked and corrected for many comparisons exactly 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Unpack
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from mumoe.data.base import Attribute
 from mumoe.editing.group_audit import MIN_ROWS, Audit, Groups, Name, Rules, rank_groups
-from mumoe.errors import UserError
+from mumoe.errors import UserError, require
 
 __all__ = ["audit_attributes", "matching"]
 
@@ -68,10 +67,13 @@ def _candidates(columns: Mapping[str, Attribute], pairs: bool, least: int) -> li
     names = [(name, int(code)) for name, found in counts.items() for code in np.flatnonzero(found >= floor)]
     if not names:
         return []
-    inside = torch.from_numpy(np.column_stack([columns[name].codes == code for name, code in names])).double()
-    words = [(name, columns[name].values[code]) for name, code in names]
-    single: list[Name] = [(word,) for word in words]
-    found = [Groups(single, inside)]
+    sparse = require("scipy.sparse", "vision", "audit_attributes")
+    rows = [np.flatnonzero(columns[name].codes == code) for name, code in names]
+    starts = np.concatenate([[0], np.cumsum([len(part) for part in rows])])
+    shape = (len(next(iter(columns.values())).codes), len(names))
+    inside = sparse.csc_array((np.ones(starts[-1]), np.concatenate(rows), starts), shape=shape)
+    words: list[Name] = [((name, columns[name].values[code]),) for name, code in names]
+    found = [Groups(words, inside)]
     if pairs and len(words) > 1:
-        found.append(Groups(list(itertools.combinations(words, 2)), inside, crossed=True))
+        found.append(Groups(words, inside, crossed=True))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mumoe.coefficients import SparseCoefficients
 from mumoe.data.base import SPLITS, Attribute, ImageData
 from mumoe.editing.attribute_audit import audit_attributes, matching
 from mumoe.editing.edit_files import save_edits
-from mumoe.editing.expert_audit import audit, handled, propose
+from mumoe.editing.expert_audit import audit, handled, proposed, proposed_rows
 from mumoe.editing.group_audit import Audit, Finding, Rules
+from mumoe.editing.rewriting import mean_coefficients
 from mumoe.editing.runs import EditingRun, check_editable, editing_run
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument
 from mumoe.files import make_folder
+from mumoe.local_paths import public_name, run_name
 from mumoe.models.feature_files import NoImages
 from mumoe.plots.finding_sheet import Pictured, spread, write_findings
 from mumoe.records import record
@@ -43,7 +47,7 @@ class _Audited:
     Attributes:
         run: The run.
         rows: Their positions.
-        coefficients: One (rows, N_e) tensor per level.
+        coefficients: One (rows, N_e) per level; those below the threshold are left out.
         labels: (rows,) true labels.
         answers: (rows,) the model's.
         columns: Named columns of the rows.
@@ -51,7 +55,7 @@ class _Audited:
 
     run: EditingRun
     rows: npt.NDArray[np.int64]
-    coefficients: tuple[Tensor, ...]
+    coefficients: tuple[SparseCoefficients, ...]
     labels: Tensor
     answers: Tensor
     columns: Mapping[str, Attribute]
@@ -165,7 +169,7 @@ class RunAudit(Audit):
             return None
         guesses = np.full(len(data), -1, dtype=np.int64)
         guesses[made.rows] = made.answers.numpy()
-        title = f"Groups whose images go wrong, {data.name}, {self.split} images"
+        title = f"Groups whose images go wrong, {public_name(data.name)}, {self.split} images"
         return write_findings(self._place(folder), shown, data, guesses, self.labels, alpha=self.alpha, title=title)
 
     def _place(self, folder: str | Path) -> Path:
@@ -190,13 +194,15 @@ class RunAudit(Audit):
             raise UserError(f"{WHO}: expected a multi-label run to `propose` edits for, got a single-label one.")
         position = run.data.classes.index(self.target)
         labels = torch.from_numpy(run.data.labels[train, position].astype("int64"))
-        coefficients = run.coefficients(train, WHO)
+        coefficients = _handling(run, train, self.threshold)
         make_folder(folder, who=WHO)
         written = []
         chosen = [(n, found) for n, found in enumerate(self.findings[:top], 1) if found.p_corrected <= self.alpha]
         for number, finding in chosen:
             stack = EditStack(run.require_layer(WHO))
-            edit = propose(finding, coefficients, labels, head=position, threshold=self.threshold)
+            mine = train[proposed_rows(finding, coefficients, labels, self.threshold).numpy()]
+            mean = mean_coefficients(run.require_layer(WHO), run.batches(mine, doing="Averaging coefficients"))
+            edit = proposed(finding, mean, position)
             stack.add(edit, f"finding-{number}")
             written.append(folder / f"finding-{number}.json")
             about = {"run": self.run, "head": self.target, "split": self.split, "finding": str(finding)}
@@ -248,13 +254,24 @@ def audit_opened(
     if not len(rows):
         raise UserError(f"{WHO}: expected images in the {split} split, got none. Use another `split`.")
     labels, answers = _outcomes(run, target, rows)
-    made = _Audited(run, rows, run.coefficients(rows, WHO), labels, answers, _columns(run.data, target, rows))
+    coefficients = _handling(run, rows, threshold)
+    made = _Audited(run, rows, coefficients, labels, answers, _columns(run.data, target, rows))
     right = answers == labels
     found = audit(made.coefficients, right, labels, threshold=threshold, pairs=pairs, **rules)
     named = audit_attributes(made.columns, right, labels, pairs=pairs, **rules) if made.columns else None
     names = (f"not {target}", target) if run.data.multi_label else run.data.classes
-    about: dict[str, Any] = {"run": str(run.path), "split": split, "images": len(rows), "target": target}
+    about: dict[str, Any] = {"run": run_name(run.path), "split": split, "images": len(rows), "target": target}
     return RunAudit(**vars(found), **about, labels=tuple(names), by_attributes=named).bound(made)
+
+
+def _handling(run: EditingRun, rows: npt.NDArray[np.int64], threshold: float) -> tuple[SparseCoefficients, ...]:
+    """The coefficients by which experts may handle rows.
+
+    Those below the threshold decide nothing where none is above 1: at most 1 / threshold are left of a row.
+    """
+    gate = run.require_layer(WHO).gate
+    bounded = not any(getattr(activation, "router_bias", False) for activation in gate.activations)
+    return run.coefficients(rows, WHO, threshold if bounded or len(gate.num_experts) == 1 else -math.inf)
 
 
 def _columns(data: ImageData, target: str, rows: npt.NDArray[np.int64]) -> dict[str, Attribute]:
@@ -269,7 +286,7 @@ def _outcomes(run: EditingRun, target: str, rows: npt.NDArray[np.int64]) -> tupl
     if not data.multi_label:
         if target:
             raise UserError(f"{WHO}: expected no `target` for a single-label run, got {target!r}. Leave it out.")
-        return torch.from_numpy(data.labels[rows].astype("int64")), torch.from_numpy(run.outputs(rows).argmax(1))
+        return torch.from_numpy(data.labels[rows].astype("int64")), torch.from_numpy(run.answers(rows))
     if target not in data.classes:
         raise unknown_argument(WHO, "target", target, data.classes)
     position = data.classes.index(target)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from mumoe.data.base import SPLITS
@@ -28,6 +29,7 @@ from mumoe.editing.runs import EditingRun, Problem, check_editable, editing_run
 from mumoe.editing.stack import EditStack
 from mumoe.editing.subgroup_fairness import Bootstrap, fairness_report, worst_value
 from mumoe.errors import UserError, unknown_argument
+from mumoe.local_paths import public_name, run_name
 from mumoe.records import to_plain
 from mumoe.training.opening import StoredRun
 
@@ -182,7 +184,7 @@ class _Subject:
             )
             for name, guess in guesses.items()
         }
-        about = (str(self.run.path), problem.head, problem.sensitive, self.split)
+        about = (run_name(self.run.path), problem.head, problem.sensitive, self.split)
         return FairnessComparison(*about, reports, blind, problem.left_out(self.split))
 
 
@@ -234,7 +236,7 @@ def rewrite_subgroup(
     _require_images(problem, ("val", "test") if strength == "auto" else ("test",), who)
     stack = stack_on(layer, base)
     images = problem.subgroup("train", subgroup, who)
-    mean = mean_coefficients(layer, run.batches(images), reading=reading)
+    mean = mean_coefficients(layer, run.batches(images, doing="Averaging coefficients"), reading=reading)
     validation = partial(_validation, run, problem, stack, mean)
     how: dict[str, Any] = {"target": subgroup, "objective": objective, "max_loss": max_loss}
     edit, choice = choose_rewriting(problem.position, mean, validation, strength=strength, **how)
@@ -259,7 +261,10 @@ def _validation(run: EditingRun, problem: Problem, stack: EditStack, mean: Tenso
     rows = problem.rows("val")
     with stack:
         logits = run.logits(rows, problem.position)
-    moved = moved_by(mean, [host(a) for a in run.coefficients(rows, "Run.rewrite")])
+    layer = run.require_layer("Run.rewrite")
+    with torch.no_grad():
+        batches = run.batches(rows, doing="Computing what the rewriting moves")
+        moved = torch.cat([moved_by(mean, [host(a) for a in layer.coefficients(x)]) for x in batches])
     return problem.labelled("val"), LogitShift(logits, moved.numpy())
 
 
@@ -304,7 +309,8 @@ def _rewriting_facts(run: EditingRun, report: RewritingReport) -> dict[str, Any]
 
 
 def _origin(run: EditingRun) -> dict[str, Any]:
-    return {"run": str(run.path), "data": {"name": run.data.name, "fingerprint": run.data.fingerprint}}
+    data = {"name": public_name(run.data.name), "fingerprint": run.data.fingerprint}
+    return {"run": run_name(run.path), "data": data}
 
 
 # By hand --------------------------------------------------------------------------------------------------------
@@ -379,7 +385,7 @@ def _changed(
 ) -> ChangeReport:
     """Accuracy, and that of each attribute, or of the images of each class, before and after."""
     data = run.data
-    truth = data.labels[rows].astype(np.int64)
+    truth = data.labels[rows]
     old, new = before == truth, after == truth
     if data.multi_label:
         classes = {name: (float(old[:, c].mean()), float(new[:, c].mean())) for c, name in enumerate(data.classes)}
@@ -387,7 +393,7 @@ def _changed(
         members = {data.classes[label]: truth == label for label in np.unique(truth).tolist()}
         classes = {name: (float(old[mine].mean()), float(new[mine].mean())) for name, mine in members.items()}
     return ChangeReport(
-        run=str(run.path),
+        run=run_name(run.path),
         images=len(rows),
         accuracy=(float(old.mean()), float(new.mean())),
         classes=classes,

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mumoe.editing.expert_edits import EDITS, ExpertEdit
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
-from mumoe.files import write_text
+from mumoe.files import regular_size, write_text
 from mumoe.layers import MuMoE
 from mumoe.records import read_typed
 
@@ -108,6 +108,7 @@ def _require_same(layer: MuMoE, spec: str, mark: str, where: str = "") -> None:
         )
 
 
+@runtime_checkable
 class Stacked(Protocol):
     """An object that holds a stack of edits, such as `mumoe.editing.correcting.Edit`."""
 
@@ -187,6 +188,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 def _read(path: Path) -> Any:
     try:
+        regular_size(path)
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise UserError(

@@ -12,24 +12,27 @@ tests those.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from mumoe.coefficients import Coefficients, as_coefficients, segment_rows
 from mumoe.devices import host
 from mumoe.editing.expert_edits import Rewrite
 from mumoe.editing.group_audit import Audit, Finding, Groups, Name, Rules, rank_groups
 from mumoe.editing.rewriting import joint_sum
-from mumoe.errors import UserError
+from mumoe.errors import UserError, require
 
-__all__ = ["audit", "handled", "propose"]
+__all__ = ["audit", "handled", "propose", "proposed", "proposed_rows"]
+
+Level = Tensor | Coefficients
+"""(rows, N_e) coefficients of one level."""
 
 
 def audit(
-    coefficients: Sequence[Tensor],
+    coefficients: Sequence[Level],
     right: Tensor,
     labels: Tensor,
     *,
@@ -40,7 +43,7 @@ def audit(
     """Rank experts and their combinations by the excess of errors, over the rest, of the rows that they handle.
 
     Args:
-        coefficients: One (rows, N_e) tensor per level.
+        coefficients: One (rows, N_e) tensor, or `Coefficients`, per level.
         right: (rows,) whether the prediction is right.
         labels: (rows,) true labels; each is audited separately.
         threshold: A row is handled by experts whose coefficient (the product, for several) reaches this, 0..1.
@@ -68,7 +71,7 @@ def audit(
 
 
 def propose(
-    finding: Finding, coefficients: Sequence[Tensor], labels: Tensor, *, head: int, threshold: float = 0.1
+    finding: Finding, coefficients: Sequence[Level], labels: Tensor, *, head: int, threshold: float = 0.1
 ) -> Rewrite:
     """The rewriting that a finding suggests: eq. 6 for the rows that its experts handle, raised or lowered by label.
 
@@ -84,6 +87,17 @@ def propose(
     Raises:
         UserError: If the experts handle no training row of this label, or the finding has no label or no experts.
     """
+    inside = proposed_rows(finding, coefficients, labels, threshold)
+    mean = joint_sum([host(as_coefficients(a).to_dense()[inside]) for a in coefficients]) / int(inside.sum())
+    return proposed(finding, mean, head)
+
+
+def proposed_rows(finding: Finding, coefficients: Sequence[Level], labels: Tensor, threshold: float) -> Tensor:
+    """(rows,) the rows whose mean coefficients `propose` takes.
+
+    Raises:
+        UserError: As `propose`.
+    """
     if not finding.experts:
         got = finding.group_in_words()
         raise UserError(f"propose: expected a finding by experts, got {got!r}. Rewrite for that subgroup by its name.")
@@ -92,54 +106,72 @@ def propose(
     inside = handled(coefficients, finding.experts, threshold) & (labels == finding.label)
     if not bool(inside.any()):
         raise UserError(f"propose: expected training rows handled by {finding.experts}, got none. Use another finding.")
-    mean = joint_sum([host(a[inside]) for a in coefficients]) / int(inside.sum())
+    return inside
+
+
+def proposed(finding: Finding, mean: Tensor, head: int) -> Rewrite:
+    """As `propose`, from the mean coefficients (N_1, .., N_E) of the training rows that the experts handle."""
     return Rewrite.of(head, mean, float(mean.numel()) if finding.label == 1 else -float(mean.numel()))
 
 
-def handled(coefficients: Sequence[Tensor], experts: Sequence[tuple[int, int]], threshold: float) -> Tensor:
+def handled(coefficients: Sequence[Level], experts: Sequence[tuple[int, int]], threshold: float) -> Tensor:
     """(rows,) whether these experts handle the row.
 
     One expert of each of several levels: the product of the coefficients reaches the threshold. Several experts of
     one level: each coefficient does.
     """
     levels = [level for level, _ in experts]
-    columns = torch.stack([coefficients[level][:, n] for level, n in experts])
+    columns = torch.stack([as_coefficients(coefficients[level]).column(n) for level, n in experts])
     value = columns.prod(0) if len(set(levels)) == len(levels) else columns.amin(0)
     return value >= threshold
 
 
-def _candidates(coefficients: Sequence[Tensor], threshold: float, pairs: bool) -> list[Groups]:
+def _candidates(coefficients: Sequence[Level], threshold: float, pairs: bool) -> list[Groups]:
     """Every expert that handles a row, pairs of them, and combinations of one expert per level."""
     found: list[Groups] = []
     for level, a in enumerate(coefficients):
-        inside = (a >= threshold).double()
-        used = inside.any(0).nonzero()[:, 0].tolist()
-        inside = inside[:, used]
-        found.append(Groups([((level, n),) for n in used], inside))
+        kept = as_coefficients(a).at_least(threshold)
+        used, columns = kept.indices.unique(return_inverse=True)
+        names: list[Name] = [((level, n),) for n in used.tolist()]
+        inside = _indicator(segment_rows(kept.offsets), columns, (a.shape[0], len(used)))
+        found.append(Groups(names, inside))
         if pairs and len(used) > 1:
-            crossed: list[Name] = [((level, n), (level, m)) for n, m in itertools.combinations(used, 2)]
-            found.append(Groups(crossed, inside, crossed=True))
+            found.append(Groups(names, inside, crossed=True))
     if len(coefficients) > 1:
         found.append(_products(coefficients, threshold))
     return found
 
 
-def _products(coefficients: Sequence[Tensor], threshold: float) -> Groups:
+def _products(coefficients: Sequence[Level], threshold: float) -> Groups:
     """Combinations of one expert per level whose product of coefficients reaches the threshold somewhere."""
-    names: list[Name] = [()]
-    columns = coefficients[0].new_ones(len(coefficients[0]), 1)
-    for level, a in enumerate(coefficients):
-        product = (columns[:, :, None] * a[:, None, :]).flatten(1)
-        names = [(*name, (level, n)) for name in names for n in range(a.shape[1])]
-        kept = (product >= threshold).any(0).nonzero()[:, 0].tolist()  # products only fall with further levels
-        names, columns = [names[i] for i in kept], product[:, kept]
-    return Groups(names, (columns >= threshold).double())
+    first, *others = (as_coefficients(a).at_least() for a in coefficients)
+    row, value, unit, sizes = segment_rows(first.offsets), first.values, first.indices, [first.num_experts]
+    for level in others:
+        counts = level.offsets.diff()[row]
+        left = torch.repeat_interleave(counts)
+        place = torch.arange(len(left)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        right = level.offsets[row[left]] + place
+        row, value, unit = row[left], value[left] * level.values[right], unit[left] * level.num_experts
+        unit, kept = unit + level.indices[right], value >= threshold  # products only fall with further levels
+        row, value, unit = row[kept], value[kept], unit[kept]
+        sizes.append(level.num_experts)
+    used, columns = unit.unique(return_inverse=True)
+    experts = torch.unravel_index(used, sizes)
+    names: list[Name] = [tuple(enumerate(combination)) for combination in torch.stack(experts, 1).tolist()]
+    return Groups(names, _indicator(row, columns, (len(first.offsets) - 1, len(used))))
 
 
-def _check(coefficients: Sequence[Tensor], right: Tensor, labels: Tensor, threshold: float) -> None:
+def _indicator(rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> Any:
+    """A sparse array of 0 and 1."""
+    sparse = require("scipy.sparse", "vision", "audit")
+    ones = torch.ones(len(rows), dtype=torch.float64)
+    return sparse.csr_array((ones.numpy(), (rows.cpu().numpy(), columns.cpu().numpy())), shape=shape)
+
+
+def _check(coefficients: Sequence[Level], right: Tensor, labels: Tensor, threshold: float) -> None:
     if not 0 < threshold <= 1:
         raise UserError(f"audit: expected `threshold` above 0 and at most 1, got {threshold}. 0.1 is the default.")
-    sizes = [len(a) for a in coefficients] + [len(right), len(labels)]
+    sizes = [a.shape[0] for a in coefficients] + [len(right), len(labels)]
     if not coefficients or len(set(sizes)) > 1 or right.ndim != 1 or labels.ndim != 1:
         raise UserError(
             f"audit: expected coefficients, right and labels of the same rows, got {sizes} rows. "

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from mumoe.ablation import Ablation
+from mumoe.calling import checked_methods, checked_values
 from mumoe.devices import host
 from mumoe.editing.operations import AddedTerm, CoefficientMap, Operation, original, separate
 from mumoe.errors import UserError
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class ExpertEdit(Protocol):
     """One change of a layer. A frozen dataclass whose fields are plain JSON values or tuples of them.
 
@@ -48,6 +50,7 @@ class ExpertEdit(Protocol):
     def describe(self) -> str: ...
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Rewrite:
     """Add strength * a-bar . a to one output (eq. 6).
@@ -73,6 +76,9 @@ class Rewrite:
         """a-bar, (N_1, .., N_E) in float64."""
         return AddedTerm(self.head, _tensors(self.factors)).joint()
 
+    def __post_init__(self) -> None:
+        checked_values(self)
+
     def check(self, num_experts: Sequence[int], out_features: int) -> None:
         _require_head(self.head, out_features, "Rewrite")
         sizes = tuple(len(vector) for vector in _tensors(self.factors))
@@ -91,6 +97,7 @@ class Rewrite:
         return f"rewrite output {self.head} by {self.strength:+.4g} x mean coefficients"
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Correct:
     """Add a chosen number to one output for single experts, in proportion to their coefficient.
@@ -111,6 +118,9 @@ class Correct:
         """From {expert: number}."""
         pairs = ((n if isinstance(n, tuple) else (n,), float(value)) for n, value in terms.items())
         return Correct(head, tuple(pairs), strength)
+
+    def __post_init__(self) -> None:
+        checked_values(self)
 
     def check(self, num_experts: Sequence[int], out_features: int) -> None:
         _require_head(self.head, out_features, "Correct")
@@ -134,6 +144,7 @@ class Correct:
         return f"correct output {self.head} by expert {shown}{more}"
 
 
+@checked_methods
 @dataclass(frozen=True)
 class SetOutput:
     """Make one expert contribute a constant to one output, for every input, in place of its own logit.
@@ -154,6 +165,7 @@ class SetOutput:
     def __post_init__(self) -> None:
         if isinstance(self.expert, int):
             object.__setattr__(self, "expert", (self.expert,))
+        checked_values(self)
 
     def check(self, num_experts: Sequence[int], out_features: int) -> None:
         _require_head(self.head, out_features, "SetOutput")
@@ -174,6 +186,7 @@ class SetOutput:
         return f"set expert {_expert_text(self.expert)}'s output {self.head} to {self.value:.4g}"
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Scale:
     """Multiply the weights of one expert (in a hierarchy: all combinations that have it at its level).
@@ -191,6 +204,9 @@ class Scale:
     level: int = 0
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        checked_values(self)
+
     def check(self, num_experts: Sequence[int], out_features: int) -> None:
         Ablation.parse([self.expert], self.level, num_experts, "Scale")
 
@@ -203,6 +219,7 @@ class Scale:
         return f"scale expert {self.expert} of level {self.level} by {1 + self.strength * (self.factor - 1):.4g}"
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Ablate:
     """Leave one expert out, W_n := 0 (in a hierarchy: all combinations that have it at its level).
@@ -218,6 +235,9 @@ class Ablate:
     level: int = 0
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        checked_values(self)
+
     def check(self, num_experts: Sequence[int], out_features: int) -> None:
         Ablation.parse([self.expert], self.level, num_experts, "Ablate")
 
@@ -229,6 +249,7 @@ class Ablate:
         return f"ablate expert {self.expert} of level {self.level}"
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Swap:
     """Exchange the weights of two experts of a level: inputs sent to one are processed by the other.
@@ -245,6 +266,9 @@ class Swap:
     second: int
     level: int = 0
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        checked_values(self)
 
     def check(self, num_experts: Sequence[int], out_features: int) -> None:
         Ablation.parse([self.first, self.second], self.level, num_experts, "Swap")

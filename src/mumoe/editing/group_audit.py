@@ -39,11 +39,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from mumoe.editing.subgroup_fairness import Estimate
-from mumoe.errors import UserError, unknown_argument
+from mumoe.errors import UserError, require, unknown_argument
 from mumoe.plots.dots import dot_figure
 from mumoe.records import Record, record
 from mumoe.statistics import benjamini_hochberg, fisher_less, holm, newcombe, stratified_gap, stratified_less
@@ -66,8 +65,11 @@ MERGE = 0.5
 MIN_ROWS = 10
 """Rows of a group that is tested, by default."""
 
-BLOCK = 8192
+BLOCK = 2048
 """Rows at a time while overlaps are counted."""
+
+DENSE = 1 / 6
+"""Share of the columns that a row has, from which overlaps are counted by a product of matrices."""
 
 Name = tuple[tuple[Any, Any], ...]
 """The name of a group: (level, expert) pairs, or (column, value) pairs."""
@@ -226,50 +228,80 @@ def _of_label(label: int | None) -> str:
 # Groups ---------------------------------------------------------------------------------------------------------
 
 Counts = npt.NDArray[np.int64]
-"""(groups, labels, 4): right in the group, its size, right outside, size of the outside."""
+"""(.., 4): right in the group, its size, right outside, size of the outside."""
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
 class Groups:
-    """Groups of rows: each is a column of 0 and 1, or where two columns are 1.
+    """Groups of rows: each is a column of 0 and 1, or where two columns are 1. Only the ones are held.
 
-    Attributes:
-        names: Of the groups.
-        inside: (rows, columns) 0. and 1., float64.
-        crossed: Whether the groups are all pairs of columns, in the order of `itertools.combinations`.
+    Args:
+        names: Of the columns.
+        inside: (rows, columns) of 0 and 1: a matrix, a tensor or a sparse array.
+        crossed: Whether the groups are the pairs of columns that have a row in common, instead of the columns.
     """
 
-    names: Sequence[Name]
-    inside: Tensor
-    crossed: bool = False
+    def __init__(self, names: Sequence[Name], inside: Any, *, crossed: bool = False) -> None:
+        self._names = names
+        self.inside = _sparse().csr_array(inside, dtype=np.float64)
+        self.pairs: Ints | None = _upper(self._products(slice(None)))[0] if crossed else None
 
-    def counts(self, chosen: Tensor, hits: Tensor) -> Tensor:
-        """(groups, 3): rows of each group among the chosen, how many of them hit, and rows of its smaller column.
+    def __len__(self) -> int:
+        return len(self._names) if self.pairs is None else len(self.pairs)
 
-        Args:
-            chosen: (rows,) bool.
-            hits: (chosen rows,) 0. and 1.
-        """
-        inside = self.inside[chosen]
-        if not self.crossed:
-            sizes = inside.sum(0)
-            return torch.stack([sizes, inside.T @ hits, torch.full_like(sizes, -1)], dim=1)
-        both, good = inside.T @ inside, (inside * hits[:, None]).T @ inside
-        first, second = self._pairs()
-        smaller = torch.minimum(both.diagonal()[first], both.diagonal()[second])
-        return torch.stack([both[first, second], good[first, second], smaller], dim=1)
+    def name(self, place: int) -> Name:
+        """Name of a group; that of a pair joins those of its columns."""
+        if self.pairs is None:
+            return self._names[place]
+        first, second = self.pairs[place].tolist()
+        return (*self._names[first], *self._names[second])
 
-    def members(self, places: Sequence[int], rows: slice) -> Tensor:
-        """(rows, groups) 0. and 1. of some groups."""
+    def sizes(self, rows: Any) -> tuple[Ints, Ints]:
+        """(groups,) how many of some rows each group has, and its smaller column; -1 where it is a column itself."""
+        if self.pairs is None:
+            counts = np.asarray(self.inside[rows].sum(0)).astype(np.int64)
+            return counts, np.full_like(counts, -1)
+        products = self._products(rows)
+        found, counts = _upper(products)
+        sizes = np.zeros(len(self), dtype=np.int64)
+        sizes[np.searchsorted(self._key(self.pairs), self._key(found))] = counts
+        columns = products.diagonal().astype(np.int64)
+        return sizes, columns[self.pairs].min(1)
+
+    def members(self, places: Sequence[int], rows: slice) -> Any:
+        """(rows, len(places)) 0 and 1, of some groups: sparse where the columns are."""
         inside = self.inside[rows]
-        if not self.crossed:
+        if inside.nnz > DENSE * inside.shape[0] * inside.shape[1]:
+            inside = inside.toarray().astype(np.float32)  # exact: a block has few rows
+        else:
+            inside = inside.tocsc()
+        if self.pairs is None:
             return inside[:, list(places)]
-        first, second = (part[list(places)] for part in self._pairs())
-        return inside[:, first] * inside[:, second]
+        first, second = (inside[:, columns] for columns in self.pairs[list(places)].T)
+        return first * second if isinstance(inside, np.ndarray) else first.multiply(second)
 
-    def _pairs(self) -> Tensor:
-        columns = self.inside.shape[1]
-        return torch.triu_indices(columns, columns, offset=1, device=self.inside.device)
+    def _products(self, rows: Any) -> Any:
+        """(columns, columns) rows that two columns have in common; takes rows x (columns of a row)^2 steps."""
+        inside = self.inside[rows]
+        return inside.T @ inside
+
+    def _key(self, pairs: Ints) -> Ints:
+        key: Ints = pairs[:, 0] * self.inside.shape[1] + pairs[:, 1]
+        return key
+
+
+def _upper(products: Any) -> tuple[Ints, Ints]:
+    """The pairs of columns with a product above 0, (pairs, 2) in order, and the products."""
+    found = _sparse().triu(products, k=1).tocoo()
+    order = np.lexsort((found.col, found.row))
+    pairs = np.stack([found.row, found.col], axis=1)[order].astype(np.int64)
+    return pairs, found.data[order].round().astype(np.int64)
+
+
+def _sparse() -> Any:
+    return require("scipy.sparse", "vision", "audit")
 
 
 @dataclass(frozen=True)
@@ -283,16 +315,20 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Tables:
-    """Counts of the groups that are large enough.
+    """Counts of the groups that are large enough, one entry for each group and label of which it has rows.
 
     Attributes:
-        groups: (part, place) of each.
-        counts: By label.
-        alike: (groups, labels) whether a pair has all rows with the label that one of its columns has.
+        groups: (part, place) of each group.
+        group: (entries,) position of the group.
+        label: (entries,) position of the label; entries are in the order of labels, then of groups.
+        counts: (entries, 4).
+        alike: (entries,) whether a pair has all rows with the label that one of its columns has.
         labels: Their values.
     """
 
     groups: list[tuple[int, int]]
+    group: Ints
+    label: Ints
     counts: Counts
     alike: npt.NDArray[np.bool_]
     labels: list[int]
@@ -341,27 +377,20 @@ def rank_groups(
         raise UserError(f"audit: expected `merge` in 0..1, got {merge}. 0 merges no groups.")
     table = _tables(candidates, right.bool(), labels, min_rows)
 
-    def name(group: int) -> dict[str, Any]:
-        part, place = table.groups[group]
-        return named(candidates[part].names[place])
-
-    found, floor = _by_label(table, name, min_rows), min_rows
-    pooled = not found
+    found, floor = _by_label(table, min_rows), min_rows
+    pooled = not len(found.group)
     if pooled:
-        found, floor = _pooled(table, name, min_rows)
-    p = np.array([finding.p_value for _, finding in found])
-    corrected = holm(p) if correction == "holm" else benjamini_hochberg(p)
-    compared = [
-        _Found(replace(finding, p_corrected=float(p)), *table.groups[group])
-        for (group, finding), p in zip(found, corrected, strict=True)
-    ]
-    ranked = sorted(_most(compared, most, alpha), key=lambda item: (-item.finding.score, item.finding.p_value))
+        found, floor = _pooled(table, min_rows)
+    corrected = (holm if correction == "holm" else benjamini_hochberg)(found.p)
+    chosen = np.lexsort((-found.scores(), corrected > alpha))[:most]  # with very many groups, few become findings
+    items = []
+    for entry in chosen.tolist():
+        part, place = table.groups[found.group[entry]]
+        finding = found.finding(entry, float(corrected[entry]), named(candidates[part].name(place)))
+        items.append(_Found(finding, part, place))
+    ranked = sorted(items, key=lambda item: (-item.finding.score, item.finding.p_value))
     kept = _merged(ranked, candidates, labels, merge, alpha) if merge else [item.finding for item in ranked]
-    return Audit(tuple(kept), len(found), threshold, alpha, correction, floor, pooled, merge)
-
-
-def _most(found: Sequence[_Found], most: int, alpha: float) -> list[_Found]:
-    return sorted(found, key=lambda item: (item.finding.p_corrected > alpha, -item.finding.score))[:most]
+    return Audit(tuple(kept), len(found.group), threshold, alpha, correction, floor, pooled, merge)
 
 
 # Tests ----------------------------------------------------------------------------------------------------------
@@ -369,72 +398,101 @@ def _most(found: Sequence[_Found], most: int, alpha: float) -> list[_Found]:
 
 def _tables(candidates: Sequence[Groups], right: Tensor, labels: Tensor, least: int) -> _Tables:
     """Groups of at least `least` rows (or of the most that there are), and their counts by label."""
-    values = [int(label) for label in labels.unique().tolist()]
-    every = [(part, place) for part, groups in enumerate(candidates) for place in range(len(groups.names))]
-    if not every:
-        return _Tables([], np.zeros((0, len(values), 4), np.int64), np.zeros((0, len(values)), np.bool_), values)
-
-    def counted(chosen: Tensor, hits: Tensor) -> Tensor:
-        return torch.cat([groups.counts(chosen, hits) for groups in candidates])
-
-    totals = counted(torch.ones_like(right), right.double())[:, 0]
-    kept = (totals >= min(least, float(totals.max()))).nonzero()[:, 0]
-    parts, alike = [], []
-    for label in values:
-        chosen = labels == label
-        hits = right[chosen].double()
-        n, k, smaller = counted(chosen, hits)[kept].round().long().T
-        parts.append(torch.stack([k, n, int(hits.sum()) - k, len(hits) - n], dim=1))
-        alike.append(n == smaller)
-    counts, same = torch.stack(parts, dim=1).cpu().numpy(), torch.stack(alike, dim=1).cpu().numpy()
-    return _Tables([every[i] for i in kept.tolist()], counts, same, values)
-
-
-def _comparable(counts: Counts) -> Counts:
-    """Counts with zeros for labels that have rows on one side alone: they cannot be compared."""
-    both = (counts[:, :, 1] > 0) & (counts[:, :, 3] > 0)
-    return np.where(both[:, :, None], counts, 0)
+    truth, good = labels.cpu().numpy(), right.cpu().numpy()
+    values, starts = np.unique(np.sort(truth), return_index=True)
+    totals = [groups.sizes(slice(None))[0] for groups in candidates]
+    floor = min(least, max((int(total.max(initial=0)) for total in totals), default=0))
+    kept = [np.flatnonzero(total >= floor) for total in totals]
+    order = np.argsort(truth, kind="stable")
+    entries: list[tuple[Ints, Ints, Counts, npt.NDArray[np.bool_]]] = []
+    for place, rows in enumerate(np.split(order, starts[1:]) if len(order) else []):
+        hits = rows[good[rows]]
+        first = 0
+        for groups, chosen in zip(candidates, kept, strict=True):
+            n, smaller = (part[chosen] for part in groups.sizes(rows))
+            some = np.flatnonzero(n)
+            n, k = n[some], groups.sizes(hits)[0][chosen][some]
+            counts = np.stack([k, n, len(hits) - k, len(rows) - n], axis=1)
+            entries.append((first + some, np.full(len(some), place), counts, n == smaller[some]))
+            first += len(chosen)
+    names = [(part, place) for part, chosen in enumerate(kept) for place in chosen.tolist()]
+    nothing = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4), np.int64), np.zeros(0, np.bool_)
+    columns = [np.concatenate(column) for column in zip(nothing, *entries, strict=True)]
+    return _Tables(names, *columns, labels=values.tolist())
 
 
-def _by_label(table: _Tables, name: Callable[[int], dict[str, Any]], least: int) -> list[tuple[int, Finding]]:
-    """Each group with each label of which enough rows are on both sides; p-values are not corrected yet.
+@dataclass(frozen=True)
+class _Compared:
+    """Groups that were compared with the rest, one entry for each group and label; p-values are not corrected.
+
+    Attributes:
+        group: (entries,) position of the group.
+        label: (entries,) the label; None if all were pooled.
+        rows: (entries,) rows of the group.
+        accuracy, rest: (entries,) accuracy of the group and of the rest.
+        p: (entries,).
+        ends: From an entry to the ends of the gap's interval.
+    """
+
+    group: Ints
+    label: Ints | None
+    rows: Ints
+    accuracy: Floats
+    rest: Floats
+    p: Floats
+    ends: Callable[[int], tuple[float, float]]
+
+    def scores(self) -> Floats:
+        """(entries,) as `Finding.score`."""
+        return np.asarray(self.rows * (self.rest - self.accuracy) / (self.rows + PRIOR))
+
+    def finding(self, entry: int, p_corrected: float, name: dict[str, Any]) -> Finding:
+        """One entry as a finding."""
+        accuracy, rest = float(self.accuracy[entry]), float(self.rest[entry])
+        about = {
+            "label": None if self.label is None else int(self.label[entry]),
+            "rows": int(self.rows[entry]),
+            "accuracy": accuracy,
+            "rest": rest,
+            "gap": Estimate(rest - accuracy, *self.ends(entry)),
+            "p_value": float(self.p[entry]),
+            "p_corrected": p_corrected,
+        }
+        return Finding(**{"experts": (), **name, **about})
+
+
+def _by_label(table: _Tables, least: int) -> _Compared:
+    """Each group with each label of which enough rows are on both sides.
 
     A pair that has the same rows as one of its columns is not a separate group.
     """
-    large = (table.counts[:, :, 1] >= least) & (table.counts[:, :, 3] >= least)
-    label, group = np.nonzero((large & ~table.alike).T)
-    counts = table.counts[group, label]
-    found = []
-    columns = (part.tolist() for part in (group, label, counts, fisher_less(*counts.T)))
-    for g, place, (k, n, k_rest, n_rest), p in zip(*columns, strict=True):
-        accuracy, rest = k / n, k_rest / n_rest
-        gap = Estimate(rest - accuracy, *map(float, newcombe(k, n, k_rest, n_rest)))
-        found.append((g, _finding(name(g), table.labels[place], n, accuracy, rest, gap, p)))
-    return found
+    large = (table.counts[:, 1] >= least) & (table.counts[:, 3] >= least) & ~table.alike
+    counts, label = table.counts[large], np.array(table.labels, np.int64)[table.label[large]]
+    k, n, k_rest, n_rest = counts.T
+
+    def ends(entry: int) -> tuple[float, float]:
+        low, high = newcombe(*counts[entry])
+        return float(low), float(high)
+
+    return _Compared(table.group[large], label, n, k / n, k_rest / n_rest, fisher_less(k, n, k_rest, n_rest), ends)
 
 
-def _pooled(table: _Tables, name: Callable[[int], dict[str, Any]], least: int) -> tuple[list[tuple[int, Finding]], int]:
+def _pooled(table: _Tables, least: int) -> tuple[_Compared, int]:
     """Groups with all labels, compared label by label, and the floor that leaves some."""
-    counts = _comparable(table.counts)
-    sizes = counts.sum(1)[:, [1, 3]].min(1)
-    sizes[(table.alike | (counts[:, :, 1] == 0)).all(1)] = 0
+    both = (table.counts[:, 1] > 0) & (table.counts[:, 3] > 0)  # labels with rows on one side alone leave nothing
+    group, counts, alike = table.group[both], table.counts[both], table.alike[both]
+    number = len(table.groups)
+    sizes = np.stack([np.bincount(group, counts[:, side], number) for side in (1, 3)]).min(0).astype(np.int64)
+    sizes[np.bincount(group, ~alike, number) == 0] = 0
     floor = int(min(least, sizes.max(initial=-1)))
-    if floor < 2:
-        return [], least
-    found = []
-    for group in np.flatnonzero(sizes >= floor).tolist():
-        k, n, *_ = counts[group].sum(0).tolist()
-        gap = Estimate(*stratified_gap(*counts[group].T))
-        accuracy, p = k / n, stratified_less(*counts[group].T)
-        found.append((group, _finding(name(group), None, n, accuracy, accuracy + gap.value, gap, p)))
-    return found, floor
-
-
-def _finding(
-    name: dict[str, Any], label: int | None, rows: int, accuracy: float, rest: float, gap: Estimate, p: float
-) -> Finding:
-    common = {"label": label, "rows": rows, "accuracy": accuracy, "rest": rest, "gap": gap}
-    return Finding(**{"experts": (), **name}, **common, p_value=p, p_corrected=p)  # type: ignore[arg-type]
+    chosen = np.flatnonzero(sizes >= floor) if floor >= 2 else np.zeros(0, np.int64)
+    order = np.argsort(group, kind="stable")
+    strata = np.split(counts[order], np.bincount(group, minlength=number).cumsum()[:-1])
+    gaps = np.array([stratified_gap(*strata[place].T) for place in chosen]).reshape(-1, 3)
+    p = np.array([stratified_less(*strata[place].T) for place in chosen])
+    k, n = np.array([strata[place].sum(0)[:2] for place in chosen], np.int64).reshape(-1, 2).T
+    found = _Compared(chosen, None, n, k / n, k / n + gaps[:, 0], p, lambda entry: tuple(gaps[entry, 1:].tolist()))
+    return found, floor if floor >= 2 else least
 
 
 # Merging --------------------------------------------------------------------------------------------------------
@@ -463,15 +521,19 @@ def _common_rows(ranked: Sequence[_Found], candidates: Sequence[Groups], labels:
     """(findings, findings) rows that two findings have in common; those of different labels have none."""
     order = sorted(range(len(ranked)), key=lambda n: ranked[n].part)
     parts = {part: [ranked[n].place for n in order if ranked[n].part == part] for part in range(len(candidates))}
-    device = labels.device
-    wanted = torch.tensor([-1 if (label := ranked[n].finding.label) is None else label for n in order], device=device)
-    common = torch.zeros(len(ranked), len(ranked), dtype=torch.float64, device=device)
-    for start in range(0, len(labels), BLOCK):
+    wanted = np.array([-1 if (label := ranked[n].finding.label) is None else label for n in order], np.int64)
+    common, truth = np.zeros((len(ranked), len(ranked))), labels.cpu().numpy()
+    for start in range(0, len(truth) if ranked else 0, BLOCK):
         rows = slice(start, start + BLOCK)
         members = [candidates[part].members(places, rows) for part, places in parts.items() if places]
-        inside = torch.cat([common.new_zeros(len(labels[rows]), 0), *members], dim=1)
-        inside = inside * ((wanted < 0) | (labels[rows, None] == wanted))
+        if all(map(_sparse().issparse, members)):
+            inside = _sparse().hstack(members).tocoo()
+            inside.data *= (wanted[inside.col] < 0) | (truth[rows][inside.row] == wanted[inside.col])
+            inside = inside.tocsr()
+            inside.eliminate_zeros()
+        else:
+            dense = [part.toarray().astype(np.float32) if _sparse().issparse(part) else part for part in members]
+            inside = np.concatenate(dense, axis=1) * ((wanted < 0) | (truth[rows, None] == wanted))
         common += inside.T @ inside
     back = np.argsort(order)
-    found: npt.NDArray[np.float64] = common.cpu().numpy()[np.ix_(back, back)]
-    return found
+    return common[np.ix_(back, back)]

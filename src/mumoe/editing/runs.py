@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mumoe.coefficients import SparseCoefficients
 from mumoe.costs import spec_costs
 from mumoe.data.base import ImageData
 from mumoe.data.columns import find_value
@@ -22,6 +24,7 @@ from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument
 from mumoe.layers import MuMoE
 from mumoe.models.heads import Head
+from mumoe.progress import DELAY, Progress
 from mumoe.training.opening import StoredRun
 
 __all__ = ["BLOCK", "EditingRun", "Problem", "check_editable", "edited_head", "editing_run"]
@@ -40,6 +43,7 @@ class EditingRun:
         layer: The MuMoE layer that makes the logits, or None for a head without experts.
         data: Labels, splits and attributes.
         features: (images, num_features), the input of the head.
+        progress: Whether to show progress on stderr.
     """
 
     path: Path
@@ -47,6 +51,7 @@ class EditingRun:
     layer: MuMoE | None
     data: ImageData
     features: npt.NDArray[np.float32]
+    progress: bool = False
 
     def require_layer(self, who: str) -> MuMoE:
         """The layer.
@@ -67,38 +72,54 @@ class EditingRun:
         features = torch.from_numpy(np.asarray(self.features[rows], dtype=np.float32))
         return self.head.prepare(features.to(self.head.mean.device))
 
-    def batches(self, rows: npt.NDArray[np.int64], report: Callable[[int], None] | None = None) -> Iterator[Tensor]:
-        """Inputs of the layer in blocks of bounded size, at least one; `report` gets the rows done before each."""
-        for start in range(0, max(1, len(rows)), BLOCK):
-            if report is not None:
-                report(start)
-            yield self.inputs(rows[start : start + BLOCK])
+    def batches(
+        self, rows: npt.NDArray[np.int64], report: Callable[[int], None] | None = None, doing: str = ""
+    ) -> Iterator[Tensor]:
+        """Inputs of the layer in blocks of bounded size, at least one.
+
+        Args:
+            rows: Positions of the images.
+            report: Gets the rows done before each block.
+            doing: What is done with them, for the progress; empty shows none.
+        """
+        with Progress(doing, len(rows), enabled=bool(doing) and self.progress, delay=DELAY) as bar:
+            for start in range(0, max(1, len(rows)), BLOCK):
+                if report is not None:
+                    report(start)
+                part = rows[start : start + BLOCK]
+                yield self.inputs(part)
+                bar.advance(len(part))
 
     def logits(self, rows: npt.NDArray[np.int64], head: int) -> npt.NDArray[np.float64]:
         """(rows,) logits of one output, with the edits that are applied."""
-        logits: npt.NDArray[np.float64] = host(self._output(rows)[:, head]).numpy()
+        logits: npt.NDArray[np.float64] = self._outputs(rows, lambda y: host(y[:, head])).numpy()
         return logits
 
     def outputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """(rows, classes) logits, with the edits that are applied."""
-        return self._output(rows).float().cpu().numpy()
+        return self._outputs(rows, lambda y: y.float().cpu()).numpy()
 
     @torch.no_grad()
-    def _output(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        return torch.cat([self.head.finish(self.head.layer(x)) for x in self.batches(rows)])
+    def _outputs(self, rows: npt.NDArray[np.int64], kept: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is kept of each block's logits."""
+        head, batches = self.head, self.batches(rows, doing="Computing logits")
+        return torch.cat([kept(head.finish(head.layer(x))) for x in batches])
 
-    def answers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def answers(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | npt.NDArray[np.uint8]:
         """(rows,) classes, or (rows, attributes) of 0 and 1, with the edits that are applied."""
-        logits = self.outputs(rows)
-        found = logits > 0 if self.data.multi_label else logits.argmax(1)
-        return found.astype(np.int64)
+        if self.data.multi_label:
+            return self._outputs(rows, lambda y: (y > 0).byte().cpu()).numpy()
+        return self._outputs(rows, lambda y: y.argmax(1).cpu()).numpy()
 
     @torch.no_grad()
-    def coefficients(self, rows: npt.NDArray[np.int64], who: str) -> tuple[Tensor, ...]:
-        """One (rows, N_e) tensor per level, on the CPU."""
+    def coefficients(
+        self, rows: npt.NDArray[np.int64], who: str, least: float = -math.inf
+    ) -> tuple[SparseCoefficients, ...]:
+        """The coefficients other than 0 that reach `least`, one (rows, N_e) per level, on the CPU."""
         layer = self.require_layer(who)
-        parts = [layer.coefficients(x) for x in self.batches(rows)]
-        return tuple(torch.cat(level).cpu() for level in zip(*parts, strict=True))
+        batches = self.batches(rows, doing="Computing coefficients")
+        parts = [[level.at_least(least).to("cpu") for level in layer.gate(x)] for x in batches]
+        return tuple(map(SparseCoefficients.joined, zip(*parts, strict=True)))
 
     def problem(self, head: str, sensitive: str, *, who: str) -> Problem:
         """One 0/1 attribute with a sensitive one.
@@ -200,7 +221,7 @@ def editing_run(run: StoredRun) -> EditingRun:
     head, inputs = run.head, run.inputs
     assert inputs.features is not None
     layer = head.layer if isinstance(head.layer, MuMoE) and head.classifier is None else None
-    return EditingRun(run.path, head, layer, inputs.data, inputs.features)
+    return EditingRun(run.path, head, layer, inputs.data, inputs.features, run.progress)
 
 
 def check_editable(run: StoredRun, edits: Iterable[ExpertEdit] = (), *, who: str) -> None:

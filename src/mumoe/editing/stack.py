@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from mumoe.calling import checked_methods, checked_values
 from mumoe.editing.expert_edits import ExpertEdit, with_strength
 from mumoe.editing.fold import fold_layer
 from mumoe.editing.operations import EditedFactorization, Operation, original
@@ -23,6 +24,7 @@ from mumoe.layers import MuMoE
 __all__ = ["EditStack", "find_layer", "fingerprint"]
 
 
+@checked_methods
 @dataclass
 class EditStack:
     """Edits of one layer, by name, in order; nothing happens to the layer until `apply`.
@@ -43,6 +45,9 @@ class EditStack:
     layer: MuMoE
     edits: dict[str, ExpertEdit] = field(default_factory=dict)
     _wrapper: EditedFactorization | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        checked_values(self)
 
     def add(self, edit: ExpertEdit, name: str | None = None) -> str:
         """Put an edit on top, under a name that is free (made from its kind by default); returns the name.

@@ -4,10 +4,12 @@ Three formats, each holding one row per image in one order:
 
 - ``FEATURES.npy``, (n, d) floats, with files beside it: ``labels.npy`` and, optionally, ``split.npy``, ``id.npy``
   and ``group_NAME.npy`` for every subgroup column.
-- ``FILE.safetensors`` with the tensors ``features``, ``labels``, ``split``, ``group_NAME`` and ``id``. Floats of 8 and
-  16 bits are converted to float32.
+- ``FILE.safetensors`` with the tensors ``features``, ``labels``, ``split``, ``group_NAME`` and ``id``.
 - ``FILE.parquet`` with the columns ``features`` (lists of floats), ``labels``, ``split``, ``group_NAME`` and
   ``id``.
+
+The first two are mapped, not read into memory, except for bfloat16 and floats of 8 bits. Whatever floats a file holds,
+batches are float32.
 
 Labels are positions from 0, names (text or UTF-8 bytes), or one 0/1 row per image. The metadata of safetensors and
 parquet files may name the classes, as ``classes``, ``id2label`` or ``label2id``, and a column's values, as
@@ -29,12 +31,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mumoe.data.archives import parquet_batches
 from mumoe.data.base import SPLITS, Attribute, ImageData
-from mumoe.data.columns import UNKNOWN, Column, is_missing, object_array, plain_number, read_column, texts_of
+from mumoe.data.columns import (
+    UNKNOWN,
+    Column,
+    distinct_texts,
+    is_missing,
+    object_array,
+    plain_number,
+    read_column,
+    texts_of,
+)
 from mumoe.data.layout import SPLIT_WORDS
 from mumoe.data.splits import stratified_split
 from mumoe.errors import JobError, UserError, reason_of, require, unknown_name
-from mumoe.files import digest_file
+from mumoe.files import digest_file, read_array
 from mumoe.models.features import Features
 
 if TYPE_CHECKING:
@@ -93,8 +105,9 @@ def load_feature_data(
     features = _features(table, path)
     count = len(features.x)
     for name, column in table.columns.items():
-        if len(column) != count:
-            raise UserError(f"{WHO}: expected {count} rows of {name!r} in {path}, got {len(column)}. Give one per row.")
+        rows = len(column) if column.ndim else 0
+        if rows != count:
+            raise UserError(f"{WHO}: expected {count} rows of {name!r} in {path}, got {rows}. Give one per row.")
     if "labels" not in table.columns:
         raise UserError(f"{WHO}: expected labels with {path}, got none. {_where_labels(path)}")
     labels, classes, multi_label = _labels(table, path)
@@ -147,8 +160,8 @@ def _read_npy(path: Path) -> Table:
 
 def _array(path: Path, memory_map: bool = False) -> Array:
     try:
-        array: Array = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array: Array = read_array(path, mapped=memory_map)
+    except ValueError as error:
         raise _damaged(path, "an array of numbers or names", error) from error
     return array
 
@@ -162,12 +175,20 @@ def _read_safetensors(path: Path) -> Table:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise _damaged(path, "an intact safetensors file", error) from error
-    small = {key: tensor.is_floating_point() and tensor.element_size() < 4 for key, tensor in tensors.items()}
-    arrays = {key: (tensor.float() if small[key] else tensor).numpy() for key, tensor in tensors.items()}
+    arrays = {key: _as_array(tensor) for key, tensor in tensors.items()}
     features = arrays.pop("features", None)
     if features is None:
         raise UserError(f"{WHO}: expected a tensor 'features' in {path}, got {sorted(arrays)}. Rename it.")
     return Table(features, arrays, _all_names(metadata, path), (path,))
+
+
+def _as_array(tensor: Any) -> Array:
+    """A tensor as an array; one of floats that numpy does not have becomes float32."""
+    try:
+        array: Array = tensor.numpy()
+    except TypeError:  # bfloat16, float8
+        array = tensor.float().numpy()
+    return array
 
 
 def _all_names(metadata: Mapping[str, str], path: Path) -> dict[str, tuple[str, ...]]:
@@ -215,7 +236,11 @@ def _read_parquet(path: Path) -> Table:
     pyarrow = require("pyarrow", "data", WHO)
     parquet = require("pyarrow.parquet", "data", WHO)
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+        table = pyarrow.Table.from_batches(parquet_batches(path, WHO), schema)
+    except UserError:
+        raise
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, "an intact parquet file", error) from error
     if "features" not in table.column_names:
@@ -251,9 +276,10 @@ def _column(column: Any, name: str, path: Path) -> Array:
         [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks] or [np.zeros(0)]
     )
     width = len(flat) // max(len(column), 1)
-    lengths = {len(row) for row in column} if len(column) else {0}
-    if lengths != {width}:
-        raise UserError(f"{WHO}: expected lists of one length in {name!r} of {path}, got {sorted(lengths)[:4]}.")
+    compute = require("pyarrow.compute", "data", WHO)
+    lengths = sorted(compute.unique(compute.list_value_length(column)).to_pylist()) if len(column) else [0]
+    if lengths != [width]:
+        raise UserError(f"{WHO}: expected lists of one length in {name!r} of {path}, got {lengths[:4]}.")
     return flat.reshape(len(column), width)
 
 
@@ -270,15 +296,15 @@ def _features(table: Table, path: Path) -> Features:
     raw = table.features
     if raw.ndim != 2 or not np.issubdtype(raw.dtype, np.floating):
         raise UserError(f"{WHO}: expected (images, features) floats in {path}, got {raw.dtype} of shape {raw.shape}.")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, which is refused below
-        x: npt.NDArray[np.float32] = raw if raw.dtype == np.float32 else raw.astype(np.float32)
-    for start in range(0, len(x), 8192):
-        bad = np.flatnonzero(~np.isfinite(x[start : start + 8192]).all(1))
+    for start in range(0, len(raw), 8192):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, which is refused
+            part = raw[start : start + 8192].astype(np.float32, copy=False)
+        bad = np.flatnonzero(~np.isfinite(part).all(1))
         if bad.size:
             raise UserError(f"{WHO}: expected finite features in {path}, got nan or inf in row {start + bad[0]}.")
-    x.flags.writeable = False
+    raw.flags.writeable = False
     key = hashlib.sha256("".join(digest_file(file) for file in table.files).encode()).hexdigest()
-    return Features(x, key, path, extracted=0, reused=len(x))
+    return Features(raw, key, path, extracted=0, reused=len(raw))
 
 
 def _where_labels(path: Path) -> str:
@@ -350,12 +376,13 @@ def _by_name(column: Column, names: tuple[str, ...] | None, path: Path) -> Attri
 
 
 def _split(raw: Array, path: Path) -> npt.NDArray[np.int8]:
-    texts = [plain_number(text.lower()) for text in texts_of(raw, who=WHO, name="split")] if raw.ndim == 1 else [""]
+    different, rows = distinct_texts(raw, who=WHO, name="split") if raw.ndim == 1 else ([""], np.zeros(1, np.int64))
+    texts = [plain_number(text.lower()) for text in different]
     places = {**SPLIT_WORDS, **{str(k): k for k in range(len(SPLITS))}}
     wrong = next((text for text in texts if text not in places), None)
     if wrong is not None:
         raise unknown_name(WHO, f"split in {path.name}", wrong, SPLITS)
-    return np.array([places[text] for text in texts], np.int8)
+    return np.array([places[text] for text in texts], np.int8)[rows]
 
 
 def _attributes(table: Table, path: Path) -> dict[str, Attribute]:

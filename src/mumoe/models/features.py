@@ -26,7 +26,7 @@ from mumoe.data.base import ImageData
 from mumoe.data.cache import damage, sealed_folder
 from mumoe.devices import widest
 from mumoe.errors import JobError, UserError, unknown_name
-from mumoe.files import cache_root, new_array, recovered
+from mumoe.files import cache_root, new_array, read_array, recovered
 from mumoe.models.shares import Shares, process_count
 from mumoe.modes import keeping_modes
 from mumoe.progress import Progress
@@ -50,14 +50,15 @@ class Features:
     """One feature vector per image of a set, in the order of the set.
 
     Attributes:
-        x: (num_images, num_features) float32, read-only, memory-mapped if the file allows it.
+        x: (num_images, num_features), read-only, memory-mapped if the file allows it; float32, or the floats of a
+            file that was computed elsewhere.
         key: Hex digest of all that the numbers depend on.
         path: The file they are in.
         extracted: How many images this call ran through the backbone.
         reused: How many were in the cache already.
     """
 
-    x: npt.NDArray[np.float32]
+    x: npt.NDArray[Any]
     key: str
     path: Path
     extracted: int = 0
@@ -124,7 +125,7 @@ def extract_features(
     else:
         with contextlib.closing(compute(batches)) as outputs:
             made = write(outputs)
-    x: npt.NDArray[np.float32] = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
+    x: npt.NDArray[np.float32] = read_array(folder / FILE, mapped=True)
     count = len(data)
     return Features(x, key, folder / FILE, extracted=count if made else 0, reused=0 if made else count)
 
@@ -134,8 +135,11 @@ def find_features(key: str, cache_dir: str | Path | None = None) -> npt.NDArray[
     folder = recovered(cache_root(cache_dir) / "features" / key[:32])
     if damage(folder) is not None:
         return None
-    found: npt.NDArray[np.float32] = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
-    return found
+    try:
+        found: npt.NDArray[np.float32] = read_array(folder / FILE, mapped=True)
+    except ValueError:
+        return None
+    return found if found.ndim == 2 and found.dtype == np.float32 else None
 
 
 def _share(

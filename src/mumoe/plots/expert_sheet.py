@@ -17,6 +17,7 @@ from mumoe.analysis.chosen_images import ChosenImages, choose_images, image_labe
 from mumoe.analysis.coefficient_store import CoefficientLevel
 from mumoe.errors import UserError
 from mumoe.files import new_folder, write_json
+from mumoe.local_paths import public_name
 from mumoe.plots.sheets import BAND, GREEN, MARGIN, PALE, Sheet, write_thumbnails
 
 if TYPE_CHECKING:
@@ -109,12 +110,18 @@ def write_grid(
     asked = level.num_experts if experts is None else len(experts)
     skipped = asked - len(found)
     note = f"{skipped} of {asked} experts skipped: no image with a coefficient of at least {threshold:g}"
-    content = {"data": data.name, "threshold": threshold, "seed": seed, "experts": asked, "experts_skipped": skipped}
+    content = {
+        "data": public_name(data.name),
+        "threshold": threshold,
+        "seed": seed,
+        "experts": asked,
+        "experts_skipped": skipped,
+    }
     with new_folder(Path(folder), durable=False) as scratch:
         pictures = (item.image for expert in shown for item in (*expert.random, *expert.top))
         opened = write_thumbnails(scratch, data, pictures, size)
         write_json(scratch / "grid.json", {**content, "credits": data.credits, "shown": shown})
-        title = title or f"Images that each expert processes, {data.name}"
+        title = title or f"Images that each expert processes, {public_name(data.name)}"
         _sheet(shown, opened, size, title, [note, *data.credits]).save(scratch / "grid.png")
     return shown
 

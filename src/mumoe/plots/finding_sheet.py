@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.files import new_folder, write_json
+from mumoe.local_paths import public_name
 from mumoe.plots.sheets import BAND, GREEN, MARGIN, PALE, RED, Sheet, write_thumbnails
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class _Names:
             }
             for item in findings
         ]
-        return {"data": self.data.name, "credits": self.data.credits, "findings": rows}
+        return {"data": public_name(self.data.name), "credits": self.data.credits, "findings": rows}
 
     def _entry(self, image: int) -> dict[str, Any]:
         file = f"thumbnails/{image}.png"

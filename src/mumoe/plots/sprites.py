@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mumoe.data.base import ImageData
+from mumoe.errors import JobError, require
 from mumoe.plots.sheets import thumbnail
 from mumoe.progress import Progress
 
@@ -115,7 +116,6 @@ def _drawn(item: ImageView, opened: Callable[[int], Image.Image] | None) -> Imag
         assert opened is not None
         return opened(item.image)
     try:
-        with Image.open(item.file) as picture:
-            return thumbnail(picture, SIDE)
-    except OSError:
+        return thumbnail(require("mumoe.data.decode", "vision", "report").read_image(item.file), SIDE)
+    except JobError:
         return Image.new("RGB", (SIDE, SIDE), "#dddddd")

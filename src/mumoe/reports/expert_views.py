@@ -215,8 +215,9 @@ def _images(source: _Source, data: ImageData | None, most: int) -> list[Images]:
 
 
 def _drawn(items: Sequence[Mapping[str, Any]], grid: Path) -> tuple[ImageView, ...]:
+    folder = grid.parent / "thumbnails"
     return tuple(
-        ImageView(item["image"], item["label"], item["coefficient"], str(grid.parent / item["thumbnail"]))
+        ImageView(item["image"], item["label"], item["coefficient"], str(folder / f"{int(item['image'])}.png"))
         for item in items
     )
 

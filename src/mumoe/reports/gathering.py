@@ -216,7 +216,7 @@ def _seed(run: StoredRun) -> SeedView:
     return SeedView(
         path=str(run.path),
         seed=int(facts["seed"]),
-        state=str(facts["state"]),
+        state=str(facts.get("state", "unknown")),
         started=str(facts.get("started", "")),
         seconds=result.get("seconds"),
         step=result.get("step"),
@@ -234,7 +234,7 @@ def _curves(path: Path) -> tuple[TrainingCurve, ...]:
     points: dict[str, list[tuple[int, float, float]]] = {name: [] for name in CURVES}
     for row in read_metrics(path):
         for name, found in points.items():
-            value = row.get(name)
-            if isinstance(value, int | float) and "step" in row:
-                found.append((int(row["step"]), float(row.get("epoch", 0)), float(value)))
+            step, epoch, value = row.get("step"), row.get("epoch", 0), row.get(name)
+            if isinstance(step, int) and isinstance(epoch, int | float) and isinstance(value, int | float):
+                found.append((step, float(epoch), float(value)))
     return tuple(TrainingCurve(name, CURVES[name], tuple(found)) for name, found in points.items() if found)

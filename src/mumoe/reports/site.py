@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mumoe.data.base import ImageData
 from mumoe.editing.choose import Choice
 from mumoe.errors import UserError
 from mumoe.files import check_writable, holds_files, new_folder, write_json
+from mumoe.local_paths import without_paths
 from mumoe.plots.charts import Chart, csv_text
 from mumoe.plots.loads import load_chart
 from mumoe.plots.polysemanticity import polysemanticity_chart
@@ -94,13 +95,16 @@ class ReportPages(Record):
         return [*lines, self.headline()]
 
 
-def write_report(jobs: Mapping[Path, Sequence[StoredRun]], out: str | Path, *, max_images: int = 20) -> ReportPages:
+def write_report(
+    jobs: Mapping[Path, Sequence[StoredRun]], out: str | Path, *, max_images: int = 20, local_paths: bool = False
+) -> ReportPages:
     """Gather what is known of runs and write it as pages.
 
     Args:
         jobs: Folder to the runs in it.
         out: The folder of the report; an earlier report there is replaced.
         max_images: Images shown per expert, drawn at random and with the largest coefficients; 0 for none.
+        local_paths: Write paths of this machine in full; by default only their last part.
 
     Raises:
         UserError: If there is no run, a file of one is damaged, or `out` holds something else.
@@ -118,8 +122,29 @@ def write_report(jobs: Mapping[Path, Sequence[StoredRun]], out: str | Path, *, m
         views += gathered
         if data is not None:
             images |= {view.name: data for view in gathered}
+    missing = {view.name: view.missing for view in views}
+    if not local_paths:
+        known = _paths_of(jobs)
+        views = [_without_paths(view, known) for view in views]
     page = write_pages(views, out, data=images, progress=any(run.progress for runs in jobs.values() for run in runs))
-    return ReportPages(str(page), {view.name: view.missing for view in views})
+    return ReportPages(str(page), missing)
+
+
+def _without_paths(view: RunView, known: Iterable[str]) -> RunView:
+    """A view without paths; its levels have none but those of thumbnails, which are read."""
+    found = without_paths(dataclasses.replace(view, levels=()), known)
+    return dataclasses.replace(found, levels=view.levels)
+
+
+def _paths_of(jobs: Mapping[Path, Sequence[StoredRun]]) -> set[str]:
+    """Where runs, their data and what they were made from are."""
+    found = {str(path.absolute()) for path in jobs}
+    for run in (run for runs in jobs.values() for run in runs):
+        config = run.folder.config()
+        data = config.data.partition(":")[2]
+        places = (str(run.path), data, config.root, config.weights, config.cache_dir)
+        found |= {str(Path(place).absolute()) for place in places if place}
+    return found
 
 
 def _gathered(runs: Sequence[StoredRun], **given: Any) -> tuple[RunView, ...]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mumoe.errors import UserError, nearest, unknown_argument, unknown_name
+from mumoe.errors import UserError, nearest, shown, unknown_argument, unknown_name
+from mumoe.files import read_toml
 
 __all__ = [
     "DEFAULT_PRESETS",
@@ -316,8 +316,8 @@ def read_config(
     if not source.is_file():
         raise _no_file(source)
     try:
-        table = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = read_toml(source.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{source}: expected a TOML file, got {error}. Correct that line.") from None
     except OSError as error:
         raise UserError(f"{source}: expected a readable file, got {error.strerror}.") from None
@@ -394,7 +394,10 @@ def _coerce(name: str, value: Any, who: str) -> Any:
     """A TOML value as the field's type: an int becomes a float, a list of strings a tuple."""
     kind = _TYPES[name]
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f"{who}: expected {name} to be a number, got one of {len(str(value))} digits.") from None
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(value)
     _check_type(name, value, who)
@@ -420,9 +423,9 @@ def _check_value(name: str, value: Any, bounds: Mapping[str, Any]) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"train: expected {name} to be a finite number, got {value}.")
     if low is not None and value < low:
-        raise UserError(f"train: expected {name} >= {low:g}, got {value:g}.")
+        raise UserError(f"train: expected {name} >= {low:g}, got {shown(value)}.")
     if high is not None and value > high:
-        raise UserError(f"train: expected {name} <= {high:g}, got {value:g}.")
+        raise UserError(f"train: expected {name} <= {high:g}, got {shown(value)}.")
 
 
 def _split(parts: Iterable[str]) -> Iterable[str]:
@@ -441,8 +444,8 @@ def parse_options(options: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.strip().isidentifier():
             raise UserError(f"data_options: expected KEY=VALUE, got {option!r}. Write e.g. split_by=character.")
         try:
-            parsed[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            parsed[key.strip()] = read_toml(f"value = {text}")["value"]
+        except ValueError:
             parsed[key.strip()] = text.strip()
     return parsed
 

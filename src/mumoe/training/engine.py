@@ -1,7 +1,7 @@
 """The training loop, for every device, precision and number of processes. It can stop at any step and resume.
 
 The order of the images and the learning rate are pure functions of the step, so a job's whole state is its
-tensors, the generators' states and a few numbers: see `Engine.snapshot`.
+tensors, the generators' states and a few numbers: see `Engine.save`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +23,32 @@ from mumoe.errors import JobError
 from mumoe.progress import Progress
 from mumoe.results import EvalResult
 from mumoe.training import state
-from mumoe.training.checkpoint import CheckpointError, Snapshot, newest, prune, write
+from mumoe.training.checkpoint import (
+    CheckpointError,
+    Snapshot,
+    Stored,
+    best_of,
+    checkpoint_steps,
+    newest,
+    newest_of,
+    open_stored,
+    prune,
+    read_best,
+    write,
+    write_sharded,
+)
 from mumoe.training.config import TrainConfig
-from mumoe.training.distributed import agree, shard, synchronize_gates, wants_shard, world_size
+from mumoe.training.distributed import (
+    agree,
+    from_main,
+    gathered,
+    shard,
+    synchronize_gates,
+    synchronize_norms,
+    together,
+    wants_shard,
+    world_size,
+)
 from mumoe.training.evaluation import evaluate_split, evaluation_batch, sum_of_losses
 from mumoe.training.inputs import Data
 from mumoe.training.mixing import mix, share_of
@@ -87,11 +112,14 @@ class Engine:
         """Put the network on the device, over the processes, and an optimizer on its parameters."""
         self.network: Trained = network.to(self.accelerator.device).train()
         if world_size() > 1:
-            synchronize_gates(self.network)
+            synchronize_norms(synchronize_gates(self.network))
         self.sharded = wants_shard(self.config)
         if self.sharded:
             shard(self.network, self.accelerator.device)
-        wrapped = self.network if self.sharded else self.accelerator.prepare_model(self.network)
+        with warnings.catch_warnings():
+            # Its successor is not in every version of torch that is supported.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            wrapped = self.network if self.sharded else self.accelerator.prepare_model(self.network)
         self.model: nn.Module = wrapped
         self.adamw = optimizer = make_optimizer(self.network, self.config)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
@@ -104,15 +132,21 @@ class Engine:
         Raises:
             CheckpointError: If there are checkpoints and none is intact.
         """
-        found = newest(self.run.checkpoints, state.check_fit(self.network), tell or (lambda text: None))
+        report = tell or (lambda text: None)
+        found = self._newest(report)
         if found is None:
             self.seed()
             return False
-        state.restore_model(self.network, found.tensors["model"])
-        state.restore_optimizer(self.network, self.adamw, found.tensors.get("optimizer", {}))
+        if isinstance(found, Snapshot):
+            state.restore_model(self.network, found.tensors["model"])
+            state.restore_optimizer(self.network, self.adamw, found.tensors.get("optimizer", {}))
+            generators = found.tensors.get("random", {})
+        else:
+            together(lambda: self._fill(found))
+            generators = together(lambda: found.whole("random"))
         rank = self.accelerator.process_index
         try:
-            known = state.restore_random(rank, found.tensors.get("random", {}))
+            known = state.restore_random(rank, generators)
         except ValueError as error:
             raise CheckpointError(f"{self.run.path}: expected an intact checkpoint, got: {error}.") from None
         if not known:
@@ -120,7 +154,43 @@ class Engine:
         self._restore_numbers(found)
         return True
 
-    def _restore_numbers(self, found: Snapshot) -> None:
+    def _newest(self, report: Callable[[str], None]) -> Snapshot | Stored | None:
+        """The newest intact checkpoint, the same on all processes; several of them read only what each needs of it."""
+        folder = self.run.checkpoints
+        if world_size() == 1:
+            return newest(folder, state.check_fit(self.network), report)
+        return newest_of(folder, from_main(lambda: checkpoint_steps(folder)), self._open, self._reported(report))
+
+    def _open(self, path: Path) -> Stored:
+        rank, processes = int(self.accelerator.process_index), int(self.accelerator.num_processes)
+        return together(lambda: open_stored(path, state.check_fit(self.network), rank, processes))
+
+    def _reported(self, report: Callable[[str], None]) -> Callable[[str], None]:
+        return report if self.accelerator.is_main_process else lambda text: None
+
+    def _fill(self, found: Stored) -> None:
+        state.fill_model(self.network, found)
+        state.fill_optimizer(self.network, self.adamw, found)
+
+    def restore_best(self, report: Callable[[str], None]) -> None:
+        """Load the weights of the best step, unless its checkpoint is damaged."""
+        if self.best is None or self.best["step"] == self.step:
+            return
+        folder, step = self.run.checkpoints, int(self.best["step"])
+        found: Snapshot | Stored | None
+        if world_size() == 1:
+            found = read_best(folder, step, state.check_fit(self.network), report)
+        else:
+            found = best_of(folder, step, self._open, self._reported(report))
+        if isinstance(found, Snapshot):
+            state.restore_model(self.network, found.tensors["model"])
+        elif found is not None:
+            stored = found
+            together(lambda: state.fill_model(self.network, stored))
+        if found is not None:
+            self.step = found.step
+
+    def _restore_numbers(self, found: Snapshot | Stored) -> None:
         values = found.state
         self.step = self.saved = found.step
         self.best = values["best"]
@@ -157,7 +227,7 @@ class Engine:
         with contextlib.ExitStack() as stack:
             self.log = stack.enter_context(self._trackers())
             self.stop = stack.enter_context(StopRequest())
-            self.bar = stack.enter_context(Progress(label, self.total - self.step, enabled=enabled))
+            self.bar = stack.enter_context(Progress(label, self.total, done=self.step, enabled=enabled))
             self._started = self._last_save = time.monotonic()
             for epoch in range(self.step // self.per_epoch, math.ceil(self.total / self.per_epoch)):
                 self._epoch(epoch)
@@ -294,7 +364,8 @@ class Engine:
             return self._evaluated[split, self.step]
         facts = {"run": str(self.run.path), "step": self.step}
         size = evaluation_batch(self.config, self.network)
-        found = evaluate_split(self.network, self.source, self.data, split, self.accelerator, size, **facts)
+        how: dict[str, Any] = {"progress": self.progress, **facts}
+        found = evaluate_split(self.network, self.source, self.data, split, self.accelerator, size, **how)
         self._evaluated = {(split, self.step): found}
         return found
 
@@ -312,27 +383,31 @@ class Engine:
         """Write a checkpoint of this step, unless there is one, and delete those no longer needed."""
         if self.saved == self.step:
             return
-        snapshot = self.snapshot()
+        numbers = self._numbers()
+        own = {
+            "model": state.model_tensors(self.network),
+            "optimizer": state.optimizer_tensors(self.network, self.adamw),
+        }
+        shared = {"random": self._all_random()}
+        if self.sharded:
+            write_sharded(self.run.checkpoints, Snapshot(self.step, shared, numbers), own)
+        else:
+            snapshot = Snapshot(self.step, own | shared, numbers)
+            from_main(lambda: write(self.run.checkpoints, snapshot))
         if self.accelerator.is_main_process:
-            write(self.run.checkpoints, snapshot)
             best = self.best["step"] if self.best and self.config.select == "best" else None
             prune(self.run.checkpoints, self.config.keep, best)
         self.saved, self._last_save = self.step, time.monotonic()
 
-    def snapshot(self) -> Snapshot:
-        """Everything that this job needs to resume, from all processes (collective)."""
-        tensors = {
-            "model": state.model_tensors(self.network),
-            "optimizer": state.optimizer_tensors(self.network, self.adamw),
-            "random": self._all_random(),
-        }
+    def _numbers(self) -> dict[str, Any]:
+        """Everything but tensors that this job needs to resume (collective)."""
         losses = self._losses
         if world_size() > 1:
             losses = self.accelerator.reduce(losses.clone(), "sum")
         scaler = self.accelerator.scaler
         now = time.monotonic()
         self.seconds, self._started = self.seconds + now - self._started, now
-        numbers = {
+        return {
             "total": self.total,
             "losses": losses.item(),
             "unlogged": self._unlogged,
@@ -341,12 +416,8 @@ class Engine:
             "log_bytes": self.log.sync(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
-        return Snapshot(self.step, tensors, numbers)
 
     def _all_random(self) -> dict[str, Tensor]:
-        mine = state.random_tensors(self.accelerator.process_index)
-        if world_size() == 1:
-            return mine
-        everyone: list[Any] = [None] * world_size()
-        torch.distributed.all_gather_object(everyone, mine)
-        return {name: tensor for states in everyone for name, tensor in states.items()}
+        """The generators' states of all processes (collective)."""
+        states = gathered(state.random_tensors(self.accelerator.process_index))
+        return {name: tensor for each in states for name, tensor in each.items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mumoe.data.text import TextData
 from mumoe.devices import widest
+from mumoe.progress import DELAY, Progress
 from mumoe.results import EvalResult
 from mumoe.training.config import TrainConfig
 from mumoe.training.sampler import Indices
@@ -105,14 +106,24 @@ def evaluation_batch(config: TrainConfig, network: Any) -> int:
 
 
 def evaluate_split(
-    network: nn.Module, source: BatchSource, data: Any, split: str, accelerator: Any, batch_size: int, **facts: Any
+    network: nn.Module,
+    source: BatchSource,
+    data: Any,
+    split: str,
+    accelerator: Any,
+    batch_size: int,
+    *,
+    progress: bool = False,
+    **facts: Any,
 ) -> EvalResult:
     """Evaluate a network on one split of an image set or a text (collective)."""
     kinds = None
     if isinstance(data, TextData):
         kinds = torch.from_numpy(data.token_classes).to(accelerator.device)
     rows = data.indices(split)
-    tally = evaluate_network(network, source, rows, len(data.classes), accelerator, batch_size, kinds=kinds)
+    doing = f"Evaluating on {split}" if progress and accelerator.is_main_process else ""
+    how: dict[str, Any] = {"kinds": kinds, "doing": doing}
+    tally = evaluate_network(network, source, rows, len(data.classes), accelerator, batch_size, **how)
     result = tally.result(data.classes, multi_label=data.multi_label, split=split, **facts)
     if isinstance(data, TextData):
         return replace(result, bits_per_byte=data.bits_per_byte(result.loss, split))
@@ -129,23 +140,30 @@ def evaluate_network(
     batch_size: int,
     *,
     kinds: Tensor | None = None,
+    doing: str = "",
 ) -> Tally:
     """Tally a network over some images or windows, each process taking its share of every batch.
 
-    `kinds` is the class of each token, for text. The network's training mode is restored afterwards.
+    `kinds` is the class of each token, for text; `doing` is what the progress says, empty for none. The network's
+    training mode is restored afterwards.
     """
     batches = np.array_split(rows, max(1, -(-len(rows) // batch_size)))
-    mine = [np.array_split(b, accelerator.num_processes)[accelerator.process_index] for b in batches]
+    shares = [np.array_split(b, accelerator.num_processes)[accelerator.process_index] for b in batches]
+    # A process without rows runs the network too, since the others wait for its shards; the result does not count.
+    mine = [share if len(share) else batch[:1] for share, batch in zip(shares, batches, strict=True)]
     tally = Tally.empty(num_classes, accelerator.device, kinds)
     before = network.training
     network.eval()
     try:
-        for inputs, labels in source.stream(mine, None):
-            if len(labels) == 0:  # fewer images than processes
-                continue
-            with accelerator.autocast():
-                logits, _ = network(inputs)
-            tally.add(logits, labels)
+        with Progress(doing, len(rows), enabled=bool(doing), delay=DELAY) as bar:
+            whole = zip(batches, shares, source.stream(mine, None), strict=True)
+            for batch, share, (inputs, labels) in whole:
+                if len(labels):  # else the split has no rows
+                    with accelerator.autocast():
+                        logits, _ = network(inputs)
+                    if len(share):
+                        tally.add(logits, labels)
+                bar.advance(len(batch))
     finally:
         network.train(before)
     if accelerator.num_processes == 1:

@@ -19,11 +19,9 @@ from torch import nn
 from mumoe.data.base import SplitName
 from mumoe.errors import JobError, UserError
 from mumoe.results import RunResult, TrainResult
-from mumoe.training import state
-from mumoe.training.checkpoint import read_best
 from mumoe.training.compare import summarize
 from mumoe.training.config import PLAIN, TrainConfig, read_config
-from mumoe.training.distributed import make_accelerator
+from mumoe.training.distributed import from_main, lost_process, main_first, make_accelerator, together
 from mumoe.training.engine import Engine
 from mumoe.training.inputs import Data, Inputs
 from mumoe.training.networks import parameter_count
@@ -142,9 +140,22 @@ def _run_job(
     new: bool = False,
 ) -> TrainResult:
     accelerator = make_accelerator(config)
+    with lost_process("train", f"Resume with: mumoe train --resume {out}"):
+        return _run_members(config, out, given, progress, announce, accelerator, new=new)
+
+
+def _run_members(
+    config: TrainConfig,
+    out: Path,
+    given: Mapping[str, Any],
+    progress: bool,
+    announce: Callable[[str], None] | None,
+    accelerator: Any,
+    *,
+    new: bool,
+) -> TrainResult:
     main, task = bool(accelerator.is_main_process), task_of(config)
-    with accelerator.main_process_first():  # which downloads
-        inputs = task.find(**given, progress=progress and main)
+    inputs = main_first(lambda: task.find(**given, progress=progress and main))
     if announce is not None and main:
         size = task.image_size(inputs)
         announce(inputs.data.describe() + (f"; the network reads {size} px" if size else ""))
@@ -152,15 +163,22 @@ def _run_job(
     batches_per_epoch(len(inputs.data.indices("train")), config.batch_size, least)
     members = _plan(config, out, inputs)
     inputs = task.extract(inputs, accelerator.device, progress and main, together=True)
-    with RunFolder(out) if main else contextlib.nullcontext() as folder:
-        if new and main:
-            check_free(out)  # another job may have begun there meanwhile
-        if len(members) > 1 and main:
-            write_group_config(out, config)
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> RunFolder | None:
+            if not main:
+                return None
+            folder = stack.enter_context(RunFolder(out))
+            if new:
+                check_free(out)  # another job may have begun there meanwhile
+            if len(members) > 1:
+                write_group_config(out, config)
+            return folder
+
+        folder = together(claim)
         runs = [_run_member(member, inputs, accelerator, progress, folder) for member in members]
         result = summarize(str(out), config.head, runs)
-        if main:
-            result.save(out / "summary.json")
+        together(lambda: result.save(out / "summary.json") if main else None)
     return result
 
 
@@ -190,23 +208,32 @@ def _run_member(member: _Member, inputs: Inputs, accelerator: Any, progress: boo
     `job` is the job's folder, which is locked; it may be that of the run.
     """
     run = job if job is not None and job.path == member.path else RunFolder(member.path)
-    if (member.path / "run.json").is_file() and run.facts().get("state") == "finished":
-        return read_result(run)
+    if (found := from_main(lambda: _finished(run))) is not None:
+        return found
     task = task_of(member.config)
     inputs = task.with_seed(inputs)
     network = task.network(inputs)
     parameters = parameter_count(network)
     with contextlib.ExitStack() as stack:
-        if accelerator.is_main_process:
-            stack.enter_context(contextlib.nullcontext() if run is job else run)
-            _claim(run, member.config, inputs, parameters)
-        accelerator.wait_for_everyone()
+
+        def claim() -> None:
+            if accelerator.is_main_process:
+                stack.enter_context(contextlib.nullcontext() if run is job else run)
+                _claim(run, member.config, inputs, parameters)
+
+        together(claim)
         source = task.source(inputs, accelerator.device)
         engine = Engine(member.config, network, source, inputs.data, run, accelerator, progress=progress)
         with _recorded(run, accelerator.is_main_process):
             engine.restore(_tell)
             engine.fit()
             return _finish(engine, parameters)
+
+
+def _finished(run: RunFolder) -> RunResult | None:
+    """The result of a run that is finished, else None."""
+    begun = (run.path / "run.json").is_file()
+    return read_result(run) if begun and run.facts().get("state") == "finished" else None
 
 
 def _claim(run: RunFolder, config: TrainConfig, inputs: Inputs, parameters: int) -> None:
@@ -248,11 +275,8 @@ def _recorded(run: RunFolder, main: bool) -> Any:
 
 def _finish(engine: Engine, parameters: int) -> RunResult:
     """Evaluate the selected checkpoint, and record the result."""
-    if engine.config.select == "best" and engine.best is not None and engine.best["step"] != engine.step:
-        best = read_best(engine.run.checkpoints, engine.best["step"], state.check_fit(engine.network), _tell)
-        if best is not None:
-            state.restore_model(engine.network, best.tensors["model"])
-            engine.step = best.step
+    if engine.config.select == "best":
+        engine.restore_best(_tell)
     splits: list[SplitName] = [name for name in ("val", "test") if len(engine.data.indices(name))]
     result = RunResult(
         run=str(engine.run.path),
@@ -263,8 +287,12 @@ def _finish(engine: Engine, parameters: int) -> RunResult:
         seconds=round(engine.seconds, 3),
         evaluations={split: engine.evaluate(split) for split in splits},
     )
-    if engine.accelerator.is_main_process:
-        engine.run.update(state="finished", error=None, result=asdict(result))
+
+    def record() -> None:
+        if engine.accelerator.is_main_process:
+            engine.run.update(state="finished", error=None, result=asdict(result))
+
+    together(record)
     return result
 
 

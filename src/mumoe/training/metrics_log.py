@@ -54,8 +54,8 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a metrics.jsonl; one that is cut short is left out, and a missing file has none."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict):
                 yield row

@@ -215,8 +215,10 @@ class StoredRun:
     def _restored(self) -> tuple[Trained, int]:
         backbone = self.backbone if self.task.trains_backbone else None
         sizes = int(self.facts["num_features"]), len(self.classes), int(self.facts.get("vocabulary", 0))
+        with torch.device("meta"):  # a checkpoint that does not fit is found before its network takes memory
+            sketch = self.task.empty(*sizes, backbone)
+        found = _chosen(self.folder, self.config, sketch)
         network = self.task.empty(*sizes, backbone)
-        found = _chosen(self.folder, self.config, network)
         state.restore_model(network, found.tensors["model"])
         return network.eval().to(self.device), found.step
 
@@ -269,7 +271,7 @@ class StoredRun:
         source = task_of(config).source(inputs, accelerator.device)
         size = evaluation_batch(config, network)
         facts = {"run": str(self.path), "step": self.step}
-        return evaluate_split(network, source, self.data, split, accelerator, size, **facts)
+        return evaluate_split(network, source, self.data, split, accelerator, size, progress=self.progress, **facts)
 
 
 def _chosen(run: RunFolder, config: TrainConfig, network: nn.Module) -> Snapshot:

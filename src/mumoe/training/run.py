@@ -13,6 +13,7 @@ import logging
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from mumoe import __version__
 from mumoe.errors import JobError, UserError, nearest
 from mumoe.files import clean_folder, read_json, write_errors, write_text
 from mumoe.locks import FolderLock
+from mumoe.records import read_typed
 from mumoe.training.config import PLAIN, TrainConfig, read_config, to_toml
 from mumoe.training.metrics_log import METRICS_FILE
 
@@ -49,6 +51,49 @@ _KNOWN = {
 """Keys of run.json."""
 
 _NEEDED = ("seed", "head", "data", "classes", "multi_label", "num_features")
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The data in run.json."""
+
+    name: str
+    fingerprint: str
+    images: int
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ValueError(f"{self.images} images")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The types of what run.json holds, as far as it is read."""
+
+    seed: int
+    head: str
+    data: _Data
+    classes: tuple[str, ...]
+    multi_label: bool
+    num_features: int
+    state: str = ""
+    commit: str | None = None
+    parameters: int | None = None
+    credits: tuple[str, ...] = ()
+    backbone: str | None = None
+    features: str | None = None
+    vocabulary: int = 0
+    started: str = ""
+    result: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_features", "vocabulary"):
+            if not 0 <= getattr(self, name) <= MOST_FEATURES:
+                raise ValueError(f"{name} = {getattr(self, name)}")
+
+
+MOST_FEATURES = 1 << 28
+"""Features, and words of a vocabulary, that a run may have."""
 
 _WITHOUT_EXPERTS = ("linear", "highrank-linear", "mlp")
 """Prefixes of the heads that have no experts."""
@@ -148,6 +193,10 @@ class RunFolder:
                 f"{self.path}: expected a run, got a run.json without {', '.join(missing)}. "
                 "Restore it, or train again into another folder."
             )
+        try:
+            read_typed(_Facts, facts, "run.json")
+        except UserError as error:
+            raise JobError(f"{self.path}: {error} Restore it, or train again into another folder.") from None
 
     def facts(self) -> dict[str, Any]:
         """The content of run.json.

@@ -2,7 +2,8 @@
 
 An epoch of n images is cut into ceil(n / batch_size) batches of equal size (to one image), so that no batch
 is larger than requested and none is tiny: batch-normalized gates never see a batch of one. In the same way
-a batch is cut into accumulated parts, and a part into the shares of the processes.
+a batch is cut into accumulated parts, and a part into the shares of the processes, of an even number of images each
+but the last: the neighbours that mixup mixes stay together.
 """
 
 from __future__ import annotations
@@ -56,4 +57,10 @@ def epoch_batches(indices: Indices, batch_size: int, seed: int, epoch: int) -> l
 
 def shares(batch: Indices, parts: int, processes: int, rank: int) -> list[Indices]:
     """The share of one process in each accumulated part of a batch."""
-    return [np.array_split(part, processes)[rank] for part in np.array_split(batch, parts)]
+    return [part[slice(*_pairs_of(len(part), processes, rank))] for part in np.array_split(batch, parts)]
+
+
+def _pairs_of(count: int, processes: int, rank: int) -> tuple[int, int]:
+    """Begin and end of a process's share of `count` rows, cut between pairs of neighbours."""
+    pairs = -(-count // 2)
+    return 2 * (rank * pairs // processes), min(2 * ((rank + 1) * pairs // processes), count)

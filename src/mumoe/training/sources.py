@@ -39,7 +39,7 @@ class FeatureSource:
     """Rows of a feature matrix, without a loader: a gather from memory, or from the mapped file.
 
     Args:
-        features: (num_images, num_features) float32, usually a memory map.
+        features: (num_images, num_features) floats, usually a memory map; batches are float32.
         labels: As in `ImageData`.
         device: Device of the batches; if it is an accelerator, a matrix below one GiB is copied there once.
     """
@@ -51,7 +51,7 @@ class FeatureSource:
         self.device = torch.device(device)
         self._held: Tensor | None = None
         if self.device.type != "cpu" and features.nbytes <= _KEEP_ON_DEVICE:
-            self._held = torch.from_numpy(np.array(features)).to(self.device)
+            self._held = torch.from_numpy(np.array(features, dtype=np.float32)).to(self.device)
 
     def stream(self, batches: Sequence[Indices], epoch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs (B, num_features) and labels of each batch."""
@@ -62,7 +62,7 @@ class FeatureSource:
     def _rows(self, rows: Tensor) -> Tensor:
         if self._held is not None:
             return self._held[rows.to(self.device)]
-        return torch.from_numpy(self.features[rows.numpy()]).to(self.device)
+        return torch.from_numpy(np.asarray(self.features[rows.numpy()], dtype=np.float32)).to(self.device)
 
 
 class ImageSource:

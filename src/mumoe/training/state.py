@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.gating import Gate
-from mumoe.training.checkpoint import Check, Specs, specs
+from mumoe.training.checkpoint import Check, Specs, Stored, specs
 
 __all__ = [
     "check_fit",
     "current_names",
+    "fill_model",
+    "fill_optimizer",
     "model_tensors",
     "optimizer_tensors",
     "random_tensors",
@@ -32,24 +34,17 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def model_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, whole and on the CPU (collective when sharded)."""
-    return {name: _whole(tensor) for name, tensor in network.state_dict().items()}
+    """Parameters and buffers by name, where they are; sharded ones stay sharded."""
+    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
 
 
 def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments as ``PARAMETER/moment``, whole and on the CPU (collective when sharded)."""
+    """AdamW's moments as ``PARAMETER/moment``, where they are; sharded ones stay sharded."""
     found: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():
         for moment, tensor in optimizer.state.get(parameter, {}).items():
-            found[f"{name}/{moment}"] = _whole(tensor)
+            found[f"{name}/{moment}"] = tensor.detach()
     return found
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A detached tensor on the CPU; of a sharded one, all of it."""
-    plain = tensor.detach()
-    gather: Callable[[], Tensor] | None = getattr(plain, "full_tensor", None)
-    return (plain if gather is None else gather()).cpu()
 
 
 def current_names(network: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -78,7 +73,7 @@ def restore_model(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     tensors = _renamed(network, tensors)
     with torch.no_grad():
         for name, target in network.state_dict().items():
-            target.copy_(_like(target, tensors[name]))
+            target.copy_(tensors[name])
 
 
 def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -89,19 +84,30 @@ def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, tens
             continue
         moments = {moment: tensors[f"{name}/{moment}"] for moment in _MOMENTS}
         optimizer.state[parameter] = {
-            moment: value.clone() if moment == "step" else _like(parameter, value).clone()
+            moment: value.clone() if moment == "step" else value.to(parameter.device).clone()
             for moment, value in moments.items()
         }
 
 
-def _like(target: Tensor, whole: Tensor) -> Tensor:
-    """A whole tensor on the target's device, sharded like the target."""
-    if not hasattr(target, "full_tensor"):
-        return whole.to(target.device)
-    from torch.distributed.tensor import DTensor, distribute_tensor
+def fill_model(network: nn.Module, stored: Stored) -> None:
+    """As `restore_model`, read from disk into a network that may be sharded: each process reads its own rows."""
+    targets = network.state_dict()
+    stored.fill("model", {old: targets[now] for old, now in current_names(network, stored.specs["model"]).items()})
 
-    assert isinstance(target, DTensor)
-    return distribute_tensor(whole.to(target.device), target.device_mesh, target.placements)
+
+def fill_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, stored: Stored) -> None:
+    """As `restore_optimizer`, read from disk into moments that are sharded like the parameters."""
+    if "optimizer" not in stored.specs:
+        return
+    old_names = _renamed(network, {name: name for name in stored.specs["optimizer"]}, moments=True)
+    targets: dict[str, Tensor] = {}
+    for name, parameter in network.named_parameters():
+        if f"{name}/step" not in old_names:
+            continue
+        held = {moment: torch.zeros_like(parameter, requires_grad=False) for moment in _MOMENTS[1:]}
+        optimizer.state[parameter] = {"step": torch.zeros(()), **held}
+        targets |= {old_names[f"{name}/{moment}"]: tensor for moment, tensor in optimizer.state[parameter].items()}
+    stored.fill("optimizer", targets)
 
 
 def check_fit(network: nn.Module) -> Check:

@@ -299,22 +299,26 @@ function Files({ edits, sent, setEdits, split, subgroup }) {
   const [name, setName] = useState("");
   const [said, setSaid] = useState("");
   const [problem, setProblem] = useState("");
+  const [opened, setOpened] = useState({}); // name -> version that this page loaded or saved
   const read = () => get("/api/edits").then(setFiles, (error) => setProblem(error.message));
   useEffect(() => {
     read();
   }, []);
-  const taken = files.some((file) => file.name === name);
+  const taken = files.find((file) => file.name === name);
   const save = async (event) => {
     event.preventDefault();
     setSaid("");
     setProblem("");
     try {
-      const { path } = await post("/api/save", { name, edits: sent, split, subgroup, replace: taken });
+      const replace = taken ? opened[name] || taken.version : "";
+      const { path, version } = await post("/api/save", { name, edits: sent, split, subgroup, replace });
+      setOpened((before) => ({ ...before, [name]: version }));
       setSaid(`Written: ${path}`);
-      await read();
     } catch (error) {
+      setOpened((before) => ({ ...before, [name]: "" })); // the next click replaces what is there now
       setProblem(error.message);
     }
+    await read();
   };
   const open = async (chosen) => {
     setSaid("");
@@ -322,6 +326,7 @@ function Files({ edits, sent, setEdits, split, subgroup }) {
     try {
       const found = await post("/api/load", { name: chosen });
       setEdits(() => found.entries);
+      setOpened((before) => ({ ...before, [chosen]: found.version }));
       setName(chosen);
     } catch (error) {
       setProblem(error.message);

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
+from mumoe.calling import checked
 from mumoe.errors import UserError, unknown_name
 from mumoe.factorizations import Rank
 from mumoe.models.surgery.architectures import is_causal, preset_patterns, read_outside
@@ -38,6 +39,7 @@ class SurgeryOptions(TypedDict, total=False):
     example: Any
 
 
+@checked
 def named_targets(model: nn.Module) -> dict[str, str]:
     """What can be replaced: name -> kind and widths, such as ``mlp 192 -> 768 -> 192``."""
     return {
@@ -55,6 +57,7 @@ def _refusal(model: nn.Module, name: str, module: nn.Module) -> str:
     return refusal(module, model.get_submodule(name.rpartition(".")[0]) if name else None)
 
 
+@checked
 def plan(
     model: nn.Module,
     *patterns: str,
@@ -123,6 +126,7 @@ def plan(
     return measure(Plan(model, tuple(targets), init, sigma, total), example)
 
 
+@checked
 def replace_modules(
     model: nn.Module,
     *patterns: str,
@@ -155,6 +159,7 @@ def replace_modules(
     return plan(model, *patterns, num_experts=num_experts, preset=preset, **options).apply()
 
 
+@checked
 def replace_head(
     model: nn.Module,
     spec: str | None = None,
