@@ -32,7 +32,7 @@ from mumoe.demo.planted_bias import BiasSet, planted_style
 from mumoe.editing.attribute_audit import audit_attributes, matching
 from mumoe.editing.expert_audit import audit, handled
 from mumoe.editing.group_audit import MERGE, PRIOR, Audit, Finding
-from mumoe.files import write_json
+from mumoe.files import write_json, write_text
 from mumoe.models.heads import build_head
 from mumoe.parsing import parse
 from reproduction import bias_report
@@ -285,7 +285,7 @@ def main(options: Options) -> None:
         planted.append(audit_seed(bias, data.attributes, **common))
         full.append(audit_seed(without_cut(bias), data.attributes, **common))
         write_json(folder / "emoji-audit.json", {**about, "planted": planted, "full_support": full})
-        (folder / "emoji-audit.md").write_text(page(about, planted, full), encoding="utf-8")
+        write_text(folder / "emoji-audit.md", page(about, planted, full))
         sys.stderr.write(f"Seed {seed} is in {folder}\n")
 
 

@@ -24,7 +24,7 @@ from mumoe.demo.bias_bench import CRITERIA, SeedResult
 from mumoe.demo.bias_heads import Settings
 from mumoe.demo.planted_bias import BiasSet, planted_style
 from mumoe.editing.fairness_tables import fairness_table, subgroup_table
-from mumoe.files import write_json
+from mumoe.files import write_json, write_text
 from mumoe.parsing import parse
 from mumoe.plots.style import save_svg
 from mumoe.plots.subgroup_accuracy import subgroup_figure
@@ -120,7 +120,7 @@ def write_report(results: BiasResults, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{results.name}.json", results.to_dict())
-    (folder / f"{results.name}.md").write_text(_page(results), encoding="utf-8")
+    write_text(folder / f"{results.name}.md", _page(results))
     settings = {"paper's fixed": "", "matched": " matched", "best worst group": " best worst group"}
     scores = {
         name: {method: results.reports[f"+ {method}{suffix}"] for method in ("experts", "blind")}

@@ -30,7 +30,7 @@ from mumoe.data import load_data
 from mumoe.data.splits import stratified_split
 from mumoe.data.subset import subset
 from mumoe.errors import UserError, require, unknown_name
-from mumoe.files import read_json, write_json
+from mumoe.files import read_json, write_json, write_text
 from mumoe.parsing import parse
 from mumoe.plots.style import save_svg
 from mumoe.records import render_table
@@ -99,7 +99,7 @@ def main(options: Options) -> None:
         measured = measure_set(study, name, Path(options.work), root=options.root, progress=not options.quiet)
         _write(measured, study, name, out)
         sys.stdout.write(f"{name}: written to {out}\n")
-    (out / "README.md").write_text(page(out, tomllib.loads(Path(options.config).read_text("utf-8"))), encoding="utf-8")
+    write_text(out / "README.md", page(out, tomllib.loads(Path(options.config).read_text("utf-8"))))
 
 
 # Measuring ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import mumoe
 from mumoe.analysis import TextStudy, expert_layers, steer, study_text
 from mumoe.analysis.text_pages import write_text_view
 from mumoe.data.text import TOKEN_CLASSES, TextData, classify
-from mumoe.files import write_json
+from mumoe.files import write_json, write_text
 from mumoe.models.gpt2 import generate_text
 from mumoe.parsing import parse
 from mumoe.results import TrainResult
@@ -73,7 +73,7 @@ def look_inside(result: TrainResult, options: Options, out: Path) -> None:
     firsts = {run.head: run.run for run in reversed(result.runs)}
     runs = {head: mumoe.load(run, progress=False, device="cpu") for head, run in firsts.items()}
     samples = {head: _samples(run, options.tokens) for head, run in runs.items()}
-    (out / "samples.md").write_text(_sample_page(samples), encoding="utf-8")
+    write_text(out / "samples.md", _sample_page(samples))
     opened = runs[result.head]
     model, data = opened.network, opened.data
     study = study_text(

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import mumoe
 from mumoe.data import ImageData, load_data
+from mumoe.files import write_text
 from mumoe.models import create_backbone
 from mumoe.models.features import extract_features
 from mumoe.models.heads import matched_spec
@@ -139,8 +140,8 @@ def main(options: Options) -> None:
     results = compare_heads(options)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{options.split}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / f"{options.split}.md").write_text(table(results), encoding="utf-8")
+    write_text(out / f"{options.split}.json", json.dumps(results, indent=1) + "\n")
+    write_text(out / f"{options.split}.md", table(results))
     sys.stdout.write(table(results))
 
 

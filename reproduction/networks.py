@@ -11,6 +11,7 @@ from typing import Any
 
 import mumoe
 from mumoe import UserError
+from mumoe.files import write_text
 from mumoe.plots.style import save_figure
 from mumoe.plots.training_curves import Steps, curves_figure
 from mumoe.results import RunResult, TrainResult
@@ -98,8 +99,8 @@ def write_results(
     facts = mumoe.load(result.runs[0].run, progress=False).facts
     made = {name: facts[name] for name in ("versions", "commit")}
     found: dict[str, Any] = {"recipe": config.name, **made, "networks": entries(result)}
-    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (out / "table.md").write_text(table(found["networks"], columns, "mlp"), encoding="utf-8")
+    write_text(out / "results.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / "table.md", table(found["networks"], columns, "mlp"))
     curves = {head: [curve_of(run.run) for run in result.runs if run.head == head] for head in found["networks"]}
     save_figure(curves_figure(curves, title=title, value=value), out / "curves", curves)
     return found

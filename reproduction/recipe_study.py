@@ -24,6 +24,7 @@ from typing import Any
 
 from mumoe.analysis.analyzing import study_head
 from mumoe.analysis.controls import FROZEN
+from mumoe.files import write_text
 from mumoe.parsing import parse
 from mumoe.plots.style import save_figure
 from mumoe.progress import Progress
@@ -260,8 +261,8 @@ def main(options: Options) -> None:
     results = compare(options)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"recipe-{options.name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / f"recipe-{options.name}.md").write_text(titled(options.name, results), encoding="utf-8")
+    write_text(out / f"recipe-{options.name}.json", json.dumps(results, indent=1) + "\n")
+    write_text(out / f"recipe-{options.name}.md", titled(options.name, results))
     draw(out)
     sys.stdout.write(table(results))
 

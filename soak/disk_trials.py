@@ -308,6 +308,7 @@ def warm(job: KillJob, folder: Path) -> None:
     try:
         job.prepare()
         job.go_on()
+        job.opens()
     finally:
         os.chdir(here)
 

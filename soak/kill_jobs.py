@@ -162,8 +162,8 @@ def _sweep(world: World) -> KillJob:
 
         settings: dict[str, Any] = {"epochs": 3, "batch_size": 16, "lr": 0.02, "checkpoint_every": 3}
         grid: dict[str, Any] = {"heads": ["CPMuMoE-r4"], "experts": (3, 6), "gates": ("entmax15",), "seeds": 2}
-        given = {"data": f"features:{world.features}", "out": "sweep", "device": "cpu", "progress": False}
-        mumoe.sweep(**given, **grid, **settings)
+        data = f"features:{world.features}"
+        mumoe.sweep(data=data, out="sweep", device="cpu", progress=False, **grid, **settings)
 
     def opens() -> None:
         for cell in sorted(Path("sweep/cells").glob("*-seed*")):

@@ -60,6 +60,7 @@ class Killer:
             folder = self._folder(name, earlier=False)
             if name == "warm":
                 inside(folder, self.job.go_on)()
+                self.job.opens()
                 continue
             ended = wait(inside(folder, self.job.go_on), self.place / "log")
             self.duration = ended.seconds

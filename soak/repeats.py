@@ -12,7 +12,7 @@ from soak.steady import contents, differences
 
 __all__ = ["PART", "compare"]
 
-QUICK = ("train-head", "look")
+QUICK = ("train-head", "edit")
 THREADED = ("train-mixer", "finetune-cnn", "features")
 """Also computed with two threads."""
 PLACE = "place"

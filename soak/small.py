@@ -57,7 +57,7 @@ def single_features(path: Path, rows: int = 240) -> Path:
     labels = rng.integers(0, 4, rows)
     x = rng.normal(size=(4, 6))[labels] + 1.2 * rng.normal(size=(rows, 6)) + 3
     split = np.arange(rows) % 5 // 3 + (np.arange(rows) % 5 == 4)
-    tensors = {"features": x.astype(np.float32), "labels": labels, "split": split}
+    tensors: dict[str, Any] = {"features": x.astype(np.float32), "labels": labels, "split": split}
     save_file(tensors, path, metadata={"classes": json.dumps(["ant", "bee", "cat", "dog"])})
     return path
 
@@ -73,7 +73,12 @@ def two_attributes(path: Path, rows: int = 600) -> Path:
     x[:, 1] += 4 * (2 * round_ - 1)
     x[:, 2] += 2 * (2 * smiling - 1)
     labels = np.stack([striped, smiling], 1).astype(np.int64)
-    tensors = {"features": x.astype(np.float32), "labels": labels, "split": split, "group_round": round_}
+    tensors: dict[str, Any] = {
+        "features": x.astype(np.float32),
+        "labels": labels,
+        "split": split,
+        "group_round": round_,
+    }
     save_file(tensors, path, metadata={"classes": json.dumps(["striped", "smiling"])})
     return path
 
@@ -126,14 +131,13 @@ def language_model(folder: Path) -> Path:
     import tokenizers
     import transformers
 
+    fast: Any = transformers.PreTrainedTokenizerFast
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, **{letter: place + 1 for place, letter in enumerate(letters)}}
     made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="<s>").save_pretrained(
-        folder
-    )
+    fast(tokenizer_object=made, bos_token="<s>", eos_token="<s>").save_pretrained(folder)
     config = transformers.LlamaConfig(
         vocab_size=260,
         hidden_size=16,
@@ -147,7 +151,7 @@ def language_model(folder: Path) -> Path:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config)
+    model: Any = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8.0 if parameter.ndim > 1 else 1.0)  # so that MLPs matter

@@ -19,6 +19,10 @@ LEFT_OUT = ("manifest.json", ".lock", ".mumoe-lock", "events.out", ".holder")
 and TensorBoard's curves, which hold times."""
 
 
+CHECKS = "checks"
+"""Folder of a cache whose files hold when each image was changed."""
+
+
 def steady(value: Any) -> Any:
     """JSON without what differs between equal runs."""
     if isinstance(value, dict):
@@ -39,7 +43,7 @@ def content(path: Path) -> str:
 def contents(folder: Path, *patterns: str) -> dict[str, str]:
     """Digests of the files below a folder that match, by relative name."""
     found = {path for pattern in patterns or ("**/*",) for path in folder.glob(pattern) if path.is_file()}
-    names = sorted(path for path in found if not path.name.startswith(LEFT_OUT))
+    names = sorted(path for path in found if not path.name.startswith(LEFT_OUT) and path.parent.name != CHECKS)
     return {path.relative_to(folder).as_posix(): content(path) for path in names}
 
 

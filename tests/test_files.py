@@ -619,6 +619,12 @@ def test_a_lock_beside_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         sealed_folder(tmp_path / "features", lambda part: None, who="features")
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    with read_only(tmp_path), pytest.raises(JobError, match="^audit: expected a folder that can be written, got"):
+        files.make_folder(tmp_path / "proposed" / "edits", who="audit")
+    assert files.make_folder(tmp_path / "proposed" / "edits").is_dir()
+
+
 # Results of several files
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "digest_files",
     "holds_files",
     "inside",
+    "make_folder",
     "new_array",
     "new_entries",
     "new_file",
@@ -310,6 +311,17 @@ def check_writable(
         part = _beside(target, "part")
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         os.unlink(part)
+
+
+def make_folder(path: Path, *, who: str | None = None, remedy: str | None = None) -> Path:
+    """Make a folder that may exist, and those above it; returns it.
+
+    Raises:
+        JobError: If it cannot be made.
+    """
+    with write_errors(path, who=who, remedy=remedy):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def remove_folder(path: Path) -> None:

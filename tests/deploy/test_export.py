@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -128,6 +130,37 @@ def test_torch_export_holds_no_pickle_and_needs_no_mumoe(
         torch.testing.assert_close(program.module()(real), model(real), atol=1e-4, rtol=1e-4)
     operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not [name for name in operators if "mumoe" in name]
+
+
+FULL = """
+import resource, sys
+import torch
+import mumoe
+
+network = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.ReLU(), torch.nn.Linear(300, 4)).eval()
+x = torch.zeros(2, 300)
+for name in ("one.pt2", "other.pt2"):
+    mumoe.export(network, name, x)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    mumoe.export(network, "third.pt2", x)
+except mumoe.JobError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_torch_export_names_no_temporary_file_repeats_and_survives_a_full_disk(tmp_path: Path) -> None:
+    """In a process of its own, which torch ends where it cannot write the end of an archive."""
+    source = str(Path(mumoe.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source}
+    command = [sys.executable, "-W", "ignore", "-c", FULL]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert done.stdout.startswith("export: expected room on the disk of '.', got: the disk is full.")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.pt2", "other.pt2"]
+    assert (tmp_path / "one.pt2").read_bytes() == (tmp_path / "other.pt2").read_bytes()
+    assert b"mumoe-part" not in (tmp_path / "one.pt2").read_bytes()
 
 
 def test_safetensors_folder(model: ImageClassifier, real: torch.Tensor, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mumoe.errors import UserError
+from mumoe.files import write_text
 from mumoe.plots import charts
 from mumoe.plots.sheets import thumbnail
 from mumoe.plots.sprites import SIDE, Sprites
@@ -21,6 +22,7 @@ from mumoe.reports import site as pages_of
 from mumoe.reports.rendering import exact, fixed
 from mumoe.reports.site import write_pages
 from mumoe.training.compare import compare
+from mumoe.training.opening import StoredRun
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -246,6 +248,23 @@ def test_an_interrupted_report_leaves_the_older_one(tmp_path, monkeypatch):
         write_pages(views, tmp_path / "out")
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_an_analysis_replaced_while_a_report_reads_it_is_read_again(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", made_up_data(60, ["a", "b"]), experts=4)
+    place, calls, real = folder / "analysis" / "analysis.json", [], pages_of.gather
+
+    def gather(*arguments, **options):
+        calls.append(real(*arguments, **options))
+        if len(calls) == 1:
+            write_text(place, place.read_text().replace('"split": "test"', '"split": "val"'))
+        return calls[-1]
+
+    monkeypatch.setattr(pages_of, "gather", gather)
+    runs = {folder: [StoredRun(folder, device="cpu", progress=False)]}
+    pages_of.write_report(runs, tmp_path / "report", max_images=0)
+    assert len(calls) == 2
+    assert [view.split for (view,) in calls] == ["test", "val"]
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from mumoe.commands.open_run import RunOptions, opened, require_run, settings_of
 from mumoe.errors import UserError
-from mumoe.files import check_writable, write_tensors
+from mumoe.files import check_writable, make_folder, write_tensors
 from mumoe.parsing import Argument
 
 if TYPE_CHECKING:
@@ -123,5 +123,4 @@ def _place(folder: Path, options: Options, edit: Edit) -> Path:
     """The file in RUN/edits, whose folder is made."""
     value = getattr(edit.report, "value", "")
     name = "-".join(options.do)[:80] if options.do else f"{options.target}-{options.sensitive}-{value}"
-    folder.mkdir(exist_ok=True)
-    return folder / ("".join(c if c.isalnum() or c in "-_=" else "_" for c in name) + ".json")
+    return make_folder(folder, who=WHO) / ("".join(c if c.isalnum() or c in "-_=" else "_" for c in name) + ".json")

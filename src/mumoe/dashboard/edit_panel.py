@@ -31,7 +31,7 @@ from mumoe.editing.operations import separate
 from mumoe.editing.rewriting import choose_rewriting, mean_coefficients
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
-from mumoe.files import digest_file, write_errors
+from mumoe.files import digest_file, make_folder, write_errors
 from mumoe.local_paths import public_name, run_name
 
 __all__ = ["Subgroup", "compare", "list_edits", "load", "make_stack", "outcome", "parse", "rewrite", "save"]
@@ -319,8 +319,7 @@ def save(
     with session.lock:
         stack = make_stack(session, entries)
         facts = _provenance(session, split, stack, subgroup)
-    with write_errors(path, who=WHO):
-        folder.mkdir(exist_ok=True)
+    make_folder(folder, who=WHO)
     with write_errors(path, who=WHO), FileLock(folder / LOCK):
         _require_version(path, replace)
         save_edits(path, stack, facts)

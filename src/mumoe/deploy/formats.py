@@ -14,13 +14,14 @@ sizes, and only then renamed: a file with the target's name is complete and repr
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -320,10 +321,50 @@ def _write_onnx(subject: _Subject, path: Path) -> Forward:
     return lambda inputs: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0])
 
 
+class _Sink(io.RawIOBase):
+    """A file whose errors are raised by `check`, after everything was written.
+
+    A full disk in the midst of it would end the process: torch writes the end of an archive in a destructor, where
+    C++ allows no errors. Given the path instead, torch would also name the folder in the archive after the temporary
+    file, and two exports of one model would differ.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True  # torch goes back to the beginning when all is written
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return offset
+
+    def write(self, data: Any, /) -> int:
+        try:
+            if self._error is None:
+                self._file.write(data)
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def check(self) -> None:
+        """Raise the first error."""
+        if self._error is not None:
+            raise self._error
+
+
 def _write_torch(subject: _Subject, path: Path) -> Forward:
     program = _traced(subject)
     program.example_inputs = None
-    torch.export.save(program, path, extra_files={"preprocessing.json": json.dumps(subject.about, indent=1)})
+    described = {"preprocessing.json": json.dumps(subject.about, indent=1)}
+    with path.open("wb") as file:
+        sink = _Sink(file)
+        torch.export.save(program, sink, extra_files=described)  # type: ignore[arg-type]
+    sink.check()
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.file_size and entry.filename.endswith((".pt", ".pkl")):

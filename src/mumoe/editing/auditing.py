@@ -23,6 +23,7 @@ from mumoe.editing.rewriting import mean_coefficients
 from mumoe.editing.runs import EditingRun, check_editable, editing_run
 from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument
+from mumoe.files import make_folder
 from mumoe.local_paths import public_name, run_name
 from mumoe.models.feature_files import NoImages
 from mumoe.plots.finding_sheet import Pictured, spread, write_findings
@@ -194,7 +195,7 @@ class RunAudit(Audit):
         position = run.data.classes.index(self.target)
         labels = torch.from_numpy(run.data.labels[train, position].astype("int64"))
         coefficients = _handling(run, train, self.threshold)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, who=WHO)
         written = []
         chosen = [(n, found) for n, found in enumerate(self.findings[:top], 1) if found.p_corrected <= self.alpha]
         for number, finding in chosen:

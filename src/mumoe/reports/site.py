@@ -118,7 +118,7 @@ def write_report(
     for (path, runs), name in zip(jobs.items(), run_names(list(jobs)), strict=True):
         found = open_images(runs[0]) if max_images else None
         data = None if isinstance(found, Missing) else found
-        gathered = gather(runs, name=name, path=path, data=data, most_images=max_images)
+        gathered = _gathered(runs, name=name, path=path, data=data, most_images=max_images)
         views += gathered
         if data is not None:
             images |= {view.name: data for view in gathered}
@@ -144,6 +144,27 @@ def _paths_of(jobs: Mapping[Path, Sequence[StoredRun]]) -> set[str]:
         data = config.data.partition(":")[2]
         places = (str(run.path), data, config.root, config.weights, config.cache_dir)
         found |= {str(Path(place).absolute()) for place in places if place}
+    return found
+
+
+def _gathered(runs: Sequence[StoredRun], **given: Any) -> tuple[RunView, ...]:
+    """What is known of the runs; gathered again if an analysis was replaced meanwhile: never a mixture of two."""
+    while True:
+        before = _analyses(runs)
+        found = gather(runs, **given)
+        if _analyses(runs) == before:
+            return found
+
+
+def _analyses(runs: Sequence[StoredRun]) -> list[tuple[int, int] | None]:
+    """File and time of the analysis of each run."""
+    found: list[tuple[int, int] | None] = []
+    for run in runs:
+        try:
+            state = (run.path / "analysis" / "analysis.json").stat()
+            found.append((state.st_ino, state.st_mtime_ns))
+        except FileNotFoundError:
+            found.append(None)
     return found
 
 
