@@ -84,7 +84,7 @@ def find_targets() -> list[Target]:
     for name in mumoe.__all__:
         thing = getattr(mumoe, name)
         if isinstance(thing, types.ModuleType):
-            for inner in thing.__all__:
+            for inner in vars(thing)["__all__"]:
                 if str(getattr(getattr(thing, inner), "__module__", "")).startswith("mumoe"):  # not an alias of a type
                     found += _targets(f"mumoe.{name}.{inner}", getattr(thing, inner), name)
         else:
@@ -124,7 +124,7 @@ def instance(kind: type) -> Any:
     """An object of a public class, made once in each process."""
     torch.manual_seed(0)
     layer = mumoe.MuMoE(6, 3, num_experts=4, factorization="cp", rank=2).eval()
-    given = {"device": "cpu", "progress": False}
+    given: dict[str, Any] = {"device": "cpu", "progress": False}
     makers: dict[str, Callable[[], Any]] = {
         "Run": lambda: mumoe.load("runs/attributes", data="features:runs/attributes.safetensors", **given),
         "Job": lambda: mumoe.load("runs/job", data="features:runs/classes.safetensors", **given),
@@ -153,7 +153,7 @@ def _constructed(kind: type) -> Any:
     for _ in range(20):
         with contextlib.suppress(Exception):
             source = Drawn(rng, 0.0, lambda other: None)
-            hints = _hints(kind.__init__)
+            hints = _hints(vars(kind).get("__init__", kind))
             return kind(**{name: draw(source, name, hints.get(name, Any)) for name in hints if name != "return"})
     return None
 

@@ -215,7 +215,7 @@ def _draw_tensors(rng: random.Random, content: bytes, decoys: Sequence[str]) -> 
         return ["header", ["put", [name, "dtype"], rng.choice(_DTYPES)]]
     if kind == "shape":
         shape = list(found["shape"])
-        options = (
+        shapes = (
             shape[::-1],
             [*shape, 1],
             shape[1:],
@@ -225,7 +225,7 @@ def _draw_tensors(rng: random.Random, content: bytes, decoys: Sequence[str]) -> 
             [-1],
             [rng.choice(_SIZES)] * 2,
         )
-        return ["header", ["put", [name, "shape"], rng.choice(options)]]
+        return ["header", ["put", [name, "shape"], rng.choice(shapes)]]
     if kind == "offsets":
         start, end = found["data_offsets"]
         options = ([start, end + 1], [end, start], [start, 2**63], [0, 0], [0, end], [start - 1, end])

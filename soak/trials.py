@@ -413,7 +413,7 @@ class _Watch:
         own = [*sys.path, *sysconfig.get_paths().values(), sys.prefix, sys.base_prefix]
         system = ["/usr", "/lib", "/lib64", "/proc", "/sys", "/dev", "/etc/localtime", "/etc/mime.types"]
         folders = [*limits.inside, *own, *system]
-        self._allowed = tuple({os.path.realpath(folder) for folder in folders if str(folder)})
+        self._allowed = tuple({os.path.realpath(str(folder)) for folder in folders if str(folder)})
         self._all, self._alone = not limits.inside, limits.alone
         self._decoys = _inotify(limits.decoys)
         self._on, self._seen = False, ""
