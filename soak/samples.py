@@ -611,7 +611,8 @@ def job_kinds(work: Path) -> list[Kind]:
         Kind(f"record ({name})", {"x.json": (work / f"{name}.json").read_bytes()}, _record_reader(kind), 10)
         for name, kind in records
     ]
-    sweep(["CPMuMoE"], data=classes, experts=[2, 4], seeds=[0], out=work / "sweep", progress=False, epochs=1)
+    sizes: dict[str, Any] = {"heads": ["CPMuMoE-r2"], "experts": (2, 4), "gates": ["entmax15"], "seeds": 1}
+    sweep(data=classes, out=work / "sweep", progress=False, epochs=1, batch_size=16, **sizes)
     cells = {name: content for name, content in tree(work / "sweep").items() if name.endswith("cell.json")}
     return [*found, Kind("cells of a sweep", cells, _read_cells, 10), *_decomposition(work)]
 

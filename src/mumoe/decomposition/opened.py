@@ -198,12 +198,14 @@ class Decomposition:
         Raises:
             JobError: If its file is damaged.
         """
-        path = self.path / WEIGHTS
+        path, act = self.path / WEIGHTS, self.mlp.parts.act
         try:
             tensors = load_file(path)
             with torch.device("meta"):  # sizes that do not fit are found before they take memory
-                build(self._shape, self.mlp.parts.act).load_state_dict(tensors)
-            found = build(self._shape, self.mlp.parts.act)
+                sketch = build(self._shape, act).state_dict()
+            if {name: one.shape for name, one in sketch.items()} != {name: one.shape for name, one in tensors.items()}:
+                raise RuntimeError(f"tensors of other sizes than those of {self._shape}")
+            found = build(self._shape, act)
             found.load_state_dict(tensors)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise JobError(f"{path}: expected whole weights, got: {reason_of(error, 160)}. Train again.") from None
