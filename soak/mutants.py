@@ -169,6 +169,8 @@ def _tweaked(rng: random.Random, value: Any) -> Any:
         return rng.choice(
             (value + 1, value - 1, -value, value * 2, value * 1000 + 7, value * 10**9, rng.randrange(100))
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        return 0.0
     if isinstance(value, float):
         return rng.choice((value + 1, -value, value * 1e6, value / 1e6, float(round(value)), rng.uniform(-2, 2)))
     if isinstance(value, str):

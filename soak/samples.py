@@ -660,8 +660,15 @@ def _language() -> LanguageModel:
     made = Tokenizer(models.BPE(vocab=words, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="<s>")
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    tokenizer: Any = transformers.PreTrainedTokenizerFast
+    fast = tokenizer(tokenizer_object=made, bos_token="<s>", eos_token="<s>")
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
     config = transformers.LlamaConfig(vocab_size=260, num_key_value_heads=1, max_position_embeddings=128, **sizes)
     torch.manual_seed(0)
-    return LanguageModel("tiny", transformers.LlamaForCausalLM(config).eval(), HubTokenizer(fast))
+    model: Any = transformers.LlamaForCausalLM(config)
+    return LanguageModel("tiny", model.eval(), HubTokenizer(fast))

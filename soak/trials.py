@@ -311,6 +311,8 @@ def _work(
         if outcome == "broken":
             shared.fault(number, trial.label, what, trial.recipe)
         shared.done = place + 1
+        if outcome == "stopped":  # what was being imported may be half there
+            break
         sys.stdout.seek(0), sys.stdout.truncate(), sys.stderr.seek(0), sys.stderr.truncate()
 
 
