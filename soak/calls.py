@@ -19,6 +19,7 @@ import importlib
 import inspect
 import io
 import os
+import pkgutil
 import random
 import re
 import shutil
@@ -56,6 +57,7 @@ STOP = 3.0
 CHUNK = 500
 """Calls of one process, which begins with new folders."""
 VERB_SHARE = 0.2
+DATA = "features:runs/attributes.safetensors"
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,10 @@ class Target:
 def find_targets() -> list[Target]:
     """Every public function, class and method."""
     found: list[Target] = []
-    for name in mumoe.__all__:
+    for name in vars(mumoe)["__all__"]:
         thing = getattr(mumoe, name)
         if isinstance(thing, types.ModuleType):
-            for inner in thing.__all__:
+            for inner in vars(thing)["__all__"]:
                 if str(getattr(getattr(thing, inner), "__module__", "")).startswith("mumoe"):  # not an alias of a type
                     found += _targets(f"mumoe.{name}.{inner}", getattr(thing, inner), name)
         else:
@@ -124,7 +126,7 @@ def instance(kind: type) -> Any:
     """An object of a public class, made once in each process."""
     torch.manual_seed(0)
     layer = mumoe.MuMoE(6, 3, num_experts=4, factorization="cp", rank=2).eval()
-    given = {"device": "cpu", "progress": False}
+    given: dict[str, Any] = {"device": "cpu", "progress": False}
     makers: dict[str, Callable[[], Any]] = {
         "Run": lambda: mumoe.load("runs/attributes", data="features:runs/attributes.safetensors", **given),
         "Job": lambda: mumoe.load("runs/job", data="features:runs/classes.safetensors", **given),
@@ -153,7 +155,7 @@ def _constructed(kind: type) -> Any:
     for _ in range(20):
         with contextlib.suppress(Exception):
             source = Drawn(rng, 0.0, lambda other: None)
-            hints = _hints(kind.__init__)
+            hints = _hints(vars(kind).get("__init__", kind))
             return kind(**{name: draw(source, name, hints.get(name, Any)) for name in hints if name != "return"})
     return None
 
@@ -409,9 +411,8 @@ def _run(given: Given) -> Found:
     found.count("public functions, classes and methods", len(targets))
     found.count("verbs", len(VERBS))
     found.count("options of the verbs", sum(len(_verb_options(verb)) for verb in VERBS))
-    for name in ("fairness", "audit", "analyze"):  # what is imported late, once for all processes
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            main([name, "runs/attributes", "--data", "features:runs/attributes.safetensors", "--device", "cpu"])
+    if not given.quick:  # else every process would import what it happens to need
+        _import_all()
     gc.collect()
     gc.freeze()
     seconds = QUICK_SECONDS if given.quick else 60 * float(os.environ.get("MUMOE_SOAK_MINUTES", MINUTES))
@@ -428,6 +429,19 @@ def _run(given: Given) -> Found:
     )
     _count(found, tally, time.monotonic() - begun)
     return found
+
+
+def _import_all() -> None:
+    """Import every module of ours and what they use, once for all processes."""
+    for module in pkgutil.walk_packages(mumoe.__path__, "mumoe."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ("pandas", "matplotlib.pyplot", "timm", "transformers", "pyarrow.parquet", "datasets", "scipy.stats"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for words in (("fairness", "--target", "bee", "--sensitive", "cat"), ("audit", "--target", "bee"), ("analyze",)):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            main([words[0], "runs/attributes", *words[1:], "--data", DATA, "--device", "cpu", "--quiet"])
 
 
 def _count(found: Found, tally: Tally, seconds: float) -> None:

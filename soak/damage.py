@@ -23,7 +23,7 @@ import torch
 from mumoe.files import read_json
 from soak.mutants import changed, draw_change
 from soak.part import Found, Given, Part
-from soak.samples import Kind, make_kinds
+from soak.samples import Kind, job_kinds, make_kinds
 from soak.trials import Limits, Tally, Trial, run_trials
 
 __all__ = ["PART"]
@@ -47,12 +47,16 @@ class _Bench:
     Args:
         work: An empty folder. It gets a folder for each kind, and ``outside`` with the decoys.
         seed: Of the drawing.
+        jobs: Whether to add the samples that take jobs of some seconds.
     """
 
-    def __init__(self, work: Path, seed: int) -> None:
+    def __init__(self, work: Path, seed: int, *, jobs: bool = False) -> None:
         self.seed, self.root = seed, work / "samples"
         (work / "made").mkdir(parents=True)
         self.kinds = make_kinds(work / "made")
+        if jobs:
+            (work / "made" / "jobs").mkdir()
+            self.kinds += job_kinds(work / "made" / "jobs")
         shutil.rmtree(work / "made")
         self.by_name = {kind.name: kind for kind in self.kinds}
         places = [place for place, kind in enumerate(self.kinds) for _ in range(kind.weight)]
@@ -169,7 +173,7 @@ def run(given: Given) -> Found:
     torch.set_num_threads(1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["MUMOE_CACHE"] = str(given.work / "samples" / "cache")
-    bench, found = _Bench(given.work, given.seed), Found()
+    bench, found = _Bench(given.work, given.seed, jobs=not given.quick), Found()
     for kind in bench.kinds:  # controls: an undamaged sample is read; also what is imported late
         kind.read(bench.folder(kind))
         bench.write(kind)

@@ -169,6 +169,8 @@ def _tweaked(rng: random.Random, value: Any) -> Any:
         return rng.choice(
             (value + 1, value - 1, -value, value * 2, value * 1000 + 7, value * 10**9, rng.randrange(100))
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        return 0.0
     if isinstance(value, float):
         return rng.choice((value + 1, -value, value * 1e6, value / 1e6, float(round(value)), rng.uniform(-2, 2)))
     if isinstance(value, str):
@@ -215,7 +217,7 @@ def _draw_tensors(rng: random.Random, content: bytes, decoys: Sequence[str]) -> 
         return ["header", ["put", [name, "dtype"], rng.choice(_DTYPES)]]
     if kind == "shape":
         shape = list(found["shape"])
-        options = (
+        shapes = (
             shape[::-1],
             [*shape, 1],
             shape[1:],
@@ -225,7 +227,7 @@ def _draw_tensors(rng: random.Random, content: bytes, decoys: Sequence[str]) -> 
             [-1],
             [rng.choice(_SIZES)] * 2,
         )
-        return ["header", ["put", [name, "shape"], rng.choice(options)]]
+        return ["header", ["put", [name, "shape"], rng.choice(shapes)]]
     if kind == "offsets":
         start, end = found["data_offsets"]
         options = ([start, end + 1], [end, start], [start, 2**63], [0, 0], [0, end], [start - 1, end])

@@ -23,32 +23,43 @@ from torch import Tensor
 
 from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
 from mumoe.analysis.expert_notes import ExpertNotes
+from mumoe.analysis.shifting import Shift
+from mumoe.analysis.stability import Stability
 from mumoe.analysis.study import Study
-from mumoe.api import load
+from mumoe.analysis.sweeping import _Job as _SweepJob
+from mumoe.analysis.sweeping import sweep
+from mumoe.api import load, train
 from mumoe.data.cache import sealed_folder
 from mumoe.data.decode import MAX_PIXELS, read_image
+from mumoe.data.documents import Document
 from mumoe.data.named import load_data
 from mumoe.data.packed import read_cifar, read_idx
 from mumoe.data.text import open_text
 from mumoe.data.tokenizing import documents_of, tokenize
 from mumoe.decomposition.activations import _Store
+from mumoe.decomposition.opened import decompose, open_decomposition
+from mumoe.editing.auditing import RunAudit
 from mumoe.editing.edit_files import load_edits, read_edit_file, save_edits
+from mumoe.editing.edit_reports import FairnessComparison, RewritingReport
 from mumoe.editing.edit_texts import parse_edit
 from mumoe.editing.group_audit import Audit
 from mumoe.editing.stack import EditStack
 from mumoe.editing.subgroup_fairness import FairnessReport
+from mumoe.errors import require
 from mumoe.files import read_json, write_json
 from mumoe.gating import Gate
 from mumoe.layers import MuMoE
 from mumoe.models.backbones import _read_weights
 from mumoe.models.feature_files import load_feature_data
+from mumoe.models.language import HubTokenizer, LanguageModel
+from mumoe.records import Record
 from mumoe.reports.gathering import gather
 from mumoe.training import StoredRun
 from mumoe.training.checkpoint import read as read_checkpoint
-from mumoe.training.config import PLAIN, read_config
+from mumoe.training.config import PLAIN, TrainConfig, read_config
 from mumoe.training.run import SCHEMA
 
-__all__ = ["FIXTURES", "Kind", "make_kinds", "of_today"]
+__all__ = ["FIXTURES", "Kind", "job_kinds", "make_kinds", "of_today"]
 
 FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
 
@@ -348,9 +359,7 @@ def _saved(array: Any) -> bytes:
 
 
 def _parquet(columns: Mapping[str, Any], names: Mapping[str, str]) -> bytes:
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow, parquet = require("pyarrow", "data", "soak"), require("pyarrow.parquet", "data", "soak")
     table = pyarrow.table({name: column.tolist() for name, column in columns.items()}).replace_schema_metadata(names)
     file = io.BytesIO()
     parquet.write_table(table, file)
@@ -574,3 +583,92 @@ def _models() -> list[Kind]:
 def _read_model(folder: Path) -> None:
     model, _ = load(folder, device="cpu")
     assert isinstance(model, torch.nn.Module)
+
+
+# What longer jobs write -------------------------------------------------------------------------------------
+
+
+def job_kinds(work: Path) -> list[Kind]:
+    """Samples that take jobs of some seconds: audits, comparisons, a sweep, a decomposition; for a full run."""
+    made: dict[str, Any] = {"batch_size": 16, "epochs": 2, "progress": False}
+    attributes = f"features:{FIXTURES / 'runs' / 'attributes.safetensors'}"
+    classes = f"features:{FIXTURES / 'runs' / 'classes.safetensors'}"
+    job = train(classes, "CPMuMoE-r4-e4", seeds=2, out=str(work / "job"), **made)
+    run = train(attributes, "CPMuMoE-r4-e4", out=str(work / "run"), **made).runs[0]
+    job.stability().save(work / "stability.json")
+    job.runs[0].shift("val").save(work / "shift.json")
+    run.audit("bee").save(work / "audit.json")
+    run.fairness("bee", "cat", resamples=20).save(work / "fairness.json")
+    run.rewrite("bee", "cat", 1, resamples=20).report.save(work / "rewriting.json")
+    records: tuple[tuple[str, type[Record]], ...] = (
+        ("stability", Stability),
+        ("shift", Shift),
+        ("audit", RunAudit),
+        ("fairness", FairnessComparison),
+        ("rewriting", RewritingReport),
+    )
+    found = [
+        Kind(f"record ({name})", {"x.json": (work / f"{name}.json").read_bytes()}, _record_reader(kind), 10)
+        for name, kind in records
+    ]
+    sizes: dict[str, Any] = {"heads": ["CPMuMoE-r2"], "experts": (2, 4), "gates": ["entmax15"], "seeds": 1}
+    sweep(data=classes, out=work / "sweep", progress=False, epochs=1, batch_size=16, **sizes)
+    cells = {name: content for name, content in tree(work / "sweep").items() if name.endswith("cell.json")}
+    return [*found, Kind("cells of a sweep", cells, _read_cells, 10), *_decomposition(work)]
+
+
+def _record_reader(kind: type[Record]) -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        found = kind.load(folder / "x.json")
+        _ = found.rows(), found.to_dict(), found.headline(), repr(found)
+
+    return read
+
+
+def _read_cells(folder: Path) -> None:
+    job = _SweepJob(folder, TrainConfig(), "test", 1, False, {})
+    for cell in job.finished():
+        _ = job.point(cell)
+
+
+def _decomposition(work: Path) -> list[Kind]:
+    language = _language()
+    words = "the cat sees a red dog and hears an old one "
+    documents = [Document(f"d{n}", words * 6 + str(n), "x", (), ("train", "val", "test")[n % 3]) for n in range(30)]
+    sizes: dict[str, Any] = {"experts": 8, "rank": 4, "k": 2, "tokens": 640, "context": 32, "val_contexts": 8}
+    given: dict[str, Any] = {"cache_dir": work / "cache", "progress": False}
+    made = decompose(language, 1, "cp-linear", text=documents, lr=(1e-3,), out=work / "dec", **sizes, **given)
+    made.evaluate(8, jacobians=0, twin=False)
+    made.analyze(8)
+    made.undo()
+    files = {name: content for name, content in tree(work / "dec").items() if not name.startswith("rates/")}
+
+    def read(folder: Path) -> None:
+        found = open_decomposition(folder, language=language, device="cpu", **given)
+        _ = found.settings, found.fitted, found.replacement, found.study().rows(), repr(found)
+
+    return [Kind("decomposition", files, read, 4)]
+
+
+def _language() -> LanguageModel:
+    """A tiny Llama with a tokenizer of bytes."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {"<s>": 0, **{letter: place + 1 for place, letter in enumerate(letters)}}
+    made = Tokenizer(models.BPE(vocab=words, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    tokenizer: Any = transformers.PreTrainedTokenizerFast
+    fast = tokenizer(tokenizer_object=made, bos_token="<s>", eos_token="<s>")
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
+    config = transformers.LlamaConfig(vocab_size=260, num_key_value_heads=1, max_position_embeddings=128, **sizes)
+    torch.manual_seed(0)
+    model: Any = transformers.LlamaForCausalLM(config)
+    return LanguageModel("tiny", model.eval(), HubTokenizer(fast))

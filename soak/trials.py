@@ -311,6 +311,8 @@ def _work(
         if outcome == "broken":
             shared.fault(number, trial.label, what, trial.recipe)
         shared.done = place + 1
+        if outcome == "stopped":  # what was being imported may be half there
+            break
         sys.stdout.seek(0), sys.stdout.truncate(), sys.stderr.seek(0), sys.stderr.truncate()
 
 
@@ -413,7 +415,7 @@ class _Watch:
         own = [*sys.path, *sysconfig.get_paths().values(), sys.prefix, sys.base_prefix]
         system = ["/usr", "/lib", "/lib64", "/proc", "/sys", "/dev", "/etc/localtime", "/etc/mime.types"]
         folders = [*limits.inside, *own, *system]
-        self._allowed = tuple({os.path.realpath(folder) for folder in folders if str(folder)})
+        self._allowed = tuple({os.path.realpath(str(folder)) for folder in folders if str(folder)})
         self._all, self._alone = not limits.inside, limits.alone
         self._decoys = _inotify(limits.decoys)
         self._on, self._seen = False, ""

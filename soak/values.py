@@ -98,12 +98,12 @@ ODD_TEXTS = (
 )
 
 _ODD: tuple[Callable[[], Any], ...] = (
-    *(lambda value=value: value for value in ODD_TEXTS),  # type: ignore[misc]
+    *(lambda value=value: value for value in ODD_TEXTS),
     *(
-        lambda value=value: value  # type: ignore[misc]
+        lambda value=value: value
         for value in (None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, 1.5, -0.0, 1e-300, 1e300, 1j, b"x", ..., int)
     ),
-    *(lambda value=value: float(value) for value in ("nan", "inf", "-inf")),  # type: ignore[misc]
+    *(lambda value=value: float(value) for value in ("nan", "inf", "-inf")),
     list,
     tuple,
     dict,

@@ -21,7 +21,15 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from mumoe.errors import JobError, UserError, reason_of, shown
 
-__all__ = ["checked", "checked_methods", "checked_values", "is_memory", "on_tensors", "wrong_argument"]
+__all__ = [
+    "checked",
+    "checked_methods",
+    "checked_values",
+    "is_memory",
+    "on_tensors",
+    "tensor_methods",
+    "wrong_argument",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,7 +49,7 @@ def checked(function: Callable[P, R], /) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except (UserError, JobError, NotImplementedError):
+        except (UserError, JobError):
             raise
         except Exception as error:
             if is_memory(error):
@@ -108,16 +116,25 @@ def checked_methods(kind: type[T]) -> type[T]:
 
     Methods of a module are `on_tensors`, but for `forward`, which may run hooks that raise errors of their own.
     """
+    return _wrapped(kind, checked)
+
+
+def tensor_methods(kind: type[T]) -> type[T]:
+    """`checked_methods` for a class whose methods compute on tensors: all of them are `on_tensors`."""
+    return _wrapped(kind, on_tensors)
+
+
+def _wrapped(kind: type[T], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> type[T]:
     is_module = any(f"{base.__module__}.{base.__name__}" == "torch.nn.modules.module.Module" for base in kind.__mro__)
     for name, held in list(vars(kind).items()):
         if name != "__init__" and (name.startswith("_") or name == "forward"):
             continue
         if inspect.isfunction(held):
-            setattr(kind, name, on_tensors(held) if is_module else checked(held))
+            setattr(kind, name, on_tensors(held) if is_module else wrap(held))
         elif isinstance(held, staticmethod):
-            setattr(kind, name, staticmethod(checked(held.__func__)))
+            setattr(kind, name, staticmethod(wrap(held.__func__)))
         elif isinstance(held, classmethod):
-            setattr(kind, name, classmethod(checked(held.__func__)))
+            setattr(kind, name, classmethod(wrap(held.__func__)))
     return kind
 
 

@@ -15,7 +15,6 @@ import dataclasses
 import errno
 import functools
 import hashlib
-import io
 import json
 import math
 import os
@@ -87,7 +86,12 @@ _CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 """What numpy says when a disk is full, without a number of the error."""
 _RETRIES = 7
 _NPY_HEADER = 1 << 16
-"""Bytes that hold the header of any .npy file; numpy refuses longer ones than 10,000."""
+"""Bytes that hold the header of any .npy file of numbers; numpy refuses headers longer than 10,000."""
+_NPY_ENTRIES = (
+    re.compile(rb"""['"]descr['"]\s*:\s*['"]([<>|=]?[a-zA-Z]\d{0,9}(?:\[\w+\])?)['"]"""),
+    re.compile(rb"""['"]fortran_order['"]\s*:\s*(True|False)"""),
+    re.compile(rb"""['"]shape['"]\s*:\s*\(([\dL,\s]{0,400})\)"""),
+)
 
 
 # Writing --------------------------------------------------------------------------------------------------
@@ -728,7 +732,7 @@ def read_array(path: Path, *, mapped: bool = False) -> Any:
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
     count = math.prod(shape)
-    if not shape or start + count * dtype.itemsize != size:
+    if not shape or max(shape) >= 1 << 62 or start + count * dtype.itemsize != size:
         raise ValueError(f"{path.name} has {size} bytes, which are not {dtype} of shape {shape}")
     import numpy as np
 
@@ -739,20 +743,27 @@ def read_array(path: Path, *, mapped: bool = False) -> Any:
 
 
 def _array_header(path: Path) -> tuple[tuple[int, ...], bool, Any, int]:
-    """Shape, order and type of a .npy file, and the position of its first number."""
-    from numpy.lib import format as npy
+    """Shape, order and type of a .npy file, and the position of its first number.
+
+    numpy evaluates the header as Python, which takes long for a damaged one; here its three entries are looked for.
+    """
+    import numpy as np
 
     with path.open("rb") as file:
-        begin = io.BytesIO(file.read(_NPY_HEADER))  # of a damaged length no more is read, or allocated
+        begin = file.read(_NPY_HEADER)
+    width = 2 if begin[6:7] == b"\x01" else 4
+    start = 8 + width + int.from_bytes(begin[8 : 8 + width], "little")
+    found = [entry.search(begin[:start]) for entry in _NPY_ENTRIES]
+    if begin[:6] != b"\x93NUMPY" or start > len(begin) or None in found:
+        raise ValueError(f"{path.name} is not an array of numbers or texts")
+    descr, fortran, shape = (match[1].decode("ascii") for match in found if match)
     try:
-        version = npy.read_magic(begin)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(begin)
-    except Exception:  # numpy evaluates the header as Python: the errors of its tokenizer and parser come too
-        raise ValueError(f"{path.name} is not an array") from None
+        dtype, sizes = np.dtype(descr), tuple(int(size) for size in shape.replace("L", "").split(",") if size.strip())
+    except (TypeError, ValueError):
+        raise ValueError(f"{path.name} holds {descr!r}, not numbers or texts") from None
     if dtype.kind not in "biufcSUM" or not dtype.itemsize:
         raise ValueError(f"{path.name} holds {dtype}, not numbers or texts")
-    return shape, fortran, dtype, begin.tell()
+    return sizes, fortran == "True", dtype, start
 
 
 def to_plain(value: Any) -> Any:

@@ -14,20 +14,21 @@ True
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, dataclass_transform
 
-from mumoe.errors import UserError, reason_of, require, unknown_name
+from mumoe.errors import JobError, UserError, reason_of, require, unknown_name
 from mumoe.files import read_json, to_plain, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Record", "read_typed", "record", "render_table", "to_plain"]
+__all__ = ["Record", "read_typed", "reading", "record", "render_table", "to_plain"]
 
 SHOWN = 10
 """Rows of a table that are printed; `Record.to_frame` has all of them."""
@@ -143,6 +144,21 @@ class Record:
         if not Path(path).is_file():
             raise UserError(f"{cls.__name__}.load: expected a file, got {str(path)!r}, which does not exist.")
         return cls.from_dict(read_json(Path(path), f"{cls.__name__}.load"), str(path))
+
+
+@contextlib.contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """Turn what goes wrong with values of a file that was damaged or changed by hand into a `JobError`.
+
+    For a block that takes such values apart; where their types are known, `read_typed` says more.
+    """
+    try:
+        yield
+    except (UserError, JobError):
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+        what = f"{type(error).__name__}: {reason_of(error, 120)}"
+        raise JobError(f"{path}: expected what mumoe wrote, got other values ({what}). {remedy}") from error
 
 
 Read = TypeVar("Read")

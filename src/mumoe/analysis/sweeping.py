@@ -27,7 +27,7 @@ from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.style import save_figure
 from mumoe.plots.trend import Point, summary, trend_figure
 from mumoe.progress import Progress
-from mumoe.records import Record, read_typed, record, to_plain
+from mumoe.records import Record, read_typed, reading, record, to_plain
 from mumoe.training.config import SWEPT, TrainConfig, from_mapping
 from mumoe.training.inputs import Inputs
 from mumoe.training.jobs import resume, train
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Cell", "Sweep", "grid", "sweep"]
 
 WHO = "mumoe.sweep"
+_AGAIN = "Delete it, and call sweep again."
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ class _Job:
         if not path.is_file():
             write_json(path, {"settings": settings, **chosen})
             return
-        before = read_json(path, WHO)
+        before = read_typed(dict[str, Any], read_json(path, WHO), f"{WHO}: {path}")
         defaults = to_plain(dataclasses.asdict(TrainConfig()))  # of settings that an older sweep does not record
         known_before = {key: before[key] for key in chosen if key in before}
         first = {**defaults, "least_lost": 1, **before.get("settings", {}), **known_before}
@@ -244,8 +245,10 @@ class _Job:
 
     def finished(self) -> list[Cell]:
         """All finished cells of the folder, by head, gate, experts and seed."""
-        records = [read_json(path, WHO) for path in (self.out / "cells").glob("*/cell.json")]
-        found = [Cell(**each["cell"]) for each in records]
+        found = []
+        for path in (self.out / "cells").glob("*/cell.json"):
+            with reading(path, _AGAIN):
+                found.append(read_typed(Cell, read_json(path, WHO)["cell"], f"{WHO}: {path}"))
         return sorted(found, key=lambda cell: (cell.head, cell.gate, cell.experts, cell.seed))
 
     @functools.cached_property
@@ -281,7 +284,10 @@ class _Job:
         write_json(self.result(cell), result)
 
     def point(self, cell: Cell) -> Point:
-        found = read_json(self.result(cell), WHO)
+        with reading(self.result(cell), _AGAIN):
+            return self._point(cell, read_json(self.result(cell), WHO))
+
+    def _point(self, cell: Cell, found: Mapping[str, Any]) -> Point:
         part, control = found["study"], found.get("load_control", {})
         shown = ("accuracy", "mean_polysemanticity", "strong", "mean_polysemanticity_strong", "with_effect")
         return Point(

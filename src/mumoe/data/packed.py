@@ -10,7 +10,7 @@ import io
 import pickle
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -164,8 +164,11 @@ _STANDINS: dict[tuple[str, str], Any] = {
 class _DataOnly(pickle._Unpickler):
     """Reads builtin containers, text, numbers and arrays of bytes; see `read_cifar`.
 
-    This is the unpickler in Python. The one in C allocates what a damaged file asks for, whatever its size is.
+    This is the unpickler in Python. The one in C allocates what a damaged file asks for, whatever its size is; of this
+    one the only instruction that does so is left out.
     """
+
+    dispatch: ClassVar = {key: load for key, load in pickle._Unpickler.dispatch.items() if key != pickle.BYTEARRAY8[0]}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STANDINS:

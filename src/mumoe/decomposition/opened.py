@@ -163,7 +163,7 @@ class Decomposition:
         self.path = Path(path)
         about = _about(self.path)
         self.settings = _settings_of(about, self.path)
-        self._shape = Shape(**about["shape"])
+        self._shape = read_typed(Shape, about["shape"], str(self.path / ABOUT))
         self._facts, self.progress = about, progress
         self.device = resolve(device, who="mumoe.load")
         self._given, self._text = language, text
@@ -215,10 +215,15 @@ class Decomposition:
         Raises:
             JobError: If its file is damaged.
         """
-        path = self.path / WEIGHTS
-        found = build(self._shape, self.mlp.parts.act)
+        path, act = self.path / WEIGHTS, self.mlp.parts.act
         try:
-            found.load_state_dict(load_file(path))
+            tensors = load_file(path)
+            with torch.device("meta"):  # sizes that do not fit are found before they take memory
+                sketch = build(self._shape, act).state_dict()
+            if {name: one.shape for name, one in sketch.items()} != {name: one.shape for name, one in tensors.items()}:
+                raise RuntimeError(f"tensors of other sizes than those of {self._shape}")
+            found = build(self._shape, act)
+            found.load_state_dict(tensors)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise JobError(f"{path}: expected whole weights, got: {reason_of(error, 160)}. Train again.") from None
         return found.to(self.device).eval().requires_grad_(False)
@@ -752,7 +757,21 @@ def _about(folder: Path) -> dict[str, Any]:
             f"{folder / ABOUT}: expected a decomposition of format {FORMAT}, got another. "
             "Open it with the version of mumoe that wrote it."
         )
+    read_typed(_Facts, about, str(folder / ABOUT))
     return about
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """The types of what decomposition.json holds."""
+
+    settings: Mapping[str, Any]
+    shape: Mapping[str, Any]
+    model_digest: str
+    mean_output: tuple[float, ...]
+    twin_contexts: int
+    fitted: tuple[Mapping[str, Any], ...]
+    credits: tuple[str, ...]
 
 
 def _as_json(settings: DecomposeSettings) -> dict[str, Any]:

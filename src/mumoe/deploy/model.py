@@ -94,6 +94,7 @@ class ImageClassifier(SavedModel, pipeline_tag="image-classification"):
                 f"got {num_features}. Install the timm version that the model was made with."
             )
         self.backbone.data_config = _with_tuples(data_config)
+        self.backbone.transform(train=False)  # raises for a data_config that makes none
         options: dict[str, Any] = {"position": position, "gate": gate, "norm": norm}
         options |= {"gate_options": dict(gate_options)} if gate_options else {}
         self.head = build_head(head, num_features, len(classes), **options)

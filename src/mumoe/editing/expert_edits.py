@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.ablation import Ablation
-from mumoe.calling import checked_methods, checked_values
+from mumoe.calling import checked_values, tensor_methods
 from mumoe.devices import host
 from mumoe.editing.operations import AddedTerm, CoefficientMap, Operation, original, separate
 from mumoe.errors import UserError
@@ -50,7 +50,7 @@ class ExpertEdit(Protocol):
     def describe(self) -> str: ...
 
 
-@checked_methods
+@tensor_methods
 @dataclass(frozen=True)
 class Rewrite:
     """Add strength * a-bar . a to one output (eq. 6).
@@ -97,7 +97,7 @@ class Rewrite:
         return f"rewrite output {self.head} by {self.strength:+.4g} x mean coefficients"
 
 
-@checked_methods
+@tensor_methods
 @dataclass(frozen=True)
 class Correct:
     """Add a chosen number to one output for single experts, in proportion to their coefficient.
@@ -144,7 +144,7 @@ class Correct:
         return f"correct output {self.head} by expert {shown}{more}"
 
 
-@checked_methods
+@tensor_methods
 @dataclass(frozen=True)
 class SetOutput:
     """Make one expert contribute a constant to one output, for every input, in place of its own logit.
@@ -186,7 +186,7 @@ class SetOutput:
         return f"set expert {_expert_text(self.expert)}'s output {self.head} to {self.value:.4g}"
 
 
-@checked_methods
+@tensor_methods
 @dataclass(frozen=True)
 class Scale:
     """Multiply the weights of one expert (in a hierarchy: all combinations that have it at its level).
@@ -219,7 +219,7 @@ class Scale:
         return f"scale expert {self.expert} of level {self.level} by {1 + self.strength * (self.factor - 1):.4g}"
 
 
-@checked_methods
+@tensor_methods
 @dataclass(frozen=True)
 class Ablate:
     """Leave one expert out, W_n := 0 (in a hierarchy: all combinations that have it at its level).
@@ -249,7 +249,7 @@ class Ablate:
         return f"ablate expert {self.expert} of level {self.level}"
 
 
-@checked_methods
+@tensor_methods
 @dataclass(frozen=True)
 class Swap:
     """Exchange the weights of two experts of a level: inputs sent to one are processed by the other.

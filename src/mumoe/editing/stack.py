@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mumoe.calling import checked_methods, checked_values
+from mumoe.calling import checked_values, tensor_methods
 from mumoe.editing.expert_edits import ExpertEdit, with_strength
 from mumoe.editing.fold import fold_layer
 from mumoe.editing.operations import EditedFactorization, Operation, original
@@ -24,7 +24,7 @@ from mumoe.layers import MuMoE
 __all__ = ["EditStack", "find_layer", "fingerprint"]
 
 
-@checked_methods
+@tensor_methods
 @dataclass
 class EditStack:
     """Edits of one layer, by name, in order; nothing happens to the layer until `apply`.

@@ -18,7 +18,7 @@ from mumoe.analysis.study import Study
 from mumoe.errors import UserError
 from mumoe.files import read_json, recovered
 from mumoe.plots.sprites import ImageView
-from mumoe.records import read_typed
+from mumoe.records import read_typed, reading
 from mumoe.reports.views import ClassLoss, CombinationView, ControlView, ExpertView, LevelView, Missing, Neighbour
 from mumoe.results import EvalResult
 
@@ -186,7 +186,8 @@ def _nearest(source: _Source) -> list[Nearest]:
     path = source.folder / "neighbours.json"
     if path.is_file():
         kind = list[dict[str, list[list[tuple[int, float]]]]]
-        return list(read_typed(kind, read_json(path, "report")["levels"], f"report: {path}"))
+        with reading(path, f"Run: {source.command}"):
+            return list(read_typed(kind, read_json(path, "report")["levels"], f"report: {path}"))
     if source.study.study.usage:
         source.lacks("neighbours", "Which experts are alike was not measured.", source.command)
     return []
@@ -205,7 +206,13 @@ def _images(source: _Source, data: ImageData | None, most: int) -> list[Images]:
         if usage:
             source.lacks("images", "No images of the experts are known.", source.command)
         return []
-    found = read_json(grid, "report")["shown"]
+    with reading(grid, f"Run: {source.command}"):
+        return _of_grid(source, data, most, grid, read_json(grid, "report")["shown"])
+
+
+def _of_grid(source: _Source, data: ImageData | None, most: int, grid: Path, found: Any) -> list[Images]:
+    """The images that the analysis drew."""
+    usage = source.study.study.usage
     if usage[0].experts_above_threshold > len(found) or data is None:
         reason = f"The image set could not be opened: only the {len(found)} experts drawn by the analysis have images."
         source.lacks("images", reason)
