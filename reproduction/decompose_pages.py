@@ -321,7 +321,7 @@ def _shown(entries: Sequence[Entry], study: Study) -> str:
         f"Of {study.shown_variant} in layer {analysis.layer}, first seed, out of {analysis.live:,} live ones; none was "
         "picked by hand. "
         "Tokens in brackets have the expert's largest coefficients. *Loss* is the change of the cross-entropy if the "
-        f"expert is ablated, estimated by first order, in nats per 1,000 tokens.{agree}",
+        f"expert is ablated, estimated from gradients, in nats per 1,000 tokens.{agree}",
         "",
     ]
     for one in analysis.found:

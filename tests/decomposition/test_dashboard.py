@@ -102,7 +102,7 @@ def test_the_page(browser, shown, analyzed, width, dark):  # noqa: F811
         page = watched.page
         page.get_by_role("heading", name=f"Expert {first} of {LAYER}").wait_for()
         detail = page.get_by_role("region", name=f"Expert {first} of {LAYER}")
-        expect(detail).to_contain_text("nats per 1,000 tokens, to first order")
+        expect(detail).to_contain_text("nats per 1,000 tokens, as estimated from gradients")
         labels = page.get_by_role("region", name="Labels of its top tokens").locator("tbody tr")
         assert labels.first.inner_text().startswith("tag")
         centers = page.locator(".quotes .token.center")

@@ -16,7 +16,7 @@
                     "pieces": [text of each token], "coefficients": [this expert's at each]}],
            "effect": {"all": nats per token, "by_class": {class: nats per token or null}} or null,
            "largest": what the darkest shade stands for, 1 unless coefficients have no upper bound,
-           "estimate": the effect by first order, nats per token, or null,
+           "estimate": the effect as estimated from gradients, nats per token, or null,
            "purity": [{"of": "tag", "label": str, "share": float, "base": float}],
            "raises": [tokens], "lowers": [tokens]}]}],
      "excerpts": [{"row": window, "pieces": [...], "losses": [nats of each token, null for the first],
@@ -263,7 +263,8 @@ class ExpertText:
         effect: What its ablation changes, measured; None where it was not.
         histogram: Tokens in equal bins from 0 to `largest`; empty in older files.
         largest: Upper bound of the coefficients: 1, or the largest seen where the gate has none.
-        estimate: Change of the loss by first order if it is ablated, in nats per token; None where it is not known.
+        estimate: Change of the loss if it is ablated, estimated from gradients, in nats per token; None where it is not
+            known.
         purity: Most frequent labels of its top tokens, where the text has labels.
         raises, lowers: Tokens whose logits its output raises and lowers most, directly.
     """

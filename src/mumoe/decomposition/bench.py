@@ -107,12 +107,15 @@ class Bench:
         return torch.cat(found)
 
     def _losses(self, part: Tensor) -> Tensor:
-        return self.losses_with_graph(part).cpu()
-
-    def losses_with_graph(self, part: Tensor) -> Tensor:
-        """Losses of some contexts with the model in its current state, (contexts, T - 2); differentiable if enabled."""
         with computing(self.precision, self.language.device):
-            return self.tail.losses(self.tokens[part], self.hidden[part])[:, 1:]
+            return self.tail.losses(self.tokens[part], self.hidden[part])[:, 1:].cpu()
+
+    def predictions(self, part: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (contexts, T - 2, vocabulary) of some contexts with the model in its current state, differentiable if
+        enabled, and the tokens (contexts, T - 2) that follow."""
+        tokens = self.tokens[part].to(self.language.device)
+        with computing(self.precision, self.language.device):
+            return self.tail.logits(tokens, self.hidden[part])[:, 1:-1], tokens[:, 2:]
 
 
 def make_bench(

@@ -180,8 +180,8 @@ class ExpertFinding:
         expert: Its number.
         rate: Share of tokens that use it.
         mean: Mean coefficient where it is used.
-        estimate: Change of the loss if it is ablated, by first order, in nats summed over the tokens looked at, a
-            thousand tokens; above 0 it helps.
+        estimate: Change of the loss if it is ablated, estimated to second order (see `looking`), in nats a thousand
+            tokens; above 0 it helps.
         loss: The same measured by ablation; None where that was not done.
         tag, tag_share, tag_excess: Most frequent tag of its top tokens, its share, and that above the base rate.
         genre, genre_share, genre_excess: The same of the genre.

@@ -1,9 +1,12 @@
 """Analysis of each expert of a decomposition: the tokens that use it, their tags and genres, and the loss without it.
 
 Lost. To ablate an expert is to set its coefficient to 0 at every token. That costs a run of the later layers for
-each expert, so it is measured for a few and estimated for all. To first order, the change of the loss is minus the
-sum over tokens of the loss's gradient by the MLP's output times the expert's part of it. The result reports how well
-estimates agree with measurements. Both are computed in float32.
+each expert, so it is measured for a few and estimated for all. With p_t the expert's part of the MLP's output at token
+t and g_t the gradient of the loss by that output, the change of the loss is to first order minus the sum of g_t . p_t.
+In a trained replacement that is small, since the fit leaves little slope along its own experts; the curvature decides.
+So the estimate adds half the sum of p_t' F_t p_t, where F_t is the Fisher information: the mean of g g' over targets
+that are drawn from the model's own predictions. The result reports how well estimates agree with measurements. Both
+are computed in float32.
 
 Purity. Of an expert's top tokens, the share with the most frequent tag (or genre), beside its base rate and beside the
 same number of random tokens, which have a most frequent tag, too.
@@ -30,6 +33,7 @@ from mumoe.decomposition.bench import Bench, Change, swapped
 from mumoe.decomposition.findings import Analysis, ExpertFinding, TokenInContext
 from mumoe.decomposition.replacements import Replacement
 from mumoe.errors import UserError
+from mumoe.models.language import cross_entropies
 from mumoe.modes import evaluating
 from mumoe.progress import Progress
 
@@ -40,6 +44,8 @@ ROWS = 2048
 BATCH = 8
 """Contexts of a backward pass."""
 PER_MILLE = 1000.0
+DRAWS = 2
+"""Targets drawn for each token, of which each costs a backward pass."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -182,10 +188,9 @@ def _estimates(replacement: Replacement, bench: Bench, settings: LookSettings, b
     that ablations are measured on."""
     whole = torch.zeros(replacement.shape.experts, dtype=torch.float64)
     partial = whole.clone()
-    counted = bench.losses["base"].shape[1]
+    counted, draw = bench.losses["base"].shape[1], torch.Generator().manual_seed(settings.seed)
     for part in torch.arange(len(bench.tokens)).split(BATCH):
-        x, gradient = _gradient(replacement, bench, part)
-        found = _first_order(replacement, x, gradient)
+        found = _estimate(replacement, *_gradients(replacement, bench, part, draw))
         whole += found
         if int(part[-1]) < settings.ablated_contexts:
             partial += found
@@ -194,8 +199,11 @@ def _estimates(replacement: Replacement, bench: Bench, settings: LookSettings, b
     return whole / (len(bench.tokens) * counted) * PER_MILLE, partial / few * PER_MILLE
 
 
-def _gradient(replacement: Replacement, bench: Bench, part: Tensor) -> tuple[Tensor, Tensor]:
-    """What the MLP reads, and the gradient of the summed loss by its output, with the replacement in place."""
+def _gradients(
+    replacement: Replacement, bench: Bench, part: Tensor, draw: torch.Generator
+) -> tuple[Tensor, list[Tensor]]:
+    """What the MLP reads, and gradients by its output with the replacement in place: of the summed loss, and of the
+    same for targets drawn from the predictions."""
     seen: list[Tensor] = []
 
     def change(x: Tensor, y: Tensor) -> Tensor:
@@ -203,14 +211,24 @@ def _gradient(replacement: Replacement, bench: Bench, part: Tensor) -> tuple[Ten
         seen.extend((x.detach(), leaf))
         return leaf
 
+    gradients = []
     with torch.enable_grad(), swapped(bench.mlp.module, change):
-        losses = bench.losses_with_graph(part)
-        (gradient,) = torch.autograd.grad(losses.sum(), seen[1])
-    return seen[0], gradient
+        logits, targets = bench.predictions(part)
+        for number in range(1 + DRAWS):
+            chosen = _drawn(logits.detach(), draw) if number else targets
+            loss = cross_entropies(logits, chosen).sum()
+            gradients += torch.autograd.grad(loss, seen[1], retain_graph=number < DRAWS)
+    return seen[0], gradients
 
 
-def _first_order(replacement: Replacement, x: Tensor, gradient: Tensor) -> Tensor:
-    """(experts,) minus the sum over rows of gradient * (the expert's part of the output)."""
+def _drawn(logits: Tensor, draw: torch.Generator) -> Tensor:
+    """(B, T) a token for each row of logits, drawn from their softmax."""
+    rows = [torch.multinomial(one.float().softmax(-1).cpu(), 1, generator=draw)[:, 0] for one in logits]
+    return torch.stack(rows).to(logits.device)
+
+
+def _estimate(replacement: Replacement, x: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """(experts,) estimated change of the summed loss if each is ablated."""
     a = _gate(replacement, x)
     with torch.enable_grad():
         if isinstance(a, SparseCoefficients):
@@ -222,9 +240,10 @@ def _first_order(replacement: Replacement, x: Tensor, gradient: Tensor) -> Tenso
             held = DenseCoefficients(values)
             index = torch.arange(values.shape[1], device=values.device).expand_as(values).reshape(-1)
         y = replacement.contract(x, held)
-        (slope,) = torch.autograd.grad((y * gradient).sum(), values)
-    worth = -(slope * values.detach()).double().reshape(-1)
-    return torch.zeros(replacement.shape.experts, dtype=torch.float64).index_add_(0, index.cpu(), worth.cpu())
+        slopes = [torch.autograd.grad((y * one).sum(), values, retain_graph=True)[0] for one in gradients]
+    first, *others = [(slope * values.detach()).double().reshape(-1).cpu() for slope in slopes]
+    change = torch.stack([one.square() for one in others]).mean(0) / 2 - first
+    return torch.zeros(replacement.shape.experts, dtype=torch.float64).index_add_(0, index.cpu(), change)
 
 
 # Experts ----------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def remarks(found: Analysis, measured: Evaluation | None) -> tuple[str, ...]:
     if found.ablation_correlation is not None:
         count = sum(one.loss is not None for one in found.found)
         lines.append(
-            f"What an ablation costs is estimated by first order, and measured for {count} experts: "
+            f"What an ablation costs is estimated from gradients, and measured for {count} experts: "
             f"correlation {found.ablation_correlation:.2f}."
         )
     return tuple(lines)

@@ -25,7 +25,7 @@ from mumoe.errors import JobError, UserError, reason_of, require
 from mumoe.models.surgery.architectures import PRESETS
 from mumoe.models.surgery.parts import Parts, read_parts, refusal
 
-__all__ = ["MODELS", "HubTokenizer", "LanguageModel", "Mlp", "Tail", "open_language"]
+__all__ = ["MODELS", "HubTokenizer", "LanguageModel", "Mlp", "Tail", "cross_entropies", "open_language"]
 
 MODELS = ("smollm2", "hf:NAME", "FOLDER")
 WHO = "decompose"
@@ -230,6 +230,12 @@ class _Seen(Exception):
         self.hidden = hidden.detach()
 
 
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B, T, vocabulary), (B, T) -> (B, T) nats, float32; a context at a time, which takes less memory."""
+    pairs = zip(logits, targets, strict=True)
+    return torch.stack([F.cross_entropy(one.float(), ids, reduction="none") for one, ids in pairs])
+
+
 @dataclass(frozen=True)
 class Tail:
     """The layers of a model from one on, with the head.
@@ -255,13 +261,10 @@ class Tail:
             (B, T - 1) nats, float32.
         """
         tokens = tokens.to(self.language.device)
-        logits = self._logits(tokens, hidden)[:, :-1]
-        rows = [
-            F.cross_entropy(one.float(), ids, reduction="none") for one, ids in zip(logits, tokens[:, 1:], strict=True)
-        ]
-        return torch.stack(rows)
+        return cross_entropies(self.logits(tokens, hidden)[:, :-1], tokens[:, 1:])
 
-    def _logits(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """(B, T, vocabulary) logits of each next token; arguments as for `losses`, on the model's device."""
         model: Any = self.language.model
         if not self.cut:
             return model(input_ids=tokens, use_cache=False).logits

@@ -194,7 +194,7 @@ function Expert({ run, notes, layer, expert, view, setView, others, onClose }) {
 function Headline({ run, found }) {
   const { estimate, effect } = found;
   if (estimate == null) return effect ? html`Without it the loss changes by <b>${nats(run, effect.all)}</b> ${unit(run)}.` : "What its ablation changes was not measured.";
-  return html`Without it the loss changes by about <b>${nats(run, estimate)}</b> ${unit(run)}, to first order; ${effect ? html`<b>${nats(run, effect.all)}</b> when ablated` : "not measured by ablation"}.`;
+  return html`Without it the loss changes by about <b>${nats(run, estimate)}</b> ${unit(run)}, as estimated from gradients; ${effect ? html`<b>${nats(run, effect.all)}</b> when ablated` : "not measured by ablation"}.`;
 }
 
 // The most frequent labels of its top tokens beside their base rates, and what it does to the logits.

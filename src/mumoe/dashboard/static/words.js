@@ -41,7 +41,7 @@ export const WORDS = {
   term: ["a term", "What the expert adds to the logit: its coefficient times its output. The terms of all experts add up to the logit."],
   without: ["answer without it", "The model's answer when only this expert is ablated, and how the probability of its first answer changes."],
   worth: ["worth", "How much the loss rises, in nats per token, when the expert is ablated. A dash: not measured."],
-  worth_estimated: ["worth, estimated", "How much the loss rises, in nats per 1,000 tokens, when the expert is ablated: to first order, from the gradient of the loss. Known for every expert; the line above says how well it agrees with ablations."],
+  worth_estimated: ["worth, estimated", "How much the loss rises, in nats per 1,000 tokens, when the expert is ablated: estimated from gradients of the loss and its curvature. Known for every expert; the line above says how well it agrees with ablations."],
   worth_measured: ["worth, measured", "How much the loss rises, in nats per 1,000 tokens, when the expert is ablated and the model is run again. A dash: not measured."],
   purity: ["purity", "Share of the most frequent label among the expert's top tokens. Base: the share of that label among all tokens. Above: the difference. A few random tokens have a most frequent label, too: their purity is stated with the faithfulness."],
   raises: ["raises and lowers", "Tokens whose logits the expert's mean output over its top tokens raises and lowers most, directly: without what later layers make of it."],
