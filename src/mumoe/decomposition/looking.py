@@ -211,7 +211,7 @@ def _gradients(
         seen.extend((x.detach(), leaf))
         return leaf
 
-    gradients = []
+    gradients: list[Tensor] = []
     with torch.enable_grad(), swapped(bench.mlp.module, change):
         logits, targets = bench.predictions(part)
         for number in range(1 + DRAWS):
