@@ -7,6 +7,7 @@ costs, initialization, single experts, folding of edits), so adding one means wr
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,13 @@ __all__ = [
     "get_factorization",
     "register_factorization",
 ]
+
+# What a layer calls checks its own input, so it skips the checks of wrong calls.
+_cp_contract: Any = inspect.unwrap(functional.cp_contract)
+_hadamard_contract: Any = inspect.unwrap(functional.hadamard_contract)
+_tucker_contract: Any = inspect.unwrap(functional.tucker_contract)
+_ring_contract: Any = inspect.unwrap(functional.ring_contract)
+_dense_contract: Any = inspect.unwrap(functional.dense_contract)
 
 
 class _Factored(Factorization):
@@ -95,7 +103,7 @@ class CP(_Factored):
         return min(outputs, inputs)
 
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
-        return functional.cp_contract(x, coefficients, self.factors)
+        return _cp_contract(x, coefficients, self.factors)
 
     def expert(self, index: Sequence[int]) -> Tensor:
         out_factor, in_factor, *experts = self.factors
@@ -176,7 +184,7 @@ class Hadamard(CP):
         return [getattr(self, f"expert_factor_{level}") for level in range(len(self.num_experts))]
 
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
-        return functional.hadamard_contract(x, coefficients, self.in_factor, self._experts)
+        return _hadamard_contract(x, coefficients, self.in_factor, self._experts)
 
     def expert(self, index: Sequence[int]) -> Tensor:
         weight = self.in_factor.mT
@@ -253,7 +261,7 @@ class Tucker(_Factored):
         return {"out": rank, "in": rank, "experts": tuple(min(4, size) for size in num_experts)}
 
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
-        return functional.tucker_contract(x, coefficients, self.core, self.factors)
+        return _tucker_contract(x, coefficients, self.core, self.factors)
 
     def expert(self, index: Sequence[int]) -> Tensor:
         out_factor, in_factor, *experts = self.factors
@@ -377,7 +385,7 @@ class TensorRing(_Factored):
         return [core.movedim(0, 1) for core in self.factors]
 
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
-        return functional.ring_contract(x, coefficients, self.factors)
+        return _ring_contract(x, coefficients, self.factors)
 
     def expert(self, index: Sequence[int]) -> Tensor:
         out_core, in_core, *experts = self.factors
@@ -505,7 +513,7 @@ class Dense(Factorization):
         return "weight", self.weight.ndim - 1 if level is None else level
 
     def forward(self, x: Tensor, coefficients: Sequence[Any]) -> Tensor:
-        return functional.dense_contract(x, coefficients, self.weight)
+        return _dense_contract(x, coefficients, self.weight)
 
     def expert(self, index: Sequence[int]) -> Tensor:
         return self.weight[tuple(index)]

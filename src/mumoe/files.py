@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ __all__ = [
     "holds_files",
     "inside",
     "make_folder",
+    "nameless_file",
     "new_array",
     "new_entries",
     "new_file",
@@ -702,14 +704,25 @@ def inside(folder: Path, name: object) -> Path:
     return folder / name
 
 
+def nameless_file(folder: Path) -> AbstractContextManager[IO[bytes]]:
+    """A new file in a folder whose name is gone when the context ends; what is mapped from it stays until it is closed.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    return tempfile.NamedTemporaryFile(dir=folder, prefix=".mumoe-held-")
+
+
 def regular_size(path: Path) -> int:
     """Bytes of a regular file, before it is opened: a pipe would wait for its writer.
 
     Raises:
         ValueError: If it is something else.
-        OSError: If it cannot be found.
+        OSError: If it cannot be found, or is a folder.
     """
     status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path.name} is not a regular file")
     return status.st_size

@@ -176,7 +176,7 @@ def read_typed(kind: type[Read], values: Any, who: str) -> Read:
         return msgspec.convert(values, kind)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:  # ValueError: text that is not UTF-8
         text = str(error).replace("$", "").replace("`", "")
-        raise UserError(f"{who}: expected {kind.__name__}, got values that do not fit: {text}.") from None
+        raise UserError(f"{who}: expected {kind.__name__.lstrip('_')}, got values that do not fit: {text}.") from None
 
 
 # Tables -----------------------------------------------------------------------------------------------------

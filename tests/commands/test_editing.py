@@ -252,7 +252,7 @@ def test_audit_finds_the_planted_group(run, capsys, tmp_path):
     assert first["label"] == 1
     opened = mumoe.load(run, progress=False).editing()
     rows = opened.data.indices("test")
-    a = opened.coefficients(rows, "test")[0]
+    a = opened.coefficients(rows, "test")[0].to_dense()
     inside = np.ones(len(rows), dtype=bool)
     for _, expert in first["experts"]:
         inside &= (a[:, expert] >= 0.1).numpy()
@@ -337,7 +337,7 @@ def test_audit_of_many_classes_and_few_images_pools_them_and_says_so(tmp_path, c
     assert found["pooled"]
     opened = mumoe.load(run, progress=False).editing()
     rows = opened.data.indices("val")
-    a = opened.coefficients(rows, "test")[0].numpy()
+    a = opened.coefficients(rows, "test")[0].to_dense().numpy()
     right = opened.outputs(rows).argmax(1) == labels[rows]
     first = next(item for item in found["findings"] if len(item["experts"]) == 1)
     inside = a[:, first["experts"][0][1]] >= 0.1

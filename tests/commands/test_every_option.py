@@ -221,6 +221,7 @@ CASES: dict[str, dict[str, Change]] = {
         "runs": to(("run", "other")),
         "out": Change("elsewhere", echo=True),
         "max_images": to(2),
+        "local_paths": Change(True, echo=True),
     },
     "export": {
         "run": to("other"),
@@ -251,6 +252,7 @@ CASES: dict[str, dict[str, Change]] = {
         "experts": to(9),
         "rank": to(7),
         "k": to(3),
+        "init": to("random"),
         "lr": to((1e-3,)),
         "most_dead": to(0.0, kind="transcoder", lr=(1e-3, 3e-2)),
         "context": to(9),

@@ -62,5 +62,5 @@ def test_folders_with_links_elsewhere_are_refused_unless_allowed(tmp_path, place
 
 @pytest.mark.parametrize("name", ["../tokenizer.json", "/etc/passwd", "..", "a\\b"])
 def test_tokens_name_a_tokenizer_in_their_folder(tmp_path, name):
-    with pytest.raises(UserError, match="expected 'bytes' or a file in"):
+    with pytest.raises(UserError, match="expected 'bytes' or a tokenizer.json, got"):
         open_tokenizer(name, tmp_path)

@@ -325,7 +325,7 @@ def test_split_is_made_and_names_become_classes(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X.astype(np.float64))
     np.save(tmp_path / "labels.npy", np.array(["cat", "ant", "bee"])[LABELS])
     data, found = load_feature_data(tmp_path / "x.npy")
-    assert found.x.dtype == np.float32
+    assert found.x.dtype == np.float64  # kept as it is in the file; batches are float32
     assert data.classes == ("ant", "bee", "cat")
     assert data.classes[data.labels[0]] == "cat"
     assert np.bincount(data.split).tolist() == [21, 3, 6]

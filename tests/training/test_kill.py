@@ -17,7 +17,8 @@ def test_a_job_killed_at_many_moments_ends_with_the_same_bits(tmp_path, job, kil
     found = own_process("soak.killer", tmp_path / "work", "--jobs", job, "--kills", kills)
     assert found["faults"] == []
     assert found["counts"]["kills"] >= kills
-    assert found["counts"]["kills while a file was being written"] >= 1
+    if job == "train-head":
+        assert found["counts"]["kills while a file was being written"] >= 1
 
 
 @pytest.mark.slow

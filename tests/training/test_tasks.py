@@ -114,7 +114,7 @@ def test_train_records_them(monkeypatch, tmp_path):
     from mumoe.training import jobs
 
     seen = []
-    monkeypatch.setattr(jobs, "_run_job", lambda config, *_: seen.append(config))
+    monkeypatch.setattr(jobs, "_run_job", lambda config, *_, **__: seen.append(config))
     train(TrainConfig(data="emoji", out=str(tmp_path / "run")), progress=False)
     train(TrainConfig(data="emoji", out=str(tmp_path / "run")), data=make_data(), progress=False)
     assert [(config.image_size, config.data_options) for config in seen] == [

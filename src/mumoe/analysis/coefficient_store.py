@@ -28,7 +28,7 @@ from mumoe.records import read_typed
 __all__ = ["CoefficientLevel", "CoefficientStore", "CoefficientWriter", "Pairs", "sparse_rows"]
 
 FORMAT = 1
-MOST_EXPERTS = 1 << 24
+MOST_EXPERTS = 1 << 28
 """Experts of a level that a store may have: what is counted for each of them takes 32 bytes."""
 _PARTS: dict[str, np.dtype[Any]] = {
     "experts": np.dtype("<i4"),

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from mumoe.analysis.outcomes import ROUNDING
 from mumoe.dashboard import WHO
 from mumoe.editing.operations import AddedTerm, CoefficientMap, EditedFactorization, Operation
 from mumoe.editing.runs import EditingRun
+from mumoe.files import nameless_file
 
 __all__ = ["Changed", "Level", "Rows", "begun", "open_rows"]
 
@@ -336,7 +336,7 @@ def _held(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     if size * dtype.itemsize < MAPPED or not size:
         return torch.empty(shape, dtype=dtype)
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".mumoe-held-") as file:
+        with nameless_file(folder) as file:
             return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)
     except (OSError, RuntimeError):  # a folder that cannot be written, or a full disk
         return torch.empty(shape, dtype=dtype)

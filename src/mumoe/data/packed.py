@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any, ClassVar
@@ -164,11 +166,18 @@ _STANDINS: dict[tuple[str, str], Any] = {
 class _DataOnly(pickle._Unpickler):
     """Reads builtin containers, text, numbers and arrays of bytes; see `read_cifar`.
 
-    This is the unpickler in Python. The one in C allocates what a damaged file asks for, whatever its size is; of this
-    one the only instruction that does so is left out.
+    This is the unpickler in Python. The one in C allocates what a damaged file asks for, however small the file is; of
+    this one the only instruction that does so is replaced.
     """
 
-    dispatch: ClassVar = {key: load for key, load in pickle._Unpickler.dispatch.items() if key != pickle.BYTEARRAY8[0]}
+    def _load_bytearray8(self: Any) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        content = self.read(min(size, sys.maxsize))
+        if len(content) < size:
+            raise EOFError(f"{size} bytes are announced, {len(content)} are left")
+        self.append(bytearray(content))
+
+    dispatch: ClassVar[Any] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray8}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STANDINS:

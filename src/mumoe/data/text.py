@@ -181,8 +181,9 @@ def open_text(folder: Path, name: str = "", *, context: int) -> TextData:
         UserError: If the folder holds none, or its training split is shorter than a window.
         JobError: If its files are damaged.
     """
+    found = _meta(folder)
     try:
-        meta = read_typed(_Meta, _meta(folder), META)
+        meta = read_typed(_Meta, found, META)
         kind = np.dtype(meta.dtype)
         tokens = {split: _map(folder / f"{split}.bin", kind, meta.splits[split].tokens) for split in SPLITS}
         sizes = {split: meta.splits[split].bytes for split in SPLITS}

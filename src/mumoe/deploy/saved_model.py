@@ -176,10 +176,19 @@ def building(name: str, what: str) -> Iterator[None]:
     except JobError:
         raise
     except UserError as error:
+        if isinstance(error.__cause__, _UNFIT):  # of `calling`, since the file holds a value of a wrong type
+            raise _builds_none(name, what, error.__cause__) from error
         raise UserError(f"{name}: {error}") from error
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise JobError(f"{name}: expected {what}, got a config.json that builds none ({reason}).") from error
+    except (ValueError, *_UNFIT) as error:
+        raise _builds_none(name, what, error) from error
+
+
+_UNFIT = (TypeError, KeyError, AttributeError, RuntimeError, AssertionError)
+
+
+def _builds_none(name: str, what: str, error: BaseException) -> JobError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return JobError(f"{name}: expected {what}, got a config.json that builds none ({reason}).")
 
 
 @contextmanager
