@@ -125,7 +125,7 @@ class Killer:
         if opened.done:
             self._count("folders opened after a kill")
         elif opened.refused and re.search(self.job.hint, opened.said):
-            self._count("folders that said in one line what is missing")
+            self._count("folders that reported in one line what is missing")
         else:
             self._fault(folder.name, f"opening it after the kill ended with {opened.summary()}")
 

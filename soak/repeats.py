@@ -48,7 +48,7 @@ def compare(work: Path, steps: Sequence[str], found: Found) -> None:
 
 
 PART = Part(
-    "Everything drawn at random is seeded: the same call gives the same bits in another process, whatever the hash "
-    "seed and the state of the global generators; only times differ.",
+    "Everything drawn at random is seeded: the same call gives the same bits in another process, with any hash seed "
+    "and any state of the global generators; only times differ.",
     run,
 )

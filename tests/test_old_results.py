@@ -65,9 +65,16 @@ def test_an_analysis_is_read_and_equals_one_made_now(landed: Path) -> None:
     run = mumoe.load(landed / "analyzed", data=DATA, device="cpu", progress=False)
     new = run.analyze(images=2, resamples=50, modes=("zero", "mean"), out=str(landed / "new"))
     assert [row["expert"] for row in old.rows()] == [0, 1, 2, 3]
-    assert old.rows("mean") == new.rows("mean")
-    assert old.rows() == new.rows()
-    assert old.rows(control=True) == new.rows(control=True)
+    same(old.rows("mean"), new.rows("mean"))
+    same(old.rows(), new.rows())
+    same(old.rows(control=True), new.rows(control=True))
+
+
+def same(first: list[Any], second: list[Any]) -> None:
+    """Rows are equal but for the last digits of mean coefficients, which are now those of the sparse gate."""
+    assert [{**row, "mean_coefficient": 0} for row in first] == [{**row, "mean_coefficient": 0} for row in second]
+    means = [[row["mean_coefficient"] for row in rows] for rows in (first, second)]
+    assert means[0] == pytest.approx(means[1], rel=1e-6)
 
 
 def test_a_report_is_made_of_an_old_analysis(landed: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ LONGEST = 2000
 
 
 class _OneLine(Exception):
-    """An error whose message is one line that can be shown, whatever it quotes."""
+    """An error whose message is one line that can be shown, regardless of what it quotes."""
 
     def __init__(self, *message: object) -> None:
         super().__init__(*(one_line(part) if isinstance(part, str) else part for part in message))

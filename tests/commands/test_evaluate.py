@@ -35,7 +35,13 @@ def asked(monkeypatch, tmp_path):
         return RESULT
 
     monkeypatch.setattr(StoredRun, "evaluate", evaluate)
-    facts = {"seed": 0, "head": "linear", "data": {"name": "x", "fingerprint": "0", "images": 9}, "classes": [], "multi_label": False}
+    facts = {
+        "seed": 0,
+        "head": "linear",
+        "data": {"name": "x", "fingerprint": "0", "images": 9},
+        "classes": [],
+        "multi_label": False,
+    }
     facts |= {"num_features": 6, "backbone": None}
     for name in ("seed-10", "seed-9"):
         RunFolder.create(

@@ -8,8 +8,8 @@ Three formats, each holding one row per image in one order:
 - ``FILE.parquet`` with the columns ``features`` (lists of floats), ``labels``, ``split``, ``group_NAME`` and
   ``id``.
 
-The first two are mapped, not read into memory, except for bfloat16 and floats of 8 bits. Whatever floats a file holds,
-batches are float32.
+The first two are mapped, not read into memory, except for bfloat16 and floats of 8 bits. Batches are float32,
+regardless of the floats that a file holds.
 
 Labels are positions from 0, names (text or UTF-8 bytes), or one 0/1 row per image. The metadata of safetensors and
 parquet files may name the classes, as ``classes``, ``id2label`` or ``label2id``, and a column's values, as
