@@ -73,7 +73,7 @@ def test_an_analysis_is_read_and_equals_one_made_now(landed: Path) -> None:
 def same(first: list[Any], second: list[Any]) -> None:
     """Rows are equal but for the last digits of mean coefficients, which are now those of the sparse gate."""
     assert [{**row, "mean_coefficient": 0} for row in first] == [{**row, "mean_coefficient": 0} for row in second]
-    means = [[row["mean_coefficient"] for row in rows] for rows in (first, second)]
+    means = [[row["mean_coefficient"] or 0.0 for row in rows] for rows in (first, second)]
     assert means[0] == pytest.approx(means[1], rel=1e-6)
 
 

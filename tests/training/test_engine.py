@@ -221,6 +221,7 @@ def test_evaluation_shows_how_far_it_is(config, data, features, monkeypatch, cap
     train(config.replace(epochs=1), data=data, features=features, progress=False)
     assert "Evaluating" not in capsys.readouterr().err
     monkeypatch.setattr("mumoe.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("mumoe.training.evaluation.DELAY", 0.0)
     run = StoredRun(config.out, data=data, features=features, device="cpu")
     run.evaluate("train")
     rows = len(data.indices("train"))

@@ -46,7 +46,7 @@ _LOCAL = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 """What a browser on this machine, or on one end of a tunnel, calls the server."""
 
 _GONE = (ClientDisconnect, LocalProtocolError)
-"""The client broke the connection off, or the server did, since what followed was not HTTP: an answer would not be read."""
+"""The client broke the connection off, or the server did, since what followed was not HTTP; no answer would be read."""
 
 CHANGES = "x-mumoe-page"
 """Header of the second secret."""
