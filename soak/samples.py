@@ -371,7 +371,7 @@ def _features_reader(name: str) -> Callable[[Path], None]:
         data, features = load_feature_data(folder / name)
         count = len(features.x)
         assert len(data) == count == len(data.labels) == len(data.split) == len(set(data.ids))
-        assert features.x.dtype == np.float32
+        assert features.x.dtype.kind == "f"
         assert bool(np.isfinite(features.x).all())
         assert set(np.unique(data.split)) <= {0, 1, 2}
         if not data.multi_label:

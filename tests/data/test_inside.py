@@ -6,6 +6,7 @@ import csv
 
 import pytest
 
+from mumoe.data.inside import require_inside
 from mumoe.data.named import find_entry
 from mumoe.data.tokenizing import open_tokenizer
 from mumoe.errors import UserError
@@ -64,3 +65,8 @@ def test_folders_with_links_elsewhere_are_refused_unless_allowed(tmp_path, place
 def test_tokens_name_a_tokenizer_in_their_folder(tmp_path, name):
     with pytest.raises(UserError, match="expected 'bytes' or a tokenizer.json, got"):
         open_tokenizer(name, tmp_path)
+
+
+def test_a_name_that_no_file_can_have_is_not_inside(tmp_path):
+    with pytest.raises(UserError, match="expected images inside"):
+        require_inside("csv", [tmp_path], [f"{tmp_path}/a\0.png"])

@@ -44,4 +44,7 @@ def _inside(folders: Sequence[Path], paths: Sequence[str]) -> list[bool]:
             return os.path.realpath(path)
         return os.path.join(real(os.path.dirname(path)), os.path.basename(path))
 
-    return [os.path.normcase(leads_to(path)).startswith(starts) for path in paths]
+    def is_inside(path: str) -> bool:
+        return "\0" not in path and os.path.normcase(leads_to(path)).startswith(starts)
+
+    return [is_inside(path) for path in paths]

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from mumoe.data.base import SPLITS, SplitName
 from mumoe.data.stdlib_text import stdlib_folder
 from mumoe.data.tokenizing import FORMAT, META, Tokenizer, open_tokenizer
-from mumoe.errors import JobError, UserError, reason_of, unknown_name
+from mumoe.errors import JobError, UserError, reason_of, shown, unknown_name
 from mumoe.files import read_json
 from mumoe.records import read_typed
 
@@ -110,6 +110,12 @@ class TextData:
 
     multi_label = False
     classes = TOKEN_CLASSES
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tokens, Mapping) or set(self.tokens) != set(SPLITS):
+            raise UserError(f"text: expected tokens of the splits {', '.join(SPLITS)}, got {shown(self.tokens)}.")
+        if not isinstance(self.context, int) or self.context < 1:
+            raise UserError(f"text: expected a context of at least 1 token, got {shown(self.context)}.")
 
     @functools.cached_property
     def rows(self) -> dict[str, int]:
