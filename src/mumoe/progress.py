@@ -58,7 +58,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._start = self._written = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if self.enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        if self.enabled and (sys.stderr.isatty() or _in_notebook()):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that a notebook has no ipywidgets: the bar is text then
                 from tqdm.auto import tqdm
@@ -89,6 +89,11 @@ class Progress(AbstractContextManager["Progress"]):
             self._bar.close()
         elif kind is None and self._earlier < self._shown < self.done:
             self._write(f"{time.monotonic() - self._start:.0f} s in all")
+
+
+def _in_notebook() -> bool:
+    """Whether stderr is the output of a notebook's cell; a process that imported ipykernel need not be one."""
+    return type(sys.stderr).__module__.partition(".")[0] == "ipykernel"
 
 
 def track(items: Iterable[T], description: str, total: int, *, enabled: bool = True) -> Iterator[T]:
