@@ -39,6 +39,7 @@ import mumoe
 from mumoe.cli import VERBS, main
 from mumoe.errors import JobError, UserError
 from mumoe.parsing import _Option, _options
+from soak import small
 from soak.part import Found, Given, Part
 from soak.samples import FIXTURES, of_today
 from soak.trials import Answered, Limits, Tally, Trial, run_trials
@@ -141,12 +142,25 @@ def instance(kind: type) -> Any:
         "ImageClassifier": lambda: mumoe.load("landed/saved", device="cpu")[0],
         "Ablate": lambda: mumoe.Ablate(1),
         "Scale": lambda: mumoe.Scale(1, 0.5),
+        "Correct": lambda: mumoe.Correct.of(1, {2: 0.5}),
+        "SetOutput": lambda: mumoe.SetOutput((1,), 2, 0.5),
+        "Decomposition": _decomposition,
         "SpecCosts": lambda: mumoe.costs.spec_costs("CPMuMoE-r4-e3", 6, 3),
     }
     for one in kind.__mro__:
         if one.__name__ in makers:
             return makers[one.__name__]()
     return _constructed(kind)
+
+
+def _decomposition() -> Any:
+    """A decomposition of a tiny language model, in the folder of the calls' data."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        if not Path("dec/run.json").is_file():
+            texts, model = small.text_files(Path("dec-texts")), small.language_model(Path("dec-model"))
+            given: dict[str, Any] = {"text": f"folder:{texts}", "out": "dec", "cache_dir": "cache", "progress": False}
+            mumoe.decompose(str(model), **given, **small.DECOMPOSED)
+        return mumoe.load("dec", device="cpu", progress=False)
 
 
 def _constructed(kind: type) -> Any:

@@ -198,7 +198,8 @@ def _of_class(source: Drawn, name: str, base: type, inner: tuple[Any, ...], dept
     if issubclass(base, torch.Tensor):
         return tensor(rng)
     if issubclass(base, np.ndarray):
-        return tensor(rng).numpy()
+        made = tensor(rng).detach()
+        return np.zeros(made.shape) if made.is_meta else made.numpy()
     if issubclass(base, tuple) and inner and inner[-1] is not Ellipsis:
         return tuple(_of_type(source, name, one, depth + 1) for one in inner)
     if base in (list, tuple, set, frozenset) or (
