@@ -5,8 +5,8 @@ documentation of ``**settings`` points to, and the fields of each verb's `Option
 raises a `UserError` or a `JobError` of one line. From Python two more errors are answers, as for any function of
 PyTorch: the `TypeError` of Python itself for a missing, unknown or repeated argument; and, of `forward`, what PyTorch
 raises for tensors that do not fit. A verb ends with status 0,
-1 or 2, and an error is one line of ours. A call that works for longer than `STOP` seconds is interrupted as by Ctrl-C,
-and has to end then.
+1 or 2, and an error is one line of ours. A call that works for longer than `STOP` seconds is interrupted as by Ctrl-C, a
+dashboard sooner, and has to end then.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MINUTES = 20.0
 """After which a full run stops, whatever its number is; `MUMOE_SOAK_MINUTES` is another number."""
 QUICK = 1_500
 QUICK_SECONDS = 6.0
-STOP = 3.0
+STOP = 1.0
 """Seconds after which a call is interrupted."""
 CHUNK = 500
 """Calls of one process, which begins with new folders."""
@@ -264,7 +264,8 @@ def _python_call(target: Target, source: Drawn) -> Trial:
                 raise Answered from error
             raise
 
-    return Trial(target.group, run, f"{target.name}({', '.join(shown)})")
+    serves = target.name.endswith(".dashboard")
+    return Trial(target.group, run, f"{target.name}({', '.join(shown)})", serves=serves)
 
 
 def _use(found: Any) -> None:
@@ -340,7 +341,7 @@ def _verb_call(rng: random.Random) -> Trial:
         assert "--debug shows where" not in text, f"an error that is not ours: {text[-300:]}"
         assert status == 0 or text.strip(), "an error without a message"
 
-    return Trial(f"verb {verb}", run, " ".join(map(repr, words)))
+    return Trial(f"verb {verb}", run, " ".join(map(repr, words)), serves=verb == "dashboard")
 
 
 def _words(option: _Option, rng: random.Random) -> list[str]:

@@ -57,6 +57,8 @@ _OUTCOMES = ("returned", "refused", "stopped", "broken")
 _STARTED = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "pickle.find_class")
 _CONNECTED = ("socket.connect", "socket.getaddrinfo", "socket.bind", "urllib.Request")
 _TOUCHED = ("open", "os.listdir", "os.scandir", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.link")
+SERVED = 0.5
+"""Seconds after which a trial is interrupted that would go on until then."""
 _ENDED = 42
 """Status of a process that ended as it should; a trial may end its own with any other."""
 _INOTIFY_OPENED = 0x000003E3
@@ -80,12 +82,14 @@ class Trial:
         run: Does it.
         recipe: What repeats it, for the line of a fault.
         links: Whether a link in the folder leads to a decoy, which may then be opened.
+        serves: Whether it works until it is interrupted, which then comes after half a second.
     """
 
     label: str
     run: Callable[[], object]
     recipe: str
     links: bool = False
+    serves: bool = False
 
 
 @dataclass(frozen=True)
@@ -316,9 +320,9 @@ def _work(
         sys.stdout.seek(0), sys.stdout.truncate(), sys.stderr.seek(0), sys.stderr.truncate()
 
 
-def _alarm(limits: Limits) -> None:
+def _alarm(limits: Limits, serves: bool) -> None:
     """Interrupt what runs, once by Ctrl-C and then for good."""
-    stops = [limits.stop] if limits.stop else []
+    stops = [min(limits.stop, SERVED) if serves else limits.stop] if limits.stop else []
 
     def ring(number: int, frame: FrameType | None) -> None:
         if not stops:
@@ -339,7 +343,7 @@ def _address_space() -> int:
 def _one(trial: Trial, watch: _Watch, limits: Limits) -> tuple[str, str, float]:
     """Outcome, what is wrong, and processor seconds of one trial."""
     watch.begin()
-    _alarm(limits)
+    _alarm(limits, trial.serves)
     begun = time.process_time()
     error: BaseException | None = None
     try:
