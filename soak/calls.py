@@ -4,9 +4,8 @@ What is called is read from the package: the names of `mumoe` and what they hold
 documentation of ``**settings`` points to, and the fields of each verb's `Options`. A call is answered if it returns, or
 raises a `UserError` or a `JobError` of one line. From Python two more errors are answers, as for any function of
 PyTorch: the `TypeError` of Python itself for a missing, unknown or repeated argument; and, of `forward`, what PyTorch
-raises for tensors that do not fit. A verb ends with status 0,
-1 or 2, and an error is one line of ours. A call that works for longer than `STOP` seconds is interrupted as by Ctrl-C, a
-dashboard sooner, and has to end then.
+raises for tensors that do not fit. A verb ends with status 0, 1 or 2, and an error is one line of ours. A call that
+works for longer than `STOP` seconds is interrupted as by Ctrl-C, a dashboard sooner, and has to end then.
 """
 
 from __future__ import annotations
