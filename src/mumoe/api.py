@@ -689,7 +689,7 @@ def load(
 
     Returns:
         A `Run`; a `Job` for a folder that holds runs; a `Decomposition`. For a folder of `save_pretrained` an
-        `ImageClassifier` and its         transform, for one of `save_converted` the network and None.
+        `ImageClassifier` and its transform, for one of `save_converted` the network and None.
 
     Raises:
         UserError: If the path holds none of these, the device does not exist, or a run was written by a later version.

@@ -10,6 +10,7 @@ import mumoe
 from axe import CLEAN, both_themes
 from browsing import browser, opened  # noqa: F401 (a fixture)
 from mumoe.analysis.expert_notes import ExpertNotes, change_note
+from mumoe.cli import main
 from mumoe.data.text import TOKEN_CLASSES
 from mumoe.errors import UserError
 
@@ -95,6 +96,16 @@ def test_before_it_is_analyzed_nothing_is_shown(model_folder, tmp_path, small):
     dec = mumoe.decompose(model_folder, out=tmp_path / "dec", **small)
     with pytest.raises(UserError, match="expected a decomposition that was analyzed, got none"):
         dec.report(tmp_path / "report")
+
+
+def test_the_command_writes_the_same_page(analyzed, tmp_path, capsys):
+    assert main(["report", str(analyzed.path), "-o", str(tmp_path / "out"), "--quiet"]) == 0
+    page = tmp_path / "out" / "index.html"
+    assert capsys.readouterr().out == f"Written to {page}. Open it in a browser.\n"
+    assert page.read_bytes() == mumoe.load(analyzed.path, progress=False).report(tmp_path / "other").read_bytes()
+    assert str(analyzed.path.parent) not in page.read_text()
+    assert main(["report", str(analyzed.path), str(tmp_path)]) == 2
+    assert "expected one decomposition alone, got 2 folders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["wide", "phone"])

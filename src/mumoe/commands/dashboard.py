@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from mumoe.commands.open_run import opened
+from mumoe.commands.open_run import is_decomposition, opened
 from mumoe.errors import UserError
 from mumoe.parsing import Argument
 
@@ -47,7 +47,7 @@ def run(options: Options) -> None:
         raise UserError(f"mumoe dashboard: expected --port in 0..65535, got {options.port}. 0 uses a free one.")
     if options.split and options.split not in SPLITS:
         raise unknown_name("mumoe dashboard", "split", options.split, SPLITS)
-    if (Path(options.run) / "decomposition.json").is_file():
+    if is_decomposition(options.run):
         _show_decomposition(options)
         return
     _read_ahead(Path(options.run), options.data)

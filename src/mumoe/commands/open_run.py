@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from mumoe.api import Run
     from mumoe.deploy.model import HeadModel, ImageClassifier
 
-__all__ = ["RunOptions", "note_for", "opened", "opened_classifier", "place", "require_run", "settings_of"]
+__all__ = [
+    "RunOptions",
+    "is_decomposition",
+    "note_for",
+    "opened",
+    "opened_classifier",
+    "place",
+    "require_run",
+    "settings_of",
+]
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,11 @@ def require_run(path: str) -> None:
 
     if not is_saved(Path(path)):
         find_run(path)
+
+
+def is_decomposition(path: str) -> bool:
+    """Whether a folder is one of `mumoe decompose`; without importing torch."""
+    return (Path(path) / "decomposition.json").is_file()
 
 
 def place(options: Opening, who: str, edits: str = "") -> tuple[Path, Callable[[], ImageClassifier | HeadModel]]:
