@@ -192,7 +192,12 @@ def test_a_hierarchy_names_its_levels(tmp_path):
     assert any(line.startswith(f"combinations: {len(occurring)} of 12 occur, each in") for line in study.sentences())
     assert Study.load(tmp_path / "run") == study
     assert frame[frame["level"] == "combinations"]["mean_coefficient"].isna().all()
-    assert study.expert(11, level="combinations").images == ()
+    tables = [study.source.store.level(level=level).dense(0, len(study.source.rows)) for level in (0, 1)]
+    for unit in range(12):
+        product = tables[0][:, unit // 2] * tables[1][:, unit % 2]
+        images = study.expert(unit, level="combinations").images
+        assert [value for *_, value in images] == sorted(product[product > 0].tolist(), reverse=True)[:6]
+        assert all(product[list(study.source.rows).index(image)] == value for image, _, value in images)
     assert study.expert(1, level=1) == study.expert(1, level="level 1")
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from mumoe.analysis.chosen_images import choose_images, image_label
+from mumoe.analysis.chosen_images import choose_combination_images, choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientStore
 from mumoe.analysis.expert_notes import ExpertNotes
-from mumoe.analysis.findings import Effect, Interval, LayerStudy, Specialization, UnitStudy
+from mumoe.analysis.findings import COMBINATIONS, Effect, Interval, LayerStudy, Specialization, UnitStudy
 from mumoe.analysis.hints import layer_hint
 from mumoe.errors import UserError, require, unknown_name
 from mumoe.local_paths import public_name
@@ -69,7 +69,7 @@ class ExpertFacts(Record):
         mean_coefficient: Its mean coefficient over all images, or None as `processed`.
         effect: What its ablation changes, or None if nothing.
         classes_lost: (class, share of its right answers that it loses), the largest loss first.
-        images: (image, label, coefficient) of the images with the largest coefficients.
+        images: (image, label, coefficient) of the images with the largest coefficients, of a combination products.
         logits: (class, mean change of its logit when the expert is ablated, over the images that use it), the largest
             change first; empty for a study that was read from disk.
         control: What the ablation of its control changes: as many random contributions as the expert has; None if
@@ -374,7 +374,7 @@ class Study(Record):
             mean_coefficient=usage.mean_coefficient[expert] if usage else None,
             effect=effect,
             classes_lost=() if effect is None else self._lost(effect),
-            images=self._images(expert, position, images) if usage else (),
+            images=self._images(expert, position, images),
             logits=self._logits(expert, position, units.load_of(expert)) if usage else (),
             control=control,
             name=entry.name,
@@ -387,11 +387,16 @@ class Study(Record):
         source = self._source
         if source.store is None or not most:
             return ()
-        level = source.store.level(level=position)
-        found, _ = choose_images(level, each=most, threshold=0.0, experts=[expert])
-        if expert not in found:
-            return ()
-        best, rows = found[expert][1], source.store.images if source.rows is None else source.rows
+        if (units := self.study.units[position]).units == COMBINATIONS:
+            levels = [source.store.level(level=number) for number in range(source.store.num_levels())]
+            (best,) = choose_combination_images(levels, [self.study.experts_of(units, expert)], each=most)
+        else:
+            level = source.store.level(level=position)
+            found, _ = choose_images(level, each=most, threshold=0.0, experts=[expert])
+            if expert not in found:
+                return ()
+            best = found[expert][1]
+        rows = source.store.images if source.rows is None else source.rows
         pairs = [(int(row), float(value)) for row, value in zip(best.image, best.value, strict=True)]
         named = [(row if rows is None else int(rows[row]), value) for row, value in pairs]
         return tuple((image, self._label(image), value) for image, value in named)
@@ -475,7 +480,7 @@ def _images(count: int) -> str:
 
 def _occurrence(units: UnitStudy) -> str:
     """How many combinations occur, and how many images each of them contributes to."""
-    least, middle, most = np.quantile(units.load or (0,), (0, 0.5, 1), method="lower")
+    least, middle, most = map(int, np.quantile(units.load or (0,), (0, 0.5, 1), method="lower"))
     return (
         f"{units.units}: {len(units.load):,} of {units.total:,} occur, each in {least:,} to {_images(most)} "
         f"(median {middle:,})"
