@@ -20,7 +20,10 @@ from mumoe.errors import UserError
 if TYPE_CHECKING:
     from mumoe.data.base import ImageData
 
-__all__ = ["ChosenImages", "choose_combination_images", "choose_images", "image_label"]
+__all__ = ["ChosenImages", "choose_combination_images", "choose_images", "image_label", "largest_products"]
+
+Column = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Rows, and a coefficient of each."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +89,27 @@ def choose_combination_images(
     columns = [_columns(level, {c[n] for c in combinations}) for n, level in enumerate(levels)]
     found = []
     for place, experts in enumerate(combinations):
-        image, value = columns[0][experts[0]]
-        for level, expert in zip(columns[1:], experts[1:], strict=True):
-            other, factor = level[expert]
-            image, mine, theirs = np.intersect1d(image, other, assume_unique=True, return_indices=True)
-            value = value[mine] * factor[theirs]
-        order = np.lexsort((image, -value))[:each]
-        key = -value[order].astype(np.float64)
-        found.append(ChosenImages(np.full(len(order), place), image[order], value[order], key))
+        image, value = largest_products([level[n] for level, n in zip(columns, experts, strict=True)], each)
+        found.append(ChosenImages(np.full(len(image), place), image, value, -value.astype(np.float64)))
     return found
 
 
-def _columns(
-    level: CoefficientLevel, experts: set[int]
-) -> dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+def largest_products(columns: Sequence[Column], each: int) -> Column:
+    """The rows that all experts of a combination share with the largest products of their coefficients, largest first.
+
+    Args:
+        columns: Of one expert per level, its rows, ascending, and its coefficients there.
+        each: Rows at most.
+    """
+    row, value = columns[0]
+    for other, factor in columns[1:]:
+        row, mine, theirs = np.intersect1d(row, other, assume_unique=True, return_indices=True)
+        value = value[mine] * factor[theirs]
+    order = np.lexsort((row, -value))[:each]
+    return row[order], value[order]
+
+
+def _columns(level: CoefficientLevel, experts: set[int]) -> dict[int, Column]:
     """Rows with a coefficient above 0, ascending, and the coefficients, of some experts."""
     wanted = np.array(sorted(experts), dtype=np.int64)
     parts = []
