@@ -1,19 +1,23 @@
 """Every measure on examples small enough to be worked out by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
+from mumoe.analysis import class_effects
 from mumoe.analysis.class_effects import (
     Answers,
     Changes,
     bootstrap,
     counts_after,
     differences,
+    lost_by_unit,
     polysemanticity,
     shuffle_units,
     specialization,
+    strong_losses,
 )
 from mumoe.errors import UserError
 
@@ -282,6 +286,49 @@ def test_shuffled_units_keep_load_and_outcomes():
     kept = set(zip(dealt.image.tolist(), dealt.sign.tolist(), strict=True))
     assert kept == set(zip(CHANGES.image.tolist(), CHANGES.sign.tolist(), strict=True))
     assert not np.array_equal(dealt.unit, CHANGES.unit)
+
+
+def test_units_without_load_need_no_place():
+    """The deal is the one over all units."""
+    listed = np.array([3, 700_000, 700_001, 1_000_000, 1_048_575])
+    load = [4, 3, 1, 4, 8]
+    whole = shuffle_units(CHANGES, load, seed=0)
+    apart = Changes(CHANGES.image, listed[CHANGES.unit], CHANGES.label, CHANGES.sign, 1 << 20)
+    dealt = shuffle_units(apart, load, units=listed, seed=0)
+    assert np.array_equal(dealt.unit, listed[whole.unit])
+    assert np.array_equal(dealt.image, whole.image)
+    for wrong in (listed[:4], listed + 1, np.array([3, 4, 5, 6, 7])):
+        with pytest.raises(UserError, match="expected the load of each of 1048576 units"):
+            shuffle_units(apart, load, units=wrong, seed=0)
+
+
+@pytest.mark.parametrize("cells", [1, 7, 2_000_000])
+def test_units_far_apart_and_in_blocks_have_the_numbers_of_the_plain_formulas(monkeypatch, cells):
+    """d, p and strength of every unit, from (units, classes) tables, beside those of units among a million."""
+    monkeypatch.setattr(class_effects, "CELLS", cells)
+    rng = np.random.default_rng(0)
+    labels, right = rng.integers(0, 6, 300), rng.random(300) < 0.7
+    pairs = np.unique(np.stack([rng.integers(0, 60, 12_000), rng.integers(0, 300, 12_000)]), axis=1)
+    pairs = pairs[:, (pairs[0] % 6 == labels[pairs[1]]) | (rng.random(pairs.shape[1]) < 0.1)]
+    unit, image = pairs[:, rng.permutation(pairs.shape[1])]
+    answers = Answers(labels, right, 6)
+    changes = Changes(image, unit, labels[image], np.where(right[image], -1, 1), 60)
+    d = differences(answers.before, counts_after(answers, changes))
+    cells_strong = strong_losses(answers.before, counts_after(answers, changes), 4)
+    found = specialization(answers, changes, least_lost=4, resamples=20)
+    assert [effect.polysemanticity for effect in found.effects] == list(polysemanticity(d))
+    assert [effect.top_loss for effect in found.effects] == list(d.max(1))
+    assert [effect.strong for effect in found.effects] == list(cells_strong.any(1))
+    assert found.mean_polysemanticity == polysemanticity(d).mean()
+    assert 0 < found.strong < 60
+    lost = lost_by_unit(answers, changes, 4)
+    assert set(lost) == set(np.flatnonzero(cells_strong.any(1)))
+    assert all(np.array_equal(lost[n], cells_strong[n]) for n in lost)
+    apart = Changes(image, unit * 17_000, changes.label, changes.sign, 1 << 20)
+    far = specialization(answers, apart, least_lost=4, resamples=20)
+    assert far.units == 1 << 20
+    moved = tuple(dataclasses.replace(effect, unit=effect.unit // 17_000) for effect in far.effects)
+    assert dataclasses.replace(far, effects=moved, units=60) == found
 
 
 def test_shuffling_destroys_specialization():

@@ -72,6 +72,7 @@ def same(found, expected):
     assert np.array_equal(found.answers.right, expected.answers.right)
     assert np.array_equal(found.counts(), expected.counts())
     assert np.array_equal(found.load, expected.load)
+    assert np.array_equal(found.occurring, expected.occurring)
     assert found.silent == expected.silent
     order = [np.lexsort(np.stack([c.image, c.unit, c.label])) for c in (found.changes, expected.changes)]
     for name in ("image", "unit", "label", "sign"):

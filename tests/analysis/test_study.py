@@ -147,6 +147,31 @@ def test_names_given_later_are_in_the_frame_and_in_the_facts(study, folder):
         (folder / "expert-notes.json").unlink()
 
 
+def test_an_older_analysis_lists_every_combination_with_its_load(tmp_path):
+    make_run(tmp_path / "run", "CPMuMoE-r6-e6x2")
+    study = opened(tmp_path / "run").analyze(resamples=0, images=0)
+    old = study.to_dict()
+    units = old["study"]["units"][2]
+    load = dict(zip(units.pop("occurring"), units["load"], strict=True))
+    units["load"] = [load.get(unit, 0) for unit in range(12)]
+    found = Study.from_dict(old)
+    assert [row["load"] for row in found.rows() if row["level"] == "combinations"] == units["load"]
+    for unit in range(12):
+        assert found.expert(unit, level=2).used_by == study.expert(unit, level=2).used_by == load.get(unit, 0)
+
+
+@pytest.mark.parametrize("occurring", [[3, 1], [1, 12], [-1, 4], [1, 1], [1]])
+def test_combinations_out_of_order_are_refused(tmp_path, occurring):
+    make_run(tmp_path / "run", "CPMuMoE-r6-e6x2")
+    study = opened(tmp_path / "run").analyze(resamples=0, images=0)
+    path = tmp_path / "run" / "analysis" / "analysis.json"
+    found = json.loads(path.read_text())
+    found["study"]["units"][2] |= {"occurring": occurring, "load": [4, 5]}
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="combinations that occur out of order"):
+        Study.load(study.folder)
+
+
 def test_figures_are_drawn_without_a_window(study, folder):
     for figure in (study.plot(), study.expert(3).show(), Study.load(folder).expert(3).show()):
         assert figure._repr_png_().startswith(b"\x89PNG")
@@ -159,9 +184,20 @@ def test_a_hierarchy_names_its_levels(tmp_path):
     make_run(tmp_path / "run", "CPMuMoE-r6-e6x2")
     study = opened(tmp_path / "run").analyze(resamples=0, images=0)
     frame = study.to_frame()
-    assert dict(frame["level"].value_counts()) == {"level 0": 6, "level 1": 2, "combinations": 12}
+    occurring = study.units("combinations").occurring
+    assert dict(frame["level"].value_counts()) == {"level 0": 6, "level 1": 2, "combinations": len(occurring)}
+    joint = frame[frame["level"] == "combinations"]
+    assert list(joint["experts"]) == [divmod(unit, 2) for unit in joint["expert"]]
+    assert joint["load"].min() > 0
+    assert any(line.startswith(f"combinations: {len(occurring)} of 12 occur, each in") for line in study.sentences())
+    assert Study.load(tmp_path / "run") == study
     assert frame[frame["level"] == "combinations"]["mean_coefficient"].isna().all()
-    assert study.expert(11, level="combinations").images == ()
+    tables = [study.source.store.level(level=level).dense(0, len(study.source.rows)) for level in (0, 1)]
+    for unit in range(12):
+        product = tables[0][:, unit // 2] * tables[1][:, unit % 2]
+        images = study.expert(unit, level="combinations").images
+        assert [value for *_, value in images] == sorted(product[product > 0].tolist(), reverse=True)[:6]
+        assert all(product[list(study.source.rows).index(image)] == value for image, _, value in images)
     assert study.expert(1, level=1) == study.expert(1, level="level 1")
 
 

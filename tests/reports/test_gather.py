@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mumoe
+from mumoe.analysis import CoefficientStore
 from mumoe.editing.auditing import RunAudit
 from mumoe.errors import UserError
 from mumoe.records import to_plain
@@ -86,6 +87,34 @@ def test_experts_are_those_of_the_analysis(whole):
     assert sorted(list(c.experts) for c in view.combinations) == sorted(c["experts"] for c in study["combinations"])
     assert view.lacks("analysis") is None
     assert view.lacks("images") is None
+
+
+def test_combinations_that_occur_have_loads_effects_controls_and_images(whole):
+    (view,) = gathered(whole, named_data(), 3)
+    study = json.loads((whole / "analysis" / "analysis.json").read_text())["study"]
+    joint, found = study["units"][2], view.occurrence
+    loads = dict(zip(joint["occurring"], joint["load"], strict=True))
+    sizes = [level.modes["zero"].units for level in view.levels]
+    assert (found.total, found.occurring) == (sizes[0] * sizes[1], len(loads))
+    assert (found.least, found.most) == (min(loads.values()), max(loads.values()))
+    assert found.control.strong == joint["load_control"]["strong"]
+    assert len(found.shown) == min(40, len(loads))
+    effects = {effect["unit"]: effect for effect in joint["modes"]["zero"]["effects"]}
+    controls = {effect["unit"]: effect for effect in joint["load_control"]["effects"]}
+    store = CoefficientStore(whole / "analysis" / "coefficients")
+    rows = list(store.images)
+    tables = [store.level(level=level).dense(0, len(rows)) for level in (0, 1)]
+    for c in found.shown:
+        n, m = c.experts
+        unit = n * sizes[1] + m
+        product = tables[0][:, n] * tables[1][:, m]
+        assert c.load == loads[unit] == (product > 0).sum()
+        assert c.polysemanticity == effects.get(unit, {}).get("polysemanticity")
+        assert (c.control and c.control.polysemanticity) == controls.get(unit, {}).get("polysemanticity")
+        assert [item.coefficient for item in c.top] == sorted(product[product > 0].tolist(), reverse=True)[:6]
+        assert all(product[rows.index(item.image)] == item.coefficient for item in c.top)
+    places = [(c.polysemanticity is None, c.load) for c in found.shown[20:]]
+    assert [load for _, load in places] == sorted((load for _, load in places), reverse=True)
 
 
 def test_right_answers_are_counted_from_the_evaluation(whole):

@@ -20,7 +20,10 @@ from mumoe.errors import UserError
 if TYPE_CHECKING:
     from mumoe.data.base import ImageData
 
-__all__ = ["ChosenImages", "choose_images", "image_label"]
+__all__ = ["ChosenImages", "choose_combination_images", "choose_images", "image_label", "largest_products"]
+
+Column = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+"""Rows, and a coefficient of each."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,53 @@ def choose_images(
         best = _keep(best, part, -part.value.astype(np.float64), each)
     found = {n: (_of(drawn, n), _of(best, n)) for n in wanted if count[n]}
     return found, count
+
+
+def choose_combination_images(
+    levels: Sequence[CoefficientLevel], combinations: Sequence[tuple[int, ...]], *, each: int = 6
+) -> list[ChosenImages]:
+    """Images of combinations of one expert per level: those with the largest products of coefficients.
+
+    Args:
+        levels: The coefficients of every level, of a layer with one row per image.
+        combinations: One expert of every level each.
+        each: Images of each combination at most.
+
+    Returns:
+        Of each combination its images, the largest product first; `expert` is its place among `combinations`.
+    """
+    columns = [_columns(level, {c[n] for c in combinations}) for n, level in enumerate(levels)]
+    found = []
+    for place, experts in enumerate(combinations):
+        image, value = largest_products([level[n] for level, n in zip(columns, experts, strict=True)], each)
+        found.append(ChosenImages(np.full(len(image), place), image, value, -value.astype(np.float64)))
+    return found
+
+
+def largest_products(columns: Sequence[Column], each: int) -> Column:
+    """The rows that all experts of a combination share with the largest products of their coefficients, largest first.
+
+    Args:
+        columns: Of one expert per level, its rows, ascending, and its coefficients there.
+        each: Rows at most.
+    """
+    row, value = columns[0]
+    for other, factor in columns[1:]:
+        row, mine, theirs = np.intersect1d(row, other, assume_unique=True, return_indices=True)
+        value = value[mine] * factor[theirs]
+    order = np.lexsort((row, -value))[:each]
+    return row[order], value[order]
+
+
+def _columns(level: CoefficientLevel, experts: set[int]) -> dict[int, Column]:
+    """Rows with a coefficient above 0, ascending, and the coefficients, of some experts."""
+    wanted = np.array(sorted(experts), dtype=np.int64)
+    parts = []
+    for block in level.blocks():
+        mine = np.isin(block.expert, wanted) & (block.value > 0)
+        parts.append((block.expert[mine], block.row[mine], block.value[mine]))
+    expert, row, value = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return {n: (row[expert == n], value[expert == n]) for n in wanted.tolist()}
 
 
 def _processed(block: Pairs, threshold: float, rows_per_image: int) -> Pairs:

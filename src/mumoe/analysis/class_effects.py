@@ -34,6 +34,7 @@ __all__ = [
     "bootstrap",
     "counts_after",
     "differences",
+    "lost_by_unit",
     "polysemanticity",
     "shuffle_units",
     "specialization",
@@ -43,6 +44,9 @@ __all__ = [
 
 BLOCK = 100_000
 """Images at a time whose answers are counted as floats."""
+
+CELLS = 2_000_000
+"""Units x classes at a time that are held as arrays: of combinations of experts there may be millions."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -172,20 +176,15 @@ def specialization(
         raise UserError("specialization: expected at least one image, got none. Choose a split that has images.")
     if least_lost < 1:
         raise UserError(f"specialization: expected least_lost >= 1, got {least_lost}. {LEAST_LOST} is the default.")
-    before, after = answers.before, counts_after(answers, changes)
-    d = differences(before, after)
-    strong_cells = strong_losses(before, after, least_lost)
-    images, all_images = _images_behind(changes, strong_cells)
-    p, known = polysemanticity(d), np.where(np.isnan(d), 0.0, d)
-    active = np.flatnonzero(np.any(known != 0, axis=1))
     how: dict[str, Any] = {"seed": seed, "least_lost": least_lost, "progress": progress}
     draws = bootstrap(answers, changes, resamples=resamples, **how) if resamples else None
-    likely = loss_intervals(answers, changes, active)
-    effects = tuple(
-        _effect(int(n), d[n], float(p[n]), draws, most_losses, spans, int(images[n]), bool(strong_cells[n].any()))
-        for n, spans in zip(active, likely, strict=True)
-    )
+    effects: list[Effect] = []
+    behind = [np.zeros(0, dtype=np.int64)]
+    for units, part in _changed_units(changes, answers.num_classes):
+        found, images = _effects(answers, units, part, draws, most_losses, least_lost)
+        effects, behind = effects + found, [*behind, images]
     strong = [effect.polysemanticity for effect in effects if effect.strong]
+    before = answers.before
     return Specialization(
         units=changes.num_units,
         classes=answers.num_classes,
@@ -193,16 +192,59 @@ def specialization(
         accuracy=float(answers.right.mean()),
         classes_without_images=int((answers.total == 0).sum()),
         classes_never_right=int(((answers.total > 0) & (before == 0)).sum()),
-        with_effect=len(active),
-        mean_polysemanticity=float(p[active].mean()) if len(active) else None,
+        with_effect=len(effects),
+        mean_polysemanticity=float(np.mean([effect.polysemanticity for effect in effects])) if effects else None,
         mean_interval=draws.mean if draws else None,
         strong=len(strong),
         strong_interval=draws.strong if draws else None,
         mean_polysemanticity_strong=float(np.mean(strong)) if strong else None,
-        effects=effects,
+        effects=tuple(effects),
         least_lost=least_lost,
-        strong_images=all_images,
+        strong_images=len(np.unique(np.concatenate(behind))),
     )
+
+
+def _changed_units(changes: Changes, classes: int) -> Iterator[tuple[Ints, Changes]]:
+    """The units that change an answer, in order, with their changes; a bounded number at a time.
+
+    Yields:
+        (units,) positions of the units, and their changes with the units numbered from 0.
+    """
+    units, unit = np.unique(changes.unit, return_inverse=True)
+    order = np.argsort(unit, kind="stable")
+    size = max(1, CELLS // max(classes, 1))
+    for start in range(0, len(units), size):
+        chosen = units[start : start + size]
+        mine = order[np.searchsorted(unit[order], start) : np.searchsorted(unit[order], start + len(chosen))]
+        columns = (changes.image[mine], unit[mine] - start, changes.label[mine], changes.sign[mine])
+        yield chosen, Changes(*columns, num_units=len(chosen))
+
+
+def _effects(
+    answers: Answers, units: Ints, changes: Changes, draws: Bootstrap | None, most_losses: int, least_lost: int
+) -> tuple[list[Effect], Ints]:
+    """Effects of the units that have one, and the images behind those that are strong; as from `_changed_units`."""
+    before, after = answers.before, counts_after(answers, changes)
+    d = differences(before, after)
+    strong = strong_losses(before, after, least_lost)
+    images, all_images = _images_behind(changes, strong)
+    p, known = polysemanticity(d), np.where(np.isnan(d), 0.0, d)
+    active = np.flatnonzero(np.any(known != 0, axis=1))
+    likely = loss_intervals(answers, changes, active)
+    effects = [
+        _effect(int(units[n]), d[n], float(p[n]), draws, most_losses, spans, int(images[n]), bool(strong[n].any()))
+        for n, spans in zip(active, likely, strict=True)
+    ]
+    return effects, all_images
+
+
+def lost_by_unit(answers: Answers, changes: Changes, least_lost: int = LEAST_LOST) -> dict[int, npt.NDArray[np.bool_]]:
+    """Of every strong unit, by its position, the (classes,) that lose enough to make it strong (`strong_losses`)."""
+    found: dict[int, npt.NDArray[np.bool_]] = {}
+    for units, part in _changed_units(changes, answers.num_classes):
+        cells = strong_losses(answers.before, counts_after(answers, part), least_lost)
+        found |= {int(units[n]): cells[n] for n in np.flatnonzero(cells.any(1))}
+    return found
 
 
 def strong_losses(before: Ints, after: Ints, least_lost: int = LEAST_LOST) -> npt.NDArray[np.bool_]:
@@ -231,11 +273,11 @@ def strong_classes(before: Ints, after: Ints, least_lost: int = LEAST_LOST) -> I
     return np.where(enough.any(1), lost.argmax(1), -1).astype(np.int64)
 
 
-def _images_behind(changes: Changes, strong: npt.NDArray[np.bool_]) -> tuple[Ints, int]:
-    """(units,) distinct images whose lost right answers make each unit strong, and how many there are in all."""
+def _images_behind(changes: Changes, strong: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """(units,) distinct images whose lost right answers make each unit strong, and those images of all units."""
     behind = (changes.sign < 0) & strong[changes.unit, changes.label]
     pairs = np.unique(np.stack([changes.unit[behind], changes.image[behind]]), axis=1)
-    return np.bincount(pairs[0], minlength=changes.num_units).astype(np.int64), len(np.unique(pairs[1]))
+    return np.bincount(pairs[0], minlength=changes.num_units).astype(np.int64), np.unique(pairs[1])
 
 
 def loss_intervals(answers: Answers, changes: Changes, units: Ints) -> Floats:
@@ -414,7 +456,7 @@ def _weighted_before(weights: Floats, answers: Answers) -> Floats:
     return np.asarray(summed, dtype=np.float64).reshape(len(weights), answers.num_classes)
 
 
-def shuffle_units(changes: Changes, load: npt.ArrayLike, *, seed: int = 0) -> Changes:
+def shuffle_units(changes: Changes, load: npt.ArrayLike, *, units: Ints | None = None, seed: int = 0) -> Changes:
     """The control "random units of the same load": deal the ablated contributions out again at random.
 
     An ablation removes one contribution from each row that uses the unit. Here every contribution keeps what
@@ -424,22 +466,32 @@ def shuffle_units(changes: Changes, load: npt.ArrayLike, *, seed: int = 0) -> Ch
     Args:
         changes: What removing each contribution changed.
         load: (units,) contributions per unit: rows with a coefficient above 0.
+        units: (units,) positions of the units with this load, ascending; all others have none. None is every unit.
         seed: Seed of the random deal.
 
     Raises:
         UserError: If `load` has another length or is smaller than the changes a unit caused.
     """
     counts = np.asarray(load, dtype=np.int64)
+    listed = np.arange(changes.num_units) if units is None else units
     pairs = np.unique(np.stack([changes.unit, changes.image]), axis=1)
-    if len(counts) != changes.num_units or np.any(np.bincount(pairs[0], minlength=len(counts)) > counts):
+    place = np.searchsorted(listed, pairs[0])
+    if len(counts) != len(listed) or not _is_load(counts, listed, place, pairs[0]):
         raise UserError(
             f"shuffle_units: expected the load of each of {changes.num_units} units, at least the images it "
             f"changes, got {len(counts)} numbers. Count the rows with a coefficient above 0."
         )
     slots = np.random.default_rng(seed).choice(counts.sum(), size=pairs.shape[1], replace=False)
-    dealt = np.searchsorted(np.cumsum(counts), slots, side="right")
+    dealt = listed[np.searchsorted(np.cumsum(counts), slots, side="right")]
     position = _position(pairs, changes)
     return _without_repeats(changes, dealt[position])
+
+
+def _is_load(counts: Ints, listed: Ints, place: Ints, unit: Ints) -> bool:
+    """Whether all units of (unit, image) pairs are listed, at these places, with at least as many contributions."""
+    if np.any(place == len(listed)) or np.any(listed[place] != unit):
+        return False
+    return bool(np.all(np.bincount(place, minlength=len(counts)) <= counts))
 
 
 def _position(pairs: Ints, changes: Changes) -> Ints:

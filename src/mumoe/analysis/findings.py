@@ -25,7 +25,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import bisect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -35,6 +36,7 @@ from mumoe.files import read_json
 from mumoe.records import Record, read_typed, record
 
 __all__ = [
+    "COMBINATIONS",
     "Combination",
     "Effect",
     "ExpertText",
@@ -50,6 +52,9 @@ __all__ = [
     "Usage",
     "WindowText",
 ]
+
+COMBINATIONS = "combinations"
+"""Name of the units of a hierarchy that consist of one expert of every level."""
 
 Interval = tuple[float, float]
 """Lower and upper end of a confidence interval."""
@@ -184,9 +189,11 @@ class UnitStudy:
         units: ``experts``, ``level 0``, .., ``combinations`` or ``neurons``.
         modes: Specialization by what replaces an ablated unit; ``zero`` is the paper's.
         load_control: The same for units of the same load made up of random contributions.
-        load: Images to which each unit contributes.
+        load: Images to which each unit contributes; of combinations, to which each of `occurring` does.
         silent: Pairs of image and unit after whose ablation nothing is left of the layer's output.
         rechecked: Batches evaluated once more by the plain method because rounding could have decided.
+        occurring: Positions of the combinations that contribute to an image, ascending; None where `load` lists
+            every unit.
     """
 
     units: str
@@ -195,6 +202,23 @@ class UnitStudy:
     load: tuple[int, ...]
     silent: int = 0
     rechecked: int = 0
+    occurring: tuple[int, ...] | None = None
+
+    @property
+    def total(self) -> int:
+        """Number of units, those that no image uses included."""
+        return self.modes["zero"].units
+
+    def listed(self) -> Iterable[tuple[int, int]]:
+        """(unit, load) of every unit, of combinations of those that occur."""
+        return enumerate(self.load) if self.occurring is None else zip(self.occurring, self.load, strict=True)
+
+    def load_of(self, unit: int) -> int:
+        """Images to which a unit contributes."""
+        if self.occurring is None:
+            return self.load[unit]
+        place = bisect.bisect_left(self.occurring, unit)
+        return self.load[place] if self.occurring[place : place + 1] == (unit,) else 0
 
 
 @dataclass(frozen=True)
@@ -210,6 +234,16 @@ class LayerStudy:
     usage: tuple[Usage, ...]
     units: tuple[UnitStudy, ...]
     combinations: tuple[Combination, ...]
+
+    def experts_of(self, units: UnitStudy, unit: int) -> tuple[int, ...]:
+        """The experts of a unit: one of each level for a combination, else the unit alone."""
+        if units.units != COMBINATIONS:
+            return (unit,)
+        experts: tuple[int, ...] = ()
+        for level in reversed([level for level in self.units if level.units != COMBINATIONS]):
+            unit, expert = divmod(unit, level.total)
+            experts = (expert, *experts)
+        return experts
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mumoe.analysis.findings import Effect, Specialization, UnitStudy
 
-__all__ = ["Highlights", "choose_highlights", "interest_order"]
+__all__ = ["Highlights", "choose_highlights", "combinations_to_show", "interest_order"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,18 @@ def interest_order(part: Specialization) -> list[int]:
     """
     measured = [effect.unit for effect in sorted(part.effects, key=_interest)]
     return [*measured, *sorted(set(range(part.units)) - set(measured))]
+
+
+def combinations_to_show(units: UnitStudy, most: int = 40) -> list[int]:
+    """Combinations to list first: those with an effect, as in `interest_order`, then those that most images use.
+
+    Args:
+        units: The combinations of a hierarchy.
+        most: How many to list; at most half of them for their effect.
+    """
+    effects = [effect.unit for effect in sorted(units.modes["zero"].effects, key=_interest)][: most // 2]
+    used = sorted(((unit, load) for unit, load in units.listed() if load), key=lambda pair: (-pair[1], pair[0]))
+    return list(dict.fromkeys([*effects, *(unit for unit, _ in used[:most])]))[:most]
 
 
 def _interest(effect: Effect) -> tuple[int, float, int]:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from mumoe.analysis.capturing import find_layer
-from mumoe.analysis.class_effects import strong_losses
+from mumoe.analysis.class_effects import lost_by_unit
 from mumoe.analysis.coefficient_store import CoefficientStore, CoefficientWriter
 from mumoe.analysis.contributions import ABLATABLE
-from mumoe.analysis.findings import Combination, LayerStudy, UnitStudy
+from mumoe.analysis.findings import COMBINATIONS, Combination, LayerStudy, UnitStudy
 from mumoe.analysis.interventions import intervene, makes_logits
 from mumoe.analysis.outcomes import Interventions, Rest
 from mumoe.analysis.settings import LEAST_LOST, MODES, Mode
@@ -28,8 +28,6 @@ __all__ = ["and_reading", "count_passes", "study_layer", "write_coefficients"]
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Reads the data from its beginning: (inputs of the layer, labels), batch by batch."""
-
-COMBINATIONS = "combinations"
 
 
 def study_layer(
@@ -114,15 +112,16 @@ def _kinds(layer: nn.Module, whole: bool) -> list[tuple[str, int | None]]:
 def _unit_study(
     name: str, runs: Mapping[Mode, Interventions], drawn: Mapping[str, Any], seed: int, least_lost: int
 ) -> UnitStudy:
-    zero = runs["zero"]
+    zero, combined = runs["zero"], name == COMBINATIONS
     how = {"seed": seed, "least_lost": least_lost}
     return UnitStudy(
         units=name,
         modes={str(mode): run.specialization(**drawn, **how) for mode, run in runs.items()},
         load_control=zero.load_control(**how),
-        load=tuple(map(int, zero.load)),
+        load=tuple(map(int, zero.load if combined else zero.all_loads())),
         silent=zero.silent,
         rechecked=sum(run.rechecked for run in runs.values()),
+        occurring=tuple(map(int, zero.occurring)) if combined and zero.occurring is not None else None,
     )
 
 
@@ -182,19 +181,16 @@ def and_reading(
         combinations: Interventions on all combinations, of the same images.
         least_lost: A unit is strong if a class loses at least this many right answers, and at least half of them.
     """
-    lost = [_lost(level, least_lost) for level in levels]
-    joint = _lost(combinations, least_lost)
-    sizes = [len(level) for level in lost]
+    lost = [lost_by_unit(level.answers, level.changes, least_lost) for level in levels]
+    joint = lost_by_unit(combinations.answers, combinations.changes, least_lost)
+    sizes = [level.changes.num_units for level in levels]
+    nothing = np.zeros(combinations.answers.num_classes, dtype=np.bool_)
     found = []
-    for unit in np.flatnonzero(joint.any(1)):
-        experts = tuple(int(n) for n in np.unravel_index(int(unit), sizes))
-        rows = [level[n] for level, n in zip(lost, experts, strict=True)]
-        found.append(_combination(experts, rows, joint[unit]))
+    for unit, classes in joint.items():
+        experts = tuple(int(n) for n in np.unravel_index(unit, sizes))
+        rows = [level.get(n, nothing) for level, n in zip(lost, experts, strict=True)]
+        found.append(_combination(experts, rows, classes))
     return tuple(found)
-
-
-def _lost(interventions: Interventions, least_lost: int) -> npt.NDArray[np.bool_]:
-    return strong_losses(interventions.answers.before, interventions.counts(), least_lost)
 
 
 def _combination(

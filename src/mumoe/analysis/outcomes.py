@@ -24,6 +24,9 @@ Rest = Callable[[Tensor], Tensor]
 ROUNDING = 16.0
 """Decisions closer than this many float epsilons of the terms' size are made by the plain method."""
 
+PENDING = 1_000_000
+"""Loads of single batches that are kept before they are added."""
+
 
 @dataclass(frozen=True)
 class Interventions:
@@ -32,10 +35,12 @@ class Interventions:
     Attributes:
         answers: Right answers before.
         changes: Every answer that some ablation changes.
-        load: (units,) images to which each unit contributes.
+        load: (occurring,) images to which each unit contributes.
         silent: Pairs of image and unit after whose ablation every logit is exactly 0. The plain method, whose argmax
             picks the first of equals, then answers with class 0; so does this.
         rechecked: Batches evaluated once more by the plain method because rounding could have decided.
+        occurring: (occurring,) ascending positions of the units that contribute to an image: of a million combinations
+            of experts few do. None where `load` is that of every unit.
     """
 
     answers: Answers
@@ -43,6 +48,15 @@ class Interventions:
     load: npt.NDArray[np.int64]
     silent: int = 0
     rechecked: int = 0
+    occurring: npt.NDArray[np.int64] | None = None
+
+    def all_loads(self) -> npt.NDArray[np.int64]:
+        """(units,) images to which each unit contributes, those without any included."""
+        if self.occurring is None:
+            return self.load
+        found = np.zeros(self.changes.num_units, dtype=np.int64)
+        found[self.occurring] = self.load
+        return found
 
     def counts(self) -> npt.NDArray[np.int64]:
         """Right answers per unit and class after the unit's ablation, (units, classes)."""
@@ -54,8 +68,11 @@ class Interventions:
 
     def load_control(self, *, seed: int = 0, least_lost: int = LEAST_LOST) -> Specialization:
         """The same measures, by the same rules, for units of the same load made up of random contributions."""
-        shuffled = shuffle_units(self.changes, self.load, seed=seed)
-        return specialization(self.answers, shuffled, least_lost=least_lost)
+        return specialization(self.answers, self.shuffled(seed=seed), least_lost=least_lost)
+
+    def shuffled(self, *, seed: int = 0) -> Changes:
+        """The changes of units of the same load made up of random contributions."""
+        return shuffle_units(self.changes, self.load, units=self.occurring, seed=seed)
 
 
 @dataclass
@@ -66,7 +83,7 @@ class Record:
     labels: list[Tensor] = field(default_factory=list)
     right: list[Tensor] = field(default_factory=list)
     changes: list[npt.NDArray[np.int64]] = field(default_factory=list)
-    load: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    loads: list[npt.NDArray[np.int64]] = field(default_factory=lambda: [np.zeros((2, 0), dtype=np.int64)])
     silent: int = 0
     rechecked: int = 0
     images: int = 0
@@ -95,8 +112,11 @@ class Record:
         self.changed(first, rows, torch.full_like(rows, unit), labels, before, is_right(logits, labels))
 
     def loaded(self, unit: Tensor) -> None:
-        counts = torch.bincount(unit, minlength=self.num_units).cpu().numpy()
-        self.load = counts if not len(self.load) else self.load + counts
+        """Note the units that contribute to a batch, once for each image."""
+        found, counts = unit.unique(return_counts=True)
+        self.loads.append(torch.stack([found, counts]).cpu().numpy())
+        if sum(part.shape[1] for part in self.loads[1:]) > max(PENDING, self.loads[0].shape[1]):
+            self.loads = [_added(self.loads)]
 
     def result(self) -> Interventions:
         if not self.images:
@@ -105,7 +125,15 @@ class Record:
         table = np.concatenate(self.changes, axis=1) if self.changes else np.zeros((4, 0), dtype=np.int64)
         answers = Answers(None if labels.ndim == 2 else labels.astype(np.int64), right, self.classes)
         changes = Changes(table[0], table[1], table[2], table[3], self.num_units)
-        return Interventions(answers, changes, self.load.astype(np.int64), self.silent, self.rechecked)
+        occurring, load = _added(self.loads)
+        return Interventions(answers, changes, load, self.silent, self.rechecked, occurring)
+
+
+def _added(loads: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """(2, units) ascending units and their loads, from several such tables."""
+    unit, load = np.concatenate(loads, axis=1)
+    units, position = np.unique(unit, return_inverse=True)
+    return np.stack([units, np.bincount(position, weights=load, minlength=len(units)).astype(np.int64)])
 
 
 def is_right(logits: Tensor, labels: Tensor) -> Tensor:

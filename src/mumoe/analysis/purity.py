@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mumoe.analysis.analyzing import layer_batches
-from mumoe.analysis.class_effects import counts_after, shuffle_units, strong_classes
+from mumoe.analysis.class_effects import counts_after, strong_classes
 from mumoe.analysis.contributions import ABLATABLE
 from mumoe.analysis.interventions import intervene
 from mumoe.analysis.outcomes import Interventions, Record, is_right
@@ -111,7 +111,7 @@ def _measured(found: Interventions, least_lost: int, seed: int) -> Measured:
     own = found.specialization(least_lost=least_lost)
     control = found.load_control(seed=seed, least_lost=least_lost)
     before = found.answers.before
-    shuffled = shuffle_units(found.changes, found.load, seed=seed)
+    shuffled = found.shuffled(seed=seed)
     purity = Purity(
         images=own.images,
         accuracy=own.accuracy,

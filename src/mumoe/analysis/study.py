@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from mumoe.analysis.chosen_images import choose_images, image_label
+from mumoe.analysis.chosen_images import choose_combination_images, choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientStore
 from mumoe.analysis.expert_notes import ExpertNotes
-from mumoe.analysis.findings import Effect, Interval, LayerStudy, Specialization, UnitStudy
+from mumoe.analysis.findings import COMBINATIONS, Effect, Interval, LayerStudy, Specialization, UnitStudy
 from mumoe.analysis.hints import layer_hint
 from mumoe.errors import UserError, require, unknown_name
 from mumoe.local_paths import public_name
@@ -68,7 +69,7 @@ class ExpertFacts(Record):
         mean_coefficient: Its mean coefficient over all images, or None as `processed`.
         effect: What its ablation changes, or None if nothing.
         classes_lost: (class, share of its right answers that it loses), the largest loss first.
-        images: (image, label, coefficient) of the images with the largest coefficients.
+        images: (image, label, coefficient) of the images with the largest coefficients, of a combination products.
         logits: (class, mean change of its logit when the expert is ablated, over the images that use it), the largest
             change first; empty for a study that was read from disk.
         control: What the ablation of its control changes: as many random contributions as the expert has; None if
@@ -166,6 +167,8 @@ class Study(Record):
     def _require_sound(self, file: Path) -> None:
         """Raise unless all positions in the numbers are those of classes and units."""
         for units in self.study.units:
+            if units.occurring is not None and not _ascend(units):
+                raise _unsound(file, f"{units.units} that occur out of order")
             for found in (*units.modes.values(), units.load_control):
                 for effect in found.effects if found is not None else ():
                     places = (effect.top_class, *(place for place, _ in effect.losses))
@@ -236,12 +239,14 @@ class Study(Record):
         return layer_hint(self.study)
 
     def rows(self, mode: str = "zero", control: bool = False) -> list[dict[str, Any]]:
-        """One row per expert, those without effect included; see `to_frame` for the columns."""
+        """One row per expert, those without effect included, and per combination that occurs; see `to_frame`."""
         levels, notes = range(len(self.study.units)), self.notes
         return [row for position in levels for row in self._rows(position, mode, control, notes)]
 
     def to_frame(self, mode: str = "zero", *, control: bool = False) -> pd.DataFrame:
-        """One row per expert, in order of level and position.
+        """One row per expert, in order of level and position; of a hierarchy also one per combination that occurs.
+
+        A combination of one expert per level occurs if it contributes to an image; `study.units` has the number of all.
 
         Args:
             mode: What replaced an ablated expert, one of the modes that were measured.
@@ -249,12 +254,12 @@ class Study(Record):
 
         Returns:
             A frame with the columns level (the kind of unit, ``experts``, ``level 0``, .., ``combinations`` or
-            ``neurons``), expert, name (what it was named, or empty), load (images it contributes to),
-            mean_coefficient, effect (whether its ablation changes the accuracy of any class), polysemanticity with the
-            ends of its 95% interval low and high, strong, images (those whose lost right answers make it strong),
-            top_classes (names, the largest loss first), losses (the share of its right answers that each of these
-            loses), control_polysemanticity and control_strong (the same of as many random contributions as the expert
-            has). Numbers that do not exist are missing.
+            ``neurons``), expert, experts (its position in each level, for combinations), name (what it was named, or
+            empty), load (images it contributes to), mean_coefficient, effect (whether its ablation changes the accuracy
+            of any class), polysemanticity with the ends of its 95% interval low and high, strong, images (those whose
+            lost right answers make it strong), top_classes (names, the largest loss first), losses (the share of its
+            right answers that each of these loses), control_polysemanticity and control_strong (the same of as many
+            random contributions as the expert has). Numbers that do not exist are missing.
 
         Raises:
             UserError: If the mode was not measured, or pandas is not installed.
@@ -268,11 +273,12 @@ class Study(Record):
         effects = {effect.unit: effect for effect in _part(units, mode, control).effects}
         usage = self.study.usage[position] if position < len(self.study.usage) else None
         controls = {effect.unit: effect for effect in units.load_control.effects}
-        for unit, load in enumerate(units.load):
+        for unit, load in units.listed():
             effect, random = effects.get(unit), controls.get(unit)
             yield {
                 "level": units.units,
                 "expert": unit,
+                "experts": self.study.experts_of(units, unit),
                 "name": notes.name(unit, position),
                 "load": load,
                 "mean_coefficient": None if usage is None or control else usage.mean_coefficient[unit],
@@ -321,6 +327,8 @@ class Study(Record):
         for units in self.study.units:
             lines += [_sentence(units.units, f"{mode} ablation", part) for mode, part in units.modes.items()]
             lines.append(_sentence(units.units, "control of the same load", units.load_control))
+            if units.occurring is not None:
+                lines.append(_occurrence(units))
         if self.study.usage:
             usage = self.study.usage[0]
             lines.append(
@@ -352,8 +360,8 @@ class Study(Record):
             UserError: If there is no such level or expert.
         """
         units = self.units(level)
-        if not 0 <= expert < len(units.load):
-            raise UserError(f"Study.expert: expected an expert in 0..{len(units.load) - 1}, got {expert}.")
+        if not 0 <= expert < units.total:
+            raise UserError(f"Study.expert: expected an expert in 0..{units.total - 1}, got {expert}.")
         position = self.study.units.index(units)
         usage = self.study.usage[position] if position < len(self.study.usage) else None
         effect, control = (_effect_of(part, expert) for part in (units.modes["zero"], units.load_control))
@@ -361,13 +369,13 @@ class Study(Record):
         facts = ExpertFacts(
             expert=expert,
             level=units.units,
-            used_by=units.load[expert],
+            used_by=units.load_of(expert),
             processed=usage.load[expert] if usage else None,
             mean_coefficient=usage.mean_coefficient[expert] if usage else None,
             effect=effect,
             classes_lost=() if effect is None else self._lost(effect),
-            images=self._images(expert, position, images) if usage else (),
-            logits=self._logits(expert, position, units.load[expert]) if usage else (),
+            images=self._images(expert, position, images),
+            logits=self._logits(expert, position, units.load_of(expert)) if usage else (),
             control=control,
             name=entry.name,
             note=entry.note,
@@ -379,11 +387,16 @@ class Study(Record):
         source = self._source
         if source.store is None or not most:
             return ()
-        level = source.store.level(level=position)
-        found, _ = choose_images(level, each=most, threshold=0.0, experts=[expert])
-        if expert not in found:
-            return ()
-        best, rows = found[expert][1], source.store.images if source.rows is None else source.rows
+        if (units := self.study.units[position]).units == COMBINATIONS:
+            levels = [source.store.level(level=number) for number in range(source.store.num_levels())]
+            (best,) = choose_combination_images(levels, [self.study.experts_of(units, expert)], each=most)
+        else:
+            level = source.store.level(level=position)
+            found, _ = choose_images(level, each=most, threshold=0.0, experts=[expert])
+            if expert not in found:
+                return ()
+            best = found[expert][1]
+        rows = source.store.images if source.rows is None else source.rows
         pairs = [(int(row), float(value)) for row, value in zip(best.image, best.value, strict=True)]
         named = [(row if rows is None else int(rows[row]), value) for row, value in pairs]
         return tuple((image, self._label(image), value) for image, value in named)
@@ -409,6 +422,12 @@ class Study(Record):
         change = _mean_change(source, expert, level, load)
         order = sorted(range(len(change)), key=lambda c: (-abs(change[c]), c))
         return tuple((self.classes[c], change[c]) for c in order)
+
+
+def _ascend(units: UnitStudy) -> bool:
+    """Whether the units that occur are as many as their loads, ascending, and within the number of units."""
+    bounds = (-1, *(units.occurring or ()), units.total)
+    return len(bounds) == len(units.load) + 2 and all(one < other for one, other in itertools.pairwise(bounds))
 
 
 def _unsound(file: Path, what: str) -> UserError:
@@ -457,6 +476,15 @@ def _effect_of(part: Specialization, unit: int) -> Effect | None:
 
 def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _occurrence(units: UnitStudy) -> str:
+    """How many combinations occur, and how many images each of them contributes to."""
+    least, middle, most = map(int, np.quantile(units.load or (0,), (0, 0.5, 1), method="lower"))
+    return (
+        f"{units.units}: {len(units.load):,} of {units.total:,} occur, each in {least:,} to {_images(most)} "
+        f"(median {middle:,})"
+    )
 
 
 def _sentence(units: str, what: str, part: Specialization) -> str:

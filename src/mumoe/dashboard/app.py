@@ -118,6 +118,9 @@ class Dashboard:
         level, expert = _number(given, "level"), _number(given, "expert")
         return expert_panel.expert_detail(self.session, self.split(given), level, expert)
 
+    def combinations(self, given: Mapping[str, str]) -> Any:
+        return expert_panel.combinations(self.session, self.split(given))
+
     def audit(self, given: Mapping[str, str]) -> Any:
         return audit_panel.audit_split(self.session, self.split(given).name, given.get("target", ""))
 
@@ -253,6 +256,7 @@ def describe(session: Session) -> dict[str, Any]:
         "split": next(iter(session.splits), session.default_split()),
         "editable": session.run.layer is not None,
         "additive": session.run.head.classifier is None,
+        "combinations": session.analyzed.occurrence is not None,
         "analyzed": session.analyzed.split,
         "missing": [vars(item) for item in session.analyzed.missing if item.part == "analysis"],
         "pictures": not data.name.startswith("features:"),
@@ -270,6 +274,7 @@ def make_app(dashboard: Dashboard, port: int | None = None) -> Guard:
         "/api/state": dashboard.state,
         "/api/experts": dashboard.experts,
         "/api/expert": dashboard.expert,
+        "/api/combinations": dashboard.combinations,
         "/api/audit": dashboard.audit,
         "/api/job": dashboard.job,
         "/api/edits": dashboard.edit_files,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mumoe.analysis.chosen_images import image_label
+from mumoe.analysis.chosen_images import image_label, largest_products
 from mumoe.analysis.expert_notes import ExpertNotes, suggest_name
 from mumoe.analysis.findings import UnitStudy
 from mumoe.analysis.highlights import choose_highlights, interest_order
@@ -31,6 +31,7 @@ from mumoe.reports.views import LevelView
 __all__ = [
     "THRESHOLD",
     "Filter",
+    "combinations",
     "expert_card",
     "expert_columns",
     "expert_detail",
@@ -46,6 +47,9 @@ BINS = 20
 
 SEEN, LOST = 3, 5
 """Classes of each expert in the list: those it handles most, and those that lose most without it."""
+
+PICTURES = 5
+"""Images of each combination of experts in the list."""
 
 MOVED = 5
 """Classes shown whose logits rise, and whose logits fall, most without an expert."""
@@ -219,6 +223,42 @@ def first_experts(session: Session) -> dict[str, Any]:
     units = UnitStudy(level.name, dict(level.modes), level.control, ())
     found, order = choose_highlights(units), interest_order(units.modes["zero"])
     return {"purest": list(found.purest), "typical": found.typical, "first": order[0] if order else None}
+
+
+def combinations(session: Session, split: Split) -> dict[str, Any]:
+    """The combinations of a hierarchy that the analysis lists, with their images in this split.
+
+    Raises:
+        UserError: If the combinations were not measured.
+    """
+    found = session.analyzed.occurrence
+    if found is None:
+        raise UserError(f"{WHO}: expected an analysis with combinations of experts, got none. Run: mumoe analyze.")
+    zero = found.modes["zero"]
+    listed = []
+    for view in found.shown:
+        columns = [level.of_expert(n) for level, n in zip(split.levels, view.experts, strict=True)]
+        rows, value = largest_products(columns, PICTURES)
+        listed.append(
+            {
+                **{name: getattr(view, name) for name in ("experts", "load", "polysemanticity", "strong", "images")},
+                "control": view.control,
+                "worst": view.worst,
+                "pictures": _images_of(split, rows),
+                "products": _plain(value),
+            }
+        )
+    plain: dict[str, Any] = to_plain(
+        {
+            **{name: getattr(found, name) for name in ("total", "occurring", "least", "median", "most")},
+            "with_effect": zero.with_effect,
+            "strong": zero.strong,
+            "control_strong": found.control.strong,
+            "control_with_effect": found.control.with_effect,
+            "shown": listed,
+        }
+    )
+    return plain
 
 
 def _summary(level: LevelView) -> dict[str, Any]:

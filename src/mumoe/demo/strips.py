@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mumoe.analysis.class_effects import Answers, Changes, counts_after, shuffle_units
+from mumoe.analysis.class_effects import Answers, Changes, counts_after
 from mumoe.analysis.findings import UnitStudy
 from mumoe.analysis.highlights import choose_highlights
 from mumoe.analysis.outcomes import Interventions
@@ -72,7 +72,7 @@ def choose_strips(
     if chosen.typical is not None:
         picked.append((TYPICAL, chosen.typical, changes))
     if chosen.control is not None:
-        dealt = shuffle_units(changes, interventions.load, seed=seed)
+        dealt = interventions.shuffled(seed=seed)
         picked.append((CONTROL, chosen.control.unit, dealt))
     return tuple(_strip(kind, unit, answers, found, classes, rows) for kind, unit, found in picked)
 

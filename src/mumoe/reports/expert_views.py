@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mumoe.analysis.chosen_images import ChosenImages, choose_images, image_label
+from mumoe.analysis.chosen_images import ChosenImages, choose_combination_images, choose_images, image_label
 from mumoe.analysis.coefficient_store import CoefficientStore
 from mumoe.analysis.expert_notes import ExpertNotes
-from mumoe.analysis.findings import Combination, Effect, UnitStudy
+from mumoe.analysis.findings import COMBINATIONS, Combination, Effect, UnitStudy
+from mumoe.analysis.highlights import combinations_to_show
 from mumoe.analysis.study import Study
 from mumoe.errors import UserError
 from mumoe.files import read_json, recovered
+from mumoe.models.feature_files import NoImages
 from mumoe.plots.sprites import ImageView
 from mumoe.records import read_typed, reading
-from mumoe.reports.views import ClassLoss, CombinationView, ControlView, ExpertView, LevelView, Missing, Neighbour
+from mumoe.reports.views import (
+    ClassLoss,
+    CombinationView,
+    ControlView,
+    ExpertView,
+    LevelView,
+    Missing,
+    Neighbour,
+    OccurrenceView,
+    OccurringView,
+)
 from mumoe.results import EvalResult
 
 if TYPE_CHECKING:
     from mumoe.data.base import ImageData
     from mumoe.training.opening import StoredRun
+
+COMBINATION_IMAGES = 6
+"""Images of each combination of experts that is shown."""
 
 __all__ = ["Analyzed", "evaluations_of", "read_experts", "read_study"]
 
@@ -43,6 +59,7 @@ class Analyzed:
     levels: tuple[LevelView, ...] = ()
     combinations: tuple[CombinationView, ...] = ()
     missing: tuple[Missing, ...] = ()
+    occurrence: OccurrenceView | None = None
 
 
 @dataclass
@@ -59,7 +76,7 @@ class _Source:
     @property
     def single_units(self) -> list[UnitStudy]:
         """The units of each level, without the combinations of a hierarchy."""
-        return [units for units in self.study.study.units if units.units != "combinations"]
+        return [units for units in self.study.study.units if units.units != COMBINATIONS]
 
     def losses(self, effect: Effect) -> tuple[ClassLoss, ...]:
         """Classes that change, with names, intervals and right answers before."""
@@ -128,7 +145,8 @@ def read_experts(run: StoredRun, *, data: ImageData | None = None, most_images: 
     effects = [effect for units in source.single_units for effect in units.modes["zero"].effects]
     if any(effect.losses and not effect.loss_intervals for effect in effects):
         source.lacks("loss intervals", "The losses of single classes were measured without intervals.", command)
-    return Analyzed(study.split, levels, _combinations(source), tuple(source.missing))
+    occurrence = _occurrence(source, data)
+    return Analyzed(study.split, levels, _combinations(source), tuple(source.missing), occurrence)
 
 
 def _right_answers(evaluation: EvalResult | None, multi_label: bool) -> dict[str, int]:
@@ -229,12 +247,14 @@ def _drawn(items: Sequence[Mapping[str, Any]], grid: Path) -> tuple[ImageView, .
     )
 
 
-def _chosen(store: CoefficientStore, data: ImageData, most: int, seed: int) -> list[Images]:
-    def views(kept: ChosenImages) -> tuple[ImageView, ...]:
-        images = kept.image if store.images is None else np.asarray(store.images)[kept.image]
-        pairs = zip(images.tolist(), kept.value.tolist(), strict=True)
-        return tuple(ImageView(image, image_label(data, image), value) for image, value in pairs)
+def _image_views(store: CoefficientStore, data: ImageData, kept: ChosenImages) -> tuple[ImageView, ...]:
+    images = kept.image if store.images is None else np.asarray(store.images)[kept.image]
+    pairs = zip(images.tolist(), kept.value.tolist(), strict=True)
+    return tuple(ImageView(image, image_label(data, image), value) for image, value in pairs)
 
+
+def _chosen(store: CoefficientStore, data: ImageData, most: int, seed: int) -> list[Images]:
+    views = functools.partial(_image_views, store, data)
     levels = [store.level(level=position) for position in range(store.num_levels())]
     found = [choose_images(level, each=most, seed=seed)[0] for level in levels]
     return [{n: (views(random), views(top)) for n, (random, top) in kinds.items()} for kinds in found]
@@ -247,7 +267,7 @@ def _combinations(source: _Source) -> tuple[CombinationView, ...]:
     study = source.study.study
     if not study.combinations:
         return ()
-    joint = source.study.units("combinations")
+    joint = source.study.units(COMBINATIONS)
     effects = {effect.unit: effect for effect in joint.modes["zero"].effects}
     sizes = tuple(units.modes["zero"].units for units in source.single_units)
     views = [
@@ -267,3 +287,61 @@ def _combination(source: _Source, found: Combination, effect: Effect | None) -> 
         polysemanticity=effect.polysemanticity if effect else None,
         losses=source.losses(effect) if effect else (),
     )
+
+
+def _occurrence(source: _Source, data: ImageData | None) -> OccurrenceView | None:
+    """The combinations that occur, those to show with their images; None without combinations."""
+    study = source.study.study
+    joint = next((units for units in study.units if units.units == COMBINATIONS), None)
+    if joint is None:
+        return None
+    shown = combinations_to_show(joint)
+    effects = {effect.unit: effect for effect in joint.modes["zero"].effects}
+    controls = {
+        effect.unit: ControlView(effect.polysemanticity, effect.strong) for effect in joint.load_control.effects
+    }
+    experts = [study.experts_of(joint, unit) for unit in shown]
+    images = _combination_images(source, data, experts)
+    views = tuple(
+        _occurring(source, index, joint.load_of(unit), effects.get(unit), controls.get(unit), top)
+        for unit, index, top in zip(shown, experts, images, strict=True)
+    )
+    loads = np.array([load for _, load in joint.listed() if load] or [0])
+    least, median, most = map(int, np.quantile(loads, (0, 0.5, 1), method="lower"))
+    occurring = int((loads > 0).sum())
+    modes = {mode: replace(part, effects=()) for mode, part in joint.modes.items()}
+    control = replace(joint.load_control, effects=())
+    return OccurrenceView(joint.total, occurring, least, median, most, modes, control, views)
+
+
+def _occurring(
+    source: _Source,
+    experts: tuple[int, ...],
+    load: int,
+    effect: Effect | None,
+    control: ControlView | None,
+    top: tuple[ImageView, ...],
+) -> OccurringView:
+    return OccurringView(
+        experts=experts,
+        load=load,
+        polysemanticity=effect.polysemanticity if effect else None,
+        strong=effect is not None and effect.strong,
+        images=effect.images if effect else 0,
+        control=control,
+        losses=source.losses(effect) if effect else (),
+        top=top,
+    )
+
+
+def _combination_images(
+    source: _Source, data: ImageData | None, combinations: Sequence[tuple[int, ...]]
+) -> list[tuple[ImageView, ...]]:
+    """The images of each combination with the largest products of coefficients; none without images."""
+    folder = recovered(source.folder / "coefficients")
+    if data is None or isinstance(data.open_image, NoImages) or not (folder / "index.json").is_file():
+        return [()] * len(combinations)
+    store = CoefficientStore(folder)
+    levels = [store.level(level=position) for position in range(store.num_levels())]
+    found = choose_combination_images(levels, combinations, each=COMBINATION_IMAGES) if combinations else []
+    return [_image_views(store, data, kept) for kept in found]

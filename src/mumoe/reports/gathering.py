@@ -125,6 +125,7 @@ def _view(name: str, path: str, runs: Sequence[StoredRun], data: ImageData | Non
         split=experts.split,
         levels=experts.levels,
         combinations=experts.combinations,
+        occurrence=experts.occurrence,
         edits=edits,
         fairness=fairness,
         audits=audits,

@@ -35,7 +35,7 @@ from mumoe.progress import Progress
 from mumoe.records import Record, record, to_plain
 from mumoe.reports.gathering import gather, open_images, run_names
 from mumoe.reports.rendering import asset, render, short
-from mumoe.reports.views import EditView, ExpertView, LevelView, Missing, RunView
+from mumoe.reports.views import EditView, ExpertView, LevelView, Missing, OccurringView, RunView
 from mumoe.results import Comparison
 from mumoe.training.compare import compare
 from mumoe.training.opening import StoredRun
@@ -505,8 +505,19 @@ def _write_hierarchy(site: _Site, run: _Run) -> None:
     values = {"agreement": sum(known) / len(known) if known else None, "agreeing": len(known)}
     data = "data/hierarchy.json"
     summary = {"levels": [dataclasses.replace(level, experts=()) for level in run.view.levels]}
-    write_json(site.out / run.path(data), _json({**summary, "combinations": run.view.combinations, **values}))
-    site.page(run.path("hierarchy.html"), "hierarchy.html", **_common(run, "hierarchy", data), **values)
+    found = {"combinations": run.view.combinations, "occurrence": run.view.occurrence}
+    write_json(site.out / run.path(data), _json({**summary, **found, **values}))
+    shown = run.view.occurrence.shown if run.view.occurrence else ()
+    rows = [{"c": c, "images": _combination_tiles(site, run, c)} for c in shown]
+    page = {"rows": rows, "most_rows": MOST_ROWS, "modes": MODES, **values}
+    site.page(run.path("hierarchy.html"), "hierarchy.html", **_common(run, "hierarchy", data), **page)
+
+
+def _combination_tiles(site: _Site, run: _Run, found: OccurringView) -> list[Tile]:
+    if not found.top:
+        return []
+    name = "-".join(map(str, found.experts))
+    return site.sprites.tiles(run.path(f"images/combination-{name}.webp"), run.data, found.top)
 
 
 def _write_generalization(site: _Site, run: _Run) -> None:

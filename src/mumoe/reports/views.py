@@ -35,6 +35,8 @@ __all__ = [
     "MeasuredFairness",
     "Missing",
     "Neighbour",
+    "OccurrenceView",
+    "OccurringView",
     "PlainChange",
     "RankingView",
     "RunFacts",
@@ -339,6 +341,59 @@ class CombinationView:
     losses: tuple[ClassLoss, ...]
 
 
+@dataclass(frozen=True)
+class OccurringView:
+    """A combination of experts that contributes to images.
+
+    Attributes:
+        experts: One per level.
+        load: Images to which it contributes.
+        polysemanticity: Its p; None if its ablation changes no class.
+        strong: Whether some class loses at least half of its right answers without it, and enough of them.
+        images: Distinct images behind that.
+        control: The same of as many random contributions; None if these change nothing.
+        losses: Classes that change without it, the largest loss first.
+        top: Images with the largest products of coefficients.
+    """
+
+    experts: tuple[int, ...]
+    load: int
+    polysemanticity: float | None
+    strong: bool
+    images: int
+    control: ControlView | None
+    losses: tuple[ClassLoss, ...]
+    top: tuple[ImageView, ...]
+
+    @property
+    def worst(self) -> ClassLoss | None:
+        """The class that loses most without it; None if no class loses."""
+        return self.losses[0] if self.losses and self.losses[0].loss > 0 else None
+
+
+@dataclass(frozen=True)
+class OccurrenceView:
+    """The combinations of a hierarchy that contribute to an image, and how many there are.
+
+    Attributes:
+        total: All combinations.
+        occurring: Those that contribute to an image.
+        least, median, most: Images to which these contribute: the smallest number, the median and the largest.
+        modes: Specialization by what replaces an ablated combination, without single effects.
+        control: The same for units of the same load made up of random contributions.
+        shown: Those to show, as `mumoe.analysis.highlights.combinations_to_show` chooses them.
+    """
+
+    total: int
+    occurring: int
+    least: int
+    median: int
+    most: int
+    modes: Mapping[str, Specialization]
+    control: Specialization
+    shown: tuple[OccurringView, ...]
+
+
 # Edits ---------------------------------------------------------------------------------------------------------
 
 
@@ -455,6 +510,7 @@ class RunView:
         split: Split that was analyzed in the seed shown; empty without an analysis.
         levels: Its experts; empty without an analysis.
         combinations: Strong combinations of a hierarchy.
+        occurrence: Combinations that occur; None without a hierarchy that makes the logits.
         edits: Files of edits of the seed shown.
         fairness: Reports of `mumoe fairness` found beside it.
         audits: Audits of the seed shown.
@@ -483,6 +539,7 @@ class RunView:
     missing: tuple[Missing, ...]
     stability: Stability | None = None
     shifts: tuple[Shift, ...] = ()
+    occurrence: OccurrenceView | None = None
 
     @property
     def seed(self) -> SeedView:

@@ -64,7 +64,7 @@ export function defaultSort(run) {
   return run.analyzed ? "interest" : "load";
 }
 
-export function ExpertList({ run, notes, view, setView, opened, onOpen, selected, setSelected }) {
+export function ExpertList({ run, notes, view, setView, opened, onOpen, onOpenImage, selected, setSelected }) {
   const level = Number(view.level);
   const { split, sort, q } = view;
   const filter = { label: view.label, attribute: view.attribute, value: view.value };
@@ -94,6 +94,7 @@ export function ExpertList({ run, notes, view, setView, opened, onOpen, selected
       <label class="check"><input type="checkbox" checked=${unused} onChange=${() => setView({ unused: unused ? "" : "1" })} />
         show experts that process none of these images</label>
     </details>
+    ${run.combinations && html`<${Combinations} run=${run} notes=${notes} split=${split} onOpen=${onOpen} onOpenImage=${onOpenImage} />`}
     <${Pins} run=${run} notes=${notes} view=${view} setView=${setView} onOpen=${onOpen} />
     <${Problem} text=${problem || notes.problem} />
     ${columns && html`<p class="note listline"><span role="status">${plural(places.length, "expert")} on ${plural(columns.rows, "image")} of${" "}
@@ -116,6 +117,33 @@ function row(run, columns, notes, level, n) {
   const seen = columns.seen[n].filter((c) => c >= 0).map((c) => run.classes[c]);
   return [level, n, name, note, columns.load[n], columns.touched[n], columns.mean[n], columns.polysemanticity?.[n], columns.strong?.[n], columns.images?.[n],
     columns.control_polysemanticity?.[n], columns.control_strong?.[n], lost < 0 ? "" : run.classes[lost], columns.loss?.[n], seen.join("; "), columns.accuracy[n], columns.gap?.[n]];
+}
+
+// The combinations of one expert per level that occur, asked for when they are opened.
+function Combinations({ run, notes, split, onOpen, onOpenImage }) {
+  const [open, setOpen] = useState(false);
+  return html`<details class="filters combinations" onToggle=${(event) => setOpen(event.currentTarget.open)}>
+    <summary>Combinations of experts that occur</summary>
+    ${open && html`<${CombinationList} run=${run} notes=${notes} split=${split} onOpen=${onOpen} onOpenImage=${onOpenImage} />`}
+  </details>`;
+}
+
+function CombinationList({ run, notes, split, onOpen, onOpenImage }) {
+  const { found, problem, busy } = useAnswer(split, () => get("/api/combinations", { split }));
+  const rest = found ? found.occurring - found.shown.length : 0;
+  const effect = ({ worst, polysemanticity, strong, images, control }) => html`
+    ${worst ? html`<span class="lost">${worst.name} <b>${percent(worst.loss, 0)}</b></span> lost without it` : "no class loses without it"}${strong ? `, strong by ${plural(images, "image")}` : ""}${polysemanticity == null ? "" : `; p ${number(polysemanticity)}, control ${control ? number(control.polysemanticity) : "no effect"}${control?.strong ? ", strong" : ""}`}`;
+  return html`<div aria-busy=${busy}><${Problem} text=${problem} />
+    ${found && html`<p class="note">${count(found.occurring)} of ${count(found.total)} combinations contribute to ${run.analyzed} images, each to ${count(found.least)} to ${count(found.most)} (median ${count(found.median)}).
+      ${" "}${count(found.with_effect)} change a class without them, control ${count(found.control_with_effect)}; ${count(found.strong)} strong, control ${count(found.control_strong)}.<${Term} of="control" /></p>
+    <ul class="combos">${found.shown.map((item) => html`<li key=${item.experts.join("-")}>
+      <span>${item.experts.map((n, level) => html`<${ExpertLink} expert=${n} level=${level} levels=${run.num_experts.length} name=${notes.of(level, n).name} onOpen=${onOpen} /> `)}
+        <small>${plural(item.load, "image")}; ${effect(item)}</small></span>
+      ${run.pictures && item.pictures.length > 0 && html`<span class="strip">${item.pictures.map((image, n) => html`<button type="button" class="plain" key=${image} onClick=${() => onOpenImage(image)}>
+        <${Picture} run=${run} image=${image} name=${`Image ${image}, product of coefficients ${number(item.products[n], 2)}`} /></button>`)}</span>`}
+    </li>`)}</ul>
+    ${rest > 0 && html`<p class="note">${count(rest)} more occur.</p>`}`}
+  </div>`;
 }
 
 function Pins({ run, notes, view, setView, onOpen }) {

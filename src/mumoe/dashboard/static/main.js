@@ -188,7 +188,7 @@ function Dashboard({ run }) {
       ${tab === "images" ? html`<${ImageList} run=${run} view=${view} setView=${setView} edits=${sent} opened=${where.image} onOpen=${openImage} />`
         : tab === "own" ? html`<${OwnPicture} run=${run} notes=${notes} edits=${sent} onOpenExpert=${openExpert} />`
         : tab === "audit" ? html`<${Audit} run=${run} notes=${notes} split=${split} onOpenExpert=${openExpert} />`
-        : html`<${ExpertList} run=${run} notes=${notes} view=${view} setView=${setView} opened=${opened} onOpen=${openExpert} selected=${selected} setSelected=${setSelected} />`}
+        : html`<${ExpertList} run=${run} notes=${notes} view=${view} setView=${setView} opened=${opened} onOpen=${openExpert} onOpenImage=${openImage} selected=${selected} setSelected=${setSelected} />`}
       ${where.page === "expert" && detail(where.level, where.expert, { onClose: () => go("experts"), onBeside: (key) => go(`pair/${where.level}/${where.expert}/${key}`) })}
       ${where.page === "pair" && detail(where.level, where.expert, { onClose: () => go(`expert/${besideLevel}/${beside}`) })}
       ${where.page === "pair" && detail(besideLevel, beside, { onClose: () => go(`expert/${where.level}/${where.expert}`) })}
