@@ -1,8 +1,9 @@
 """Analysis of combinations of experts on several levels: which occur, and what the "and" of their experts selects.
 
-A combination is used by the tokens that use all of its experts. That set is smaller than that of each expert, and a smaller
-set of top tokens may be purer by chance. So purity is compared on equally many tokens: the top ones of a combination
-with the top ones of each of its experts alone, and random ones that use it with random ones that use each expert.
+A combination is used by the tokens that use all of its experts. That set is smaller than that of each expert, and a
+smaller set of top tokens may be purer by chance. So purity is compared on equally many tokens: the top ones of a
+combination with the top ones of each of its experts alone, and random ones that use it with random ones that use each
+expert.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def combination_findings(source: CombinationSource, ablate: Callable[[tuple[int,
     )
 
 
-def _finding(source: CombinationSource, key: int, ablate: Callable[[tuple[int, ...]], float | None]) -> CombinationFinding:
+def _finding(
+    source: CombinationSource, key: int, ablate: Callable[[tuple[int, ...]], float | None]
+) -> CombinationFinding:
     experts = source.occurring.experts(key)
     rows, value = _ranked(source.occurring, key)
     size, tokens = min(source.pure, len(rows)), source.occurring.rows

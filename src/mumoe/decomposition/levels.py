@@ -87,7 +87,8 @@ class Occurring:
 
     def counted(self) -> tuple[Ints, Ints]:
         """Keys of the combinations that occur, ascending, and the number of rows that use each."""
-        return np.unique(self.key, return_counts=True)  # type: ignore[return-value]
+        keys, counts = np.unique(self.key, return_counts=True)
+        return keys, counts
 
     def of(self, key: int) -> tuple[Ints, Floats]:
         """Rows that use a combination, ascending, and its values there."""

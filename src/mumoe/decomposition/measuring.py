@@ -5,8 +5,9 @@ intervals over documents. Two controls keep the experts and remove the gate's ch
 coefficients of training (*constant gate*), or the coefficients of another row (*shuffled*). If a replacement is as
 good with a constant gate, its experts contribute nothing, however faithful it is. The *expert share* is the gate's
 part of the loss regained over zero ablation. Of experts on several levels, one level at a time is also held constant
-while the others stay as they are: what is lost then is what that level adds to the "and". The Gaussian twin consists of rows with the mean and covariance
-of the MLP's inputs: a replacement that matches the MLP everywhere has the same error there.
+while the others stay as they are: what is lost then is what that level adds to the "and". The Gaussian twin consists
+of rows with the mean and covariance of the MLP's inputs: a replacement that matches the MLP everywhere has the same
+error there.
 """
 
 from __future__ import annotations

@@ -737,9 +737,7 @@ class _Job:
             replacement = fresh(replacement.to(self.language.device), train)
             if self.init == "weights":
                 start_at_weights(replacement, self.mlp.parts, train)
-        self.say(
-            f"{one.kind}: {self.shape.shown} experts, {replacement.parameters_count:,} parameters, lr {rate:g}"
-        )
+        self.say(f"{one.kind}: {self.shape.shown} experts, {replacement.parameters_count:,} parameters, lr {rate:g}")
         return fit_replacement(replacement, train, val, settings, folder, twin=twin, progress=self.progress)
 
     def _write(self, tried: Mapping[float, Fitted], best: float, train: Activations) -> None:

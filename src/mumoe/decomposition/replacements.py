@@ -25,6 +25,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -43,6 +44,10 @@ __all__ = ["KINDS", "SPARSE", "Kind", "Replacement", "Shape", "build", "check_ex
 WHO = "decompose"
 BLOCK_EXPERTS = 512
 """Experts of the kinds that are blocks, whose rank follows from the budget."""
+LATER_SPREAD = 0.5
+"""Standard deviation around 1 of the expert vectors of later levels at the start. Measured for (1024, 1024) experts and
+k = 16 of layer 10 of SmolLM2, 500,000 tokens, learning rate 0.002: error .121 and 10 % of experts never used; with
+random directions on both levels .132 and 51 %, with all vectors around 1 (spread 1) .126 and 6 %."""
 MOST_COMBINATIONS = 2**62
 """Combinations of experts that a number of 64 bits tells apart."""
 
@@ -140,7 +145,8 @@ class Shape:
         several = len(self.levels) > 1
         if several and not isinstance(expert, tuple):
             raise UserError(
-                f"{WHO}: expected an expert as (level, number), got {expert!r}. Use (0, {expert!r}) for the first level."
+                f"{WHO}: expected an expert as (level, number), got {expert!r}. Use (0, {expert!r}) for the first "
+                "level."
             )
         level, number = expert if isinstance(expert, tuple) else (0, expert)
         if not 0 <= level < len(self.levels):
@@ -251,19 +257,18 @@ class Replacement(nn.Module):
     def _reset_factors(self, mixture: MuMoE) -> None:
         """Expert vectors of random directions, so that no two experts start alike; the output starts at 0.
 
-        On several levels a combination's vector, the product of one from each level, has the norm that an expert's
-        has on one level: (rank / in_features)^(1/2).
+        Those of later levels start around 1, over the sum of coefficients that is expected: at first a hierarchy is
+        nearly the mixture of its first level, and each combination differs a little.
         """
         part: Any = mixture.factorization
-        levels = len(self.shape.levels)
-        factors = [getattr(part, f"expert_factor_{level}") for level in range(levels)]
-        for factor in factors:
-            _unit_(factor.uniform_(-1, 1))
+        _unit_(part.expert_factor_0.uniform_(-1, 1))
         if self.shape.kind == "hadamard":
             part.in_factor.zero_()
             return
-        for factor in factors:
-            factor.mul_((self.shape.rank**levels / self.shape.in_features) ** (0.5 / levels))
+        part.expert_factor_0.mul_((self.shape.rank / self.shape.in_features) ** 0.5)
+        for level, size in enumerate(self.shape.levels[1:], 1):
+            factor = getattr(part, f"expert_factor_{level}")
+            factor.normal_(1.0, LATER_SPREAD).div_(_coefficient_sum(size, self.shape.k))
         part.in_factor.uniform_(-1, 1).div_(self.shape.in_features**0.5)
         part.out_factor.zero_()
 
@@ -355,6 +360,12 @@ def _unit_(vectors: Tensor) -> None:
     vectors.div_(vectors.norm(dim=1, keepdim=True).clamp_(min=1e-12))
 
 
+def _coefficient_sum(experts: int, k: int) -> float:
+    """Expected sum of the k largest of so many standard normal logits, of those above 0."""
+    normal = NormalDist()
+    return experts * normal.pdf(normal.inv_cdf(1 - min(k / experts, 0.5)))
+
+
 def _mixture(shape: Shape, act: nn.Module) -> Features | MuMoE | MuMoEBlock | None:
     kind = KINDS[shape.kind]
     if not shape.experts:
@@ -395,7 +406,8 @@ def check_experts(experts: int | Sequence[int], kind: str) -> int | tuple[int, .
     """Number of experts, or of each of several levels; 0: what meets the budget. One level alone is a number.
 
     Raises:
-        UserError: If the kind is unknown, a number is below 1, the kind has one level only, or there are too many combinations to number.
+        UserError: If the kind is unknown, a number is below 1, the kind has one level only, or there are too many
+            combinations to number.
     """
     if kind not in KINDS:
         raise unknown_name(WHO, "kind", kind, KINDS)
@@ -446,8 +458,8 @@ def shape_for(
     found = _fitting(base, budget, experts, rank, k)
     if found.k and min(found.levels) < found.k:
         raise UserError(
-            f"{WHO}: expected at least as many experts as k == {k}, got {min(found.levels)} of {kind}. Lower `k`, or raise "
-            "`width`."
+            f"{WHO}: expected at least as many experts as k == {k}, got {min(found.levels)} of {kind}. "
+            "Lower `k`, or raise `width`."
         )
     return found, budget
 
