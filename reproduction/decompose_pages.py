@@ -331,9 +331,10 @@ def _combined(entry: Entry) -> str:
         ["random", f"{one.any:.3f}", *(f"{value:.3f}" for value in one.any_alone)],
     ]
     table = render_table(["tokens", "combination", "level 0 alone", "level 1 alone"], rows, "markdown")
+    live = found.combinations.live
     return (
-        f"Tag purity of {one.count:,} combinations of {entry['cell']}, drawn at random from "
-        f"{found.combinations.live:,} that at least {found.least} tokens use, and of their experts alone, over equally many tokens:\n\n{table}"
+        f"Tag purity of {one.count:,} combinations of {entry['cell']}, drawn at random from {live:,} that at least "
+        f"{found.least} tokens use, and of their experts alone, over equally many tokens:\n\n{table}"
     )
 
 
