@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -345,6 +346,9 @@ def test_report_and_dashboard_show_each_level(looked, tmp_path):
             assert one.largest == pytest.approx(float(entries.value[entries.expert == column].max()))
     page = looked.report(tmp_path / "report").read_text()
     assert page.count("<h2>") == 2
+    marks, links = re.findall(r'<h3 id="([^"]+)"', page), re.findall(r'href="#([^"]+)"', page)
+    assert len(set(marks)) == len(marks) == len(looked.found.found)
+    assert sorted(marks) == sorted(links)
     assert "192 combinations" in page
     session = open_decomposed(looked)
     assert len(session.describe()["layers"]) == 2
