@@ -27,6 +27,8 @@ PAIRS = (
     ("cp-linear-weights", "transcoder"),
     ("cp-linear", "transcoder"),
     ("cp-linear", "skip-transcoder"),
+    ("cp-linear-pairs", "cp-linear"),
+    ("cp-linear-pairs", "skip-transcoder"),
     ("hadamard", "transcoder"),
 )
 """Variants whose increases are compared: first minus second."""
@@ -44,6 +46,7 @@ def write_pages(entries: Sequence[Entry], study: Study, out: Path) -> None:
     if len({entry["cell"].k for entry in entries}) > 1:
         _pareto(entries, study, places, out)
         parts.append(PARETO)
+    parts.append(_levels(entries))
     parts.append(_purity(entries))
     parts.append(_shown(entries, study))
     parts.append(_credits(entries))
@@ -139,14 +142,25 @@ def _table(entries: Sequence[Entry]) -> str:
                 _mean([one.measures[0].error for one in found], 4),
                 _mean([one.jacobian_cosine for one in found], 2),
                 _mean([one.twin_error for one in found], 3),
-                _mean([one.active for one in found], 1),
-                f"{100 * np.mean(live):.0f} % of {found[0].experts:,}" if live else "",
+                _active(found),
+                f"{100 * np.mean(live):.0f} % of {_experts(found[0])}" if live else "",
                 f"{100 * np.mean(most):.0f} %" if most else "",
                 f"{fitted['parameters']:,}",
                 f"{fitted['lr']:g}",
             ]
         )
     return render_table(header, rows, "markdown")
+
+
+def _active(found: Sequence[Evaluation]) -> str:
+    """Experts that a token uses, and the combinations of several levels."""
+    text = _mean([one.active for one in found], 1)
+    pairs = [one.combinations.active for one in found if one.combinations]
+    return f"{text}; {np.mean(pairs):.0f} combinations" if pairs else text
+
+
+def _experts(one: Evaluation) -> str:
+    return " + ".join(f"{level.experts:,}" for level in one.levels) or f"{one.experts:,}"
 
 
 def averaged(found: Sequence[Evaluation], which: int | str) -> Measure:
@@ -274,6 +288,54 @@ def _line(axes: Any, points: Any, name: str, number: int) -> None:
 
 
 # Experts ----------------------------------------------------------------------------------------------------
+
+
+def _levels(entries: Sequence[Entry]) -> str:
+    """What each of several levels adds, and which combinations occur."""
+    some = [one for one in entries if one["evaluation"].levels]
+    if not some:
+        return ""
+    lines = [
+        "## Experts on two levels",
+        "",
+        "A token uses every combination of one used expert per level. The share of a level is the expert share with "
+        "its gate constant and the other as it is; where it is as large as the expert share, nothing is left without "
+        "that level.",
+        "",
+    ]
+    header = ["run", "expert share", "share of level 0", "share of level 1", "live, level 0", "live, level 1"]
+    header += ["combinations a token", "that occur", "in tokens", "most used by"]
+    rows = []
+    for entry in some:
+        found: Evaluation = entry["evaluation"]
+        pairs = found.combinations
+        assert pairs is not None
+        row = [str(entry["cell"]), _mean([found.expert_share], 2)]
+        row += [_mean([level.share], 2) for level in found.levels]
+        row += [f"{level.live:,} of {level.experts:,}" for level in found.levels]
+        row += [f"{pairs.active:.0f}", f"{pairs.occurring:,} of {pairs.possible:,}", f"{pairs.rows:,}"]
+        rows.append([*row, f"{100 * pairs.most:.0f} %"])
+    lines.append(render_table(header, rows, "markdown"))
+    lines += [_combined(one) for one in some if "analysis" in one]
+    return "\n".join(lines)
+
+
+def _combined(entry: Entry) -> str:
+    """Purity of combinations beside that of their experts."""
+    found: Analysis = entry["analysis"]
+    if found.combinations is None or found.combinations.purity is None:
+        return ""
+    one = found.combinations.purity
+    rows = [
+        ["largest coefficients", f"{one.top:.3f}", *(f"{value:.3f}" for value in one.top_alone)],
+        ["random", f"{one.any:.3f}", *(f"{value:.3f}" for value in one.any_alone)],
+    ]
+    table = render_table(["tokens", "combination", "level 0 alone", "level 1 alone"], rows, "markdown")
+    live = found.combinations.live
+    return (
+        f"Tag purity of {one.count:,} combinations of {entry['cell']}, drawn at random from {live:,} that at least "
+        f"{found.least} tokens use, and of their experts alone, over equally many tokens:\n\n{table}"
+    )
 
 
 def _purity(entries: Sequence[Entry]) -> str:

@@ -240,7 +240,8 @@ class _Maker:
     def _make(self, cell: Cell, folder: Path, rates: tuple[float, ...]) -> None:
         study, variant, begun = self.study, self.study.variants[cell.variant], time.process_time()
         self.language = self.language or open_language(study.model)
-        given = {**study.settings, **variant.settings, "lr": rates, "width": cell.width, "k": cell.k, "seed": cell.seed}
+        given = {**study.settings, "k": cell.k, **variant.settings, "lr": rates}
+        given |= {"width": cell.width, "seed": cell.seed}
         dec = decompose(self.language, cell.layer, text=study.text, out=folder, progress=False, **given)
         first = cell.seed == 0
         if not (folder / "evaluation.json").is_file():

@@ -1,5 +1,6 @@
 """The study of decompositions on a tiny random Llama: what is made, what is not made twice, and the page."""
 
+import dataclasses
 import json
 import shutil
 
@@ -154,3 +155,19 @@ def test_results_of_earlier_calls_are_kept_and_not_made_again(options, tmp_path,
     main(Options(**{**vars(options), **parts}))
     main(Options(**{**vars(options), **parts, "again": True}))
     assert made == [True, True, False, False]
+
+
+def test_experts_on_two_levels_have_a_part_of_the_page(options, tmp_path):
+    config = tmp_path / "study.toml"
+    pairs = '[variants.cp-linear-pairs]\nsettings = { kind = "cp-linear", experts = [12, 10], k = 2 }\nks = [4]\n'
+    config.write_text(config.read_text() + pairs)
+    main(dataclasses.replace(options, variants=("cp-linear-pairs",), seeds=1))
+    page = (tmp_path / "out" / "README.md").read_text()
+    (entry,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert entry["shape"]["experts"] == [12, 10]
+    assert entry["shape"]["k"] == 2  # that of the variant, per level
+    found = entry["evaluation"]["combinations"]
+    assert "## Experts on two levels" in page
+    assert f"{found['occurring']} of 120" in page
+    assert "% of 12 + 10" in page
+    assert f"; {found['active']:.0f} combinations" in page

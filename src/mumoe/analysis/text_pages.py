@@ -142,11 +142,19 @@ def _table(layer: LayerText, study: TextStudy, notes: ExpertNotes) -> str:
             f"{expert.used:.1%}",
         ]
         cells += [cell for of in labels for cell in purity.get(of, ("", "", ""))]
-        link = f'<td><a href="#e{expert.expert}">{expert.expert}</a></td>' if place < QUOTED else ""
+        link = (
+            f'<td><a href="#{_anchor(expert, layer.layer, study)}">{expert.expert}</a></td>' if place < QUOTED else ""
+        )
         number = [] if link else [str(expert.expert)]
         row = _row("td", [*number, *cells, notes.name(expert.expert, layer.layer)])
         rows.append(row.replace("<tr>", f"<tr>{link}", 1))
     return f'<div class="wide" tabindex="0" role="region" aria-label="Experts"><table>{"".join(rows)}</table></div>'
+
+
+def _anchor(expert: ExpertText, layer: str, study: TextStudy) -> str:
+    """What the table links to: ``e17``, or ``e17-1`` of the second of several layers."""
+    names = [one.layer for one in study.layers]
+    return f"e{expert.expert}" if len(names) == 1 else f"e{expert.expert}-{names.index(layer)}"
 
 
 def _nats(change: float | None, study: TextStudy) -> str:
@@ -168,7 +176,7 @@ def _expert(expert: ExpertText, layer: str, study: TextStudy, notes: ExpertNotes
     note = f'<p class="soft">{html.escape(entry.note)}</p>' if entry.note else ""
     quotes = "".join(f'<div class="quote">{_quote(token, expert.largest)}</div>' for token in expert.top)
     head = f'Expert {expert.expert}{name} <span class="soft">{html.escape("; ".join(facts))}</span>'
-    mark = "" if expert.estimate is None else f' id="e{expert.expert}"'  # the table links to it
+    mark = "" if expert.estimate is None else f' id="{_anchor(expert, layer, study)}"'  # the table links to it
     return f"<h3{mark}>{head}</h3>{note}{quotes}{_logits(expert)}"
 
 

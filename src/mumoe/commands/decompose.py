@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +37,13 @@ class Options:
     """tokens trained on; of a shorter text several passes"""
     width: float = 8.0
     """budget: parameters of a transcoder with so many features for each input of the MLP"""
-    experts: int = 0
-    """number of experts (0: what meets the budget)"""
+    experts: str = "0"
+    """number of experts, or of each of several levels as in 1024x1024 (cp-linear); 0: what meets the budget"""
     rank: int = 0
     """rank of the experts (0: for cp-linear the hidden units of the MLP, or twice its inputs with --init random; for
     cp, tucker and tr what meets the budget)"""
     k: int = 32
-    """experts that the gate keeps for a token"""
+    """experts that the gate keeps for a token, of each level"""
     init: Literal["auto", "random", "weights"] = "auto"
     """start at random weights or at those of the MLP (auto: the latter for cp-linear of a gated MLP)"""
     lr: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
@@ -73,7 +74,6 @@ class Options:
 
 SETTINGS = (
     "width",
-    "experts",
     "rank",
     "k",
     "init",
@@ -103,6 +103,7 @@ def run(options: Options) -> None:
         device=options.device,
         progress=not options.quiet,
         announce=_say,
+        experts=_experts(options.experts),
         **{name: getattr(options, name) for name in SETTINGS},
     )
     if not is_main():
@@ -122,12 +123,27 @@ def run(options: Options) -> None:
     leave(wait=False)
 
 
+def _experts(text: str) -> int | tuple[int, ...]:
+    """Number of experts, or of each level: ``512``, ``1024x1024``."""
+    if not re.fullmatch(r"\d{1,18}(x\d{1,18})*", text):
+        raise UserError(
+            f"mumoe decompose: expected --experts as a number, or one for each level as in 1024x1024, got {text!r}."
+        )
+    sizes = tuple(int(size) for size in text.split("x"))
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
 def _check(options: Options) -> None:
-    """Refuse wrong paths before torch is imported."""
+    """Refuse wrong sizes and paths before torch is imported."""
+    if isinstance(_experts(options.experts), tuple) and options.kind != "cp-linear":
+        raise UserError(
+            f"mumoe decompose: expected --experts as one number for --kind {options.kind}, got {options.experts}. "
+            "Experts on several levels are for cp-linear."
+        )
     kind, _, place = options.text.partition(":")
     if options.text not in ("brown", "stdlib") and (kind not in ("folder", "tokens") or not place):
         raise UserError(

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mumoe.dashboard import WHO, audit_panel, edit_panel, expert_panel, image_panel, note_panel
-from mumoe.dashboard.background import Tasks, one_line
+from mumoe.dashboard.background import Report, Tasks, one_line
 from mumoe.dashboard.guard import Guard, Secrets
 from mumoe.dashboard.session import Session, Split
 from mumoe.dashboard.steering import asked
@@ -210,10 +210,12 @@ class Dashboard:
 
     def generate(self, given: Mapping[str, Any]) -> Any:
         """Begin to write texts with and without an expert scaled."""
-        steering, (prompt, tokens, expert, factor) = self.tokens.write(), asked(given)
-        return {
-            "job": self.tasks.start("writing", lambda report: steering.write(prompt, tokens, expert, factor, report))
-        }
+        steering, (prompt, tokens, expert, factor, level) = self.tokens.write(), asked(given)
+
+        def write(report: Report) -> Any:
+            return steering.write(prompt, tokens, expert, factor, report, level=level)
+
+        return {"job": self.tasks.start("writing", write)}
 
     def note(self, given: Mapping[str, Any]) -> Any:
         """Save the name and note of one expert."""

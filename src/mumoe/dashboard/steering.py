@@ -33,15 +33,25 @@ class Steering:
 
     Args:
         decomposition: The decomposition; its language model is loaded on first use.
-        used: Expert -> share of tokens that use it, for the choice of controls.
+        used: (level, expert) -> share of tokens that use it, for the choice of controls.
     """
 
-    def __init__(self, decomposition: Decomposition, used: Mapping[int, float]) -> None:
+    def __init__(self, decomposition: Decomposition, used: Mapping[tuple[int, int], float]) -> None:
         self.decomposition, self.used = decomposition, used
         self._known: dict[tuple[str, int], dict[str, str]] = {}
 
-    def write(self, prompt: str, tokens: int, expert: int, factor: float, report: Report) -> dict[str, Any]:
+    def write(
+        self, prompt: str, tokens: int, expert: int, factor: float, report: Report, *, level: int = 0
+    ) -> dict[str, Any]:
         """What follows a prompt, the likeliest token each time.
+
+        Args:
+            prompt: How the text begins.
+            tokens: Tokens to write.
+            expert: Whose coefficient is multiplied, within its level.
+            factor: By what.
+            report: Called with the progress.
+            level: The level of the expert.
 
         Returns:
             ``original`` with the MLP that was decomposed, ``plain`` with its experts, ``steered`` with one expert's
@@ -53,18 +63,18 @@ class Steering:
         """
         plain = self._without_scaling(prompt, tokens, report)
         report(2, 4, f"Writing with expert {expert} × {factor:g}")
-        steered = self._generate(prompt, tokens, scale={expert: factor})
-        control = self.control(expert)
+        steered = self._generate(prompt, tokens, scale={(level, expert): factor})
+        control = self.control(expert, level)
         report(3, 4, f"Writing with expert {control} × {factor:g}")
-        controlled = None if control is None else self._generate(prompt, tokens, scale={control: factor})
+        controlled = None if control is None else self._generate(prompt, tokens, scale={(level, control): factor})
         found = {"prompt": prompt, "expert": expert, "factor": factor, **plain, "steered": steered}
         return {**found, "control": control, "controlled": controlled}
 
-    def control(self, expert: int) -> int | None:
-        """The other expert that is used by the most similar share of tokens; None if there is no other."""
-        rate = self.used.get(expert, 0.0)
-        others = (other for other in self.used if other != expert)
-        return min(others, key=lambda other: (abs(self.used[other] - rate), other), default=None)
+    def control(self, expert: int, level: int = 0) -> int | None:
+        """The other expert of the level that is used by the most similar share of tokens; None if there is no other."""
+        rate = self.used.get((level, expert), 0.0)
+        others = {number: share for (where, number), share in self.used.items() if where == level and number != expert}
+        return min(others, key=lambda other: (abs(others[other] - rate), other), default=None)
 
     def _without_scaling(self, prompt: str, tokens: int, report: Report) -> dict[str, str]:
         if found := self._known.get((prompt, tokens)):
@@ -84,8 +94,8 @@ class Steering:
         return text.removeprefix(prompt)
 
 
-def asked(given: Mapping[str, Any]) -> tuple[str, int, int, float]:
-    """Prompt, tokens, expert and factor of a request.
+def asked(given: Mapping[str, Any]) -> tuple[str, int, int, float, int]:
+    """Prompt, tokens, expert, factor and level of a request; without a level the first.
 
     Raises:
         UserError: If one of them is missing or out of range.
@@ -99,7 +109,10 @@ def asked(given: Mapping[str, Any]) -> tuple[str, int, int, float]:
         raise UserError(f"{WHO}: expected the number of an expert, got {expert!r}.")
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not abs(factor) <= MOST_FACTOR:
         raise UserError(f"{WHO}: expected a factor from {-MOST_FACTOR:g} to {MOST_FACTOR:g}, got {factor!r}.")
-    return prompt, tokens, expert, float(factor)
+    level = given.get("layer", 0)
+    if not _whole(level):
+        raise UserError(f"{WHO}: expected the number of a level, got {level!r}.")
+    return prompt, tokens, expert, float(factor), level
 
 
 def _whole(value: Any) -> TypeGuard[int]:

@@ -160,5 +160,5 @@ def open_decomposed(decomposition: Decomposition) -> TokenSession:
         UserError: If it was not, or a file is damaged.
     """
     study = decomposition.study()
-    used = {expert.expert: expert.used for expert in study.layers[0].experts}
+    used = {(level, one.expert): one.used for level, layer in enumerate(study.layers) for one in layer.experts}
     return TokenSession(decomposition.path, study, Steering(decomposition, used))

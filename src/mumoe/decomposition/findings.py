@@ -11,7 +11,19 @@ import numpy.typing as npt
 
 from mumoe.records import Record, record
 
-__all__ = ["Analysis", "Evaluation", "ExpertFinding", "Measure", "TokenInContext", "paired"]
+__all__ = [
+    "Analysis",
+    "CombinationFinding",
+    "CombinationPurity",
+    "CombinationUse",
+    "Combinations",
+    "Evaluation",
+    "ExpertFinding",
+    "LevelUse",
+    "Measure",
+    "TokenInContext",
+    "paired",
+]
 
 Interval = tuple[float, float]
 Floats = npt.NDArray[np.float64]
@@ -36,6 +48,44 @@ class Measure:
     sums: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class LevelUse:
+    """How the experts of one of several levels are used.
+
+    Attributes:
+        experts: Number of experts.
+        active: Experts with a coefficient above 0, mean over rows.
+        live: Experts that some row uses.
+        most: Largest share of rows that one expert is used by.
+        share: As `Evaluation.expert_share`, of this level: with its gate constant, and the others as they are.
+    """
+
+    experts: int
+    active: float
+    live: int
+    most: float
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class CombinationUse:
+    """How combinations of one expert per level are used; a combination is used where all of its experts are.
+
+    Attributes:
+        possible: Number of combinations.
+        active: Combinations that a row uses, mean over rows.
+        rows: Rows that `occurring` and `most` were counted on, the first ones.
+        occurring: Combinations that some of these rows use.
+        most: Largest share of these rows that one combination is used by.
+    """
+
+    possible: int
+    active: float
+    rows: int
+    occurring: int
+    most: float
+
+
 @record
 class Evaluation(Record):
     """How faithful a decomposition is on documents it was not trained on, and how much of that its gate carries.
@@ -54,9 +104,11 @@ class Evaluation(Record):
         twin_error: Error on Gaussian rows of the same mean and covariance, on which it was not trained.
         active: Experts with a coefficient above 0, mean over rows (L0).
         live: Experts that some row uses.
-        experts: Number of experts.
+        experts: Number of experts, of all levels.
         most: Largest share of rows that one expert is used by.
         document_tokens: Predictions of each document, in the order of `Measure.sums`.
+        levels: Use of the experts of each of several levels; empty for one.
+        combinations: Use of their combinations; None for one level.
     """
 
     kind: str
@@ -76,6 +128,11 @@ class Evaluation(Record):
     experts: int
     most: float | None
     document_tokens: tuple[float, ...] = ()
+    levels: tuple[LevelUse, ...] = ()
+    combinations: CombinationUse | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return _without(super().to_dict(), () if self.levels else ("levels", "combinations"))
 
     def measure(self, name: str) -> Measure:
         """A row of the table by name."""
@@ -95,7 +152,20 @@ class Evaluation(Record):
         text += f" (95 % interval {low:+.4f} to {high:+.4f}; base {self.base:.3f})"
         if self.expert_share is not None:
             text += f", expert share {self.expert_share:.2f}"
-        return " ".join([text + ".", *self.warnings()])
+        return " ".join([text + ".", *self._pairs(), *self.warnings()])
+
+    def _pairs(self) -> list[str]:
+        """Use of several levels, and of combinations."""
+        found = []
+        for number, level in enumerate(self.levels):
+            share = "" if level.share is None else f", share {level.share:.2f} with the others as they are"
+            found.append(f"Level {number}: {level.active:.1f} of {level.experts:,} experts a token{share}.")
+        if (pairs := self.combinations) is not None:
+            found.append(
+                f"{pairs.active:,.0f} of {pairs.possible:,} combinations a token; {pairs.occurring:,} occur in "
+                f"{pairs.rows:,} tokens, the most used in {100 * pairs.most:.0f} % of them."
+            )
+        return found
 
     def warnings(self) -> list[str]:
         """Warnings that a reader needs before using the numbers."""
@@ -123,6 +193,11 @@ class Evaluation(Record):
                 }
             )
         return table
+
+
+def _without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Without fields that say nothing about one level: its files have no trace of several."""
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def paired(first: Measure, second: Measure, tokens: Sequence[float], resamples: int = 2000) -> tuple[float, Interval]:
@@ -177,7 +252,7 @@ class ExpertFinding:
     """One expert.
 
     Attributes:
-        expert: Its number.
+        expert: Its number, within its level.
         rate: Share of tokens that use it.
         mean: Mean coefficient where it is used.
         estimate: Change of the loss if it is ablated, estimated to second order (see `looking`), in nats a thousand
@@ -188,6 +263,7 @@ class ExpertFinding:
         token_share: Share of its top tokens that are the most frequent one among them.
         raises, lowers: Tokens whose logits its mean contribution raises and lowers most, directly.
         top: Tokens with its largest coefficients.
+        level: Its level, from 0.
     """
 
     expert: int
@@ -205,6 +281,87 @@ class ExpertFinding:
     raises: tuple[str, ...] = ()
     lowers: tuple[str, ...] = ()
     top: tuple[TokenInContext, ...] = ()
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class CombinationFinding:
+    """One combination of one expert per level.
+
+    Attributes:
+        experts: The expert of each level.
+        rate: Share of tokens that use all of them.
+        alone: Share of tokens that use each.
+        mean: Mean product of the coefficients where it is used.
+        loss: Change of the loss if the combination's weight is 0 and all others stay, in nats a thousand tokens; None
+            where that was not measured.
+        tag, tag_share: Most frequent tag of its top tokens, and its share.
+        tag_alone: That share for as many top tokens of each expert.
+        top: Tokens with the largest products.
+    """
+
+    experts: tuple[int, ...]
+    rate: float
+    alone: tuple[float, ...]
+    mean: float
+    loss: float | None = None
+    tag: str = ""
+    tag_share: float | None = None
+    tag_alone: tuple[float | None, ...] = ()
+    top: tuple[TokenInContext, ...] = ()
+
+
+@dataclass(frozen=True)
+class CombinationPurity:
+    """Purity by tag of combinations beside that of their experts; all shares are means over the same combinations.
+
+    Equally many tokens are taken of everything: those that use the combination, up to `LookSettings.pure`.
+
+    Attributes:
+        count: Combinations, drawn at random from those with enough tokens.
+        top: Share of the most frequent tag among the tokens with the largest products.
+        top_alone: The same of the top tokens of each level's expert.
+        any: Of random tokens that use the combination.
+        any_alone: Of random tokens that use each level's expert: what a smaller set has by chance.
+    """
+
+    count: int
+    top: float
+    top_alone: tuple[float, ...]
+    any: float
+    any_alone: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Combinations:
+    """Analysis of the combinations of experts of several levels.
+
+    Attributes:
+        possible: Number of combinations.
+        tokens: Tokens that combinations were looked at on, the first ones.
+        occurring: Combinations that some of these tokens use.
+        live: Those used by at least `Analysis.least` of them.
+        purity: Beside that of experts; None without enough tagged tokens.
+        found: The most used ones.
+    """
+
+    possible: int
+    tokens: int
+    occurring: int
+    live: int
+    purity: CombinationPurity | None
+    found: tuple[CombinationFinding, ...]
+
+    def headline(self) -> str:
+        """How many occur, and what the "and" of their experts selects beside controls."""
+        text = f"{self.occurring:,} of {self.possible:,} combinations occur in {self.tokens:,} tokens"
+        if (one := self.purity) is not None:
+            experts, subsets = (" and ".join(f"{v:.2f}" for v in ones) for ones in (one.top_alone, one.any_alone))
+            text += (
+                f"; tag purity of {one.count:,} of them, by their top tokens {one.top:.2f} (of their experts alone "
+                f"{experts}), by random tokens {one.any:.2f} ({subsets})"
+            )
+        return text + "."
 
 
 @record
@@ -215,7 +372,7 @@ class Analysis(Record):
         kind, model, layer: Of the decomposition.
         tokens: Tokens looked at.
         split: Where they are from.
-        experts: Number of experts.
+        experts: Number of experts, of all levels.
         live: Experts used by at least `least` of these tokens.
         least: Tokens that make an expert count as live.
         tag_purity, genre_purity: Mean share of the most frequent label among top tokens, over live experts.
@@ -223,6 +380,8 @@ class Analysis(Record):
         ablation_correlation: Correlation of measured and estimated loss changes; None for fewer than 3 ablations.
         found: One entry for each live expert, by estimated loss change, largest first.
         credits: Licence and attribution lines of model and text.
+        levels: Experts of each of several levels; empty for one.
+        combinations: Their combinations; None for one level.
     """
 
     kind: str
@@ -240,17 +399,27 @@ class Analysis(Record):
     ablation_correlation: float | None
     found: tuple[ExpertFinding, ...]
     credits: tuple[str, ...] = field(default_factory=tuple)
+    levels: tuple[int, ...] = ()
+    combinations: Combinations | None = None
 
-    def expert(self, number: int) -> ExpertFinding | None:
-        """One expert by number; None if it is not live."""
-        return next((one for one in self.found if one.expert == number), None)
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        if self.levels:
+            return values
+        values["found"] = [_without(one, ("level",)) for one in values["found"]]
+        return _without(values, ("levels", "combinations"))
+
+    def expert(self, number: int, level: int = 0) -> ExpertFinding | None:
+        """One expert by its number within a level; None if it is not live."""
+        return next((one for one in self.found if (one.level, one.expert) == (level, number)), None)
 
     def headline(self) -> str:
         """How many experts are live, and how pure they are beside random tokens."""
         text = f"{self.live:,} of {self.experts:,} experts are used by at least {self.least} of {self.tokens:,} tokens"
         if self.tag_purity is not None and self.tag_random is not None:
             text += f"; tag purity {self.tag_purity:.2f} (random tokens {self.tag_random:.2f})"
-        return text + "."
+        text += "."
+        return text if self.combinations is None else f"{text} {self.combinations.headline()}"
 
     def rows(self) -> list[Mapping[str, Any]]:
         """One row for each live expert."""
@@ -258,7 +427,8 @@ class Analysis(Record):
         more = ("genre_excess", "token_share")
         table: list[Mapping[str, Any]] = []
         for one in self.found:
-            row = {name: getattr(one, name) for name in (*names, *more)}
+            level = {"level": one.level} if self.levels else {}
+            row = {**level, **{name: getattr(one, name) for name in (*names, *more)}}
             texts = {"raises": " ".join(one.raises), "top": " | ".join(hit.token for hit in one.top)}
             table.append({**row, **texts})
         return table

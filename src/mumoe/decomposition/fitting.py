@@ -98,7 +98,7 @@ class Fitted(Record):
         seed: Seed.
         steps: Steps trained.
         parameters: Learnable parameters.
-        experts: Number of experts.
+        experts: Number of experts, of all levels.
         error: Squared error over the variance of the outputs (ratio of sums); 0 is exact, 1 no better than the mean.
         active: Experts with a coefficient above 0, mean over rows (L0).
         never: Share of experts that no row uses; None without experts.
@@ -176,7 +176,7 @@ def fit_replacement(
         seed=settings.seed,
         steps=settings.steps,
         parameters=replacement.parameters_count,
-        experts=replacement.shape.experts,
+        experts=replacement.shape.total,
         error=error,
         active=float(counts.sum()) / rows if len(counts) else None,
         never=float((counts == 0).double().mean()) if len(counts) else None,
@@ -360,7 +360,7 @@ def _keep_means(replacement: Replacement, rows: Activations) -> None:
     """Measure the mean coefficients on training rows."""
     if replacement.mixture is None:
         return
-    total = torch.zeros(replacement.shape.experts, dtype=torch.float64)
+    total = torch.zeros(replacement.shape.total, dtype=torch.float64)
     count = 0
     for x, _ in _parts(rows, COEFFICIENT_ROWS):
         a = replacement.coefficients(x.to(replacement.bias.device))
@@ -384,7 +384,7 @@ def measure_rows(replacement: Replacement, rows: Activations) -> tuple[float, Te
     """Squared error over the outputs' variance, (experts,) rows that use each expert, and the number of rows."""
     wrong = 0.0
     squares, total = 0.0, torch.zeros(replacement.shape.out_features, dtype=torch.float64)
-    counts = torch.zeros(replacement.shape.experts, dtype=torch.float64)
+    counts = torch.zeros(replacement.shape.total, dtype=torch.float64)
     device = replacement.bias.device
     with evaluating(replacement):
         for x, y in _parts(rows, len(rows)):

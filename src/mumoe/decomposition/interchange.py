@@ -28,7 +28,8 @@ def write_coefficients(
 ) -> int:
     """Write the coefficients above 0 as parquet, one row each, and return the number of rows.
 
-    Columns: context, position, token, text, document, genre, tag, expert, coefficient.
+    Columns: context, position, token, text, document, genre, tag, expert, coefficient; of experts on several levels
+    also level, before expert, which is then the number within the level.
 
     Raises:
         UserError: If pyarrow is not installed, or the replacement has no experts.
@@ -59,7 +60,7 @@ def write_coefficients(
                 "document": _named(contexts.document[context], contexts.documents),
                 "genre": _named(contexts.genre[context], contexts.genres),
                 "tag": _named(contexts.tag[context, position], contexts.tags),
-                "expert": found.expert.cpu().numpy().astype(np.int32),
+                **_places(replacement, found.expert.cpu().numpy()),
                 "coefficient": found.value.float().cpu().numpy(),
             }
             table = arrow.table(columns)
@@ -68,6 +69,16 @@ def write_coefficients(
             total += len(row)
         writer.close()
     return total
+
+
+def _places(replacement: Replacement, column: Any) -> dict[str, Any]:
+    """Number of each expert, and its level if there are several."""
+    sizes = replacement.shape.levels
+    if len(sizes) == 1:
+        return {"expert": column.astype(np.int32)}
+    starts = np.cumsum([0, *sizes[:-1]])
+    level = np.searchsorted(starts, column, side="right") - 1
+    return {"level": level.astype(np.int32), "expert": (column - starts[level]).astype(np.int32)}
 
 
 def _named(numbers: Any, names: tuple[str, ...]) -> list[str]:

@@ -8,6 +8,9 @@ So the estimate adds half the sum of p_t' F_t p_t, where F_t is the Fisher infor
 that are drawn from the model's own predictions. The result reports how well estimates agree with measurements. Both
 are computed in float32.
 
+Of experts on several levels, an expert's part is that of all its combinations: what the output loses with the expert.
+So each level's parts add up to the whole mixture. Combinations are described by `combining`.
+
 Purity. Of an expert's top tokens, the share with the most frequent tag (or genre), beside its base rate and beside the
 same number of random tokens, which have a most frequent tag, too.
 
@@ -18,7 +21,7 @@ embedding: its direct effect, without the effect through later layers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +33,26 @@ from torch import Tensor
 from mumoe.coefficients import Coefficients, DenseCoefficients, SparseCoefficients, segment_rows
 from mumoe.data.documents import Contexts
 from mumoe.decomposition.bench import Bench, Change, swapped
-from mumoe.decomposition.findings import Analysis, ExpertFinding, TokenInContext
+from mumoe.decomposition.combining import CombinationSource, combination_findings
+from mumoe.decomposition.findings import Analysis, Combinations, ExpertFinding, TokenInContext
+from mumoe.decomposition.levels import occurring, one_hot, split
 from mumoe.decomposition.replacements import Replacement
 from mumoe.errors import UserError
 from mumoe.models.language import cross_entropies
 from mumoe.modes import evaluating
 from mumoe.progress import Progress
 
-__all__ = ["LookSettings", "analyze_replacement", "coefficient_entries", "scaled_by"]
+__all__ = [
+    "Expert",
+    "LookSettings",
+    "analyze_replacement",
+    "changed",
+    "check_combination",
+    "coefficient_entries",
+    "combination_parts",
+    "expert_parts",
+    "scaled_by",
+]
 
 WHO = "Decomposition.analyze"
 ROWS = 2048
@@ -48,6 +63,8 @@ DRAWS = 2
 """Targets drawn for each token, of which each costs a backward pass."""
 
 Ints = npt.NDArray[np.int64]
+Expert = int | tuple[int, int]
+"""An expert by its number, or by level and number."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +96,17 @@ class Entries:
     """All coefficients above 0 of some rows.
 
     Attributes:
-        row, expert: (entries,) int64.
+        row, expert: (entries,) int64, ascending by row and expert; the number of an expert is its column, see `Shape`.
         value: (entries,) float32.
     """
 
     row: Tensor
     expert: Tensor
     value: Tensor
+
+    def arrays(self) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
+        """The same on the CPU, for numpy."""
+        return self.row.cpu().numpy(), self.expert.cpu().numpy(), self.value.cpu().double().numpy()
 
 
 def analyze_replacement(
@@ -113,6 +134,7 @@ def analyze_replacement(
         look = _Look(replacement, bench, contexts, settings, entries, estimates)
         losses = look.ablate(partial, bar)
         found, purity = look.experts(losses)
+        combinations = look.combinations()
     order = sorted(found, key=lambda one: (-(one.estimate or 0.0), one.expert))
     return Analysis(
         kind=replacement.shape.kind,
@@ -120,13 +142,15 @@ def analyze_replacement(
         layer=bench.mlp.layer,
         tokens=len(bench.x),
         split="test",
-        experts=replacement.shape.experts,
+        experts=replacement.shape.total,
         live=len(found),
         least=settings.least,
         **purity,
         ablation_correlation=_correlation(losses, partial),
         found=tuple(order),
         credits=(*bench.language.credits, *contexts.credits),
+        levels=replacement.shape.levels if combinations else (),
+        combinations=combinations,
     )
 
 
@@ -165,18 +189,15 @@ def _gate(replacement: Replacement, x: Tensor) -> Coefficients:
     return a
 
 
-def scaled_by(replacement: Replacement, experts: dict[int, float]) -> Tensor:
-    """(experts,) factor of each expert's coefficient: 1 but for those named.
+def scaled_by(replacement: Replacement, experts: Mapping[Expert, float]) -> Tensor:
+    """(experts,) factor of each expert's coefficient: 1 but for those named, by number or (level, number).
 
     Raises:
         UserError: If there is no such expert.
     """
-    count = replacement.shape.experts
-    factors = torch.ones(count, device=replacement.bias.device)
+    factors = torch.ones(replacement.shape.total, device=replacement.bias.device)
     for expert, factor in experts.items():
-        if not 0 <= expert < count:
-            raise UserError(f"decompose: expected an expert in 0..{count - 1}, got {expert}. Use one of these.")
-        factors[expert] = factor
+        factors[replacement.shape.column(expert)] = factor
     return factors
 
 
@@ -186,7 +207,7 @@ def scaled_by(replacement: Replacement, experts: dict[int, float]) -> Tensor:
 def _estimates(replacement: Replacement, bench: Bench, settings: LookSettings, bar: Progress) -> tuple[Tensor, Tensor]:
     """(experts,) estimated change of the loss for each ablation, nats a thousand tokens: on all contexts, and on those
     that ablations are measured on."""
-    whole = torch.zeros(replacement.shape.experts, dtype=torch.float64)
+    whole = torch.zeros(replacement.shape.total, dtype=torch.float64)
     partial = whole.clone()
     counted, draw = bench.losses["base"].shape[1], torch.Generator().manual_seed(settings.seed)
     for part in torch.arange(len(bench.tokens)).split(BATCH):
@@ -243,7 +264,7 @@ def _estimate(replacement: Replacement, x: Tensor, gradients: Sequence[Tensor]) 
         slopes = [torch.autograd.grad((y * one).sum(), values, retain_graph=True)[0] for one in gradients]
     first, *others = [(slope * values.detach()).double().reshape(-1).cpu() for slope in slopes]
     change = torch.stack([one.square() for one in others]).mean(0) / 2 - first
-    return torch.zeros(replacement.shape.experts, dtype=torch.float64).index_add_(0, index.cpu(), change)
+    return torch.zeros(replacement.shape.total, dtype=torch.float64).index_add_(0, index.cpu(), change)
 
 
 # Experts ----------------------------------------------------------------------------------------------------
@@ -265,7 +286,7 @@ class _Look:
         key = np.lexsort((-self.entries.value.numpy(), self.entries.expert.numpy()))
         self.row = self.entries.row.numpy()[key]
         self.value = self.entries.value.numpy()[key]
-        self.counts = np.bincount(self.entries.expert.numpy(), minlength=self.replacement.shape.experts)
+        self.counts = np.bincount(self.entries.expert.numpy(), minlength=self.replacement.shape.total)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self.live = np.flatnonzero(self.counts >= self.settings.least)
         order = self.contexts.order("test")[: len(self.bench.tokens)]
@@ -292,7 +313,8 @@ class _Look:
         before = self.bench.run(lambda x, _: self.replacement(x), contexts=where)
         found = {}
         for expert in (*largest.tolist(), *drawn.tolist()):
-            factors = scaled_by(self.replacement, {expert: 0.0})
+            factors = torch.ones(self.replacement.shape.total, device=self.replacement.bias.device)
+            factors[expert] = 0.0
             after = self.bench.run(self._without(factors), contexts=where)
             found[expert] = float((after - before).double().mean()) * PER_MILLE
             bar.advance(note="ablations")
@@ -320,9 +342,11 @@ class _Look:
             same = np.unique(self.token[rows], return_counts=True)[1].max() / len(rows)
             start, count = self.starts[expert], int(self.counts[expert])
             raises, lowers = effects.get(expert, ((), ()))
+            level, number = self.replacement.shape.place(expert)
             found.append(
                 ExpertFinding(
-                    expert=expert,
+                    expert=number,
+                    level=level,
                     rate=count / len(self.token),
                     mean=float(self.value[start : start + count].mean()),
                     estimate=float(self.estimates[expert]),
@@ -341,10 +365,54 @@ class _Look:
             )
         return found, {name: float(np.mean(values)) if values else None for name, values in shares.items()}
 
+    def combinations(self) -> Combinations | None:
+        """Combinations of the experts of several levels; None for one level."""
+        shape, settings = self.replacement.shape, self.settings
+        if len(shape.levels) < 2:
+            return None
+        source = CombinationSource(
+            occurring=occurring(*self.entries.arrays(), len(self.token), shape.levels),
+            of_expert=lambda place: self.rows_of(shape.column(place), len(self.token)),
+            purest=Labels(self.tag, self.contexts.tags).purest,
+            quotes=self._quoted,
+            pure=settings.pure,
+            least=settings.least,
+            seed=settings.seed,
+        )
+        return combination_findings(source, self._combination_loss())
+
+    def _combination_loss(self) -> Callable[[tuple[int, ...]], float | None]:
+        """What measures the change of the loss, nats a thousand tokens, without a combination: the first ones asked
+        for, as many as experts are ablated."""
+        where = torch.arange(min(self.settings.ablated_contexts, len(self.bench.tokens)))
+        left = [self.settings.ablations]
+        held: list[Tensor] = []
+
+        def measured(experts: tuple[int, ...]) -> float | None:
+            if not left[0]:
+                return None
+            left[0] -= 1
+            if not held:
+                held.append(self.bench.run(lambda x, _: self.replacement(x), contexts=where))
+            after = self.bench.run(self._removed(experts), contexts=where)
+            return float((after - held[0]).double().mean()) * PER_MILLE
+
+        return measured
+
+    def _removed(self, experts: tuple[int, ...]) -> Change:
+        """The replacement with the weight of one combination at 0."""
+        return lambda x, _: changed(self.replacement, x, _gate(self.replacement, x), None, [experts])
+
     def _quotes(self, expert: int) -> tuple[TokenInContext, ...]:
-        start, per = self.starts[expert], self.contexts.length - 1
+        start = self.starts[expert]
+        rows = self.rows_of(expert, self.settings.top)
+        return self._quoted(rows, self.value[start : start + len(rows)])
+
+    def _quoted(self, rows: Ints, values: npt.NDArray[Any]) -> tuple[TokenInContext, ...]:
+        """The first of some rows in context, each with its value."""
+        per = self.contexts.length - 1
         quotes = []
-        for place, row in enumerate(self.rows_of(expert, self.settings.top).tolist()):
+        for value, row in zip(values.tolist(), rows[: self.settings.top].tolist(), strict=False):
             tokens = self.bench.tokens[row // per].tolist()
             at = row % per + 1
             decode = self.bench.language.tokenizer.decode
@@ -355,7 +423,7 @@ class _Look:
                     before=decode(tokens[first:at]),
                     token=decode(tokens[at : at + 1]),
                     after=decode(tokens[at + 1 : at + 1 + self.settings.after]),
-                    coefficient=round(float(self.value[start + place]), 5),
+                    coefficient=round(float(value), 5),
                     document=self.contexts.documents[self.document[row]],
                     tag=tag,
                 )
@@ -406,14 +474,95 @@ def expert_parts(replacement: Replacement, x: Tensor, expert: Tensor, value: Ten
     Args:
         replacement: Of an additive kind.
         x: (rows, in).
-        expert: (rows,) which.
-        value: (rows,) its coefficient.
+        expert: (rows,) which, by its column.
+        value: (rows,) its coefficient; on several levels those of the others are the gates'.
     """
-    device, offsets = replacement.bias.device, torch.arange(len(x) + 1)
-    held = (value.float().to(device), expert.to(device), offsets.to(device))
-    one = SparseCoefficients(*held, replacement.shape.experts, torch.float32)
-    x = x.to(device)
-    return (replacement.contract(x, one) - replacement.rest(x)).cpu()
+    device, shape = replacement.bias.device, replacement.shape
+    x, expert, value = x.to(device), expert.to(device), value.float().to(device)
+    if len(shape.levels) == 1:
+        return (replacement.contract(x, one_hot(expert, value, shape.total)) - replacement.rest(x)).cpu()
+    parts = x.new_zeros(len(x), shape.out_features)
+    start = 0
+    for level, size in enumerate(shape.levels):
+        mine = ((expert >= start) & (expert < start + size)).nonzero()[:, 0]
+        for rows in mine.split(ROWS):
+            levels = split(_gate(replacement, x[rows]), shape.levels)
+            levels[level] = one_hot(expert[rows] - start, value[rows], size)
+            parts[rows] = replacement.contract_levels(x[rows], levels) - replacement.rest(x[rows])
+        start += size
+    return parts.cpu()
+
+
+@torch.no_grad()
+def combination_parts(replacement: Replacement, x: Tensor, experts: Tensor, value: Tensor) -> Tensor:
+    """(rows, out) the part of the output that one combination of experts has in each row.
+
+    Args:
+        replacement: With experts that add up, on any number of levels.
+        x: (rows, in).
+        experts: (rows, levels) the expert of each level.
+        value: (rows,) product of their coefficients.
+    """
+    device, parts = replacement.bias.device, []
+    for rows in torch.arange(len(x)).split(ROWS):
+        part, who, product = (one[rows].to(device) for one in (x, experts, value.float()))
+        weights = [product, *[torch.ones_like(product)] * (who.shape[1] - 1)]
+        levels: list[Coefficients] = [
+            one_hot(who[:, level], weights[level], size) for level, size in enumerate(replacement.shape.levels)
+        ]
+        parts.append((replacement.contract_levels(part, levels) - replacement.rest(part)).cpu())
+    return torch.cat(parts) if parts else torch.zeros(0, replacement.shape.out_features)
+
+
+def check_combination(replacement: Replacement, experts: Sequence[int]) -> tuple[int, ...]:
+    """A combination of one expert per level.
+
+    Raises:
+        UserError: If there is none, or the kind's experts do not add up.
+    """
+    shape = replacement.shape
+    if not replacement.kind.additive:
+        raise UserError(
+            f"decompose: expected a kind whose experts add up, got {shape.kind!r}. Use cp-linear, hadamard or a "
+            "transcoder."
+        )
+    if len(experts) != len(shape.levels):
+        raise UserError(
+            f"decompose: expected a combination of one expert for each of {len(shape.levels)} levels, got "
+            f"{tuple(experts)}. Give one number for each."
+        )
+    for place in enumerate(experts):
+        shape.column(place)
+    return tuple(experts)
+
+
+def changed(
+    replacement: Replacement,
+    x: Tensor,
+    a: Coefficients | None,
+    factors: Tensor | None = None,
+    removed: Sequence[Sequence[int]] = (),
+) -> Tensor:
+    """(rows, out) the output with coefficients scaled, and the weights of combinations W_(n_1, .., n_E) set to 0.
+
+    Args:
+        replacement: The replacement.
+        x: (rows, in).
+        a: (rows, experts) its coefficients.
+        factors: (experts,) of the coefficients; None for all 1.
+        removed: Combinations of one expert per level, each once, as `check_combination` returns them.
+    """
+    if a is None or (factors is None and not removed):
+        return replacement.contract(x, a)
+    a = a if factors is None else a.scaled(factors)
+    y = replacement.contract(x, a)
+    if not removed:
+        return y
+    levels, rest = split(a, replacement.shape.levels), replacement.rest(x)
+    for experts in removed:
+        only = [level.only(number) for level, number in zip(levels, experts, strict=True)]
+        y = y - (replacement.contract_levels(x, only) - rest)
+    return y
 
 
 PURITIES = ("tag_purity", "genre_purity", "tag_random", "genre_random")

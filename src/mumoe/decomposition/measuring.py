@@ -4,12 +4,15 @@ Cross-entropy of the whole model with the replacement in place, minus that of th
 intervals over documents. Two controls keep the experts and remove the gate's choice: every row gets the mean
 coefficients of training (*constant gate*), or the coefficients of another row (*shuffled*). If a replacement is as
 good with a constant gate, its experts contribute nothing, however faithful it is. The *expert share* is the gate's
-part of the loss regained over zero ablation. The Gaussian twin consists of rows with the mean and covariance
-of the MLP's inputs: a replacement that matches the MLP everywhere has the same error there.
+part of the loss regained over zero ablation. Of experts on several levels, one level at a time is also held constant
+while the others stay as they are: what is lost then is what that level adds to the "and". The Gaussian twin consists
+of rows with the mean and covariance of the MLP's inputs: a replacement that matches the MLP everywhere has the same
+error there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -19,8 +22,10 @@ from torch import Tensor, nn
 
 from mumoe.coefficients import Coefficients, DenseCoefficients
 from mumoe.decomposition.bench import Bench
-from mumoe.decomposition.findings import Evaluation, Measure, interval, ratio
+from mumoe.decomposition.findings import CombinationUse, Evaluation, LevelUse, Measure, interval, ratio
 from mumoe.decomposition.fitting import Twin, column_sums
+from mumoe.decomposition.levels import occurring, split
+from mumoe.decomposition.looking import coefficient_entries
 from mumoe.decomposition.replacements import Replacement
 from mumoe.devices import host
 from mumoe.modes import evaluating
@@ -29,6 +34,8 @@ from mumoe.progress import Progress
 __all__ = ["CONSTANT", "SHUFFLED", "evaluate_replacement", "jacobian_cosine"]
 
 CONSTANT, SHUFFLED = "constant gate", "shuffled coefficients"
+ONE_CONSTANT = "level {} constant"
+"""Control of one of several levels."""
 ZERO, MEAN = "zero ablation", "mean ablation"
 RESAMPLES = 2000
 ROWS = 4096
@@ -72,6 +79,7 @@ def evaluate_replacement(
         mean = documents.measure(MEAN, bench.losses["mean"] - bench.losses["base"], None)
         share, share_interval = _expert_share(measures, zero, documents)
         counts, active = _usage(replacement, bench.x)
+        levels, combinations = _levels(replacement, bench.x, counts, [*measures, zero])
         twin_error = None if twin is None else _twin_error(replacement, twin)
         bar.advance()
     cosine = (
@@ -94,9 +102,11 @@ def evaluate_replacement(
         twin_error=twin_error,
         active=active,
         live=None if counts is None else int((counts > 0).sum()),
-        experts=replacement.shape.experts,
+        experts=replacement.shape.total,
         most=None if counts is None else float(counts.max()) / len(bench.x),
         document_tokens=tuple(documents.tokens.tolist()),
+        levels=levels,
+        combinations=combinations,
     )
 
 
@@ -114,7 +124,27 @@ def _controls(replacement: Replacement) -> dict[str, Apply]:
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(x)))
         return replacement.contract(x, _gate(replacement, x[order.to(x.device)]))
 
-    return {**found, CONSTANT: constant, SHUFFLED: shuffled}
+    found |= {CONSTANT: constant, SHUFFLED: shuffled}
+    sizes = replacement.shape.levels
+    return found | {ONE_CONSTANT.format(level): _with_constant(replacement, level) for level in _several(sizes)}
+
+
+def _several(sizes: tuple[int, ...]) -> range:
+    """The levels, if there are several."""
+    return range(len(sizes) if len(sizes) > 1 else 0)
+
+
+def _with_constant(replacement: Replacement, level: int) -> Apply:
+    """The replacement with one level at its mean coefficients of training."""
+    sizes = replacement.shape.levels
+    mean = replacement.mean_coefficients.split(list(sizes))[level]
+
+    def apply(x: Tensor) -> Tensor:
+        levels = split(_gate(replacement, x), sizes)
+        levels[level] = DenseCoefficients(mean.expand(len(x), -1))
+        return replacement.contract_levels(x, levels)
+
+    return apply
 
 
 def _gate(replacement: Replacement, x: Tensor) -> Coefficients:
@@ -169,10 +199,37 @@ def _usage(replacement: Replacement, x: Tensor) -> tuple[Tensor | None, float | 
     """(experts,) rows that use each expert, and experts that a row uses."""
     if replacement.mixture is None:
         return None, None
-    counts = torch.zeros(replacement.shape.experts, dtype=torch.float64)
+    counts = torch.zeros(replacement.shape.total, dtype=torch.float64)
     for part in x.split(ROWS):
         counts += column_sums(_gate(replacement, part.to(replacement.bias.device)), used=True).cpu()
     return counts, float(counts.sum()) / len(x)
+
+
+def _levels(
+    replacement: Replacement, x: Tensor, counts: Tensor | None, measures: list[Measure]
+) -> tuple[tuple[LevelUse, ...], CombinationUse | None]:
+    """Use of the experts of several levels and of their combinations; nothing for one level."""
+    sizes = replacement.shape.levels
+    if counts is None or len(sizes) == 1:
+        return (), None
+    increase = {one.name: one.increase or 0.0 for one in measures}
+    regained = increase[ZERO] - increase[measures[0].name]
+    levels = []
+    for level, used in enumerate(counts.split(list(sizes))):
+        lost = increase[ONE_CONSTANT.format(level)] - increase[measures[0].name]
+        usage = (float(used.sum()) / len(x), int((used > 0).sum()), float(used.max()) / len(x))
+        levels.append(LevelUse(sizes[level], *usage, share=lost / regained))
+    return tuple(levels), _combinations(replacement, x)
+
+
+def _combinations(replacement: Replacement, x: Tensor) -> CombinationUse:
+    entries, sizes = coefficient_entries(replacement, x), replacement.shape.levels
+    level = np.searchsorted(np.cumsum(sizes), entries.expert.numpy(), side="right")
+    each = np.stack([np.bincount(entries.row.numpy()[level == one], minlength=len(x)) for one in range(len(sizes))])
+    found = occurring(*entries.arrays(), len(x), sizes)
+    keys, counts = found.counted()
+    most = float(counts.max(initial=0)) / max(found.rows, 1)
+    return CombinationUse(math.prod(sizes), float(each.prod(0).mean()), found.rows, len(keys), most)
 
 
 def _twin_error(replacement: Replacement, twin: Twin) -> float:

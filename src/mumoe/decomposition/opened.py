@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -35,11 +36,20 @@ from mumoe.decomposition.fitting import (
     fit_replacement,
 )
 from mumoe.decomposition.interchange import write_coefficients, write_transcoder
-from mumoe.decomposition.looking import LookSettings, analyze_replacement, as_entries, expert_parts
+from mumoe.decomposition.levels import MOST_ENTRIES, occurring
+from mumoe.decomposition.looking import (
+    Entries,
+    Expert,
+    LookSettings,
+    analyze_replacement,
+    as_entries,
+    combination_parts,
+    expert_parts,
+)
 from mumoe.decomposition.measuring import JACOBIAN_ROWS, evaluate_replacement
 from mumoe.decomposition.placing import Placed
 from mumoe.decomposition.reading import remarks, text_study
-from mumoe.decomposition.replacements import Replacement, Shape, build, shape_for
+from mumoe.decomposition.replacements import Replacement, Shape, build, check_experts, shape_for
 from mumoe.decomposition.starting import INITS, fresh, rank_at_weights, resolve_init, start_at_weights
 from mumoe.decomposition.texts import Text, open_contexts
 from mumoe.devices import AUTO, resolve
@@ -71,9 +81,9 @@ class DecomposeSettings:
         layer: Whose MLP, from 0.
         kind: A name in `replacements.KINDS`.
         width: Budget: parameters of a transcoder with so many features for each input of the MLP.
-        experts: Number of experts; 0: what meets the budget.
+        experts: Number of experts, or of each level, as in (1024, 1024) (``cp-linear`` only); 0: what meets the budget.
         rank: Rank of the mixture; 0: what meets the budget.
-        k: Experts that a sparse gate keeps.
+        k: Experts that a sparse gate keeps, of each level.
         init: ``random``, ``weights`` (those of the MLP, see `mumoe.decomposition.starting`), or auto: weights for
             ``cp-linear`` of a gated MLP, random for all others.
         text: The text by name.
@@ -92,7 +102,7 @@ class DecomposeSettings:
     layer: int = 10
     kind: str = "cp-linear"
     width: float = 8.0
-    experts: int = 0
+    experts: int | tuple[int, ...] = 0
     rank: int = 0
     k: int = 32
     init: str = "auto"
@@ -123,8 +133,8 @@ class Part:
     """The output of the MLP at one token, taken apart: parts + rest + error is the original output.
 
     Attributes:
-        experts: (used,) numbers of the experts that are used.
-        coefficients: (used,) their coefficients.
+        experts: (used,) numbers of the experts that are used; of several levels (used, levels), the combinations.
+        coefficients: (used,) their coefficients; of a combination the product.
         parts: (used, out) what each adds.
         rest: (out,) linear path and bias.
         error: (out,) what the decomposition leaves.
@@ -371,8 +381,10 @@ class Decomposition:
             self._placed.undo()
 
     @contextlib.contextmanager
-    def scaled(self, experts: Mapping[int, float]) -> Iterator[nn.Module]:
+    def scaled(self, experts: Mapping[Expert, float]) -> Iterator[nn.Module]:
         """Within the context, the model with these experts' coefficients multiplied; 0 ablates one.
+
+        Of several levels, an expert is a pair (level, number), and all its combinations are scaled.
 
         >>> with dec.scaled({17: 4.0}) as model:
         ...     model.generate(...)
@@ -381,6 +393,21 @@ class Decomposition:
             UserError: If there is no such expert.
         """
         with self._place().scaled(experts) as model:
+            yield model
+
+    @contextlib.contextmanager
+    def without(self, *combinations: tuple[int, ...]) -> Iterator[nn.Module]:
+        """Within the context, the model with the weights of combinations set to 0: W_(n_1, .., n_E) := 0.
+
+        Their experts stay in all other combinations.
+
+        >>> with dec.without((17, 4)) as model:
+        ...     model.generate(...)
+
+        Raises:
+            UserError: If there is no such combination, or the kind's experts do not add up.
+        """
+        with self._place().without(combinations) as model:
             yield model
 
     @contextlib.contextmanager
@@ -397,7 +424,7 @@ class Decomposition:
         prompt: str,
         tokens: int = 40,
         *,
-        scale: Mapping[int, float] | None = None,
+        scale: Mapping[Expert, float] | None = None,
         original: bool = False,
         temperature: float = 0.0,
         seed: int = 0,
@@ -408,7 +435,7 @@ class Decomposition:
         Args:
             prompt: How the text begins.
             tokens: Tokens to write.
-            scale: Expert -> factor of its coefficient.
+            scale: Expert -> factor of its coefficient; of several levels (level, number) -> factor.
             original: Use the original MLP.
             temperature: Of the sampling; 0 always picks the likeliest token.
             seed: Of the sampling.
@@ -439,6 +466,8 @@ class Decomposition:
     def parts(self, text: str) -> list[Part]:
         """The MLP's output at each token of a text, taken apart by expert; the start token comes before it.
 
+        With experts on several levels it is taken apart by combination, k^levels of them for each token.
+
         Raises:
             UserError: If the kind's experts do not add up (`cp`, `tucker`, `tr`), or it has none.
         """
@@ -454,15 +483,34 @@ class Decomposition:
             original = self.mlp.module(x).float().cpu()
         a = self.replacement.coefficients(x)
         assert a is not None
-        entries = as_entries(a.to("cpu"))
-        parts = expert_parts(self.replacement, x.cpu()[entries.row], entries.expert, entries.value)
         rest = self.replacement.rest(x).cpu()
         found = []
-        for row in range(len(x)):
-            mine = entries.row == row
-            error = original[row] - rest[row] - parts[mine].sum(0)
-            found.append(Part(entries.expert[mine], entries.value[mine], parts[mine], rest[row], error, original[row]))
+        for row, (experts, values, parts) in enumerate(self._parts(as_entries(a.to("cpu")), x.cpu())):
+            error = original[row] - rest[row] - parts.sum(0)
+            found.append(Part(experts, values, parts, rest[row], error, original[row]))
         return found
+
+    def _parts(self, entries: Entries, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each row of x the experts that are used, or their combinations, with coefficients and parts."""
+        sizes = self.replacement.shape.levels
+        if len(sizes) == 1:
+            parts = expert_parts(self.replacement, x[entries.row], entries.expert, entries.value)
+            for row in range(len(x)):
+                mine = entries.row == row
+                yield entries.expert[mine], entries.value[mine], parts[mine]
+            return
+        for row in range(len(x)):
+            inside = entries.row == row
+            one = Entries(torch.zeros_like(entries.row[inside]), entries.expert[inside], entries.value[inside])
+            used = occurring(*one.arrays(), 1, sizes)
+            if not used.rows:
+                raise UserError(
+                    f"Decomposition.parts: expected tokens with fewer combinations, got one of more than "
+                    f"{MOST_ENTRIES:,}. Use a smaller `k` or fewer levels."
+                )
+            experts = torch.tensor(np.stack(np.unravel_index(used.key, sizes), axis=1))
+            values = torch.tensor(used.value, dtype=torch.float32)
+            yield experts, values, combination_parts(self.replacement, x[row].expand(len(experts), -1), experts, values)
 
     # For other programs -----------------------------------------------------------------------------------------
 
@@ -559,7 +607,8 @@ def _run(
     """Make a decomposition in its folder; returns what it was made of."""
     language = main_first(lambda: open_language(model, device=where, cache_dir=cache))
     mlp = language.mlp(chosen.layer)
-    init = resolve_init(chosen.init, chosen.kind, mlp.parts)
+    levels = len(chosen.experts) if isinstance(chosen.experts, tuple) else 1
+    init = resolve_init(chosen.init, chosen.kind, mlp.parts, levels)
     rank = chosen.rank
     if init == "weights" and not rank and not chosen.experts:
         rank = rank_at_weights(chosen.kind, mlp.parts.widths[1])
@@ -590,6 +639,8 @@ def _settings(
     if "lr" in values:
         rates = values["lr"]
         values["lr"] = (float(rates),) if isinstance(rates, int | float) else tuple(map(float, rates))
+    if "experts" in values:
+        values["experts"] = check_experts(values["experts"], kind)
     named: dict[str, Any] = {
         "model": model if isinstance(model, str) else model.name,
         "text": text if isinstance(text, str) else OWN,
@@ -686,9 +737,7 @@ class _Job:
             replacement = fresh(replacement.to(self.language.device), train)
             if self.init == "weights":
                 start_at_weights(replacement, self.mlp.parts, train)
-        self.say(
-            f"{one.kind}: {self.shape.experts:,} experts, {replacement.parameters_count:,} parameters, lr {rate:g}"
-        )
+        self.say(f"{one.kind}: {self.shape.shown} experts, {replacement.parameters_count:,} parameters, lr {rate:g}")
         return fit_replacement(replacement, train, val, settings, folder, twin=twin, progress=self.progress)
 
     def _write(self, tried: Mapping[float, Fitted], best: float, train: Activations) -> None:
@@ -775,7 +824,8 @@ class _Facts:
 
 
 def _as_json(settings: DecomposeSettings) -> dict[str, Any]:
-    return {**asdict(settings), "lr": list(settings.lr)}
+    experts = list(settings.experts) if isinstance(settings.experts, tuple) else settings.experts
+    return {**asdict(settings), "lr": list(settings.lr), "experts": experts}
 
 
 def _settings_of(about: Mapping[str, Any], folder: Path) -> DecomposeSettings:

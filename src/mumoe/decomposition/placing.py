@@ -8,13 +8,13 @@ cache of keys and values gives the same result as without.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mumoe.decomposition.looking import scaled_by
+from mumoe.decomposition.looking import Expert, changed, check_combination, scaled_by
 from mumoe.decomposition.replacements import Replacement
 from mumoe.models.language import LanguageModel, Mlp
 from mumoe.models.surgery.planning import put_modules
@@ -27,7 +27,8 @@ class ReplacedMlp(nn.Module):
 
     Attributes:
         replacement: The replacement.
-        factors: (experts,) factor of each expert's coefficient; None for all 1.
+        factors: (experts,) factor of each expert's coefficient, of all levels; None for all 1.
+        removed: Combinations of one expert per level whose weight is 0.
     """
 
     def __init__(self, replacement: Replacement, original: nn.Module) -> None:
@@ -35,15 +36,16 @@ class ReplacedMlp(nn.Module):
         self.replacement = replacement
         self.__dict__["original"] = original  # not a child: its parameters are not this module's
         self.factors: Tensor | None = None
+        self.removed: tuple[tuple[int, ...], ...] = ()
         self._special: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if self.factors is None:
+        if self.factors is None and not self.removed:
             y = self.replacement(rows)
         else:
             a = self.replacement.coefficients(rows)
-            y = self.replacement.contract(rows, None if a is None else a.scaled(self.factors))
+            y = changed(self.replacement, rows, a, self.factors, self.removed)
         y = y.reshape(*x.shape[:-1], -1).to(x.dtype)
         special = self._special[-1] if self._special else None
         if special is None or special.shape != x.shape[:-1] or not bool(special.any()):
@@ -92,19 +94,34 @@ class Placed:
         self.module.leave()
 
     @contextlib.contextmanager
-    def scaled(self, experts: Mapping[int, float]) -> Iterator[nn.Module]:
+    def scaled(self, experts: Mapping[Expert, float]) -> Iterator[nn.Module]:
         """Within the context, the coefficients of these experts are multiplied; 0 ablates one.
 
         Raises:
             UserError: If there is no such expert.
         """
         before = self.module.factors
-        factors = scaled_by(self.module.replacement, dict(experts)).to(self.language.device)
+        factors = scaled_by(self.module.replacement, experts).to(self.language.device)
         self.module.factors = factors if before is None else before * factors
         try:
             yield self.language.model
         finally:
             self.module.factors = before
+
+    @contextlib.contextmanager
+    def without(self, combinations: Sequence[tuple[int, ...]]) -> Iterator[nn.Module]:
+        """Within the context, the weights of combinations of one expert per level are 0.
+
+        Raises:
+            UserError: If there is no such combination, or the kind's experts do not add up.
+        """
+        before = self.module.removed
+        added = [check_combination(self.module.replacement, one) for one in combinations]
+        self.module.removed = tuple(dict.fromkeys((*before, *added)))
+        try:
+            yield self.language.model
+        finally:
+            self.module.removed = before
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:

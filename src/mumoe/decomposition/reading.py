@@ -1,7 +1,8 @@
 """A decomposition as a `TextStudy`, which the dashboard's token view and the report's page of experts read.
 
 The tokens are those of `Decomposition.analyze`. Kinds of tokens are the tags of the text where it has some, else
-letters, digits and the like. Coefficients have no upper bound, so shades and histograms run from 0 to an expert's
+letters, digits and the like. Of experts on several levels each level is a layer of the study, with the experts that it
+numbers. Coefficients have no upper bound, so shades and histograms run from 0 to an expert's
 largest.
 """
 
@@ -22,7 +23,7 @@ from mumoe.data.text import TOKEN_CLASSES, classify
 from mumoe.decomposition.bench import Bench
 from mumoe.decomposition.findings import Analysis, Evaluation, ExpertFinding
 from mumoe.decomposition.looking import PER_MILLE, LookSettings, coefficient_entries
-from mumoe.decomposition.replacements import Replacement
+from mumoe.decomposition.replacements import Replacement, Shape
 from mumoe.modes import evaluating
 
 __all__ = ["remarks", "text_study"]
@@ -65,9 +66,12 @@ def text_study(
         reader = _Reader.of(replacement, bench, contexts)
     tokens = bench.language.tokenizer.decode
     size = sum(len(tokens(row[2:]).encode()) for row in bench.tokens.tolist())
-    experts = tuple(reader.expert(one, settings) for one in sorted(found.found, key=lambda one: one.expert))
     ablated = min(settings.ablated_contexts, len(bench.tokens))
-    layer = LayerText(bench.mlp.name, found.experts, ablated, experts, found.least)
+    ordered = sorted(found.found, key=lambda one: (one.level, one.expert))
+    layers = []
+    for level, (name, size) in enumerate(zip(reader.layers, replacement.shape.levels, strict=True)):
+        experts = tuple(reader.expert(one, settings) for one in ordered if one.level == level)
+        layers.append(LayerText(name, size, ablated, experts, found.least))
     return TextStudy(
         run=run,
         split=found.split,
@@ -79,7 +83,7 @@ def text_study(
         bits_per_byte=float(losses.sum()) / size / math.log(2),
         classes=reader.kinds,
         by_class=reader.losses_by_kind(losses),
-        layers=(layer,),
+        layers=tuple(layers),
         excerpts=tuple(reader.excerpt(row, losses[row]) for row in range(min(excerpts, len(losses)))),
         per=int(PER_MILLE),
     )
@@ -100,6 +104,9 @@ def remarks(found: Analysis, measured: Evaluation | None) -> tuple[str, ...]:
             f"What an ablation costs is estimated from gradients, and measured for {count} experts: "
             f"correlation {found.ablation_correlation:.2f}."
         )
+    if found.combinations is not None:
+        lines.append("Each level has experts of its own; a token uses every combination of one used expert per level.")
+        lines.append(found.combinations.headline())
     return tuple(lines)
 
 
@@ -125,8 +132,9 @@ class _Reader:
         bench: The contexts.
         kind: (contexts, T - 1) kind of each token.
         kinds: Their names.
-        key: (entries,) expert * rows + row, ascending.
+        key: (entries,) expert * rows + row, ascending; the number of an expert is its column, see `Shape`.
         value: (entries,) coefficients.
+        shape: Sizes of the replacement.
     """
 
     bench: Bench
@@ -134,13 +142,21 @@ class _Reader:
     kinds: tuple[str, ...]
     key: Ints
     value: Floats
+    shape: Shape
 
     @classmethod
     def of(cls, replacement: Replacement, bench: Bench, contexts: Contexts) -> _Reader:
         entries = coefficient_entries(replacement, bench.x)
         key = entries.expert.numpy() * len(bench.x) + entries.row.numpy()
         order = np.argsort(key)
-        return cls(bench, *_kinds(bench, contexts), key[order], entries.value.numpy()[order].astype(np.float64))
+        value = entries.value.numpy()[order].astype(np.float64)
+        return cls(bench, *_kinds(bench, contexts), key[order], value, replacement.shape)
+
+    @property
+    def layers(self) -> list[str]:
+        """Name of each level."""
+        name, count = self.bench.mlp.name, len(self.shape.levels)
+        return [name] if count == 1 else [f"{name}, level {level}" for level in range(count)]
 
     @property
     def rows(self) -> int:
@@ -160,7 +176,7 @@ class _Reader:
         return found
 
     def expert(self, one: ExpertFinding, settings: LookSettings) -> ExpertText:
-        row, value = self.of_expert(one.expert)
+        row, value = self.of_expert(self.shape.column((one.level, one.expert)))
         largest = float(value.max())
         counts = np.bincount(self.kind.reshape(-1), minlength=len(self.kinds))
         sums = np.bincount(self.kind.reshape(-1)[row], weights=value, minlength=len(self.kinds))
@@ -206,11 +222,14 @@ class _Reader:
         per = self.kind.shape[1]
         row, expert = self.key % self.rows, self.key // self.rows
         inside = row // per == window
-        pairs: list[list[tuple[int, float]]] = [[] for _ in range(per)]
-        for place, number, value in zip(row[inside] % per, expert[inside], self.value[inside], strict=True):
-            pairs[int(place)].append((int(number), round(float(value), 4)))
+        pairs: list[list[list[tuple[int, float]]]] = [[[] for _ in range(per)] for _ in self.layers]
+        for place, column, value in zip(row[inside] % per, expert[inside], self.value[inside], strict=True):
+            level, number = self.shape.place(int(column))
+            pairs[level][int(place)].append((number, round(float(value), 4)))
         shown = (None, *(round(float(loss), 4) for loss in losses))
-        layers = {self.bench.mlp.name: tuple(tuple(token) for token in pairs)}
+        layers = {
+            name: tuple(tuple(token) for token in tokens) for name, tokens in zip(self.layers, pairs, strict=True)
+        }
         return WindowText(window, self._pieces(window, 0, None), shown, layers)
 
 

@@ -46,15 +46,17 @@ def can_start_at_weights(kind: str, parts: Parts) -> bool:
     return kind in ("transcoder", "skip-transcoder") and parts.kind in ("mlp", "gated mlp") and not parts.inner
 
 
-def resolve_init(init: str, kind: str, parts: Parts) -> str:
-    """``random`` or ``weights``; auto is weights for ``cp-linear`` where the MLP allows it.
+def resolve_init(init: str, kind: str, parts: Parts, levels: int = 1) -> str:
+    """``random`` or ``weights``; auto is weights for ``cp-linear`` of one level where the MLP allows it.
 
     Raises:
         UserError: If the name is unknown, or the kind cannot start at these weights.
     """
     if init not in INITS:
         raise UserError(f"{WHO}: expected `init` out of {', '.join(INITS)}, got {init!r}. Use auto.")
-    possible = can_start_at_weights(kind, parts)
+    if levels > 1 and init == "weights":
+        raise UserError(f"{WHO}: expected init='random' for experts on {levels} levels, got 'weights'. Use auto.")
+    possible = levels == 1 and can_start_at_weights(kind, parts)
     if init == "auto":
         return "weights" if possible and kind == "cp-linear" else "random"
     if init == "weights" and not possible:

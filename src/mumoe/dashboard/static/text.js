@@ -188,7 +188,7 @@ function Expert({ run, notes, layer, expert, view, setView, others, onClose }) {
         options=${[["", rest.length ? "Side by side with ..." : "Side by side: pin another expert first"], ...rest.map((key) => [key, called(run, notes, key).words])]} />`}</div>
     <${Problem} text=${problem} />
     ${found && html`<${Tokens} run=${run} notes=${notes} found=${found} name=${name} expert=${expert}>
-      ${run.steers && html`<${Steer} key=${mine} run=${run} expert=${expert} view=${view} setView=${setView} />`}</${Tokens}>`}</section>`;
+      ${run.steers && html`<${Steer} key=${mine} run=${run} layer=${layer} expert=${expert} view=${view} setView=${setView} />`}</${Tokens}>`}</section>`;
 }
 
 function Headline({ run, found }) {
@@ -212,7 +212,7 @@ const PROMPT = "The committee met on Monday to";
 const WRITTEN = 40;
 
 // Texts with the original MLP, with its experts, with this expert scaled, and with another one as a control. After the first click they follow the slider.
-function Steer({ run, expert, view, setView }) {
+function Steer({ run, layer, expert, view, setView }) {
   const [job, setJob] = useState(null);
   const [found, setFound] = useState(null);
   const [problem, setProblem] = useState("");
@@ -226,7 +226,7 @@ function Steer({ run, expert, view, setView }) {
     put(setProblem)("");
     put(setJob)({ note: "Writing", total: 0 });
     try {
-      const { job: id } = await post("/api/text/generate", { ...given, expert, tokens: WRITTEN });
+      const { job: id } = await post("/api/text/generate", { ...given, layer, expert, tokens: WRITTEN });
       put(setFound)(await watch(id, put(setJob)));
     } catch (error) {
       put(setProblem)(error.message);
