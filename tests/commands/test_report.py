@@ -66,7 +66,7 @@ def test_a_run_on_a_read_only_disk_says_where_else_to_write(run, tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((), "mumoe report: expected RUN (folders of runs, or of several seeds or heads; or one of mumoe decompose), got nothing."),
+        ((), "expected RUN (folders of runs, or of several seeds or heads; or one of mumoe decompose), got nothing."),
         (("nothing",), "run: expected the folder of a run, got 'nothing', which does not exist."),
         (("RUN", "--max-images", "-1"), "mumoe report: expected max_images >= 0, got -1. 0 shows none."),
         (("RUN", "-o", "RUN"), "report: expected a new folder or that of an earlier report, got"),
