@@ -482,7 +482,7 @@ def _occurrence(units: UnitStudy) -> str:
     """How many combinations occur, and how many images each of them contributes to."""
     least, middle, most = map(int, np.quantile(units.load or (0,), (0, 0.5, 1), method="lower"))
     return (
-        f"{units.units}: {len(units.load):,} of {units.total:,} occur, each in {least:,} to {_images(most)} "
+        f"{units.units}: {len(units.load):,} of {units.total:,} occur, each in between {least:,} and {_images(most)} "
         f"(median {middle:,})"
     )
 

@@ -24,6 +24,7 @@ from mumoe.coefficients import Coefficients, as_coefficients, segment_rows
 from mumoe.devices import host
 from mumoe.editing.expert_edits import Rewrite
 from mumoe.editing.group_audit import Audit, Finding, Groups, Name, Rules, rank_groups
+from mumoe.editing.operations import Mean
 from mumoe.editing.rewriting import joint_sum
 from mumoe.errors import UserError, require
 
@@ -111,7 +112,7 @@ def proposed_rows(finding: Finding, coefficients: Sequence[Level], labels: Tenso
     return inside
 
 
-def proposed(finding: Finding, mean: Tensor, head: int) -> Rewrite:
+def proposed(finding: Finding, mean: Mean, head: int) -> Rewrite:
     """As `propose`, from the mean coefficients (N_1, .., N_E) of the training rows that the experts handle."""
     return Rewrite.of(head, mean, float(mean.numel()) if finding.label == 1 else -float(mean.numel()))
 
