@@ -273,7 +273,9 @@ class TunedBench(RetrainingBench):
     def mean_coefficients(self, model: _Tuned) -> Tensor:
         """a-bar of eq. 6."""
         inside = torch.from_numpy(self.inside)
-        return mean_coefficients(_mixture(model), self._features(model, "train")[inside])
+        found = mean_coefficients(_mixture(model), self._features(model, "train")[inside])
+        assert isinstance(found, Tensor)
+        return found
 
     def direction(self, model: _Tuned, part: str, mean: Tensor) -> Tensor:
         """(rows,) a-bar . a."""

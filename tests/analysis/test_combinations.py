@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mumoe.analysis import contributions
 from mumoe.analysis.class_effects import counts_after, shuffle_units, specialization, strong_losses
 from mumoe.analysis.interventions import intervene
 from mumoe.analysis.layer_study import and_reading, study_layer
@@ -74,6 +75,24 @@ def test_the_and_reading_is_that_of_whole_tables():
         n, m = combination.experts
         assert combination.classes_by_level == tuple(tuple(np.flatnonzero(r)) for r in (first[n], second[m]))
         assert combination.classes_of_combination == tuple(np.flatnonzero(both[5 * n + m]))
+
+
+@pytest.mark.parametrize("mode", ["zero", "mean", "resampled"])
+def test_batches_with_many_combinations_are_taken_apart_in_pieces(monkeypatch, mode):
+    layer, batches = sparse_layer((3, 4, 5))
+    whole = intervene(layer, batches, mode=mode)
+    rows = [len(x) for x, _ in batches]
+    sizes = []
+    opened = contributions.ExpertParts.open
+    monkeypatch.setattr(
+        contributions.ExpertParts, "open", lambda self, x, row: sizes.append(len(x)) or opened(self, x, row)
+    )
+    monkeypatch.setattr(contributions.rows_of_pairs, "__defaults__", (20,))
+    found = intervene(layer, batches, mode=mode)
+    assert len(sizes) > 10 * len(rows)
+    assert sum(sizes) == sum(rows)
+    assert np.array_equal(found.counts(), whole.counts())
+    assert np.array_equal(found.all_loads(), whole.all_loads())
 
 
 def test_loads_of_many_batches_are_added(monkeypatch):

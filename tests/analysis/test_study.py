@@ -189,7 +189,9 @@ def test_a_hierarchy_names_its_levels(tmp_path):
     joint = frame[frame["level"] == "combinations"]
     assert list(joint["experts"]) == [divmod(unit, 2) for unit in joint["expert"]]
     assert joint["load"].min() > 0
-    assert any(line.startswith(f"combinations: {len(occurring)} of 12 occur, each in") for line in study.sentences())
+    assert any(
+        line.startswith(f"combinations: {len(occurring)} of 12 occur, each in between") for line in study.sentences()
+    )
     assert Study.load(tmp_path / "run") == study
     assert frame[frame["level"] == "combinations"]["mean_coefficient"].isna().all()
     tables = [study.source.store.level(level=level).dense(0, len(study.source.rows)) for level in (0, 1)]

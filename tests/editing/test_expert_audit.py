@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mumoe.coefficients import DenseCoefficients, SparseCoefficients
-from mumoe.editing.expert_audit import audit, handled, propose
+from mumoe.editing.expert_audit import _products, audit, handled, propose
 from mumoe.errors import UserError
 
 
@@ -87,6 +87,23 @@ def test_combinations_of_a_hierarchy():
     assert found.findings[0].rows == int(inside.sum())
     assert torch.equal(handled([a, b], ((0, 4), (1, 1)), 0.1), inside)
     assert str(found.findings[0]).startswith("experts 4 + 1 (level 1), label 0: ")
+
+
+@pytest.mark.parametrize("sizes", [(4, 5), (3, 4, 5)])
+@pytest.mark.parametrize("threshold", [0.02, 0.1, 0.3])
+def test_products_are_those_of_all_combinations(sizes, threshold):
+    g = generator(6)
+    levels = [torch.rand(200, size, generator=g).pow(3).softmax(1) for size in sizes]
+    levels[0][0] = torch.nn.functional.one_hot(torch.tensor(2), sizes[0])
+    found = _products(levels, threshold)
+    joint = levels[0]
+    for level in levels[1:]:
+        joint = (joint[..., None] * level.view(200, *[1] * (joint.ndim - 1), -1)).float()
+    expected = (joint >= threshold).flatten(1)
+    used = expected.any(0).nonzero()[:, 0]
+    names = [tuple(enumerate(int(n) for n in torch.unravel_index(unit, sizes))) for unit in used]
+    assert found._names == names
+    assert torch.equal(torch.from_numpy(found.inside.toarray()).bool(), expected[:, used])
 
 
 def test_product_of_levels_must_reach_the_threshold():

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,7 @@ from mumoe.layers import MuMoE
 
 __all__ = [
     "ABLATABLE",
+    "ContributingPairs",
     "ExpertParts",
     "Form",
     "GroupedParts",
@@ -39,10 +41,14 @@ __all__ = [
     "Opened",
     "Parts",
     "combine",
+    "contributing_pairs",
     "form_of",
     "parts_of",
+    "rows_of_pairs",
 ]
 
+MOST_PAIRS = 1_000_000
+"""Pairs of a row and a combination of experts that are taken apart together."""
 
 ABLATABLE = (MuMoE, SparseMoE, HighRankLinear)
 """Layers whose units can be ablated."""
@@ -87,6 +93,10 @@ class Parts(ABC):
     num_units: int
     out_features: int
     width: int
+
+    def pieces(self, x: Tensor, labels: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        """A batch in parts that can be taken apart in bounded memory."""
+        return [(x, labels)]
 
     @abstractmethod
     def open(self, x: Tensor, first_row: int) -> Opened:
@@ -259,7 +269,7 @@ def form_of(part: Factorization) -> Form | None:
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class ContributingPairs:
     """Non-zero coefficients of a batch: row, expert of each level, product of the coefficients, and `silent`."""
 
     row: Tensor
@@ -268,7 +278,16 @@ class _Pairs:
     silent: Tensor
 
 
-def _pairs(coefficients: Sequence[Tensor]) -> _Pairs:
+def rows_of_pairs(coefficients: Sequence[Tensor], most: int = MOST_PAIRS) -> list[int]:
+    """Consecutive numbers of rows that have at most about `most` combinations of experts, at least one row each."""
+    counts = math.prod((a > 0).sum(1) for a in coefficients)
+    assert isinstance(counts, Tensor)
+    place = (counts.cumsum(0) - counts) // most
+    sizes: list[int] = place.unique_consecutive(return_counts=True)[1].tolist()
+    return sizes or [0]
+
+
+def contributing_pairs(coefficients: Sequence[Tensor]) -> ContributingPairs:
     """Every row with every combination of experts whose coefficients are all above 0."""
     row, first = coefficients[0].nonzero(as_tuple=True)
     experts, value = [first], coefficients[0][row, first]
@@ -283,7 +302,7 @@ def _pairs(coefficients: Sequence[Tensor]) -> _Pairs:
         row, experts = row[left], [*(e[left] for e in experts), other[right]]
         value = value[left] * a[row, experts[-1]]
     alone = torch.bincount(row, minlength=len(coefficients[0])) == 1
-    return _Pairs(row, experts, value, alone[row])
+    return ContributingPairs(row, experts, value, alone[row])
 
 
 class ExpertParts(Parts):
@@ -313,11 +332,19 @@ class ExpertParts(Parts):
     def output(self) -> Tensor | None:
         return self._matrix
 
+    def pieces(self, x: Tensor, labels: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        if self._pool is None:
+            self._pool = x[: self.POOL].clone()
+        sizes = [len(x)] if self.level is not None else rows_of_pairs(self._coefficients(x))
+        if len(sizes) == 1:
+            return [(x, labels)]
+        return zip(x.split(sizes), labels.split(sizes), strict=True)
+
     def open(self, x: Tensor, first_row: int) -> Opened:
         if self._pool is None:
             self._pool = x[: self.POOL].clone()
         form, a = self._form, [level.to(x.dtype) for level in self._coefficients(x)]
-        found = _pairs(a if self.level is None else [a[self.level]])
+        found = contributing_pairs(a if self.level is None else [a[self.level]])
         unit = combine(found.experts, self.sizes)
         hidden = form.hidden(x)
         mixed = [_mix(level, table) for level, table in zip(a, form.tables, strict=True)]
@@ -418,7 +445,7 @@ class _Batch:
     parts: ExpertParts
     hidden: Tensor
     mixed: list[Tensor]
-    found: _Pairs
+    found: ContributingPairs
     pool: Tensor
     drawn: Tensor
 
@@ -477,12 +504,12 @@ class GroupedParts(Parts):
 
     def open(self, x: Tensor, first_row: int) -> Opened:
         (a,) = self.layer.coefficients(x)
-        found = _pairs([a.to(x.dtype)])
+        found = contributing_pairs([a.to(x.dtype)])
         logits = self.layer(x)
         vectors = functools.partial(self._vectors, x, found)
         return Opened(logits, found.row, found.experts[0], found.silent, logits.norm(dim=1), vectors)
 
-    def _vectors(self, x: Tensor, found: _Pairs, pairs: Tensor) -> Tensor:
+    def _vectors(self, x: Tensor, found: ContributingPairs, pairs: Tensor) -> Tensor:
         row, expert = found.row[pairs], found.experts[0][pairs]
         said = x.new_empty(len(pairs), self.layer.out_features)
         for n in expert.unique().tolist():

@@ -79,7 +79,8 @@ def _final(
 ) -> Interventions:
     parts = parts_of(layer, level=level, mode=mode, seed=seed)
     record = Record(parts.num_units)
-    (ablate_plainly if plainly else ablate_fast)(parts, batches, rest, record)
+    pieces = (piece for x, labels in batches for piece in parts.pieces(x, labels))
+    (ablate_plainly if plainly else ablate_fast)(parts, pieces, rest, record)
     return record.result()
 
 

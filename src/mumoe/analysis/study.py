@@ -273,6 +273,7 @@ class Study(Record):
         effects = {effect.unit: effect for effect in _part(units, mode, control).effects}
         usage = self.study.usage[position] if position < len(self.study.usage) else None
         controls = {effect.unit: effect for effect in units.load_control.effects}
+        nothing = self._columns(None)
         for unit, load in units.listed():
             effect, random = effects.get(unit), controls.get(unit)
             yield {
@@ -283,7 +284,7 @@ class Study(Record):
                 "load": load,
                 "mean_coefficient": None if usage is None or control else usage.mean_coefficient[unit],
                 "effect": effect is not None,
-                **self._columns(effect),
+                **(nothing if effect is None else self._columns(effect)),
                 "control_polysemanticity": random and random.polysemanticity,
                 "control_strong": random is not None and random.strong,
             }
@@ -482,7 +483,7 @@ def _occurrence(units: UnitStudy) -> str:
     """How many combinations occur, and how many images each of them contributes to."""
     least, middle, most = map(int, np.quantile(units.load or (0,), (0, 0.5, 1), method="lower"))
     return (
-        f"{units.units}: {len(units.load):,} of {units.total:,} occur, each in {least:,} to {_images(most)} "
+        f"{units.units}: {len(units.load):,} of {units.total:,} occur, each in between {least:,} and {_images(most)} "
         f"(median {middle:,})"
     )
 

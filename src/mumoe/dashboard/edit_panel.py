@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from mumoe.dashboard import WHO
 from mumoe.dashboard.background import Report
@@ -27,7 +26,7 @@ from mumoe.dashboard.whatif import Changed
 from mumoe.editing.choose import LabelledRows, LogitShift
 from mumoe.editing.edit_files import as_entry, from_entry, load_edits, read_edit_file, save_edits
 from mumoe.editing.edit_texts import parse_edit
-from mumoe.editing.operations import separate
+from mumoe.editing.operations import Mean, separate
 from mumoe.editing.rewriting import choose_rewriting, mean_coefficients
 from mumoe.editing.stack import EditStack, fingerprint
 from mumoe.errors import UserError, unknown_name
@@ -46,6 +45,9 @@ RESAMPLES = 1000
 """Bootstrap resamples of the intervals in a file, as `mumoe edit` draws them."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_=,.-]{0,80}")
+
+MEANS = ("factors", "num_experts", "combinations", "shares")
+"""Fields of a rewriting that hold its mean coefficients."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,17 @@ def _with_factors(session: Session, entry: Mapping[str, Any]) -> dict[str, Any]:
     full = {name: value for name, value in entry.items() if name != "mean"}
     if entry["mean"] not in session.means:
         raise UserError(f"{WHO}: expected mean coefficients of this session, got others. Make the rewriting again.")
-    return full | {"factors": session.means[entry["mean"]]}
+    return full | session.means[entry["mean"]]
 
 
 def _without_factors(session: Session, entry: dict[str, Any]) -> dict[str, Any]:
-    if "factors" not in entry:
-        return json.loads(json.dumps(entry))
-    plain = json.loads(json.dumps(entry["factors"]))
-    name = hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
-    session.means[name] = plain
-    return {key: value for key, value in entry.items() if key != "factors"} | {"mean": name}
+    plain: dict[str, Any] = json.loads(json.dumps(entry))
+    means = {key: plain.pop(key) for key in MEANS if key in plain}
+    if not means:
+        return plain
+    name = hashlib.sha256(json.dumps(means).encode()).hexdigest()[:16]
+    session.means[name] = means
+    return plain | {"mean": name}
 
 
 def parse(session: Session, text: str) -> dict[str, Any]:
@@ -216,7 +219,7 @@ def rewrite(
 
 
 def _validation(
-    session: Session, subgroup: Subgroup, entries: Sequence[Mapping[str, Any]], mean: Tensor, report: Report
+    session: Session, subgroup: Subgroup, entries: Sequence[Mapping[str, Any]], mean: Mean, report: Report
 ) -> tuple[LabelledRows, LogitShift]:
     """Validation images and their numbers under the page's edits, from the cached coefficients."""
     split = session.split("val", report)
@@ -229,7 +232,7 @@ def _validation(
     return LabelledRows(groups.truth, groups.values), shift
 
 
-def _direction(split: Split, mean: Tensor) -> Any:
+def _direction(split: Split, mean: Mean) -> Any:
     """(rows,) what one unit of a rewriting's strength adds: a-bar . a."""
     every = torch.arange(len(split.images))
     amount = torch.ones(1, dtype=torch.float64)

@@ -253,7 +253,9 @@ class FeatureBench(Bench):
         """a-bar of eq. 6."""
         layer = model.eval()
         assert isinstance(layer, MuMoE)
-        return mean_coefficients(layer, self.task.features[torch.from_numpy(self.inside)])
+        found = mean_coefficients(layer, self.task.features[torch.from_numpy(self.inside)])
+        assert isinstance(found, Tensor)
+        return found
 
     def direction(self, model: nn.Module, part: str, mean: Tensor) -> Tensor:
         """(rows,) a-bar . a."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from mumoe.data.base import SPLITS
 from mumoe.devices import host
@@ -24,6 +23,7 @@ from mumoe.editing.edit_files import EditFile, Edits, content_of, save_edits, st
 from mumoe.editing.edit_reports import COMPARED, STAGES, ChangeReport, FairnessComparison, RewritingReport
 from mumoe.editing.edit_texts import parse_edit
 from mumoe.editing.expert_edits import ExpertEdit
+from mumoe.editing.operations import Mean
 from mumoe.editing.rewriting import Reading, Strength, choose_rewriting, mean_coefficients, moved_by
 from mumoe.editing.runs import EditingRun, Problem, check_editable, editing_run
 from mumoe.editing.stack import EditStack
@@ -256,7 +256,7 @@ def rewrite_subgroup(
     return Edit(stack, report, _rewriting_facts(run, report))
 
 
-def _validation(run: EditingRun, problem: Problem, stack: EditStack, mean: Tensor) -> tuple[LabelledRows, LogitShift]:
+def _validation(run: EditingRun, problem: Problem, stack: EditStack, mean: Mean) -> tuple[LabelledRows, LogitShift]:
     """Validation images, with their logits under the edits below, and what a lambda of 1 adds to each."""
     rows = problem.rows("val")
     with stack:

@@ -203,8 +203,9 @@ def _refuse_constant(name: str) -> Any:
 
 
 def as_entry(name: str, edit: ExpertEdit) -> dict[str, Any]:
-    """One edit as a file holds it."""
-    return {"name": name, "kind": edit.kind, **dataclasses.asdict(edit)}  # type: ignore[call-overload]
+    """One edit as a file holds it; fields that are empty are left out."""
+    fields = {key: value for key, value in dataclasses.asdict(edit).items() if value != ()}  # type: ignore[call-overload]
+    return {"name": name, "kind": edit.kind, **fields}
 
 
 def from_entry(item: Mapping[str, Any]) -> ExpertEdit:

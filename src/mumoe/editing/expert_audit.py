@@ -12,6 +12,7 @@ tests those.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -20,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mumoe.coefficients import Coefficients, as_coefficients, segment_rows
+from mumoe.coefficients import Coefficients, SparseCoefficients, as_coefficients, segment_rows
 from mumoe.devices import host
 from mumoe.editing.expert_edits import Rewrite
 from mumoe.editing.group_audit import Audit, Finding, Groups, Name, Rules, rank_groups
+from mumoe.editing.operations import Mean
 from mumoe.editing.rewriting import joint_sum
 from mumoe.errors import UserError, require
 
@@ -111,7 +113,7 @@ def proposed_rows(finding: Finding, coefficients: Sequence[Level], labels: Tenso
     return inside
 
 
-def proposed(finding: Finding, mean: Tensor, head: int) -> Rewrite:
+def proposed(finding: Finding, mean: Mean, head: int) -> Rewrite:
     """As `propose`, from the mean coefficients (N_1, .., N_E) of the training rows that the experts handle."""
     return Rewrite.of(head, mean, float(mean.numel()) if finding.label == 1 else -float(mean.numel()))
 
@@ -146,7 +148,7 @@ def _candidates(coefficients: Sequence[Level], threshold: float, pairs: bool) ->
 
 def _products(coefficients: Sequence[Level], threshold: float) -> Groups:
     """Combinations of one expert per level whose product of coefficients reaches the threshold somewhere."""
-    first, *others = (as_coefficients(a).at_least() for a in coefficients)
+    first, *others = _within_reach(coefficients, threshold)
     row, value, unit, sizes = segment_rows(first.offsets), first.values, first.indices, [first.num_experts]
     for level in others:
         counts = level.offsets.diff()[row]
@@ -162,6 +164,19 @@ def _products(coefficients: Sequence[Level], threshold: float) -> Groups:
     names: list[Name] = [tuple(enumerate(combination)) for combination in torch.stack(experts, 1).tolist()]
     offsets = F.pad(torch.bincount(row, minlength=len(first.offsets) - 1).cumsum(0), (1, 0))
     return Groups(names, _indicator(offsets, columns, len(used)))
+
+
+def _within_reach(coefficients: Sequence[Level], threshold: float) -> list[SparseCoefficients]:
+    """The levels without coefficients that reach the threshold with no coefficients of the other levels.
+
+    Of softmax gates over many experts that leaves few of the millions of products.
+    """
+    levels = [as_coefficients(a).at_least() for a in coefficients]
+    if not all(len(level.values) and bool(level.values.min() >= 0) for level in levels):
+        return levels
+    peaks = [float(level.values.max()) for level in levels]
+    bounds = [threshold / math.prod([*peaks[:e], *peaks[e + 1 :]]) for e in range(len(peaks))]
+    return [level.at_least(bound * (1 - 1e-6)) for level, bound in zip(levels, bounds, strict=True)]
 
 
 def _indicator(offsets: Tensor, columns: Tensor, width: int) -> Any:

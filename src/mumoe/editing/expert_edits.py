@@ -7,6 +7,7 @@ the result of those before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mumoe.ablation import Ablation
+from mumoe.analysis.contributions import combine
 from mumoe.calling import checked_values, tensor_methods
 from mumoe.devices import host
-from mumoe.editing.operations import AddedTerm, CoefficientMap, Operation, original, separate
+from mumoe.editing.operations import AddedTerm, CoefficientMap, Mean, Operation, listed, original, separate
 from mumoe.errors import UserError
 
 __all__ = [
@@ -57,40 +59,65 @@ class Rewrite:
 
     Attributes:
         head: The output.
-        factors: Per level (N_e, K) as nested tuples: a-bar = sum_k prod_e factors[e][:, k].
+        factors: Per level (N_e, K) as nested tuples: a-bar = sum_k prod_e factors[e][:, k]. Empty where combinations
+            are listed.
         strength: Lambda, with its sign.
+        num_experts: Experts of each level, where combinations are listed.
+        combinations: Flat positions of the combinations of experts that occur, of a hierarchy with many.
+        shares: a-bar of each of these.
     """
 
     kind: ClassVar[str] = "rewrite"
     head: int
-    factors: tuple[tuple[tuple[float, ...], ...], ...]
+    factors: tuple[tuple[tuple[float, ...], ...], ...] = ()
     strength: float = 1.0
+    num_experts: tuple[int, ...] = ()
+    combinations: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
 
     @staticmethod
-    def of(head: int, mean: Tensor, strength: float) -> Rewrite:
-        """From mean coefficients (N_1, .., N_E), whose exact components are taken."""
+    def of(head: int, mean: Mean, strength: float) -> Rewrite:
+        """From mean coefficients (N_1, .., N_E), whose exact components are taken; sparse ones are listed."""
+        if isinstance(mean, Tensor) and mean.is_sparse:
+            index, shares, sizes = mean.coalesce().indices(), mean.coalesce().values(), tuple(mean.shape)
+            unit = combine(list(index), sizes)
+            return Rewrite(head, (), strength, sizes, tuple(unit.tolist()), tuple(shares.double().tolist()))
         return Rewrite(head, tuple(_tuples(factor) for factor in separate(mean)), strength)
 
     @property
     def mean(self) -> Tensor:
-        """a-bar, (N_1, .., N_E) in float64."""
-        return AddedTerm(self.head, _tensors(self.factors)).joint()
+        """a-bar, (N_1, .., N_E) in float64; sparse where combinations are listed."""
+        return self._listed() if self.num_experts else AddedTerm(self.head, _tensors(self.factors)).joint()
+
+    def _listed(self) -> Tensor:
+        units, shares = torch.tensor(self.combinations), torch.tensor(self.shares, dtype=torch.float64)
+        return listed(units.long(), shares, self.num_experts)
 
     def __post_init__(self) -> None:
         checked_values(self)
 
     def check(self, num_experts: Sequence[int], out_features: int) -> None:
         _require_head(self.head, out_features, "Rewrite")
-        sizes = tuple(len(vector) for vector in _tensors(self.factors))
+        self._check_listed()
+        sizes = self.num_experts or tuple(len(vector) for vector in _tensors(self.factors))
         if sizes != tuple(num_experts):
             raise UserError(
                 f"Rewrite: expected mean coefficients of experts {tuple(num_experts)}, got {sizes}. "
                 "Compute them from this layer: mean_coefficients(layer, features)."
             )
 
+    def _check_listed(self) -> None:
+        count, total = len(self.combinations), math.prod(self.num_experts)
+        sound = all(0 <= unit < total for unit in self.combinations) and len(set(self.combinations)) == count
+        if len(self.shares) != count or not sound or bool(self.factors) == bool(self.num_experts):
+            raise UserError(
+                f"Rewrite: expected factors, or one share for each of several combinations in 0..{total - 1}, got "
+                f"{count:,} combinations and {len(self.shares):,} shares. Use Rewrite.of."
+            )
+
     def operation(self, part: nn.Module) -> Operation:
         self.check(*_sizes(part))
-        vectors = _tensors(self.factors)
+        vectors = separate(self._listed()) if self.num_experts else _tensors(self.factors)
         return AddedTerm(self.head, (vectors[0] * self.strength, *vectors[1:]))
 
     def describe(self) -> str:

@@ -21,7 +21,32 @@ from torch import Tensor, nn
 
 from mumoe.factorizations import Factorization
 
-__all__ = ["AddedTerm", "CoefficientMap", "EditedFactorization", "Operation", "original", "separate"]
+__all__ = [
+    "AddedTerm",
+    "CoefficientMap",
+    "EditedFactorization",
+    "Mean",
+    "Operation",
+    "Product",
+    "listed",
+    "original",
+    "separate",
+]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A tensor (N_1, .., N_E) that is the product of one vector per level, and is not formed."""
+
+    vectors: tuple[Tensor, ...]
+
+    def numel(self) -> int:
+        """Number of entries of the tensor."""
+        return math.prod(len(vector) for vector in self.vectors)
+
+
+Mean = Tensor | Product
+"""Mean coefficients (N_1, .., N_E): a tensor, sparse where there are many combinations of experts, or a product."""
 
 
 @dataclass(frozen=True)
@@ -105,24 +130,47 @@ class AddedTerm:
 Operation = CoefficientMap | AddedTerm
 
 
-def separate(joint: Tensor) -> tuple[Tensor, ...]:
+def listed(units: Tensor, values: Tensor, num_experts: Sequence[int]) -> Tensor:
+    """A sparse tensor (N_1, .., N_E) from flat positions of combinations and their values."""
+    index, sizes = torch.stack(torch.unravel_index(units, list(num_experts))), list(num_experts)
+    return torch.sparse_coo_tensor(index, values, sizes, check_invariants=True).coalesce()
+
+
+def separate(joint: Mean) -> tuple[Tensor, ...]:
     """Exact factors (N_e, K) of a tensor (N_1, .., N_E) with joint = sum_k v_1^k x .. x v_E^k.
 
     The longest level keeps its vectors, all others are unit vectors; K counts the lines along it that are not zero
-    (at least 1). A vector is its own single component.
+    (at least 1). A vector, or a product of vectors, is its own single component.
     """
+    if isinstance(joint, Product):
+        return tuple(vector[:, None] for vector in joint.vectors)
     longest = max(range(joint.ndim), key=lambda level: joint.shape[level])
-    lines = joint.movedim(longest, 0).flatten(1) if joint.ndim > 1 else joint[:, None]
     others = [size for level, size in enumerate(joint.shape) if level != longest]
-    kept = lines.any(0).nonzero()[:, 0]
+    kept, lines = _lines(joint, longest)
     if not len(kept):
-        kept = torch.zeros(1, dtype=torch.long, device=joint.device)
+        kept, lines = torch.zeros(1, dtype=torch.long, device=joint.device), lines.new_zeros(joint.shape[longest], 1)
     factors = []
     places = torch.unravel_index(kept, others) if others else ()
     for size, place in zip(others, places, strict=True):
-        factors.append(nn.functional.one_hot(place, size).to(joint).mT)
-    factors.insert(longest, lines[:, kept])
+        factors.append(nn.functional.one_hot(place, size).to(lines).mT)
+    factors.insert(longest, lines)
     return tuple(factors)
+
+
+def _lines(joint: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """(K,) places, among the other levels, of the lines along a level that are not zero, and the lines, (N, K)."""
+    if not joint.is_sparse:
+        lines = joint.movedim(longest, 0).flatten(1) if joint.ndim > 1 else joint[:, None]
+        kept = lines.any(0).nonzero()[:, 0]
+        return kept, lines[:, kept]
+    index, values = joint.coalesce().indices(), joint.coalesce().values()
+    place = torch.zeros_like(index[0])
+    for level, size in enumerate(joint.shape):
+        place = place if level == longest else place * size + index[level]
+    kept, column = place.unique(return_inverse=True)
+    lines = values.new_zeros(joint.shape[longest], len(kept))
+    lines[index[longest], column] = values
+    return kept, lines
 
 
 class EditedFactorization(nn.Module):

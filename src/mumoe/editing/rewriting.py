@@ -14,19 +14,23 @@ subpopulation never uses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mumoe.analysis.contributions import combine, contributing_pairs, rows_of_pairs
 from mumoe.devices import host
 from mumoe.editing.choose import Choice, LabelledRows, LogitShift, Objective, choose_strength
 from mumoe.editing.expert_edits import Rewrite
+from mumoe.editing.operations import AddedTerm, Mean, Product, listed, separate
 from mumoe.errors import UserError, unknown_argument
 from mumoe.layers import MuMoE
 
 __all__ = [
+    "DENSE",
     "Reading",
     "Strength",
     "choose_rewriting",
@@ -40,11 +44,14 @@ Reading = Literal["joint", "levels"]
 Strength = float | Literal["auto", "paper"]
 """Size of lambda, ``paper`` (the number of combinations of experts) or ``auto`` (chosen on validation rows)."""
 
+DENSE = 65_536
+"""Up to how many combinations of experts mean coefficients are a plain tensor; above, those that occur are listed."""
+
 
 def rewriting(
     layer: MuMoE,
     head: int,
-    mean: Tensor,
+    mean: Mean,
     *,
     direction: Literal["raise", "lower"] = "raise",
     strength: float | None = None,
@@ -67,8 +74,10 @@ def rewriting(
 
 
 @torch.no_grad()
-def mean_coefficients(layer: MuMoE, features: Tensor | Iterable[Tensor], *, reading: Reading = "joint") -> Tensor:
+def mean_coefficients(layer: MuMoE, features: Tensor | Iterable[Tensor], *, reading: Reading = "joint") -> Mean:
     """Mean coefficients of a subpopulation, (N_1, .., N_E) in float64; in evaluation mode.
+
+    Of a hierarchy with more than `DENSE` combinations they are a sparse tensor of those that occur, or a `Product`.
 
     Args:
         layer: The layer.
@@ -95,27 +104,50 @@ def mean_coefficients(layer: MuMoE, features: Tensor | Iterable[Tensor], *, read
         layer.train(training)
     if not count:
         raise UserError("mean_coefficients: expected rows of the subpopulation, got none. Check the filter.")
-    mean = sums[0] / count
-    for part in sums[1:]:
-        mean = mean[..., None] * (part / count)
+    means = [part / count for part in sums]
+    if len(means) > 1 and math.prod(map(len, means)) > DENSE:
+        return Product(tuple(means))
+    mean = means[0].coalesce() if means[0].is_sparse else means[0]
+    for part in means[1:]:
+        mean = mean[..., None] * part
     return mean
 
 
 def joint_sum(levels: Sequence[Tensor]) -> Tensor:
-    """(N_1, .., N_E) products of the levels' coefficients, (rows, N_e) each, summed over the rows."""
+    """(N_1, .., N_E) products of the levels' coefficients, (rows, N_e) each, summed over the rows.
+
+    Sparse, with the combinations that occur, where there are more than `DENSE`.
+    """
+    if len(levels) > 1 and math.prod(a.shape[1] for a in levels) > DENSE:
+        return _listed_sum(levels)
     letters = "abcdefghijk"[: len(levels)]
     inputs = ",".join(f"z{letter}" for letter in letters)
     joint: Tensor = torch.einsum(f"{inputs}->{letters}", *levels)
     return joint
 
 
-def moved_by(mean: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+def _listed_sum(levels: Sequence[Tensor]) -> Tensor:
+    """As `joint_sum`, sparse, in memory of the combinations that occur and a bounded number of their uses."""
+    sizes = [a.shape[1] for a in levels]
+    total = listed(levels[0].new_zeros(0, dtype=torch.long), levels[0].new_zeros(0), sizes)
+    rows = rows_of_pairs(levels)
+    for part in zip(*(a.split(rows) for a in levels), strict=True):
+        found = contributing_pairs(part)
+        unit, place = combine(found.experts, sizes).unique(return_inverse=True)
+        sums = found.value.new_zeros(len(unit)).index_add_(0, place, found.value)
+        total = (total + listed(unit, sums, sizes)).coalesce()
+    return total
+
+
+def moved_by(mean: Mean, coefficients: Sequence[Tensor]) -> Tensor:
     """(rows,) what a rewriting of lambda 1 adds to the logit, a-bar . a.
 
     Args:
         mean: Mean coefficients, (N_1, .., N_E).
         coefficients: One (rows, N_e) tensor per level, of the same dtype.
     """
+    if isinstance(mean, Product) or mean.is_sparse:
+        return AddedTerm(0, separate(mean)).amount(coefficients)
     value = mean.expand(len(coefficients[0]), *mean.shape)
     for a in coefficients:
         value = torch.einsum("zn...,zn->z...", value, a)
@@ -124,7 +156,7 @@ def moved_by(mean: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
 
 def choose_rewriting(
     head: int,
-    mean: Tensor,
+    mean: Mean,
     validation: Callable[[], tuple[LabelledRows, LogitShift]],
     *,
     target: tuple[int, str],

@@ -134,8 +134,9 @@ function CombinationList({ run, notes, split, onOpen, onOpenImage }) {
   const effect = ({ worst, polysemanticity, strong, images, control }) => html`
     ${worst ? html`<span class="lost">${worst.name} <b>${percent(worst.loss, 0)}</b></span> lost without it` : "no class loses without it"}${strong ? `, strong by ${plural(images, "image")}` : ""}${polysemanticity == null ? "" : `; p ${number(polysemanticity)}, control ${control ? number(control.polysemanticity) : "no effect"}${control?.strong ? ", strong" : ""}`}`;
   return html`<div aria-busy=${busy}><${Problem} text=${problem} />
-    ${found && html`<p class="note">${count(found.occurring)} of ${count(found.total)} combinations contribute to ${run.analyzed} images, each to ${count(found.least)} to ${count(found.most)} (median ${count(found.median)}).
-      ${" "}${count(found.with_effect)} change a class without them, control ${count(found.control_with_effect)}; ${count(found.strong)} strong, control ${count(found.control_strong)}.<${Term} of="control" /></p>
+    ${found && html`<p class="note">${count(found.occurring)} of ${count(found.total)} combinations contribute to ${run.analyzed} images: between ${count(found.least)} and ${count(found.most)} images each, median ${count(found.median)}.
+      ${" "}Ablating ${count(found.with_effect)} of them changes a class, control ${count(found.control_with_effect)}; ${count(found.strong)} are strong, control ${count(found.control_strong)}.
+      ${" "}Images: those of ${split} with the largest products of coefficients.<${Term} of="control" /></p>
     <ul class="combos">${found.shown.map((item) => html`<li key=${item.experts.join("-")}>
       <span>${item.experts.map((n, level) => html`<${ExpertLink} expert=${n} level=${level} levels=${run.num_experts.length} name=${notes.of(level, n).name} onOpen=${onOpen} /> `)}
         <small>${plural(item.load, "image")}; ${effect(item)}</small></span>
