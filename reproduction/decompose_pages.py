@@ -13,7 +13,7 @@ from mumoe.decomposition.measuring import CONSTANT, MEAN, SHUFFLED, ZERO
 from mumoe.decomposition.showing import quote
 from mumoe.files import to_plain, write_json, write_text
 from mumoe.plots.style import COLOURS, GREY, MARKERS, bare_axes, new_figure, save_figure
-from mumoe.records import render_table
+from mumoe.records import Record, render_table
 
 if TYPE_CHECKING:
     from reproduction.decompose_study import Study
@@ -37,7 +37,7 @@ PAIRS = (
 def write_pages(entries: Sequence[Entry], study: Study, out: Path) -> None:
     """Write README.md, figures and results.json."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "results.json", [to_plain(entry) for entry in entries])
+    write_json(out / "results.json", [_plain(entry) for entry in entries])
     places = list(dict.fromkeys((entry["cell"].layer, entry["cell"].width) for entry in entries))
     parts = [_introduction(entries, study)]
     for layer, width in places:
@@ -51,6 +51,14 @@ def write_pages(entries: Sequence[Entry], study: Study, out: Path) -> None:
     parts.append(_shown(entries, study))
     parts.append(_credits(entries))
     write_text(out / "README.md", "\n".join(part for part in parts if part))
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    """An entry as JSON; records as they write themselves, so that one level has no fields of several."""
+    records = {name: value.to_dict() for name, value in entry.items() if isinstance(value, Record)}
+    for values in records.values():
+        values.pop("schema_version")
+    return {name: records.get(name, to_plain(value)) for name, value in entry.items()}
 
 
 def _introduction(entries: Sequence[Entry], study: Study) -> str:
@@ -299,8 +307,9 @@ def _levels(entries: Sequence[Entry]) -> str:
         "## Experts on two levels",
         "",
         "A token uses every combination of one used expert per level. The share of a level is the expert share with "
-        "its gate constant and the other as it is; where it is as large as the expert share, nothing is left without "
-        "that level.",
+        "its gate",
+        "constant and the other as it is; where it is as large as the expert share, nothing is left without that "
+        "level.",
         "",
     ]
     header = ["run", "expert share", "share of level 0", "share of level 1", "live, level 0", "live, level 1"]

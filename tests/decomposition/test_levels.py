@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections import Counter
 
@@ -336,6 +337,7 @@ def test_report_and_dashboard_show_each_level(looked, tmp_path):
     study = looked.study()
     assert [layer.layer for layer in study.layers] == [f"model.layers.1.mlp, level {level}" for level in (0, 1)]
     assert tuple(layer.num_experts for layer in study.layers) == SIZES
+    assert study.bits_per_byte == pytest.approx(study.loss / math.log(2), rel=1e-6)  # every token is a byte
     entries = coefficient_entries(looked.replacement, looked.bench(8).x)
     for level, layer in enumerate(study.layers):
         assert [one.expert for one in layer.experts] == sorted(

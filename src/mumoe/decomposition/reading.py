@@ -69,9 +69,9 @@ def text_study(
     ablated = min(settings.ablated_contexts, len(bench.tokens))
     ordered = sorted(found.found, key=lambda one: (one.level, one.expert))
     layers = []
-    for level, (name, size) in enumerate(zip(reader.layers, replacement.shape.levels, strict=True)):
+    for level, (name, count) in enumerate(zip(reader.layers, replacement.shape.levels, strict=True)):
         experts = tuple(reader.expert(one, settings) for one in ordered if one.level == level)
-        layers.append(LayerText(name, size, ablated, experts, found.least))
+        layers.append(LayerText(name, count, ablated, experts, found.least))
     return TextStudy(
         run=run,
         split=found.split,
