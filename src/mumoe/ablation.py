@@ -59,7 +59,7 @@ def _listed(experts: Any) -> list[Any]:
 
 
 def _is_bool(item: Any) -> bool:
-    return isinstance(item.item() if hasattr(item, "item") else item, bool)
+    return isinstance(item.item() if hasattr(item, "item") and getattr(item, "ndim", 0) == 0 else item, bool)
 
 
 def _from_mask(mask: Sequence[Any], size: int, who: str) -> tuple[int, ...]:

@@ -19,9 +19,10 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from mumoe.errors import JobError, UserError, reason_of, shown
+from mumoe.errors import JobError, UserError, names_no_file, reason_of, shown
 
 __all__ = [
+    "check_argument",
     "checked",
     "checked_methods",
     "checked_values",
@@ -54,6 +55,8 @@ def checked(function: Callable[P, R], /) -> Callable[P, R]:
         except Exception as error:
             if is_memory(error):
                 raise JobError(f"{name}: expected enough memory, got: {reason_of(error, 200)}.") from error
+            if names_no_file(error):
+                raise UserError(f"{name}: expected the name of a file, got: {reason_of(error, 200)}.") from error
             if (unknown := _unknown_setting(function, error, kwargs)) is not None:
                 raise UserError(f"{name}: expected settings that it has, got `{unknown}`. See its help().") from error
             found = wrong_argument(function, args, kwargs)
@@ -83,7 +86,7 @@ def on_tensors(function: Callable[P, R], /) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            if type(error) not in _OF_ARGUMENTS and not is_memory(error):
+            if type(error) not in _OF_ARGUMENTS and type(error).__name__ not in _BY_LIBRARIES and not is_memory(error):
                 raise
             if is_memory(error):
                 raise JobError(f"{name}: expected enough memory, got: {reason_of(error, 200)}.") from error
@@ -101,6 +104,9 @@ _OF_ARGUMENTS = {
     *(ZeroDivisionError, StopIteration, NotImplementedError),
 }
 """Classes of errors that arguments which do not fit lead to; not their subclasses, which mean something else."""
+
+_BY_LIBRARIES = ("_LinAlgError", "UFuncTypeError", "_UFuncNoLoopError")
+"""The same of PyTorch and NumPy, which have no public name."""
 
 
 def _ran(error: BaseException) -> bool:
@@ -156,6 +162,12 @@ def is_memory(error: BaseException) -> bool:
         *("Storage size calculation overflowed", "invalid storage size"),
     )
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def check_argument(who: str, name: str, value: Any, kind: Any) -> None:
+    """Raise `UserError` unless a value is of a type, such as ``int`` or ``Mapping[int, float]``."""
+    if not _fits(value, kind):
+        raise UserError(f"{who}: expected `{name}` as {_spelled(kind)}, got {shown(value)} ({type(value).__name__}).")
 
 
 def checked_values(record: Any) -> None:
@@ -233,7 +245,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, float | int) or _is_number(value)
     if kind is int:
-        return isinstance(value, int) or _is_number(value)
+        return isinstance(value, int) or (_is_number(value) and "int" in str(value.dtype))
     if origin is collections.abc.Callable or kind is collections.abc.Callable:
         return callable(value)
     base = origin or kind

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from mumoe.errors import JobError, UserError, unknown_name
+from mumoe.errors import JobError, UserError, names_no_file, reason_of, unknown_name
 from mumoe.parsing import flag_of, parse
 from mumoe.printable import prepare_streams
 
@@ -99,6 +99,10 @@ def _dispatch(arguments: list[str]) -> int:
     except (UserError, JobError) as error:
         kind = UserError if isinstance(error, UserError) else JobError
         raise kind(_as_called(str(error), verb, command.Options)) from error
+    except Exception as error:
+        if not names_no_file(error):
+            raise
+        raise UserError(f"mumoe {verb}: expected the name of a file, got: {reason_of(error, 200)}.") from error
     return 0
 
 

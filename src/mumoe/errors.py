@@ -9,6 +9,7 @@ command line shows the flag and the verb.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 from collections.abc import Iterable, Sequence
 from types import ModuleType
@@ -21,6 +22,7 @@ __all__ = [
     "UserError",
     "check_levels",
     "check_size",
+    "names_no_file",
     "nearest",
     "one_line",
     "reason_of",
@@ -75,6 +77,15 @@ def shown(value: object, most: int = 80) -> str:
 def reason_of(error: BaseException, most: int | None = None) -> str:
     """An error's message on one line, shortened to `most` characters; the name of its class if it has none."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def names_no_file(error: BaseException) -> bool:
+    """Whether an error says that no file can have a name: too long, empty, a null byte, half a letter."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENAMETOOLONG
+    if isinstance(error, UnicodeEncodeError):
+        return "surrogates" in str(error)
+    return isinstance(error, ValueError) and any(word in str(error) for word in ("null byte", "has an empty name"))
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

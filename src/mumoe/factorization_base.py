@@ -258,10 +258,11 @@ class Factorization(nn.Module, ABC):
         counts = cls.rank_counts(len(num_experts))
         total = sum(1 if count is None else count for count in counts.values())
         if len(values) != total:
+            title = getattr(cls, "title", cls.__name__)
             several = f" or {total} (in order: {', '.join(counts)})" if total > 1 else ""
             raise UserError(
                 f"{who}: expected {'one rank' if counts else 'no rank'}{several} for {len(num_experts)} levels of "
-                f"{cls.name!r}, got {'x'.join(map(str, values))}. Write {cls.title}-e128 with such ranks."
+                f"{cls.name!r}, got {'x'.join(map(str, values))}. Write {title}-e128 with such ranks."
             )
         left = iter(values)
         return {

@@ -108,6 +108,31 @@ def test_the_command_writes_the_same_page(analyzed, tmp_path, capsys):
     assert "expected one decomposition alone, got 2 folders" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"before": "x"}, "expected `before` as int, got 'x'"),
+        ({"after": -1}, "expected `after` >= 0, got -1"),
+        ({"pure": 0}, "expected `pure` >= 1, got 0"),
+        ({"ablated_contexts": 0}, "expected `ablated_contexts` >= 1, got 0"),
+        ({"seed": None}, "expected `seed` as int, got None"),
+    ],
+)
+def test_settings_that_an_analysis_cannot_have(analyzed, settings, text):
+    with pytest.raises(UserError, match=f"^Decomposition.analyze: {text}"):
+        analyzed.analyze(8, **settings)
+
+
+def test_experts_that_cannot_be_scaled(analyzed):
+    for wrong in (0, [[]], {0: "x"}):
+        with pytest.raises(UserError, match="^Decomposition: expected `experts` as "), analyzed.scaled(wrong):
+            pass
+    with pytest.raises(UserError, match=r"^Decomposition.generate: transformers refused, .*unknown"):
+        analyzed.generate("a", 2, unknown=1)
+    with pytest.raises(UserError, match="expected texts in Unicode"):
+        analyzed.parts("\ud800")
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["wide", "phone"])
 def test_the_page_of_a_decomposition(browser, analyzed, tmp_path, width, dark):  # noqa: F811
     analyzed.evaluate(8, jacobians=0, twin=False)

@@ -96,9 +96,8 @@ def analyze_run(
         JobError: If the run has no intact checkpoint, or the folder cannot be written.
     """
     counts = {"images": images, "least_lost": least_lost, "resamples": resamples, "batch_size": batch_size}
-    check_settings(
-        split=split, modes=modes, threshold=threshold, windows=windows, ablated_windows=ablated_windows, **counts
-    )
+    counts |= {"windows": windows, "ablated_windows": ablated_windows, "seed": seed}
+    check_settings(split=split, modes=modes, threshold=threshold, **counts)
     require("matplotlib", "reports", WHO)
     folder = Path(out) if out else run.path / "analysis"
     if run.config.mode == "text":
@@ -309,7 +308,7 @@ def analyze(
     >>> study = mumoe.analyze(model, loader, labels=["cat", "dog"])  # doctest: +SKIP
     >>> study.to_frame().sort_values("polysemanticity")              # doctest: +SKIP
     """
-    check_settings(modes=modes, threshold=threshold, least_lost=least_lost, resamples=resamples)
+    check_settings(modes=modes, threshold=threshold, least_lost=least_lost, resamples=resamples, seed=seed)
     if iter(loader) is loader:
         raise UserError("analyze: expected batches that can be read several times, got an iterator. Give a list.")
     name, part = find_layer(model, layer, "analyze")

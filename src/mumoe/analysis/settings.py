@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from mumoe.calling import check_argument
 from mumoe.data.base import SPLITS
 from mumoe.errors import UserError, unknown_argument
 
@@ -34,12 +35,15 @@ def check_settings(
     """Raise `UserError` for a split, a mode or a number that an analysis cannot have."""
     if split not in SPLITS:
         raise unknown_argument(WHO, "split", split, SPLITS)
+    check_argument(WHO, "modes", modes, Sequence[str])
     for mode in modes:
         if mode not in MODES:
             raise unknown_argument(WHO, "modes", mode, MODES)
     least = {"least_lost": 1, "batch_size": 1, "windows": 1}
     for name, value in counts.items():
+        check_argument(WHO, name, value, int)
         if value < least.get(name, 0):
             raise UserError(f"{WHO}: expected `{name}` >= {least.get(name, 0)}, got {value}.")
+    check_argument(WHO, "threshold", threshold, float)
     if not 0 < threshold <= 1:
         raise UserError(f"{WHO}: expected `threshold` above 0 and at most 1, got {threshold}. 0.5 is the default.")

@@ -31,6 +31,7 @@ from mumoe.analysis.analyzing import layer_batches
 from mumoe.analysis.matching import MEASURES, Agreement, agreement, column_correlations, mean_agreement
 from mumoe.analysis.purity import Measured, Purity, measure_purity
 from mumoe.analysis.settings import LEAST_LOST
+from mumoe.calling import check_argument
 from mumoe.data.base import SPLITS, SplitName
 from mumoe.errors import UserError, require, unknown_name
 from mumoe.files import check_writable
@@ -299,7 +300,7 @@ def measure_stability(
         UserError: If there are fewer than two finished seeds, the head has no gate, or every image was trained on.
         JobError: If a run has no intact checkpoint.
     """
-    _check(split, threshold, least_lost, draws)
+    _check(split, threshold, least_lost=least_lost, draws=draws, level=level, seed=seed)
     finished = [run for run in runs if run.facts.get("state") == "finished"]
     if len(finished) < 2:
         raise UserError(
@@ -324,16 +325,19 @@ def measure_stability(
     )
 
 
-def _check(split: str, threshold: float, least_lost: int, draws: int) -> None:
+def _check(split: str, threshold: float, **counts: int) -> None:
     if split not in SPLITS:
         raise unknown_name(WHO, "`split`", split, SPLITS)
+    check_argument(WHO, "threshold", threshold, float)
     if not 0 < threshold <= 1:
         raise UserError(
             f"{WHO}: expected `threshold` above 0 and at most 1, got {threshold}. {SIMILAR} is the default."
         )
-    for name, value in (("least_lost", least_lost), ("draws", draws)):
-        if value < 1:
-            raise UserError(f"{WHO}: expected `{name}` >= 1, got {value}.")
+    for name, value in counts.items():
+        check_argument(WHO, name, value, int)
+        least = 0 if name in ("level", "seed") else 1
+        if value < least:
+            raise UserError(f"{WHO}: expected `{name}` >= {least}, got {value}.")
 
 
 def _member(run: StoredRun, split: SplitName, draws: int, settings: Mapping[str, int]) -> _Member:

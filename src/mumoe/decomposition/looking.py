@@ -30,6 +30,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mumoe.calling import check_argument
 from mumoe.coefficients import Coefficients, DenseCoefficients, SparseCoefficients, segment_rows
 from mumoe.data.documents import Contexts
 from mumoe.decomposition.bench import Bench, Change, swapped
@@ -89,6 +90,13 @@ class LookSettings:
     before: int = 10
     after: int = 4
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), int(field.name in ("pure", "least", "ablated_contexts"))
+            check_argument("Decomposition.analyze", field.name, value, int)
+            if value < least:
+                raise UserError(f"Decomposition.analyze: expected `{field.name}` >= {least}, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,7 @@ def scaled_by(replacement: Replacement, experts: Mapping[Expert, float]) -> Tens
     Raises:
         UserError: If there is no such expert.
     """
+    check_argument("Decomposition", "experts", experts, Mapping[Any, float])
     factors = torch.ones(replacement.shape.total, device=replacement.bias.device)
     for expert, factor in experts.items():
         factors[replacement.shape.column(expert)] = factor

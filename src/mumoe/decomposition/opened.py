@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.analysis.findings import TextStudy
 from mumoe.analysis.text_pages import text_page, write_study
-from mumoe.calling import checked, checked_methods
+from mumoe.calling import check_argument, checked, checked_methods
 from mumoe.data.documents import Contexts
 from mumoe.decomposition.activations import Activations, capture_rows, resolve_precision
 from mumoe.decomposition.bench import Bench, make_bench
@@ -118,6 +118,7 @@ class DecomposeSettings:
     twin: bool = False
 
     def __post_init__(self) -> None:
+        check_argument(WHO, "most_dead", self.most_dead, float)
         for name in ("tokens", "batch_size", "val_contexts", "context"):
             check_size(getattr(self, name), name, WHO)
         if not self.lr or not all(rate > 0 and math.isfinite(rate) for rate in self.lr):
@@ -290,7 +291,8 @@ class Decomposition:
         Raises:
             UserError: If it has no experts, or as `evaluate`.
         """
-        bench, how = self.bench(contexts), LookSettings(**settings)
+        how = LookSettings(**settings)
+        bench = self.bench(contexts)
         with self._original():
             found = analyze_replacement(self.replacement, bench, self.contexts, how, progress=self.progress)
             study = text_study(self.replacement, bench, self.contexts, found, how, run=str(self.path))
@@ -459,7 +461,10 @@ class Decomposition:
             else:
                 stack.enter_context(self.scaled(scale or {}))
             model: Any = self.language.model
-            found = model.generate(ids, **given)
+            try:
+                found = model.generate(ids, **given)
+            except (TypeError, ValueError) as error:  # of an option that it does not have
+                raise UserError(f"Decomposition.generate: transformers refused, {reason_of(error, 200)}") from error
         return str(tokenizer.decode(found[0, 1:].tolist()))
 
     @torch.no_grad()
@@ -638,6 +643,7 @@ def _settings(
     values = dict(others)
     if "lr" in values:
         rates = values["lr"]
+        check_argument(WHO, "lr", rates, float | Sequence[float])
         values["lr"] = (float(rates),) if isinstance(rates, int | float) else tuple(map(float, rates))
     if "experts" in values:
         values["experts"] = check_experts(values["experts"], kind)

@@ -36,7 +36,7 @@ from mumoe.demo.strips import CONTROL, Strip, choose_strips
 from mumoe.devices import resolve
 from mumoe.editing.subgroup_fairness import FairnessReport
 from mumoe.errors import UserError
-from mumoe.files import holds_files, write_json
+from mumoe.files import holds_files, make_folder, write_json
 from mumoe.models.backbones import create_backbone
 from mumoe.models.features import extract_features
 from mumoe.plots.effects import EffectRow, effects_figure
@@ -165,7 +165,7 @@ def _clear(out: Path) -> None:
         if not (out / MARK).is_file():
             raise UserError(f"demo: expected a new folder or that of an earlier demo, got {out}. Give another `out`.")
         shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, who="demo")
     write_json(out / MARK, {"made_by": "mumoe demo"})
 
 

@@ -79,7 +79,10 @@ class HubTokenizer:
         self.key = hashlib.sha256(backend.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        found = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        try:
+            found = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        except TypeError as error:  # a lone surrogate, say
+            raise UserError(f"{WHO}: expected texts in Unicode, got: {reason_of(error, 200)}.") from error
         return [(one.ids, one.offsets) for one in found]
 
     def decode(self, tokens: Sequence[int]) -> str:

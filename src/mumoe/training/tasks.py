@@ -19,7 +19,7 @@ from torch import nn
 from mumoe.data.emoji import TRAIN_OPTIONS
 from mumoe.data.named import EMBEDDED
 from mumoe.data.text import TextData, load_text
-from mumoe.errors import UserError
+from mumoe.errors import UserError, shown
 from mumoe.training.config import TrainConfig, parse_options
 from mumoe.training.inputs import (
     FEATURES,
@@ -284,6 +284,8 @@ def settled(config: TrainConfig) -> TrainConfig:
 
 
 def _check_rows(data: Data) -> None:
+    if not hasattr(data, "indices"):
+        raise UserError(f"expected `data` as a name or a data set, got {shown(data)} ({type(data).__name__}).")
     if len(data.indices("train")) == 0:
         raise UserError(f"{data.name}: expected images in the training split, got none. Check its splits.")
 
