@@ -25,8 +25,6 @@ VALUES = [("3", int), (np.float32(3), int), ([3], dict), ({"a": "b"}, Mapping[st
 
 
 @pytest.mark.parametrize(("value", "kind"), VALUES)
-    ("value", "kind"), [("3", int), (np.float32(3), int), ([3], dict), ({"a": "b"}, Mapping[str, float])]
-)
 def test_an_argument_of_another_type(value, kind):
     with pytest.raises(UserError, match=r"^somebody: expected `number` as "):
         check_argument("somebody", "number", value, kind)
