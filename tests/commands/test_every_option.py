@@ -249,7 +249,7 @@ CASES: dict[str, dict[str, Change]] = {
         "out": Change("elsewhere", echo=True),
         "tokens": to(1200),
         "width": to(6.0),
-        "experts": to(9),
+        "experts": to("9"),
         "rank": to(7),
         "k": to(3),
         "init": to("random"),

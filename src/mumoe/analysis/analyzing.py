@@ -28,11 +28,11 @@ from mumoe.analysis.text_pages import write_text_view
 from mumoe.analysis.text_study import study_text
 from mumoe.baselines import HighRankLinear, SparseMoE
 from mumoe.calling import checked
+from mumoe.data.base import NoImages
 from mumoe.errors import UserError, require
 from mumoe.files import check_writable, new_entries, write_json
 from mumoe.layers import MuMoE
 from mumoe.local_paths import public_name
-from mumoe.models.feature_files import NoImages
 from mumoe.models.heads import Head
 from mumoe.plots.effects import EffectRow, effects_figure
 from mumoe.plots.expert_sheet import write_grid

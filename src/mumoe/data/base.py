@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from mumoe.errors import JobError
 from mumoe.printable import printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["SPLITS", "Attribute", "ImageData", "SplitName"]
+__all__ = ["SPLITS", "Attribute", "ImageData", "NoImages", "SplitName"]
 
 SPLITS = ("train", "val", "test")
 """Names of the splits; `ImageData.split` holds their positions."""
@@ -39,6 +40,19 @@ class Attribute:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(map(printable, self.values)))
+
+
+@dataclass(frozen=True)
+class NoImages:
+    """Stands in for the images of a set that has features only."""
+
+    path: str
+
+    def __call__(self, index: int) -> Image.Image:
+        raise JobError(
+            f"features: expected an image, got a set with features only ({self.path}). "
+            "Give the image set itself to show, augment or fine-tune on images."
+        )
 
 
 @dataclass(frozen=True)

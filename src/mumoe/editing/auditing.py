@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mumoe.coefficients import SparseCoefficients
-from mumoe.data.base import SPLITS, Attribute, ImageData
+from mumoe.data.base import SPLITS, Attribute, ImageData, NoImages
 from mumoe.editing.attribute_audit import audit_attributes, matching
 from mumoe.editing.edit_files import save_edits
 from mumoe.editing.expert_audit import audit, handled, proposed, proposed_rows
@@ -25,7 +25,6 @@ from mumoe.editing.stack import EditStack
 from mumoe.errors import UserError, unknown_argument
 from mumoe.files import make_folder
 from mumoe.local_paths import public_name, run_name
-from mumoe.models.feature_files import NoImages
 from mumoe.plots.finding_sheet import Pictured, spread, write_findings
 from mumoe.records import record
 from mumoe.training.opening import StoredRun

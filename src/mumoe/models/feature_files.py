@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mumoe.data.archives import parquet_batches
-from mumoe.data.base import SPLITS, Attribute, ImageData
+from mumoe.data.base import SPLITS, Attribute, ImageData, NoImages
 from mumoe.data.columns import (
     UNKNOWN,
     Column,
@@ -45,12 +45,12 @@ from mumoe.data.columns import (
 )
 from mumoe.data.layout import SPLIT_WORDS
 from mumoe.data.splits import stratified_split
-from mumoe.errors import JobError, UserError, reason_of, require, unknown_name
+from mumoe.errors import UserError, reason_of, require, unknown_name
 from mumoe.files import digest_file, read_array
 from mumoe.models.features import Features
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 __all__ = ["load_feature_data"]
 
@@ -71,19 +71,6 @@ class Table:
     columns: Mapping[str, Array]
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class NoImages:
-    """Stands in for the images of a set that has features only."""
-
-    path: str
-
-    def __call__(self, index: int) -> Image.Image:
-        raise JobError(
-            f"{WHO}: expected an image, got a set with features only ({self.path}). "
-            "Give the image set itself to show, augment or fine-tune on images."
-        )
 
 
 def load_feature_data(

@@ -17,9 +17,9 @@ from mumoe.analysis.expert_notes import ExpertNotes
 from mumoe.analysis.findings import COMBINATIONS, Combination, Effect, UnitStudy
 from mumoe.analysis.highlights import combinations_to_show
 from mumoe.analysis.study import Study
+from mumoe.data.base import NoImages
 from mumoe.errors import UserError
 from mumoe.files import read_json, recovered
-from mumoe.models.feature_files import NoImages
 from mumoe.plots.sprites import ImageView
 from mumoe.records import read_typed, reading
 from mumoe.reports.views import (
