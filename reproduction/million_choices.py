@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mumoe.analysis import Interventions, intervene
 from mumoe.analysis.analyzing import layer_batches
 from mumoe.analysis.class_effects import Changes
-from mumoe.analysis.interventions import intervene
-from mumoe.analysis.outcomes import Interventions
 from mumoe.models.heads import Head
 from mumoe.training.inputs import Inputs
 

@@ -1,8 +1,8 @@
 """Heads of the study of a million experts, of equal parameters, and the one way in which all of them are trained.
 
 PEER is the layer of the package ``peer-pytorch`` (Mixture of a Million Experts, arXiv 2407.04153): experts of one
-neuron, of which product keys retrieve a few for each image. Here it stands beside a linear path, as it stands beside
-the residual stream in a transformer.
+neuron, of which product keys retrieve a few for each image. Here it is added to a linear path, as in a transformer to
+the residual stream.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Sizes:
 
     Attributes:
         base: The head whose parameters the others match; its levels are those of the study.
+        few: Experts of each level of a hierarchy with far fewer combinations, for CP alone.
         deep: Experts of each level of a hierarchy of more levels.
         flat: Experts of the heads with one level.
         peer: Whether PEER is compared; it needs the package ``peer-pytorch``.
@@ -56,6 +57,7 @@ class Sizes:
     """
 
     base: str = "CPMuMoE-r256-e1024x1024"
+    few: tuple[int, ...] = (32, 32)
     deep: tuple[int, ...] = (32, 32, 1024)
     flat: int = 1024
     peer: bool = True
@@ -90,7 +92,10 @@ def of_equal_parameters(sizes: Sizes, in_features: int, classes: int) -> list[st
     budget = count_parameters(base.kind, in_features, classes, base.num_experts, base.rank)
     hidden = round((budget - classes) / (in_features + classes + 1))
     found = ["linear", f"mlp-h{hidden}"]
-    for experts in ((sizes.flat,), base.num_experts, sizes.deep):
+    found.append(_matched("CPMuMoE", (sizes.flat,), budget, in_features, classes))
+    found.append(_matched("TRMuMoE", (sizes.flat,), budget, in_features, classes))
+    found.append(_matched("CPMuMoE", sizes.few, budget, in_features, classes))
+    for experts in (base.num_experts, sizes.deep):
         found += [_matched(title, experts, budget, in_features, classes) for title in ("CPMuMoE", "TRMuMoE")]
     if sizes.peer:
         found += [_matched_peer(width, budget, in_features, classes) for width in sizes.peer_widths]

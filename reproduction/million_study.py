@@ -26,10 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mumoe import MuMoE
 from mumoe.analysis.controls import FROZEN
 from mumoe.cli import guarded
 from mumoe.files import read_json, write_json
-from mumoe.layers import MuMoE
 from mumoe.parsing import parse
 from mumoe.progress import Progress
 from mumoe.specs import read_spec
@@ -74,6 +74,8 @@ class Options:
     """passes over the training split"""
     base: str = Sizes.base
     """head whose parameters the others match"""
+    few: tuple[int, ...] = Sizes.few
+    """experts of each level of a hierarchy with far fewer combinations"""
     deep: tuple[int, ...] = Sizes.deep
     """experts of each level of a hierarchy of more levels"""
     flat: int = Sizes.flat
@@ -115,8 +117,8 @@ class Setting:
         return f"lr{self.lr:g}-d{self.dropout:g}-wd{self.weight_decay:g}"
 
 
-SETTINGS = (Setting(1e-2, 0.2, 0.01), Setting(1e-2, 0.3, 1.0), Setting(4e-3, 0.3, 1.0))
-"""The first is the preset's for heads without experts; the others, at two learning rates, are like its for experts."""
+SETTINGS = (Setting(1e-2, 0.2, 0.01), *(Setting(lr, 0.3, 1.0) for lr in (1e-2, 4e-3, 1.6e-3)))
+"""The first is the preset's for heads without experts; the others, at three learning rates, that for experts."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
     features = np.eye(4)[labels] @ rng.normal(size=(4, 12)) + 0.7 * rng.normal(size=(400, 12))
     np.save(folder / "features.npy", features.astype("f4"))
     np.save(folder / "labels.npy", labels)
-    small = {"base": HEAD, "deep": (2, 2, 6), "flat": 6, "peer": False, "seeds": 2, "epochs": 2, "costs": False}
+    small = {"base": HEAD, "few": (2, 2), "deep": (2, 2, 6), "flat": 6, "peer": False, "costs": False}
+    small |= {"seeds": 2, "epochs": 2}
     where = {"data": (f"features:{folder}/features.npy",), "out": str(folder / "out"), "work": str(folder / "work")}
     return Options(**small, **where, quiet=True)
 
