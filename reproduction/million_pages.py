@@ -107,7 +107,7 @@ def accuracy(records: Records) -> str:
 
 
 def _title(data: str) -> str:
-    return data.rpartition(":")[2].rpartition("/")[2].capitalize()
+    return Path(data.rpartition(":")[2]).stem.capitalize()
 
 
 def _gap(own: Sequence[float], other: Sequence[float]) -> str:
@@ -131,7 +131,7 @@ def used(records: Records) -> str:
             ", ".join(_mean(entry, *where, "levels", level, key, style=",.0f") for level in range(levels))
             for key in ("distinct", "effective")
         ]
-        rows.append([data, _name(head), _mean(entry, *where, "possible", style=",.0f"), *pair, *each, *experts])
+        rows.append([_title(data), _name(head), _mean(entry, *where, "possible", style=",.0f"), *pair, *each, *experts])
     return render_table(header, rows, "markdown").rstrip()
 
 
@@ -143,7 +143,7 @@ def retrieved(records: Records) -> str:
         for head, entry in found["heads"].items():
             if "retrieved" in entry["seeds"][0]:
                 keys = ("possible", "distinct", "effective", "by_several", "per_image")
-                rows.append([data, head, *(_mean(entry, "retrieved", key, style=",.0f") for key in keys)])
+                rows.append([_title(data), head, *(_mean(entry, "retrieved", key, style=",.0f") for key in keys)])
     return render_table(header, rows, "markdown").rstrip() if rows else "PEER was not measured."
 
 
@@ -160,7 +160,7 @@ def both(records: Records) -> str:
         split = [_mean(entry, *place, key) for key in ("different_class", "different_class_random")]
         rows.append(
             [
-                *(data, _name(head), _mean(entry, *place, "combinations", style=",.0f")),
+                *(_title(data), _name(head), _mean(entry, *place, "combinations", style=",.0f")),
                 *(_mean(entry, *place, "images_each", style=".1f"), _mean(entry, *place, "purity"), *lists),
                 *(_mean(entry, *place, "better", style=".0%"), f"{split[0]} ({split[1]})"),
             ]
@@ -169,36 +169,39 @@ def both(records: Records) -> str:
 
 
 def information(records: Records) -> str:
-    """What the choices with the largest coefficients say about the class."""
-    header = ["data", "head", "choice", "distinct", "information minus chance (nats)", "same class if chosen alike"]
-    header += ["chosen alike if same class"]
+    """What the choices with the largest coefficients say about the class, of each level and of all."""
+    header = ["data", "head", "information minus chance (nats)", "of all levels", "with chance (later levels shuffled)"]
+    header += ["same class if chosen alike", "by all levels", "distinct choices"]
     rows = []
-    for data, head, entry, levels in _with_experts(records):
-        for level in range(levels):
-            rows.append([data, _name(head), f"level {level + 1}", *_informed(entry, "levels", level)])
-        rows.append([data, _name(head), "all levels", *_informed(entry, "all")])
-        dealt = [_mean(entry, "experts", "tops", "all_shuffled", key) for key in ("information",)]
-        own = _mean(entry, "experts", "tops", "all", "information")
-        rows.append(
-            [data, _name(head), "information of all (later levels shuffled)", "", f"{own} ({dealt[0]})", "", ""]
-        )
     for data, found in records["heads"]["sets"].items():
-        entry = found["heads"][_flat(found)]
-        rows.append([data, _flat(found), "its level", *_informed(entry, "levels", 0)])
-        entropy = _mean(entry, "experts", "tops", "class_entropy")
-        rows.append(
-            [data, "(any two images)", "", "", f"at most {entropy}", _mean(entry, "experts", "tops", "same_class"), ""]
-        )
+        for head, entry in found["heads"].items():
+            if "experts" in entry["seeds"][0]:
+                rows.append([_title(data), _name(head), *_informed(entry)])
+        place = ("experts", "tops")
+        most, alike = (_mean(found["heads"][_flat(found)], *place, key) for key in ("class_entropy", "same_class"))
+        rows.append([_title(data), "the class itself, and any two images", most, "", "", alike, "", ""])
     return render_table(header, rows, "markdown").rstrip()
 
 
-def _informed(entry: Entry, *where: Any) -> list[str]:
-    place = ("experts", "tops", *where)
-    gains = [
-        a - b for a, b in zip(_values(entry, *place, "information"), _values(entry, *place, "chance"), strict=True)
-    ]
-    alike = [_mean(entry, *place, key) for key in ("same_class_if_chosen_alike", "chosen_alike_if_same_class")]
-    return [_mean(entry, *place, "distinct", style=",.0f"), f"{fmean(gains):.3f}", *alike]
+def _informed(entry: Entry) -> list[str]:
+    """One row of `information`: a head with one level has no combinations."""
+    place = ("experts", "tops")
+    levels = [(*place, "levels", level) for level in range(len(entry["seeds"][0]["experts"]["tops"]["levels"]))]
+    gains = ", ".join(_gain(entry, level) for level in levels)
+    alike = ", ".join(_mean(entry, *level, "same_class_if_chosen_alike") for level in levels)
+    distinct = ", ".join(_mean(entry, *level, "distinct", style=",.0f") for level in levels)
+    if len(levels) == 1:
+        return [gains, "", "", alike, "", distinct]
+    whole = (*place, "all")
+    raw = [_mean(entry, *where, "information") for where in (whole, (*place, "all_shuffled"))]
+    joint = [_gain(entry, whole), f"{raw[0]} ({raw[1]})", alike, _mean(entry, *whole, "same_class_if_chosen_alike")]
+    return [gains, *joint, f"{distinct}; {_mean(entry, *whole, 'distinct', style=',.0f')}"]
+
+
+def _gain(entry: Entry, where: tuple[Any, ...]) -> str:
+    """Information minus what shuffled classes give, mean over seeds."""
+    pairs = zip(_values(entry, *where, "information"), _values(entry, *where, "chance"), strict=True)
+    return f"{fmean(one - other for one, other in pairs):.3f}"
 
 
 def attributes(records: Records) -> str:
@@ -211,7 +214,7 @@ def attributes(records: Records) -> str:
         for column in entry["seeds"][0]["experts"]["attributes"]:
             place = ("experts", "attributes", column)
             each = ", ".join(_mean(entry, *place, "levels", level) for level in range(levels))
-            rows.append([data, head, column, _mean(entry, *place, "any"), each, _mean(entry, *place, "all")])
+            rows.append([_title(data), head, column, _mean(entry, *place, "any"), each, _mean(entry, *place, "all")])
     return render_table(header, rows, "markdown").rstrip() if rows else "No set has further columns."
 
 
@@ -229,7 +232,7 @@ def ablated(records: Records) -> str:
                 ]
                 counts = [_mean(entry, *place, key, style=",.0f") for key in ("units", "by_several", "with_effect")]
                 images = _mean(entry, *place, "strong_images", style=".0f")
-                rows.append([data, _name(head), what, *counts, *pair, images])
+                rows.append([_title(data), _name(head), what, *counts, *pair, images])
     return render_table(header, rows, "markdown").rstrip()
 
 
@@ -338,7 +341,8 @@ def _purities(panel: Any, records: Records) -> None:
     panel.set_xticks(range(len(rows)), ticks, fontsize=8)
     panel.set_ylabel("class purity of unseen images", color=PALE)
     panel.set_title("What combinations select, beside its controls", fontsize=11, color=INK, loc="left")
-    panel.legend(frameon=False, fontsize=9)
+    panel.set_ylim(top=1.25 * panel.get_ylim()[1])
+    panel.legend(frameon=False, fontsize=9, ncols=3, loc="upper left")
 
 
 def _or_zero(values: Sequence[float]) -> float:
@@ -358,8 +362,9 @@ def _grown(panel: Any, rows: Sequence[Entry], key: str, label: str, scale: float
             points = sorted((row["experts"], row["train"][key] * scale) for row in part)
             x, y = zip(*points, strict=True)
             panel.plot(x, y, color=COLOURS[place], marker=MARKERS[place], ms=5, lw=1.6, label=name)
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
+    if rows:
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
     panel.set_xlabel("experts, or combinations of experts", color=PALE)
     panel.set_ylabel(label, color=PALE)
     if rows:
