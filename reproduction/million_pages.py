@@ -22,6 +22,8 @@ __all__ = ["figure", "write_pages"]
 Entry = Mapping[str, Any]
 Records = Mapping[str, Mapping[str, Any]]
 RANDOM = "untrained gate"
+SAME = 0.99
+"""Agreement of any two images above which a column tells them apart too rarely to be shown."""
 
 
 def write_pages(out: Path) -> None:
@@ -213,6 +215,8 @@ def attributes(records: Records) -> str:
             continue
         for column in entry["seeds"][0]["experts"]["attributes"]:
             place = ("experts", "attributes", column)
+            if _or_zero(_values(entry, *place, "any")) > SAME:
+                continue
             each = ", ".join(_mean(entry, *place, "levels", level) for level in range(levels))
             rows.append([_title(data), head, column, _mean(entry, *place, "any"), each, _mean(entry, *place, "all")])
     return render_table(header, rows, "markdown").rstrip() if rows else "No set has further columns."
@@ -319,7 +323,12 @@ def _accuracies(panel: Any, records: Records) -> None:
     panel.set_yticks(range(len(heads)), [_name(head) for head in heads])
     panel.invert_yaxis()
     panel.set_xlabel("test accuracy minus linear, points", color=PALE)
-    panel.set_title("Equal parameters (but for a million PEER experts)", fontsize=11, color=INK, loc="left")
+    panel.set_title(
+        "Accuracy at equal parameters, but for e1048576",
+        fontsize=11,
+        color=INK,
+        loc="left",
+    )
     panel.legend(frameon=False, fontsize=9)
 
 
@@ -337,7 +346,8 @@ def _purities(panel: Any, records: Records) -> None:
             x = place + (n - 1) * width
             panel.bar(x, _or_zero(values), width * 0.9, color=COLOURS[n], label=None if place else name)
             panel.plot([x] * len(values), values, "o", color=INK, ms=2.5)
-        ticks.append(f"{_title(data)}\n{_experts(head)}\n{head[:2]}{', untrained' if head.endswith(FROZEN) else ''}")
+        lines = [_title(data), head[:2], _experts(head).replace(" x ", " x\n"), "untrained" * head.endswith(FROZEN)]
+        ticks.append("\n".join(filter(None, lines)))
     panel.set_xticks(range(len(rows)), ticks, fontsize=8)
     panel.set_ylabel("class purity of unseen images", color=PALE)
     panel.set_title("What combinations select, beside its controls", fontsize=11, color=INK, loc="left")
