@@ -145,14 +145,13 @@ def test_the_page_is_written_again_from_the_numbers(options, results):
     assert (Path(options.out) / "million.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["heads.json", "costs.json"])
-def test_the_committed_page_is_that_of_the_numbers(tmp_path, name):
+def test_the_committed_page_is_that_of_the_numbers(tmp_path):
     folder = Path(__file__).parents[2] / "docs/results/million"
-    assert (folder / name).is_file()
-    for path in folder.glob("*.json"):
-        (tmp_path / path.name).write_text(path.read_text())
+    for name in ("heads.json", "costs.json", "README.md"):
+        (tmp_path / name).write_text((folder / name).read_text())
     write_pages(tmp_path)
-    assert (tmp_path / "README.md").read_text() == (folder / "README.md").read_text()
+    for name in ("README.md", "million.json"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text()
 
 
 # Measures, by hand
