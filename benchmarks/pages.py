@@ -315,11 +315,11 @@ TABLES: dict[str, Callable[[Records], str]] = {
 _BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def fill(text: str, records: Records) -> str:
-    """The page with every table replaced."""
+def fill(text: str, records: Records, tables: Mapping[str, Callable[[Records], str]] = TABLES) -> str:
+    """The page with every table replaced, by what `tables` makes of the records."""
 
     def one(found: re.Match[str]) -> str:
-        return f"{found[1]}\n{TABLES[found[2]](records)}\n\n{found[3]}"
+        return f"{found[1]}\n{tables[found[2]](records)}\n\n{found[3]}"
 
     return _BLOCK.sub(one, text)
 

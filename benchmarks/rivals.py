@@ -100,7 +100,8 @@ class Reconstructed(nn.Module):
 
         self.tensorly = tensorly
         self.gate = layer.gate
-        self.factors = nn.ParameterList(factor.detach().clone() for factor in layer.factorization.factors)
+        part: Any = layer.factorization
+        self.factors = nn.ParameterList(factor.detach().clone() for factor in part.factors)
 
     def forward(self, x: Tensor) -> Tensor:
         with self.tensorly.backend_context("pytorch"):
@@ -185,7 +186,7 @@ def matched_ranks(width: int, hidden: int, experts: int, factorization: str = "c
 
 def matched_linear(layer: MuMoE) -> HighRankLinear:
     """The paper's linear baseline with as many parameters as the layer."""
-    sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
+    sizes: dict[str, Any] = {"in_features": layer.in_features, "out_features": layer.out_features}
     rank = rank_for_budget(parameters=parameters(layer), factorization="highrank-linear", gate=False, **sizes)
     return HighRankLinear(layer.in_features, layer.out_features, rank)
 

@@ -124,6 +124,10 @@ BEHIND = {
     "jobs, seeds and splits of a study of several data sets": {"api", "data.splits", "data.subset", "training.compare"},
     "settings from TOML": {"training.config", "training.networks"},
     "gates that are not trained": {"analysis.controls"},
+    "layers of other packages, trained as `mumoe.train` trains its own": {
+        "training.optimizer", "training.sampler", "training.schedule", "training.sources",
+    },
+    "ablated combinations, without those that do not occur": {"analysis.class_effects"},
     "errors, files, progress, options": {"cli", "errors", "files", "parsing", "progress", "records"},
 }  # fmt: skip
 """What the reproduction needs and no documented module offers, by reason."""
