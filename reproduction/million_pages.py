@@ -346,9 +346,9 @@ def _purities(panel: Any, records: Records) -> None:
             x = place + (n - 1) * width
             panel.bar(x, _or_zero(values), width * 0.9, color=COLOURS[n], label=None if place else name)
             panel.plot([x] * len(values), values, "o", color=INK, ms=2.5)
-        lines = [_title(data), head[:2], _experts(head).replace(" x ", " x\n"), "untrained" * head.endswith(FROZEN)]
+        lines = [_title(data), head[:2], _experts(head).replace(" x ", " x\n"), "random" * head.endswith(FROZEN)]
         ticks.append("\n".join(filter(None, lines)))
-    panel.set_xticks(range(len(rows)), ticks, fontsize=8)
+    panel.set_xticks(range(len(rows)), ticks, fontsize=7)
     panel.set_ylabel("class purity of unseen images", color=PALE)
     panel.set_title("What combinations select, beside its controls", fontsize=11, color=INK, loc="left")
     panel.set_ylim(top=1.25 * panel.get_ylim()[1])
