@@ -1,6 +1,6 @@
 """What a wrong call is told, where the function itself does not look."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ def test_what_no_file_can_be_named(name):
         write(name)
 
 
-VALUES = [("3", int), (np.float32(3), int), ([3], dict), ({"a": "b"}, Mapping[str, float])]
+VALUES = [("3", int), (np.float32(3), int), ([3], dict), ({"a": "b"}, Mapping[str, float]), (b"x", Sequence[int])]
 
 
 @pytest.mark.parametrize(("value", "kind"), VALUES)

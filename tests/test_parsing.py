@@ -93,6 +93,10 @@ def test_values_from_elsewhere_are_kept_where_no_flag_is_given():
         (("a",), "expected GUEST (who eats), got nothing."),
         (("a", "b", "--grain", "rice"), "expected a --grain out of rye, wheat, got 'rice'. Did you mean 'rye'?"),
         (("a", "b", "--loaves", "two"), "expected --loaves as a whole number, got 'two'."),
+        (
+            ("a", "b", "--loaves", "9" * 20),
+            "expected --loaves of at most 9,223,372,036,854,775,807, got 99999999999999999999.",
+        ),
         (("a", "b", "--salt", "much"), "expected --salt as a number, got 'much'."),
         (("a", "b", "--loaves"), "expected a value for --loaves, got nothing."),
         (("a", "b", "--out"), "expected a value for --out, got nothing."),

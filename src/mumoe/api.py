@@ -293,6 +293,8 @@ class Run:
         return change_note(self._stored.folder.path, expert, level, name=name, note=note)
 
     def _require_expert(self, expert: int, level: int | str) -> None:
+        if isinstance(expert, bool):
+            raise UserError(f"Run.name_expert: expected `expert` as int, got {expert}. Give its position.")
         if self._stored.trains_whole:  # its layers have names, and experts each
             return
         sizes = read_spec(self.config.head, "Run.name_expert").num_experts

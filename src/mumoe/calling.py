@@ -252,7 +252,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if not isinstance(base, type) or base is object:
         return True
     try:
-        if isinstance(value, str) and base in _SEQUENCES:
+        if isinstance(value, str | bytes) and base in _SEQUENCES:
             return not inner  # a string is a sequence of strings, but never meant as one
         if not isinstance(value, base):
             return False

@@ -26,6 +26,8 @@ __all__ = ["Argument", "flag_of", "parse"]
 
 _GENERAL = ("data", "device", "seed", "json", "quiet")
 """Options that mean the same for every verb; help shows them last."""
+LARGEST = 2**63 - 1
+"""Of the whole numbers that compiled code takes."""
 _WORDS: Mapping[type, str] = {int: "a whole number", float: "a number"}
 
 
@@ -222,9 +224,12 @@ def _reader(option: _Option) -> Callable[[str], Any]:
                 raise _Wrong(str(unknown_name("", option.shown, text, choices)).removeprefix(": "))
             return choices[text]
         try:
-            return option.type(text)
+            value = option.type(text)
         except ValueError:
             raise _Wrong(f"expected {option.shown} as {_WORDS[option.type]}, got {text!r}.") from None
+        if option.type is int and not -LARGEST <= value <= LARGEST:
+            raise _Wrong(f"expected {option.shown} of at most {LARGEST:,}, got {text}.")
+        return value
 
     return read
 
