@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mumoe.analysis import Interventions, intervene
+from mumoe.analysis import intervene
 from mumoe.analysis.analyzing import layer_batches
-from mumoe.analysis.class_effects import Changes
 from mumoe.models.heads import Head
 from mumoe.training.inputs import Inputs
 
@@ -32,7 +31,6 @@ __all__ = [
     "measure_choices",
     "measure_retrieved",
     "mutual_information",
-    "of_those_that_occur",
     "used",
 ]
 
@@ -276,21 +274,12 @@ def _tops(levels: Sequence[Floats], labels: Ints, rng: np.random.Generator) -> E
 # What is lost without them ------------------------------------------------------------------------------------------
 
 
-def of_those_that_occur(found: Interventions) -> Interventions:
-    """The same outcome for the units that some image uses, so that a table has no row for the others."""
-    units = np.flatnonzero(found.load)
-    changes = found.changes
-    unit = np.searchsorted(units, changes.unit)
-    fewer = Changes(changes.image, unit, changes.label, changes.sign, len(units))
-    return dataclasses.replace(found, changes=fewer, load=found.load[units])
-
-
 def _ablated(head: Head, inputs: Inputs, rows: Ints, level: int | None, seed: int) -> Entry:
     """Strong units of a level, or of all combinations, beside random contributions of the same load."""
-    found = of_those_that_occur(intervene(head.layer, layer_batches(head, inputs, rows, 256), level=level))
+    found = intervene(head.layer, layer_batches(head, inputs, rows, 256), level=level)
     own, control = found.specialization(), found.load_control(seed=seed)
     return {
-        "units": own.units,
+        "units": int((found.load > 0).sum()),
         "by_several": int((found.load >= LEAST).sum()),
         "with_effect": own.with_effect,
         "strong": own.strong,

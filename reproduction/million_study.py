@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load_file
 
 from mumoe import MuMoE
 from mumoe.analysis.controls import FROZEN
 from mumoe.cli import guarded
-from mumoe.files import read_json, write_json
+from mumoe.files import read_json, write_json, write_tensors
 from mumoe.parsing import parse
 from mumoe.progress import Progress
 from mumoe.specs import read_spec
@@ -188,7 +189,7 @@ def train(options: Options, cell: Cell) -> Entry:
     network = fit(make_network(config, inputs), inputs, config)
     seconds = time.perf_counter() - started
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), path.with_suffix(".pt"))
+    write_tensors(path.with_suffix(".safetensors"), network.state_dict())
     found = {"parameters": parameters_of(network), "val": accuracy(network, inputs, "val"), "seconds": seconds}
     write_json(path.with_suffix(".json"), found)
     return found
@@ -201,7 +202,7 @@ def measure(options: Options, cell: Cell) -> Entry:
         return dict(read_json(path, "million_study"))
     inputs, config = inputs_of(cell.data, options.split_seed, cell.seed), cell.config(options)
     network = make_network(config, inputs)
-    network.load_state_dict(torch.load(cell.path(options).with_suffix(".pt"), weights_only=True))
+    network.load_state_dict(load_file(cell.path(options).with_suffix(".safetensors")))
     network.eval()
     found: Entry = {"test": accuracy(network, inputs, "test")}
     layer = network.head.layer

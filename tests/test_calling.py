@@ -1,4 +1,4 @@
-"""What a wrong call is told, where the function itself does not look."""
+"""Error messages of calls with arguments of a wrong type."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,10 +26,10 @@ VALUES = [("3", int), (np.float32(3), int), ([3], dict), ({"a": "b"}, Mapping[st
 
 @pytest.mark.parametrize(("value", "kind"), VALUES)
 def test_an_argument_of_another_type(value, kind):
-    with pytest.raises(UserError, match=r"^somebody: expected `number` as "):
-        check_argument("somebody", "number", value, kind)
+    with pytest.raises(UserError, match=r"^Layer: expected `number` as "):
+        check_argument("Layer", "number", value, kind)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(3, int), (np.int64(3), int), (3, float), ({"a": 1}, Mapping[str, float])])
 def test_an_argument_of_its_type(value, kind):
-    check_argument("somebody", "number", value, kind)
+    check_argument("Layer", "number", value, kind)

@@ -13,8 +13,6 @@ import torch
 pytest.importorskip("matplotlib")
 
 import mumoe
-from mumoe.analysis.class_effects import Answers, Changes
-from mumoe.analysis.outcomes import Interventions
 from mumoe.errors import UserError
 from mumoe.training import StoredRun, train
 from mumoe.training.networks import Network
@@ -210,19 +208,28 @@ def test_a_second_level_that_splits_is_purer_than_random_subsets_and_one_that_is
     assert (redundant["combinations"], redundant["purity"], redundant["different_class"]) == (0, None, None)
 
 
-def test_units_without_images_are_left_out_and_nothing_else_changes():
-    labels = np.zeros(12, dtype=np.int64)
-    answers = Answers(labels, np.ones(12, dtype=bool), 1)
-    image = np.arange(10)
-    changes = Changes(image, np.repeat([3, 7], 5), labels[:10], np.full(10, -1), 9)
-    load = np.array([0, 0, 0, 6, 0, 2, 0, 5, 0])
-    found = choices.of_those_that_occur(Interventions(answers, changes, load))
-    assert found.load.tolist() == [6, 2, 5]
-    assert found.changes.unit.tolist() == [0] * 5 + [2] * 5
-    whole, fewer = Interventions(answers, changes, load).specialization(), found.specialization()
-    assert (whole.with_effect, whole.strong) == (fewer.with_effect, fewer.strong)
-    assert (whole.units, fewer.units) == (9, 3)
-    assert whole.mean_polysemanticity == fewer.mean_polysemanticity
+def test_ablated_combinations_are_those_that_occur(options):
+    """By brute force: each combination that an image uses is ablated with the layer's own method."""
+    cell = Cell(options.data[0], "CPMuMoE-r4-e3x4", SETTINGS[0], 0)
+    inputs = inputs_of(cell.data, options.split_seed, 0)
+    head = heads.make_network(cell.config(options), inputs).eval().head
+    rows = inputs.data.indices("test")
+    found = choices._ablated(head, inputs, rows, None, 0)
+    x = torch.from_numpy(np.asarray(inputs.features[rows], dtype=np.float32))
+    layer, labels = head.layer, torch.from_numpy(inputs.data.labels[rows])
+    with torch.no_grad():
+        first, second = layer.coefficients(x)
+        load = ((first[:, :, None] * second[:, None, :]) > 0).sum(0)
+        before = layer(x).argmax(1) == labels
+        changed = 0
+        for pair in (load > 0).nonzero().tolist():
+            with layer.ablate([tuple(pair)]):
+                after = layer(x).argmax(1) == labels
+            counts = torch.bincount(labels[before], minlength=9) - torch.bincount(labels[after], minlength=9)
+            changed += bool((counts[torch.bincount(labels[before], minlength=9) > 0] != 0).any())
+    assert found["units"] == int((load > 0).sum())
+    assert found["by_several"] == int((load >= choices.LEAST).sum())
+    assert found["with_effect"] == changed > 0
 
 
 def test_the_network_of_an_mlp_is_trained_too(options):
