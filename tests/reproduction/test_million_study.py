@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("matplotlib")
 
 import mumoe
+from mumoe.analysis.analyzing import layer_batches
 from mumoe.errors import UserError
 from mumoe.training import StoredRun, train
 from mumoe.training.networks import Network
@@ -212,11 +213,12 @@ def test_ablated_combinations_are_those_that_occur(options):
     """By brute force: each combination that an image uses is ablated with the layer's own method."""
     cell = Cell(options.data[0], "CPMuMoE-r4-e3x4", SETTINGS[0], 0)
     inputs = inputs_of(cell.data, options.split_seed, 0)
-    head = heads.make_network(cell.config(options), inputs).eval().head
+    config = cell.config(options)
+    head = heads.fit(heads.make_network(config, inputs), inputs, config).eval().head
     rows = inputs.data.indices("test")
     found = choices._ablated(head, inputs, rows, None, 0)
-    x = torch.from_numpy(np.asarray(inputs.features[rows], dtype=np.float32))
-    layer, labels = head.layer, torch.from_numpy(inputs.data.labels[rows])
+    ((x, labels),) = layer_batches(head, inputs, rows, 256)
+    layer = head.layer
     with torch.no_grad():
         first, second = layer.coefficients(x)
         load = ((first[:, :, None] * second[:, None, :]) > 0).sum(0)
