@@ -127,7 +127,6 @@ BEHIND = {
     "layers of other packages, trained as `mumoe.train` trains its own": {
         "training.optimizer", "training.sampler", "training.schedule", "training.sources",
     },
-    "ablated combinations, without those that do not occur": {"analysis.class_effects"},
     "errors, files, progress, options": {"cli", "errors", "files", "parsing", "progress", "records"},
 }  # fmt: skip
 """What the reproduction needs and no documented module offers, by reason."""
