@@ -27,6 +27,8 @@ from mumoe.layers import MuMoEBlock
 KINDS = ("cp", "tr", "tucker", "mlp", "sparse-moe")
 AXES = ("experts", "width", "depth", "tokens")
 PRELOAD = [*measuring.PRELOAD, "torch._dynamo"]  # which an optimizer imports when it is made
+WARM = {"experts": 1024, "tokens": 64, "depth": 1}
+"""First step of a process: enough for the sparse gate, whose code (130 MB, loaded once) is not memory of a step."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def memory_point(kind: str, point: Point, base: Point) -> int:
     """Peak bytes of a step with all it holds; run it in a fresh process."""
     torch.set_num_threads(1)
     measuring.return_memory()
-    small = Step(kind, replace(point, experts=16, tokens=32, depth=1), base)
+    warm = {**WARM, "experts": 16} if kind == "sparse-moe" else WARM  # as large as all its experts
+    small = Step(kind, replace(point, **warm), base)
     small()  # libraries load their code
     del small
     before = measuring.resident()
